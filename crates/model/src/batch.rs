@@ -1,0 +1,504 @@
+//! Record batches of magic 2 as checked views over bytes: the one unit that is received, stored, replicated and served.
+//!
+//! Invariants: a [`RecordBatch`] proves that its length, magic, CRC32C and counts were checked (architecture invariant 10);
+//! nobody decodes its records on the data path. [`ClientBatches`] are batches of a produce request: checked more strictly,
+//! not yet stamped; the leader stamps base offset and leader epoch in place, outside of what the CRC covers (`R22`).
+//!
+//! ```text
+//!  0 base offset i64      8 length i32 (from 12 on)   12 leader epoch i32   16 magic i8   17 crc u32 (of 21..)
+//! 21 attributes i16      23 last offset delta i32     27 base timestamp     35 max timestamp
+//! 43 producer id i64     51 producer epoch i16        53 base sequence i32  57 record count i32   61 records
+//! ```
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
+
+/// Bytes of a batch before its records.
+pub const HEADER_LEN: usize = 61;
+/// Bytes that the length field does not count: base offset and the length itself.
+pub const LENGTH_OVERHEAD: usize = 12;
+const CRC_FROM: usize = 21;
+
+/// How a batch's records are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[expect(missing_docs, reason = "the codecs are Kafka's, by name")]
+pub enum Codec {
+    None,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
+}
+
+impl Codec {
+    /// The codec of the low three bits of the attributes.
+    #[must_use]
+    pub fn from_attributes(attributes: i16) -> Option<Codec> {
+        Some(match attributes & 0x07 {
+            0 => Codec::None,
+            1 => Codec::Gzip,
+            2 => Codec::Snappy,
+            3 => Codec::Lz4,
+            4 => Codec::Zstd,
+            _ => return None,
+        })
+    }
+
+    /// The low three bits of the attributes.
+    #[must_use]
+    pub fn attributes(self) -> i16 {
+        match self {
+            Codec::None => 0,
+            Codec::Gzip => 1,
+            Codec::Snappy => 2,
+            Codec::Lz4 => 3,
+            Codec::Zstd => 4,
+        }
+    }
+}
+
+/// Whose clock a batch's timestamps are of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum TimestampType {
+    /// The producer's.
+    CreateTime,
+    /// The leader's, at the append.
+    LogAppendTime,
+}
+
+/// The fixed part of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BatchHeader {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// Size of the whole batch in bytes, header included.
+    pub size: usize,
+    /// The leader epoch that it was appended in.
+    pub leader_epoch: LeaderEpoch,
+    /// CRC32C of everything from the attributes on.
+    pub crc: u32,
+    /// Codec, timestamp type, transactional, control, delete horizon.
+    pub attributes: i16,
+    /// Last offset minus base offset.
+    pub last_offset_delta: i32,
+    /// Milliseconds since 1970, or the delete horizon.
+    pub base_timestamp: i64,
+    /// The largest timestamp of the batch, in milliseconds since 1970.
+    pub max_timestamp: i64,
+    /// Whose it is, or none.
+    pub producer_id: ProducerId,
+    /// The producer's epoch, or none.
+    pub producer_epoch: ProducerEpoch,
+    /// Sequence number of the first record, or -1.
+    pub base_sequence: i32,
+    /// Number of records.
+    pub record_count: i32,
+}
+
+impl BatchHeader {
+    /// Reads the fixed part without any check but the length of `bytes`.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<BatchHeader> {
+        if bytes.len() < HEADER_LEN {
+            return None;
+        }
+        let length = usize::try_from(i32_at(bytes, 8)).ok()?;
+        Some(BatchHeader {
+            base_offset: Offset(i64_at(bytes, 0)),
+            size: length.checked_add(LENGTH_OVERHEAD)?,
+            leader_epoch: LeaderEpoch(i32_at(bytes, 12)),
+            crc: u32::from_be_bytes(array(bytes, 17)),
+            attributes: i16::from_be_bytes(array(bytes, 21)),
+            last_offset_delta: i32_at(bytes, 23),
+            base_timestamp: i64_at(bytes, 27),
+            max_timestamp: i64_at(bytes, 35),
+            producer_id: ProducerId(i64_at(bytes, 43)),
+            producer_epoch: ProducerEpoch(i16::from_be_bytes(array(bytes, 51))),
+            base_sequence: i32_at(bytes, 53),
+            record_count: i32_at(bytes, 57),
+        })
+    }
+
+    /// Offset of the last record.
+    #[must_use]
+    pub fn last_offset(&self) -> Offset {
+        self.base_offset + i64::from(self.last_offset_delta)
+    }
+
+    /// The offset after the last record.
+    #[must_use]
+    pub fn next_offset(&self) -> Offset {
+        self.last_offset() + 1
+    }
+
+    /// The codec; None for a number that Kafka does not have.
+    #[must_use]
+    pub fn codec(&self) -> Option<Codec> {
+        Codec::from_attributes(self.attributes)
+    }
+
+    /// Whose clock the timestamps are of.
+    #[must_use]
+    pub fn timestamp_type(&self) -> TimestampType {
+        if self.attributes & 0x08 == 0 { TimestampType::CreateTime } else { TimestampType::LogAppendTime }
+    }
+
+    /// Whether the batch belongs to a transaction.
+    #[must_use]
+    pub fn is_transactional(&self) -> bool {
+        self.attributes & 0x10 != 0
+    }
+
+    /// Whether it holds markers of transactions instead of a client's records.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        self.attributes & 0x20 != 0
+    }
+
+    /// Whether an idempotent producer wrote it.
+    #[must_use]
+    pub fn has_producer_id(&self) -> bool {
+        self.producer_id.0 >= 0
+    }
+
+    /// The sequence number of the last record: sequences wrap from `i32::MAX` to 0.
+    #[must_use]
+    pub fn last_sequence(&self) -> i32 {
+        if self.base_sequence < 0 {
+            return -1;
+        }
+        let last = i64::from(self.base_sequence) + i64::from(self.last_offset_delta);
+        i32::try_from(last % (i64::from(i32::MAX) + 1)).unwrap_or(-1)
+    }
+}
+
+/// Why bytes are not a batch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BatchError {
+    /// Fewer bytes than the batch says it has, or than a header has.
+    Truncated {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes there.
+        available: usize,
+    },
+    /// A length that no batch can have.
+    BadLength(i32),
+    /// Not magic 2.
+    BadMagic(i8),
+    /// The CRC32C of the bytes is not the one in the header.
+    BadCrc {
+        /// In the header.
+        stored: u32,
+        /// Of the bytes.
+        computed: u32,
+    },
+    /// Counts, deltas or attributes that contradict each other; the text says which.
+    Invalid(&'static str),
+    /// A codec that Kafka does not have.
+    UnknownCodec(i16),
+    /// More than one batch of one partition in a produce request, or none.
+    NotOneBatch,
+}
+
+impl fmt::Display for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BatchError::Truncated { needed, available } => {
+                write!(f, "record batch needs {needed} bytes and has {available}")
+            }
+            BatchError::BadLength(length) => write!(f, "record batch has the impossible length {length}"),
+            BatchError::BadMagic(magic) => write!(f, "record batch has magic {magic}; only 2 is supported"),
+            BatchError::BadCrc { stored, computed } => {
+                write!(f, "record batch has CRC32C {computed:#010x} but says {stored:#010x}")
+            }
+            BatchError::Invalid(what) => write!(f, "record batch is invalid: {what}"),
+            BatchError::UnknownCodec(bits) => write!(f, "record batch has the unknown compression type {bits}"),
+            BatchError::NotOneBatch => f.write_str("a produce request carries exactly one record batch a partition"),
+        }
+    }
+}
+
+impl std::error::Error for BatchError {}
+
+/// CRC32C (Castagnoli), as record batches use it.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let wide = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
+    u32::try_from(wide & 0xffff_ffff).unwrap_or(0)
+}
+
+/// One checked batch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecordBatch {
+    header: BatchHeader,
+    bytes: Bytes,
+}
+
+impl RecordBatch {
+    /// Checks the batch at the front of `bytes` (length, magic, CRC, counts) and takes it off.
+    ///
+    /// # Errors
+    /// See [`BatchError`]; `bytes` is then unchanged.
+    pub fn split_off(bytes: &mut Bytes) -> Result<RecordBatch, BatchError> {
+        let header = check(bytes)?;
+        Ok(RecordBatch { header, bytes: bytes.split_to(header.size) })
+    }
+
+    /// Checks a run of whole batches.
+    ///
+    /// # Errors
+    /// The first [`BatchError`].
+    pub fn split_all(mut bytes: Bytes) -> Result<Vec<RecordBatch>, BatchError> {
+        let mut batches = Vec::new();
+        while !bytes.is_empty() {
+            batches.push(Self::split_off(&mut bytes)?);
+        }
+        Ok(batches)
+    }
+
+    /// The fixed part.
+    #[must_use]
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// All bytes, header included.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The records as they stand: compressed where the header says so.
+    #[must_use]
+    pub fn payload(&self) -> Bytes {
+        self.bytes.slice(HEADER_LEN..)
+    }
+}
+
+/// Checks one batch at the front of `bytes`: length, magic, CRC32C, codec and counts.
+///
+/// # Errors
+/// See [`BatchError`].
+pub fn check(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    let header = check_frame(bytes)?;
+    let computed = crc32c(&bytes[CRC_FROM..header.size]);
+    if computed != header.crc {
+        return Err(BatchError::BadCrc { stored: header.crc, computed });
+    }
+    Ok(header)
+}
+
+/// Everything of [`check`] but the CRC.
+///
+/// # Errors
+/// See [`BatchError`].
+pub fn check_frame(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    if bytes.len() < HEADER_LEN {
+        return Err(BatchError::Truncated { needed: HEADER_LEN, available: bytes.len() });
+    }
+    let magic = i8::from_be_bytes([bytes[16]]);
+    if magic != 2 {
+        return Err(BatchError::BadMagic(magic));
+    }
+    let header = BatchHeader::read(bytes).ok_or(BatchError::BadLength(i32_at(bytes, 8)))?;
+    if header.size < HEADER_LEN {
+        return Err(BatchError::BadLength(i32_at(bytes, 8)));
+    }
+    if bytes.len() < header.size {
+        return Err(BatchError::Truncated { needed: header.size, available: bytes.len() });
+    }
+    if header.codec().is_none() {
+        return Err(BatchError::UnknownCodec(header.attributes & 0x07));
+    }
+    if header.base_offset.0 < 0 || header.base_offset.0.checked_add(i64::from(header.last_offset_delta) + 1).is_none() {
+        return Err(BatchError::Invalid("offsets out of range"));
+    }
+    if header.last_offset_delta < 0 || header.record_count < 0 {
+        return Err(BatchError::Invalid("negative counts"));
+    }
+    // Compaction leaves batches with fewer records than offsets, never more.
+    if i64::from(header.record_count) > i64::from(header.last_offset_delta) + 1 {
+        return Err(BatchError::Invalid("more records than offsets"));
+    }
+    Ok(header)
+}
+
+/// The batch of one partition in a produce request: checked, exclusively owned, not yet stamped.
+#[derive(Debug)]
+pub struct ClientBatches {
+    header: BatchHeader,
+    bytes: BytesMut,
+}
+
+impl ClientBatches {
+    /// Checks what a client sent: exactly one batch, its CRC, and what only a leader may write.
+    ///
+    /// # Errors
+    /// See [`BatchError`]: `BadCrc` and `Truncated` are CORRUPT_MESSAGE to the client, the rest INVALID_RECORD, but for
+    /// `BadMagic` (UNSUPPORTED_FOR_MESSAGE_FORMAT) and `UnknownCodec` (UNSUPPORTED_COMPRESSION_TYPE).
+    pub fn check(mut bytes: BytesMut) -> Result<ClientBatches, BatchError> {
+        if bytes.len() >= HEADER_LEN {
+            // What a client writes as base offset means nothing, so it cannot make a batch invalid.
+            bytes[0..8].copy_from_slice(&0i64.to_be_bytes());
+        }
+        let header = check(&bytes)?;
+        if header.size != bytes.len() {
+            return Err(BatchError::NotOneBatch);
+        }
+        if header.record_count == 0 || header.record_count != header.last_offset_delta + 1 {
+            return Err(BatchError::Invalid("record count and last offset delta disagree"));
+        }
+        if header.is_control() {
+            return Err(BatchError::Invalid("clients may not write control batches"));
+        }
+        if header.has_producer_id() != (header.base_sequence >= 0)
+            || header.has_producer_id() != (header.producer_epoch.0 >= 0)
+        {
+            return Err(BatchError::Invalid("producer id, producer epoch and sequence disagree"));
+        }
+        if header.is_transactional() && !header.has_producer_id() {
+            return Err(BatchError::Invalid("a transactional batch needs a producer id"));
+        }
+        if header.timestamp_type() == TimestampType::LogAppendTime {
+            return Err(BatchError::Invalid("only a leader sets the log append time"));
+        }
+        Ok(ClientBatches { header, bytes })
+    }
+
+    /// The fixed part.
+    #[must_use]
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The records as they stand: compressed where the header says so.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[HEADER_LEN..]
+    }
+
+    /// Makes the leader's clock the batch's (`message.timestamp.type=LogAppendTime`); the CRC covers this and changes.
+    pub fn set_log_append_time(&mut self, timestamp_ms: i64) {
+        self.header.attributes |= 0x08;
+        self.header.max_timestamp = timestamp_ms;
+        self.bytes[21..23].copy_from_slice(&self.header.attributes.to_be_bytes());
+        self.bytes[35..43].copy_from_slice(&timestamp_ms.to_be_bytes());
+        self.header.crc = crc32c(&self.bytes[CRC_FROM..]);
+        self.bytes[17..21].copy_from_slice(&self.header.crc.to_be_bytes());
+    }
+
+    /// Writes offset and leader epoch in place and ends the exclusive ownership (`R22`).
+    #[must_use]
+    pub fn stamp(mut self, base_offset: Offset, leader_epoch: LeaderEpoch) -> RecordBatch {
+        self.bytes[0..8].copy_from_slice(&base_offset.0.to_be_bytes());
+        self.bytes[12..16].copy_from_slice(&leader_epoch.0.to_be_bytes());
+        let header = BatchHeader { base_offset, leader_epoch, ..self.header };
+        RecordBatch { header, bytes: self.bytes.freeze() }
+    }
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0u8; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+fn i32_at(bytes: &[u8], at: usize) -> i32 {
+    i32::from_be_bytes(array(bytes, at))
+}
+
+fn i64_at(bytes: &[u8], at: usize) -> i64 {
+    i64::from_be_bytes(array(bytes, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::vectors;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_batch_that_kafka_wrote_is_taken_and_described_as_kafka_does() {
+        let vectors = vectors();
+        assert_eq!(vectors.len(), 18);
+        for vector in &vectors {
+            let batches = RecordBatch::split_all(vector.bytes.clone()).unwrap();
+            let described = vector.json["batches"].as_array().unwrap();
+            assert_eq!(batches.len(), described.len(), "{}", vector.name);
+            for (batch, facts) in batches.iter().zip(described) {
+                let h = batch.header();
+                assert_eq!(h.base_offset.0, facts["base_offset"].as_i64().unwrap(), "{}", vector.name);
+                assert_eq!(h.last_offset().0, facts["last_offset"].as_i64().unwrap(), "{}", vector.name);
+                assert_eq!(h.size, usize::try_from(facts["size"].as_u64().unwrap()).unwrap());
+                assert_eq!(u64::from(h.crc), facts["crc"].as_u64().unwrap());
+                assert_eq!(i64::from(h.leader_epoch.0), facts["leader_epoch"].as_i64().unwrap());
+                assert_eq!(format!("{:?}", h.codec().unwrap()).to_lowercase(), facts["codec"].as_str().unwrap());
+                assert_eq!(format!("{:?}", h.timestamp_type()), facts["timestamp_type"].as_str().unwrap());
+                assert_eq!(h.max_timestamp, facts["max_timestamp"].as_i64().unwrap());
+                assert_eq!(h.producer_id.0, facts["producer_id"].as_i64().unwrap());
+                assert_eq!(i64::from(h.producer_epoch.0), facts["producer_epoch"].as_i64().unwrap());
+                assert_eq!(i64::from(h.base_sequence), facts["base_sequence"].as_i64().unwrap());
+                assert_eq!(h.is_transactional(), facts["transactional"].as_bool().unwrap());
+                assert_eq!(h.is_control(), facts["control"].as_bool().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn stamping_changes_offset_and_epoch_and_keeps_the_crc() {
+        let bytes = vectors()[0].bytes.clone();
+        let batch = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap().stamp(Offset(77), LeaderEpoch(5));
+        let again = RecordBatch::split_off(&mut batch.bytes().clone()).unwrap();
+        assert_eq!(again, batch);
+        assert_eq!((again.header().base_offset, again.header().leader_epoch), (Offset(77), LeaderEpoch(5)));
+    }
+
+    #[test]
+    fn the_log_append_time_is_covered_by_the_crc_again() {
+        let bytes = vectors()[0].bytes.clone();
+        let mut client = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap();
+        client.set_log_append_time(1_800_000_000_000);
+        let batch = client.stamp(Offset(0), LeaderEpoch(0));
+        let again = RecordBatch::split_off(&mut batch.bytes().clone()).unwrap();
+        assert_eq!(again.header().timestamp_type(), TimestampType::LogAppendTime);
+        assert_eq!(again.header().max_timestamp, 1_800_000_000_000);
+    }
+
+    #[test]
+    fn a_client_may_write_neither_control_batches_nor_two_batches_nor_none() {
+        let plain = vectors()[0].bytes.clone();
+        let two = [&plain[..], &plain[..]].concat();
+        assert!(matches!(ClientBatches::check(BytesMut::from(&two[..])), Err(BatchError::NotOneBatch)));
+        assert!(matches!(ClientBatches::check(BytesMut::new()), Err(BatchError::Truncated { .. })));
+        let control = vectors().into_iter().find(|v| v.json["batches"][0]["control"] == true).unwrap();
+        assert!(matches!(ClientBatches::check(BytesMut::from(&control.bytes[..])), Err(BatchError::Invalid(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_noticed_wherever_the_crc_covers(at in 0usize..10_000, bit in 0u8..8) {
+            for vector in vectors().iter().take(3) {
+                let mut bytes = vector.bytes.to_vec();
+                let at = 16 + at % (bytes.len() - 16);
+                bytes[at] ^= 1 << bit;
+                prop_assert!(check(&bytes).is_err());
+            }
+        }
+
+        #[test]
+        fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = check(&noise);
+            let _ = ClientBatches::check(BytesMut::from(&noise[..]));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Single records of an uncompressed batch: for validation, for internal topics, for tools. Never on the data path.
+
+use std::fmt;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::batch::{Codec, HEADER_LEN, LENGTH_OVERHEAD, crc32c};
+use crate::{Offset, ProducerEpoch, ProducerId};
+
+/// One header of a record.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Header {
+    /// Its name.
+    pub key: String,
+    /// Its value, or null.
+    pub value: Option<Bytes>,
+}
+
+/// One record.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Record {
+    /// Offset minus the batch's base offset.
+    pub offset_delta: i32,
+    /// Timestamp minus the batch's base timestamp, in milliseconds.
+    pub timestamp_delta: i64,
+    /// The key, or null.
+    pub key: Option<Bytes>,
+    /// The value, or null (a tombstone in a compacted topic).
+    pub value: Option<Bytes>,
+    /// The headers, in order, duplicates kept.
+    pub headers: Vec<Header>,
+}
+
+/// Why bytes are not a run of records.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecordError(pub &'static str);
+
+impl fmt::Display for RecordError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record is invalid: {}", self.0)
+    }
+}
+
+impl std::error::Error for RecordError {}
+
+/// Reads records off uncompressed payload; keys and values are slices of it. Ends after the first error.
+#[derive(Clone, Debug)]
+pub struct RecordIter {
+    payload: Bytes,
+    left: i32,
+}
+
+impl RecordIter {
+    /// Over the payload of a batch with `count` records.
+    #[must_use]
+    pub fn new(payload: Bytes, count: i32) -> Self {
+        Self { payload, left: count }
+    }
+
+    fn read(&mut self) -> Result<Record, RecordError> {
+        let length = self.length("record length")?.ok_or(RecordError("record length is negative"))?;
+        let mut body = self.payload.split_to(length);
+        std::mem::swap(&mut body, &mut self.payload);
+        let rest = body;
+        let record = self.read_body();
+        let whole = self.payload.is_empty();
+        self.payload = rest;
+        let record = record?;
+        if !whole {
+            return Err(RecordError("record is shorter than its length"));
+        }
+        if self.left == 0 && !self.payload.is_empty() {
+            return Err(RecordError("bytes follow the last record"));
+        }
+        Ok(record)
+    }
+
+    fn read_body(&mut self) -> Result<Record, RecordError> {
+        if !self.payload.has_remaining() {
+            return Err(RecordError("record without attributes"));
+        }
+        self.payload.advance(1);
+        let timestamp_delta = self.varint()?;
+        let offset_delta = i32::try_from(self.varint()?).map_err(|_| RecordError("offset delta out of range"))?;
+        let key = self.nullable_bytes("key")?;
+        let value = self.nullable_bytes("value")?;
+        let count = self.varint()?;
+        // A header takes two bytes at least: a count that cannot fit is refused before anything is reserved.
+        let count = usize::try_from(count).ok().filter(|n| *n <= self.payload.len() / 2);
+        let count = count.ok_or(RecordError("header count out of range"))?;
+        let mut headers = Vec::new();
+        for _ in 0..count {
+            let key = self.nullable_bytes("header key")?.ok_or(RecordError("header key is null"))?;
+            let key = String::from_utf8(key.to_vec()).map_err(|_| RecordError("header key is not UTF-8"))?;
+            headers.push(Header { key, value: self.nullable_bytes("header value")? });
+        }
+        Ok(Record { offset_delta, timestamp_delta, key, value, headers })
+    }
+
+    fn nullable_bytes(&mut self, what: &'static str) -> Result<Option<Bytes>, RecordError> {
+        Ok(self.length(what)?.map(|length| self.payload.split_to(length)))
+    }
+
+    /// A length that is there to be read, or None for null.
+    fn length(&mut self, what: &'static str) -> Result<Option<usize>, RecordError> {
+        match self.varint()? {
+            -1 => Ok(None),
+            n => usize::try_from(n).ok().filter(|n| *n <= self.payload.len()).map(Some).ok_or(RecordError(what)),
+        }
+    }
+
+    fn varint(&mut self) -> Result<i64, RecordError> {
+        let mut bits: u64 = 0;
+        for shift in (0..70).step_by(7) {
+            if !self.payload.has_remaining() {
+                return Err(RecordError("varint is cut off"));
+            }
+            let byte = self.payload.get_u8();
+            if shift == 63 && byte > 1 {
+                return Err(RecordError("varint is too long"));
+            }
+            bits |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                let magnitude = (bits >> 1).cast_signed();
+                return Ok(if bits & 1 == 0 { magnitude } else { !magnitude });
+            }
+        }
+        Err(RecordError("varint is too long"))
+    }
+}
+
+impl Iterator for RecordIter {
+    type Item = Result<Record, RecordError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left <= 0 {
+            return None;
+        }
+        self.left -= 1;
+        let read = self.read();
+        if read.is_err() {
+            self.left = 0;
+        }
+        Some(read)
+    }
+}
+
+/// Writes records one after the other, uncompressed, as a batch's payload.
+#[must_use]
+pub fn encode_records(records: &[Record]) -> BytesMut {
+    let mut out = BytesMut::new();
+    for record in records {
+        let mut body = BytesMut::new();
+        body.put_u8(0);
+        put_varint(&mut body, record.timestamp_delta);
+        put_varint(&mut body, i64::from(record.offset_delta));
+        put_bytes(&mut body, record.key.as_deref());
+        put_bytes(&mut body, record.value.as_deref());
+        put_varint(&mut body, signed(record.headers.len()));
+        for header in &record.headers {
+            put_bytes(&mut body, Some(header.key.as_bytes()));
+            put_bytes(&mut body, header.value.as_deref());
+        }
+        put_varint(&mut out, signed(body.len()));
+        out.extend_from_slice(&body);
+    }
+    out
+}
+
+/// Writes a whole batch around `payload` (records as `codec` says), as a client does: base offset 0, no leader epoch.
+///
+/// `producer` is (id, epoch, base sequence) of an idempotent producer.
+#[must_use]
+pub fn encode_batch(
+    payload: &[u8],
+    codec: Codec,
+    record_count: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    producer: Option<(ProducerId, ProducerEpoch, i32)>,
+) -> BytesMut {
+    let (id, epoch, sequence) = producer.unwrap_or((ProducerId::NONE, ProducerEpoch::NONE, -1));
+    let mut out = BytesMut::with_capacity(HEADER_LEN + payload.len());
+    out.put_i64(Offset::ZERO.0);
+    out.put_i32(i32::try_from(HEADER_LEN - LENGTH_OVERHEAD + payload.len()).expect("a batch is smaller than 2 GiB"));
+    out.put_i32(-1);
+    out.put_i8(2);
+    out.put_u32(0);
+    out.put_i16(codec.attributes());
+    out.put_i32(record_count - 1);
+    out.put_i64(base_timestamp);
+    out.put_i64(max_timestamp);
+    out.put_i64(id.0);
+    out.put_i16(epoch.0);
+    out.put_i32(sequence);
+    out.put_i32(record_count);
+    out.extend_from_slice(payload);
+    let crc = crc32c(&out[21..]);
+    out[17..21].copy_from_slice(&crc.to_be_bytes());
+    out
+}
+
+fn signed(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+fn put_bytes(out: &mut BytesMut, bytes: Option<&[u8]>) {
+    match bytes {
+        None => put_varint(out, -1),
+        Some(bytes) => {
+            put_varint(out, signed(bytes.len()));
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+fn put_varint(out: &mut BytesMut, value: i64) {
+    let mut bits = ((value << 1) ^ (value >> 63)).cast_unsigned();
+    while bits >= 0x80 {
+        out.put_u8(bits.to_le_bytes()[0] | 0x80);
+        bits >>= 7;
+    }
+    out.put_u8(bits.to_le_bytes()[0]);
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::RecordBatch;
+    use proptest::prelude::*;
+
+    pub(crate) struct Vector {
+        pub(crate) name: String,
+        pub(crate) json: serde_json::Value,
+        pub(crate) bytes: Bytes,
+    }
+
+    /// Batches that Apache Kafka wrote, with what it says of them.
+    pub(crate) fn vectors() -> Vec<Vector> {
+        include_str!("../data/batches.jsonl")
+            .lines()
+            .map(|line| {
+                let json: serde_json::Value = serde_json::from_str(line).unwrap();
+                let hex = json["hex"].as_str().unwrap();
+                let bytes =
+                    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+                Vector { name: json["name"].as_str().unwrap().to_owned(), json, bytes }
+            })
+            .collect()
+    }
+
+    fn text(bytes: Option<&Bytes>) -> Option<String> {
+        bytes.map(|b| String::from_utf8(b.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn records_that_kafka_wrote_read_as_kafka_shows_them_and_encode_to_the_same_bytes() {
+        let mut seen = 0;
+        for vector in vectors() {
+            let batches = RecordBatch::split_all(vector.bytes.clone()).unwrap();
+            for (batch, facts) in batches.iter().zip(vector.json["batches"].as_array().unwrap()) {
+                let header = batch.header();
+                if header.codec() != Some(Codec::None) || header.is_control() {
+                    continue;
+                }
+                let records: Vec<Record> =
+                    RecordIter::new(batch.payload(), header.record_count).collect::<Result<_, _>>().unwrap();
+                let shown = facts["records"].as_array().unwrap();
+                assert_eq!(records.len(), shown.len());
+                for (record, shown) in records.iter().zip(shown) {
+                    let offset = header.base_offset + i64::from(record.offset_delta);
+                    assert_eq!(offset.0, shown["offset"].as_i64().unwrap());
+                    if shown["value"].as_str().is_none_or(|v| !v.contains(" x ")) {
+                        assert_eq!(text(record.key.as_ref()).as_deref(), shown["key"].as_str());
+                        assert_eq!(text(record.value.as_ref()).as_deref(), shown["value"].as_str());
+                    }
+                    let headers = shown["headers"].as_array().unwrap();
+                    assert_eq!(record.headers.len(), headers.len());
+                    seen += 1;
+                }
+                assert_eq!(encode_records(&records)[..], batch.payload()[..], "{}", vector.name);
+            }
+        }
+        assert!(seen > 20, "{seen}");
+    }
+
+    proptest! {
+        #[test]
+        fn noise_gives_errors_and_never_panics(noise in prop::collection::vec(any::<u8>(), 0..300), count in -1..1000i32) {
+            let mut read = 0usize;
+            for record in RecordIter::new(Bytes::from(noise.clone()), count) {
+                read += usize::from(record.is_ok());
+            }
+            prop_assert!(read <= noise.len());
+        }
+
+        #[test]
+        fn varints_read_back(value in any::<i64>()) {
+            let mut out = BytesMut::new();
+            put_varint(&mut out, value);
+            prop_assert_eq!(RecordIter::new(out.freeze(), 0).varint(), Ok(value));
+        }
+    }
+}
