@@ -1,1 +1,3 @@
-//! broker
+//! Hosts partitions and coordinator shards, follows the metadata and keeps this broker registered.
+
+pub mod api;
