@@ -1,0 +1,297 @@
+//! A node's configuration: a Kafka properties file with Kafka's names and defaults, and our own names under `ottla.`.
+//!
+//! Invariants: an unknown name is refused with the nearest known one; what is read here is complete and consistent, so the
+//! rest of the binary asks no further questions; nothing else reads the file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use metadata::configs;
+
+use crate::properties;
+
+/// Our own names, with what they are for. Kafka has nothing like them.
+pub(crate) const OWN: &[(&str, &str)] = &[
+    ("ottla.http.listener", "host:port of metrics and health, or empty for none"),
+    ("ottla.log.format", "text or json"),
+    ("ottla.pid.file", "where to write the process id while the node runs"),
+    ("ottla.recovery.wait.ms", "how long recovery among the last known replicas waits for absent ones (R35)"),
+    ("ottla.tail.cache.bytes", "memory for recent record batches, shared by all partitions"),
+];
+
+/// The listener that brokers use among themselves.
+pub(crate) const INTERNAL: &str = "INTERNAL";
+/// The listener of the metadata quorum.
+pub(crate) const CONTROLLER: &str = "CONTROLLER";
+
+/// One `NAME://host:port`. An empty host means every interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Listener {
+    pub(crate) name: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Listener {
+    fn parse(text: &str) -> Result<Listener> {
+        let (name, address) = text.split_once("://").with_context(|| format!("{text:?} is not NAME://host:port"))?;
+        let (host, port) = split_address(address)?;
+        Ok(Listener { name: name.to_uppercase(), host, port })
+    }
+
+    /// What to bind: every interface where no host is given.
+    pub(crate) fn bind_address(&self) -> String {
+        let host = if self.host.is_empty() { "0.0.0.0" } else { &self.host };
+        if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
+    }
+}
+
+/// A voter of `controller.quorum.voters`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Voter {
+    pub(crate) id: i32,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// Everything that a node needs to know to start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct NodeConfig {
+    pub(crate) node_id: i32,
+    pub(crate) is_broker: bool,
+    pub(crate) is_controller: bool,
+    pub(crate) rack: Option<String>,
+    /// What to bind.
+    pub(crate) listeners: Vec<Listener>,
+    /// What to tell others, for the same names.
+    pub(crate) advertised: Vec<Listener>,
+    pub(crate) voters: Vec<Voter>,
+    pub(crate) log_dirs: Vec<PathBuf>,
+    pub(crate) metadata_dir: PathBuf,
+    pub(crate) http: Option<String>,
+    pub(crate) json_logs: bool,
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Every name that was given, for those who act on it.
+    pub(crate) given: BTreeMap<String, String>,
+}
+
+impl NodeConfig {
+    /// Reads a file and applies `--override name=value` in order.
+    pub(crate) fn load(file: &Path, overrides: &[String]) -> Result<NodeConfig> {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut given = properties::parse(&text).with_context(|| file.display().to_string())?;
+        for text in overrides {
+            let (name, value) = properties::parse_override(text)?;
+            given.insert(name, value);
+        }
+        NodeConfig::from_properties(given).with_context(|| format!("configuration {}", file.display()))
+    }
+
+    pub(crate) fn from_properties(given: BTreeMap<String, String>) -> Result<NodeConfig> {
+        check_names(&given)?;
+        let get = |name: &str| given.get(name).map(String::as_str).filter(|value| !value.is_empty());
+        let node_id: i32 = get("node.id").context("node.id is missing")?.parse().context("node.id is no number")?;
+        ensure!(node_id >= 0, "node.id is {node_id}; it must be 0 or more");
+        let roles: Vec<&str> = list(get("process.roles").unwrap_or("broker,controller"));
+        for role in &roles {
+            ensure!(matches!(*role, "broker" | "controller"), "process.roles has {role:?}; known are broker and controller");
+        }
+        let (is_broker, is_controller) = (roles.contains(&"broker"), roles.contains(&"controller"));
+        ensure!(is_broker || is_controller, "process.roles is empty; give broker, controller or both");
+        ensure!(get("inter.broker.listener.name").is_none_or(|n| n == INTERNAL), "inter.broker.listener.name must be INTERNAL");
+        ensure!(get("controller.listener.names").is_none_or(|n| n == CONTROLLER), "controller.listener.names must be CONTROLLER");
+        let listeners = read_listeners(get("listeners").unwrap_or("PLAINTEXT://:9092,INTERNAL://:10092,CONTROLLER://:11092"))?;
+        let advertised = advertise(&listeners, get("advertised.listeners"))?;
+        let voters = read_voters(get("controller.quorum.voters").context("controller.quorum.voters is missing: id@host:port,…")?)?;
+        let log_dirs: Vec<PathBuf> =
+            list(get("log.dirs").or(get("log.dir")).context("log.dirs is missing")?).into_iter().map(PathBuf::from).collect();
+        let metadata_dir = get("metadata.log.dir").map_or_else(|| log_dirs[0].clone(), PathBuf::from);
+        let json_logs = match get("ottla.log.format").unwrap_or("text") {
+            "text" => false,
+            "json" => true,
+            other => bail!("ottla.log.format is {other:?}; known are text and json"),
+        };
+        let config = NodeConfig {
+            node_id,
+            is_broker,
+            is_controller,
+            rack: get("broker.rack").map(str::to_owned),
+            listeners,
+            advertised,
+            voters,
+            log_dirs,
+            metadata_dir,
+            http: get("ottla.http.listener").map(str::to_owned),
+            json_logs,
+            pid_file: get("ottla.pid.file").map(PathBuf::from),
+            given: given.clone(),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let has = |name: &str| self.listeners.iter().any(|l| l.name == name);
+        if self.is_controller {
+            ensure!(has(CONTROLLER), "process.roles has controller, but listeners has no CONTROLLER://host:port");
+            let voter = self.voters.iter().any(|v| v.id == self.node_id);
+            ensure!(voter, "node {} has the role controller but is not in controller.quorum.voters", self.node_id);
+        }
+        if self.is_broker {
+            ensure!(has(INTERNAL), "process.roles has broker, but listeners has no INTERNAL://host:port");
+            ensure!(self.kafka_listeners().next().is_some(), "process.roles has broker, but listeners has none for clients");
+        }
+        for listener in &self.advertised {
+            let unroutable = matches!(listener.host.as_str(), "0.0.0.0" | "::" | "");
+            ensure!(
+                !unroutable || listener.name == CONTROLLER,
+                "{} would be advertised as {:?}, where nobody can connect: set advertised.listeners",
+                listener.name,
+                listener.host
+            );
+        }
+        Ok(())
+    }
+
+    /// The listeners that speak Kafka's protocol.
+    pub(crate) fn kafka_listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(|l| l.name != INTERNAL && l.name != CONTROLLER)
+    }
+
+    /// The listener of a name.
+    pub(crate) fn listener(&self, name: &str) -> Option<&Listener> {
+        self.listeners.iter().find(|l| l.name == name)
+    }
+
+    /// A number that was given, or `default`.
+    pub(crate) fn number<T: std::str::FromStr>(&self, name: &str, default: T) -> Result<T> {
+        match self.given.get(name).filter(|value| !value.is_empty()) {
+            None => Ok(default),
+            Some(value) => value.parse().ok().with_context(|| format!("{name} is {value:?}, which is no valid number")),
+        }
+    }
+}
+
+fn check_names(given: &BTreeMap<String, String>) -> Result<()> {
+    let known: Vec<&str> = configs::broker_names().chain(OWN.iter().map(|(name, _)| *name)).collect();
+    for (name, value) in given {
+        // Kafka takes security settings per listener: `listener.name.<listener>.<name>`.
+        if known.contains(&name.as_str()) {
+            if let Err(reason) = configs::validate_broker(name, value) {
+                bail!("{reason}");
+            }
+            continue;
+        }
+        let nearest = known.iter().min_by_key(|k| distance(k, name)).copied().unwrap_or_default();
+        bail!("{name} is not a configuration name; the nearest is {nearest}");
+    }
+    Ok(())
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn list(text: &str) -> Vec<&str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+fn read_listeners(text: &str) -> Result<Vec<Listener>> {
+    let listeners: Vec<Listener> = list(text).into_iter().map(Listener::parse).collect::<Result<_>>()?;
+    for (i, listener) in listeners.iter().enumerate() {
+        let same = listeners[..i].iter().find(|other| other.name == listener.name || other.port == listener.port);
+        if let Some(other) = same.filter(|other| other.name == listener.name || (other.port != 0 && other.host == listener.host)) {
+            bail!("listeners {} and {} have the same name or port", other.name, listener.name);
+        }
+    }
+    Ok(listeners)
+}
+
+/// A listener that is not advertised by name is advertised as it is bound.
+fn advertise(listeners: &[Listener], given: Option<&str>) -> Result<Vec<Listener>> {
+    let given: Vec<Listener> = list(given.unwrap_or_default()).into_iter().map(Listener::parse).collect::<Result<_>>()?;
+    for listener in &given {
+        let bound = listeners.iter().any(|l| l.name == listener.name);
+        ensure!(bound, "advertised.listeners has {}, which listeners does not have", listener.name);
+    }
+    let find = |name: &str| given.iter().find(|l| l.name == name).cloned();
+    Ok(listeners.iter().map(|l| find(&l.name).unwrap_or_else(|| local_name(l))).collect())
+}
+
+fn local_name(listener: &Listener) -> Listener {
+    let host = if listener.host.is_empty() { "localhost".to_owned() } else { listener.host.clone() };
+    Listener { host, ..listener.clone() }
+}
+
+fn read_voters(text: &str) -> Result<Vec<Voter>> {
+    let mut voters = Vec::new();
+    for part in list(text) {
+        let (id, address) = part.split_once('@').with_context(|| format!("voter {part:?} is not id@host:port"))?;
+        let (host, port) = split_address(address)?;
+        let id = id.parse().with_context(|| format!("voter {part:?} has no number before the @"))?;
+        ensure!(voters.iter().all(|v: &Voter| v.id != id), "voter {id} stands twice in controller.quorum.voters");
+        voters.push(Voter { id, host, port });
+    }
+    ensure!(!voters.is_empty(), "controller.quorum.voters is empty");
+    Ok(voters)
+}
+
+fn split_address(address: &str) -> Result<(String, u16)> {
+    let (host, port) = address.rsplit_once(':').with_context(|| format!("{address:?} is not host:port"))?;
+    let port = port.parse().with_context(|| format!("{address:?} has no valid port"))?;
+    Ok((host.trim_matches(['[', ']']).to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(lines: &str) -> Result<NodeConfig> {
+        let base = "node.id=1\nlog.dirs=/data\ncontroller.quorum.voters=1@127.0.0.1:11092\nlisteners=PLAINTEXT://127.0.0.1:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://127.0.0.1:11092\n";
+        NodeConfig::from_properties(properties::parse(&format!("{base}{lines}"))?)
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_nearest_known_one() {
+        let error = given("log.retention.hour=3").unwrap_err().to_string();
+        assert!(error.contains("log.retention.hours"), "{error}");
+    }
+
+    #[test]
+    fn an_advertised_address_that_cannot_be_is_refused() {
+        let error = given("listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092").unwrap_err();
+        assert!(error.to_string().contains("advertised.listeners"), "{error}");
+        let good = given("listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092\nadvertised.listeners=PLAINTEXT://node-1:9092");
+        assert_eq!(good.unwrap().advertised[0].host, "node-1");
+    }
+
+    #[test]
+    fn a_controller_must_be_a_voter_and_names_must_not_repeat() {
+        assert!(given("node.id=2").is_err());
+        assert!(given("controller.quorum.voters=1@a:1,1@b:2").is_err());
+        assert!(given("listeners=A://:1,A://:2").is_err());
+        assert!(given("process.roles=broker,zookeeper").is_err());
+    }
+
+    #[test]
+    fn defaults_stand_where_nothing_is_given() {
+        let config = given("").unwrap();
+        assert!(config.is_broker && config.is_controller && !config.json_logs);
+        assert_eq!(config.metadata_dir, PathBuf::from("/data"));
+        assert_eq!(config.number("num.partitions", 1).unwrap(), 1);
+        assert_eq!(config.kafka_listeners().count(), 1);
+    }
+}

@@ -1,0 +1,41 @@
+# Every recipe is one plain command that also runs without just.
+
+# A three-node cluster on this machine
+local *ARGS:
+    cargo run --release -- local {{ARGS}}
+
+# What Ottla is for, in one command
+demo:
+    cargo run --release -- demo
+
+# Unit and integration tests
+test:
+    cargo test --workspace
+
+# Exactly what CI runs
+verify:
+    bash .ci/run
+
+# Real clients against a fresh cluster (minutes)
+clients *SUITES:
+    tests/clients/run.sh {{SUITES}}
+
+# Brokers killed, paused and restarted under load (minutes)
+faults *SCENARIOS:
+    tests/faults/run.sh {{SCENARIOS}}
+
+# Each safety rule switched off is noticed by a test
+mutations:
+    cargo test -p replication --features mutations
+
+# Hostile bytes against the codec, two minutes a target (needs cargo-fuzz)
+fuzz TARGET="requests" SECONDS="120":
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
+
+# Ottla and Apache Kafka side by side (an hour)
+compare *ARGS:
+    python3 benches/compare/compare.py {{ARGS}}
+
+# What ships
+dist:
+    cargo build --profile dist
