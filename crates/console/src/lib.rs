@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -130,14 +130,21 @@ impl Collector for Collected {
             };
             let mut metric = encoder.encode_descriptor(&family.name, family.help, None, kind)?;
             for sample in &family.samples {
-                let mut value = metric.encode_family(&sample.labels)?;
-                match family.kind {
-                    Kind::Counter => value.encode_counter::<[(&str, &str); 0], _, u64>(&sample.value, None)?,
-                    Kind::Gauge => value.encode_gauge(&sample.value)?,
+                if sample.labels.is_empty() {
+                    encode_value(&mut metric, family.kind, sample.value)?;
+                } else {
+                    encode_value(&mut metric.encode_family(&sample.labels)?, family.kind, sample.value)?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+fn encode_value(encoder: &mut MetricEncoder<'_>, kind: Kind, value: f64) -> fmt::Result {
+    match kind {
+        Kind::Counter => encoder.encode_counter::<[(&str, &str); 0], _, u64>(&value, None),
+        Kind::Gauge => encoder.encode_gauge(&value),
     }
 }
 
@@ -197,7 +204,10 @@ mod tests {
         assert!(ask(address, "/health/ready").await.starts_with("HTTP/1.1 200"));
         let metrics = ask(address, "/metrics").await;
         assert!(metrics.contains("kafka_server_replicamanager_partitioncount 3.0\n"), "{metrics}");
-        assert!(metrics.contains("kafka_network_requestmetrics_requests_total{request=\"Produce\"} 7.0\n"), "{metrics}");
+        assert!(
+            metrics.contains("kafka_network_requestmetrics_requests_total{request=\"Produce\"} 7.0\n"),
+            "{metrics}"
+        );
         assert!(ask(address, "/api/status").await.contains("\"nodes\""));
     }
 }
