@@ -1,1 +1,17 @@
-//! storage
+//! Everything on disk: partition logs, their recovery and retention, checkpoints, data directories.
+//!
+//! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`env`] (what
+//! logs share), [`log`](mod@log) (one partition's log; its parts beside it), [`data_dir`] (one log directory).
+//!
+//! Invariants: nothing here knows of leadership; a [`Log`] is a plain struct with `&mut self` methods, without locks and
+//! without async, owned by whoever owns the partition. Every access to a file goes through [`disk::Disk`]. An idle
+//! partition costs a few hundred bytes: no thread, timer, map or open file.
+
+pub mod config;
+pub mod disk;
+pub mod env;
+pub mod pool;
+
+pub use config::{CleanupPolicy, FlushPolicy, LogConfig};
+pub use env::{DirHealth, LogEnv};
+pub use pool::DiskPool;

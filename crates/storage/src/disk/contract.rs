@@ -1,0 +1,186 @@
+//! What every [`Disk`] promises, run against each of them.
+
+use super::*;
+use std::path::PathBuf;
+
+fn on_each_disk(test: impl Fn(&dyn Disk, &Path)) {
+    let dir = tempfile::tempdir().unwrap();
+    test(&RealDisk, dir.path());
+    let mem = MemDisk::new();
+    mem.create_dir_all(Path::new("/mem")).unwrap();
+    test(&mem, Path::new("/mem"));
+}
+
+fn content(disk: &dyn Disk, path: &Path) -> Vec<u8> {
+    read_small_file(disk, path, 1 << 20).unwrap().unwrap()
+}
+
+#[test]
+fn bytes_read_back_where_they_were_written() {
+    on_each_disk(|disk, dir| {
+        let file = disk.open(&dir.join("a"), OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(b"hello "), IoSlice::new(b""), IoSlice::new(b"world")], 3).unwrap();
+        assert_eq!(file.size().unwrap(), 14);
+        let mut all = [9u8; 20];
+        assert_eq!(file.read_at(&mut all, 0).unwrap(), 14);
+        assert_eq!(&all[..14], b"\0\0\0hello world");
+        assert_eq!(file.read_at(&mut all, 14).unwrap(), 0);
+        assert_eq!(file.read_at(&mut all, 1 << 40).unwrap(), 0);
+        let short = read_exact_at(&*file, &mut all, 0).unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+        file.sync_data().unwrap();
+    });
+}
+
+#[test]
+fn a_write_of_more_slices_than_one_call_takes_is_whole() {
+    on_each_disk(|disk, dir| {
+        let file = disk.open(&dir.join("many"), OpenMode::Create).unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(3000).collect();
+        let mut slices: Vec<IoSlice<'_>> = bytes.chunks(1).map(IoSlice::new).collect();
+        write_all_at(&*file, &mut slices, 0).unwrap();
+        assert_eq!(content(disk, &dir.join("many")), bytes);
+    });
+}
+
+#[test]
+fn truncation_cuts_and_extends_with_zeros() {
+    on_each_disk(|disk, dir| {
+        let file = disk.open(&dir.join("t"), OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(b"abcdef")], 0).unwrap();
+        file.truncate(2).unwrap();
+        file.truncate(4).unwrap();
+        assert_eq!(content(disk, &dir.join("t")), b"ab\0\0");
+        file.preallocate(1000).unwrap();
+        assert_eq!(file.size().unwrap(), 4);
+    });
+}
+
+#[test]
+fn open_modes_differ_in_what_they_make_and_keep() {
+    on_each_disk(|disk, dir| {
+        let path = dir.join("m");
+        assert_eq!(disk.open(&path, OpenMode::Existing).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let file = disk.open(&path, OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(b"x")], 0).unwrap();
+        disk.open(&path, OpenMode::Create).unwrap();
+        assert_eq!(content(disk, &path), b"x");
+        disk.open(&path, OpenMode::Truncate).unwrap();
+        assert_eq!(content(disk, &path), b"");
+        let nowhere = disk.open(&dir.join("no").join("m"), OpenMode::Create).unwrap_err();
+        assert_eq!(nowhere.kind(), io::ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn names_are_listed_renamed_and_removed() {
+    on_each_disk(|disk, dir| {
+        disk.create_dir_all(&dir.join("d").join("e")).unwrap();
+        disk.create_dir_all(&dir.join("d")).unwrap();
+        let file = disk.open(&dir.join("d").join("f"), OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(b"f")], 0).unwrap();
+        let name = |name: &str, is_dir| DirEntry { name: name.to_owned(), is_dir };
+        assert_eq!(disk.list(&dir.join("d")).unwrap(), [name("e", true), name("f", false)]);
+        disk.rename(&dir.join("d"), &dir.join("g")).unwrap();
+        disk.rename(&dir.join("g").join("f"), &dir.join("g").join("h")).unwrap();
+        assert_eq!(disk.list(dir).unwrap(), [name("g", true)]);
+        assert_eq!(content(disk, &dir.join("g").join("h")), b"f");
+        disk.remove_file(&dir.join("g").join("h")).unwrap();
+        let mut still = [0u8; 1];
+        assert_eq!(file.read_at(&mut still, 0).unwrap(), 1, "an open file outlives its name");
+        assert_eq!(disk.remove_file(&dir.join("h")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        disk.remove_dir_all(&dir.join("g")).unwrap();
+        assert_eq!(disk.list(dir).unwrap(), []);
+        disk.sync_dir(dir).unwrap();
+    });
+}
+
+#[test]
+fn a_file_is_replaced_whole_and_nothing_stays_beside_it() {
+    on_each_disk(|disk, dir| {
+        let path: PathBuf = dir.join("r");
+        for text in ["first", "2"] {
+            replace_file(disk, &path, text.as_bytes()).unwrap();
+            assert_eq!(content(disk, &path), text.as_bytes());
+        }
+        assert_eq!(disk.list(dir).unwrap().len(), 1);
+        assert!(read_small_file(disk, &dir.join("none"), 1).unwrap().is_none());
+        replace_file(disk, &path, b"too large").unwrap();
+        assert!(read_small_file(disk, &path, 3).is_err());
+    });
+}
+
+#[test]
+fn a_lock_has_one_holder_until_it_closes_the_file() {
+    on_each_disk(|disk, dir| {
+        let path = dir.join(".lock");
+        let first = disk.open(&path, OpenMode::Create).unwrap();
+        let second = disk.open(&path, OpenMode::Create).unwrap();
+        assert!(first.try_lock().unwrap());
+        assert!(!second.try_lock().unwrap());
+        drop(first);
+        assert!(second.try_lock().unwrap());
+    });
+}
+
+#[test]
+fn a_replaced_file_is_old_or_new_at_every_cut() {
+    // R31: write aside, sync, rename, sync the directory.
+    for cut in 0..=14u64 {
+        for seed in 0..20 {
+            let disk = MemDisk::new();
+            disk.create_dir_all(Path::new("/d")).unwrap();
+            disk.crash(Crash::KeepAll);
+            replace_file(&disk, Path::new("/d/f"), b"old one").unwrap();
+            disk.fail(if seed % 2 == 0 { Call::Rename } else { Call::SyncDir }, 0, FaultKind::Eio);
+            replace_file(&disk, Path::new("/d/f"), b"the new").unwrap_err();
+            disk.crash(if cut == 14 { Crash::Scatter(seed) } else { Crash::TornAt(cut) });
+            let now = content(&disk, Path::new("/d/f"));
+            assert!(now == b"old one" || now == b"the new", "{now:?}");
+            replace_file(&disk, Path::new("/d/f"), b"third").unwrap();
+            disk.crash(Crash::LoseUnsynced);
+            assert_eq!(content(&disk, Path::new("/d/f")), b"third");
+        }
+    }
+}
+
+#[test]
+fn a_crash_keeps_what_was_synced_and_may_lose_the_rest() {
+    let disk = MemDisk::new();
+    disk.create_dir_all(Path::new("/d")).unwrap();
+    disk.crash(Crash::KeepAll);
+    let file = disk.open(Path::new("/d/f"), OpenMode::Create).unwrap();
+    write_all_at(&*file, &mut [IoSlice::new(b"synced")], 0).unwrap();
+    file.sync_data().unwrap();
+    disk.sync_dir(Path::new("/d")).unwrap();
+    write_all_at(&*file, &mut [IoSlice::new(b"+not")], 6).unwrap();
+    assert_eq!(disk.unsynced_bytes(), 4);
+    for (how, expected) in [
+        (Crash::KeepAll, &b"synced+not"[..]),
+        (Crash::LoseUnsynced, b"synced"),
+        (Crash::TornAt(0), b"synced"),
+        (Crash::TornAt(3), b"synced+no"),
+    ] {
+        let fork = disk.fork();
+        fork.crash(how);
+        assert_eq!(content(&fork, Path::new("/d/f")), expected, "{how:?}");
+    }
+    disk.crash(Crash::KeepAll);
+    assert!(file.size().is_err(), "a file opened before the crash is dead");
+}
+
+#[test]
+fn faults_and_a_full_disk_are_told_and_leave_what_was_there() {
+    let disk = MemDisk::new();
+    disk.create_dir_all(Path::new("/d")).unwrap();
+    let file = disk.open(Path::new("/d/f"), OpenMode::Create).unwrap();
+    disk.fail(Call::Write, 1, FaultKind::Eio);
+    write_all_at(&*file, &mut [IoSlice::new(b"one")], 0).unwrap();
+    assert_eq!(write_all_at(&*file, &mut [IoSlice::new(b"two")], 3).unwrap_err().raw_os_error(), Some(5));
+    disk.fail(Call::Write, 0, FaultKind::ShortWrite(1));
+    write_all_at(&*file, &mut [IoSlice::new(b"two")], 3).unwrap();
+    disk.set_capacity(Some(8));
+    let full = write_all_at(&*file, &mut [IoSlice::new(b"three")], 6).unwrap_err();
+    assert!(is_out_of_space(&full), "{full}");
+    assert_eq!(content(&disk, Path::new("/d/f")), b"onetwoth");
+}

@@ -1,0 +1,531 @@
+//! A file system in memory that tells written from durable bytes, crashes on demand and fails on demand.
+//!
+//! Every change that no sync has covered waits in one list, in the order in which it was made. A crash decides for each
+//! of them whether it reached the disk; open files of the time before the crash are dead. Two laws of real disks are kept:
+//! names and content become durable independently, and a write may be torn at any byte.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{DirEntry, Disk, DiskFile, OpenMode};
+
+/// What of the changes that were not synced reaches the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Crash {
+    /// All: the process was killed, the page cache is whole.
+    KeepAll,
+    /// None.
+    LoseUnsynced,
+    /// The first so many bytes of writes, with the other changes among them, in the order in which they were made: the
+    /// write that is cut is torn there.
+    TornAt(u64),
+    /// A choice for each by a generator with this seed: kept, lost or torn.
+    Scatter(u64),
+}
+
+/// A call that can be made to fail.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[expect(missing_docs, reason = "each names a method of Disk or DiskFile")]
+pub enum Call {
+    Open,
+    Read,
+    Write,
+    SyncData,
+    SyncDir,
+    Truncate,
+    Rename,
+    Remove,
+}
+
+/// How a call fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultKind {
+    /// An I/O error; nothing happens.
+    Eio,
+    /// No space left; nothing is written.
+    Enospc,
+    /// Only so many bytes are written; the call succeeds.
+    ShortWrite(usize),
+}
+
+/// How often the disk was called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(missing_docs, reason = "each counts calls of the method of that name")]
+pub struct Counters {
+    pub opens: u64,
+    pub reads: u64,
+    pub writes: u64,
+    pub data_syncs: u64,
+    pub dir_syncs: u64,
+    /// Files open now.
+    pub open_now: u64,
+    /// The most files that were open at once.
+    pub open_max: u64,
+}
+
+/// See the module. Clones are handles to the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct MemDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    generation: u64,
+    next_inode: u64,
+    live: Image,
+    durable: Image,
+    unsynced: Vec<Change>,
+    locks: BTreeSet<PathBuf>,
+    faults: Vec<Fault>,
+    capacity: Option<u64>,
+    counters: Counters,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Image {
+    names: BTreeMap<PathBuf, Node>,
+    content: BTreeMap<u64, Vec<u8>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Node {
+    Dir,
+    File(u64),
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write { inode: u64, position: u64, bytes: Vec<u8> },
+    Resize { inode: u64, size: u64 },
+    Name { path: PathBuf, node: Node },
+    Unname { path: PathBuf },
+    Rename { from: PathBuf, to: PathBuf },
+}
+
+#[derive(Debug)]
+struct Fault {
+    call: Call,
+    skip: u64,
+    kind: FaultKind,
+}
+
+#[derive(Debug)]
+struct MemFile {
+    disk: MemDisk,
+    generation: u64,
+    inode: u64,
+    path: PathBuf,
+    locked: Mutex<bool>,
+}
+
+impl MemDisk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The machine stops and starts again; `how` says what reached the disk.
+    pub fn crash(&self, how: Crash) {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.locks.clear();
+        state.faults.clear();
+        state.counters.open_now = 0;
+        let changes = std::mem::take(&mut state.unsynced);
+        let mut budget = if let Crash::TornAt(bytes) = how { bytes } else { u64::MAX };
+        let mut random = Random(if let Crash::Scatter(seed) = how { seed } else { 0 });
+        for change in changes {
+            let kept = match how {
+                Crash::KeepAll => Some(change),
+                Crash::LoseUnsynced => None,
+                Crash::TornAt(_) => change.within(&mut budget),
+                Crash::Scatter(_) => change.by_chance(&mut random),
+            };
+            if let Some(kept) = kept {
+                state.durable.apply(&kept);
+            }
+        }
+        state.live = state.durable.clone();
+    }
+
+    /// Bytes in writes that no sync has covered: the range of [`Crash::TornAt`].
+    #[must_use]
+    pub fn unsynced_bytes(&self) -> u64 {
+        let writes = |change: &Change| if let Change::Write { bytes, .. } = change { bytes.len() as u64 } else { 0 };
+        self.lock().unsynced.iter().map(writes).sum()
+    }
+
+    /// Lets the call of this kind after `skip` more of them fail, once.
+    pub fn fail(&self, call: Call, skip: u64, kind: FaultKind) {
+        self.lock().faults.push(Fault { call, skip, kind });
+    }
+
+    /// From now on the files may have this many bytes in all; None is without limit.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.lock().capacity = bytes;
+    }
+
+    /// How often the disk was called so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.lock().counters
+    }
+
+    /// Another disk with what is durable and live on this one now, and nothing in common with it.
+    #[must_use]
+    pub fn fork(&self) -> MemDisk {
+        let state = self.lock();
+        let copy = State {
+            next_inode: state.next_inode,
+            live: state.live.clone(),
+            durable: state.durable.clone(),
+            unsynced: state.unsynced.clone(),
+            ..State::default()
+        };
+        MemDisk { state: Arc::new(Mutex::new(copy)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl State {
+    fn fault(&mut self, call: Call) -> Option<FaultKind> {
+        let mut hit = None;
+        for (i, fault) in self.faults.iter_mut().enumerate() {
+            if fault.call != call {
+                continue;
+            }
+            if fault.skip == 0 {
+                hit = Some(i);
+                break;
+            }
+            fault.skip -= 1;
+        }
+        hit.map(|i| self.faults.remove(i).kind)
+    }
+
+    fn check(&mut self, call: Call) -> io::Result<()> {
+        match self.fault(call) {
+            Some(FaultKind::Eio) => Err(io::Error::from_raw_os_error(5)),
+            Some(FaultKind::Enospc) => Err(io::Error::from_raw_os_error(28)),
+            Some(FaultKind::ShortWrite(_)) | None => Ok(()),
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        self.live.apply(&change);
+        self.unsynced.push(change);
+    }
+
+    /// Applies the waiting changes that `which` names to the durable image.
+    fn settle(&mut self, which: impl Fn(&Change) -> bool) {
+        let durable = &mut self.durable;
+        self.unsynced.retain(|change| {
+            let now = which(change);
+            if now {
+                durable.apply(change);
+            }
+            !now
+        });
+    }
+
+    fn room(&self, inode: u64, end: u64) -> u64 {
+        let Some(capacity) = self.capacity else { return u64::MAX };
+        let named = self.live.names.values().filter_map(|node| if let Node::File(i) = node { Some(i) } else { None });
+        let others = named.filter(|i| **i != inode).filter_map(|i| self.live.content.get(i));
+        let used: u64 = others.map(|content| content.len() as u64).sum();
+        let own = self.live.content.get(&inode).map_or(0, |c| c.len() as u64);
+        capacity.saturating_sub(used).max(own).min(end)
+    }
+}
+
+impl Image {
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Write { inode, position, bytes } => {
+                let content = self.content.entry(*inode).or_default();
+                let from = usize::try_from(*position).expect("test files are small");
+                let end = from + bytes.len();
+                if content.len() < end {
+                    content.resize(end, 0);
+                }
+                content[from..end].copy_from_slice(bytes);
+            }
+            Change::Resize { inode, size } => {
+                let size = usize::try_from(*size).expect("test files are small");
+                self.content.entry(*inode).or_default().resize(size, 0);
+            }
+            Change::Name { path, node } => {
+                if path.parent().is_none_or(|dir| dir.as_os_str().is_empty() || self.names.contains_key(dir)) {
+                    self.names.insert(path.clone(), *node);
+                }
+            }
+            Change::Unname { path } => {
+                let gone: Vec<PathBuf> = self.names.keys().filter(|p| p.starts_with(path)).cloned().collect();
+                for path in gone {
+                    // The content stays: a file that is open outlives its name.
+                    self.names.remove(&path);
+                }
+            }
+            Change::Rename { from, to } => {
+                let moved: Vec<PathBuf> = self.names.keys().filter(|p| p.starts_with(from)).cloned().collect();
+                for path in moved {
+                    let node = self.names.remove(&path).expect("the name was just listed");
+                    let rest = path.strip_prefix(from).expect("the name starts so");
+                    let new = if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) };
+                    self.names.insert(new, node);
+                }
+            }
+        }
+    }
+}
+
+impl Change {
+    /// The part of this change that fits into `budget` bytes of writes.
+    fn within(self, budget: &mut u64) -> Option<Change> {
+        if *budget == 0 {
+            return None;
+        }
+        let Change::Write { inode, position, mut bytes } = self else { return Some(self) };
+        let kept = (*budget).min(bytes.len() as u64);
+        *budget -= kept;
+        bytes.truncate(usize::try_from(kept).expect("not more than there are bytes"));
+        Some(Change::Write { inode, position, bytes })
+    }
+
+    fn by_chance(self, random: &mut Random) -> Option<Change> {
+        let choice = random.next() % 4;
+        match self {
+            _ if choice == 0 => None,
+            Change::Write { inode, position, mut bytes } if choice == 1 => {
+                let kept = random.next() % (bytes.len() as u64 + 1);
+                bytes.truncate(usize::try_from(kept).expect("not more than there are bytes"));
+                Some(Change::Write { inode, position, bytes })
+            }
+            all => Some(all),
+        }
+    }
+
+    fn is_content_of(&self, file: u64) -> bool {
+        matches!(self, Change::Write { inode, .. } | Change::Resize { inode, .. } if *inode == file)
+    }
+
+    fn is_name_in(&self, dir: &Path) -> bool {
+        match self {
+            Change::Name { path, .. } | Change::Unname { path } => path.parent() == Some(dir),
+            Change::Rename { from, to } => from.parent() == Some(dir) || to.parent() == Some(dir),
+            Change::Write { .. } | Change::Resize { .. } => false,
+        }
+    }
+}
+
+impl Disk for MemDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.lock();
+        state.counters.opens += 1;
+        state.check(Call::Open)?;
+        let inode = match state.live.names.get(path) {
+            Some(Node::File(inode)) => *inode,
+            Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
+            None if mode == OpenMode::Existing => return Err(io::ErrorKind::NotFound.into()),
+            None => {
+                let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+                if state.live.names.get(parent) != Some(&Node::Dir) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                state.next_inode += 1;
+                let inode = state.next_inode;
+                state.change(Change::Name { path: path.to_owned(), node: Node::File(inode) });
+                state.change(Change::Resize { inode, size: 0 });
+                inode
+            }
+        };
+        if mode == OpenMode::Truncate {
+            state.change(Change::Resize { inode, size: 0 });
+        }
+        state.counters.open_now += 1;
+        state.counters.open_max = state.counters.open_max.max(state.counters.open_now);
+        let generation = state.generation;
+        drop(state);
+        let (disk, path) = (self.clone(), path.to_owned());
+        Ok(Arc::new(MemFile { disk, generation, inode, path, locked: Mutex::new(false) }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        let mut missing: Vec<&Path> = path.ancestors().filter(|p| !p.as_os_str().is_empty()).collect();
+        missing.reverse();
+        for dir in missing {
+            match state.live.names.get(dir) {
+                Some(Node::Dir) => {}
+                Some(Node::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
+                None => state.change(Change::Name { path: dir.to_owned(), node: Node::Dir }),
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let state = self.lock();
+        if state.live.names.get(dir) != Some(&Node::Dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let inside = state.live.names.iter().filter(|(path, _)| path.parent() == Some(dir));
+        let entry = |(path, node): (&PathBuf, &Node)| {
+            Some(DirEntry { name: path.file_name()?.to_str()?.to_owned(), is_dir: *node == Node::Dir })
+        };
+        let mut entries: Vec<DirEntry> = inside.filter_map(entry).collect();
+        entries.sort_unstable();
+        Ok(entries)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.check(Call::Rename)?;
+        if !state.live.names.contains_key(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change(Change::Rename { from: from.to_owned(), to: to.to_owned() });
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.check(Call::Remove)?;
+        match state.live.names.get(path) {
+            Some(Node::File(_)) => {}
+            Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
+            None => return Err(io::ErrorKind::NotFound.into()),
+        }
+        state.change(Change::Unname { path: path.to_owned() });
+        Ok(())
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.check(Call::Remove)?;
+        if !state.live.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change(Change::Unname { path: path.to_owned() });
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.counters.dir_syncs += 1;
+        state.check(Call::SyncDir)?;
+        state.settle(|change| change.is_name_in(dir));
+        Ok(())
+    }
+}
+
+impl MemFile {
+    fn state(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.disk.lock();
+        if state.generation != self.generation {
+            return Err(io::Error::other("the disk crashed since this file was opened"));
+        }
+        Ok(state)
+    }
+}
+
+impl DiskFile for MemFile {
+    fn read_at(&self, into: &mut [u8], position: u64) -> io::Result<usize> {
+        let mut state = self.state()?;
+        state.counters.reads += 1;
+        state.check(Call::Read)?;
+        let Some(content) = state.live.content.get(&self.inode) else { return Ok(0) };
+        let from = usize::try_from(position).unwrap_or(usize::MAX).min(content.len());
+        let length = into.len().min(content.len() - from);
+        into[..length].copy_from_slice(&content[from..from + length]);
+        Ok(length)
+    }
+
+    fn write_at(&self, from: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
+        let mut state = self.state()?;
+        state.counters.writes += 1;
+        let mut bytes: Vec<u8> = from.iter().flat_map(|slice| slice.iter().copied()).collect();
+        match state.fault(Call::Write) {
+            Some(FaultKind::Eio) => return Err(io::Error::from_raw_os_error(5)),
+            Some(FaultKind::Enospc) => return Err(io::Error::from_raw_os_error(28)),
+            Some(FaultKind::ShortWrite(length)) => bytes.truncate(length),
+            None => {}
+        }
+        let end = state.room(self.inode, position + bytes.len() as u64);
+        if end <= position && !bytes.is_empty() {
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        bytes.truncate(usize::try_from(end - position).expect("not more than there are bytes"));
+        let written = bytes.len();
+        state.change(Change::Write { inode: self.inode, position, bytes });
+        Ok(written)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.state()?;
+        state.counters.data_syncs += 1;
+        state.check(Call::SyncData)?;
+        state.settle(|change| change.is_content_of(self.inode));
+        Ok(())
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        let mut state = self.state()?;
+        state.check(Call::Truncate)?;
+        state.change(Change::Resize { inode: self.inode, size });
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        let state = self.state()?;
+        Ok(state.live.content.get(&self.inode).map_or(0, |content| content.len() as u64))
+    }
+
+    fn preallocate(&self, size: u64) -> io::Result<()> {
+        let state = self.state()?;
+        if state.room(self.inode, size) < size {
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        Ok(())
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        let mut state = self.state()?;
+        let taken = state.locks.insert(self.path.clone());
+        let mut locked = self.locked.lock().expect("no holder of the lock panics");
+        let held = taken || *locked;
+        *locked = held;
+        Ok(held)
+    }
+}
+
+impl Drop for MemFile {
+    fn drop(&mut self) {
+        let Ok(mut state) = self.state() else { return };
+        state.counters.open_now -= 1;
+        if *self.locked.lock().expect("no holder of the lock panics") {
+            state.locks.remove(&self.path);
+        }
+    }
+}
+
+/// A small generator (xorshift64*), so that a crash is a function of its seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        let mut x = self.0 ^ 0x9e37_79b9_7f4a_7c15;
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.0 = x;
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+    }
+}

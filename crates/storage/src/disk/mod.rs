@@ -1,0 +1,196 @@
+//! The file system as this crate sees it: [`Disk`] and [`DiskFile`], and the two shapes in which bytes become durable.
+//!
+//! Every access to files goes through these traits: [`RealDisk`] is the machine's file system, [`MemDisk`] one in memory
+//! that knows which writes were synced, can crash, and can fail on demand. Both pass the same contract suite.
+//!
+//! Invariant (`R31`): a name is durable after [`Disk::sync_dir`] of its directory, content after
+//! [`DiskFile::sync_data`]; nothing else is promised.
+
+mod mem;
+mod real;
+
+#[cfg(test)]
+mod contract;
+
+pub use mem::{Call, Counters, Crash, FaultKind, MemDisk};
+pub use real::RealDisk;
+
+use std::fmt::Debug;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a file is opened. All files are opened for reading and writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// It must be there.
+    Existing,
+    /// It is made if it is not there; what is there stays.
+    Create,
+    /// It is made, or emptied.
+    Truncate,
+}
+
+/// One name in a directory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DirEntry {
+    /// The name, without its directory.
+    pub name: String,
+    /// Whether it is itself a directory.
+    pub is_dir: bool,
+}
+
+/// A file system.
+pub trait Disk: Debug + Send + Sync {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
+    /// Makes a directory and those above it; nothing happens where it is there.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// What is in a directory, ascending by name; names that are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
+    /// Renames a file or directory; a file that has the new name is replaced.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with all that is in it.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// An open file; positions are given with each call.
+pub trait DiskFile: Debug + Send + Sync {
+    /// Reads at `position` what there is, at most `into.len()` bytes; 0 at the end.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn read_at(&self, into: &mut [u8], position: u64) -> io::Result<usize>;
+    /// One vectored write at `position`; may write less than asked for.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn write_at(&self, from: &[IoSlice<'_>], position: u64) -> io::Result<usize>;
+    /// Makes content and size durable (fdatasync).
+    ///
+    /// # Errors
+    /// As the system gives them; the caller never tries again (`R30`).
+    fn sync_data(&self) -> io::Result<()>;
+    /// Cuts or extends (with zeros) the file.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn truncate(&self, size: u64) -> io::Result<()>;
+    /// The size in bytes.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn size(&self) -> io::Result<u64>;
+    /// Reserves space for `size` bytes without changing the size that is seen.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn preallocate(&self, size: u64) -> io::Result<()>;
+    /// Takes the exclusive lock on this file, until it is closed; false where another holds it.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn try_lock(&self) -> io::Result<bool>;
+}
+
+/// Writes all of `slices` at `position`, in one call where the system takes it.
+///
+/// # Errors
+/// The first error; what was written before it stays.
+pub fn write_all_at(file: &dyn DiskFile, mut slices: &mut [IoSlice<'_>], mut position: u64) -> io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let written = file.write_at(slices, position)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        position += written as u64;
+        IoSlice::advance_slices(&mut slices, written);
+    }
+    Ok(())
+}
+
+/// Reads exactly `into.len()` bytes at `position`.
+///
+/// # Errors
+/// `UnexpectedEof` where the file ends before.
+pub fn read_exact_at(file: &dyn DiskFile, into: &mut [u8], position: u64) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < into.len() {
+        let read = file.read_at(&mut into[filled..], position + filled as u64)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        filled += read;
+    }
+    Ok(())
+}
+
+/// A small file whole, or None where it is not there.
+///
+/// # Errors
+/// Also where it is larger than `limit`: what this crate writes whole is small.
+pub fn read_small_file(disk: &dyn Disk, path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let file = match disk.open(path, OpenMode::Existing) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let size = usize::try_from(file.size()?).unwrap_or(usize::MAX);
+    if size > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is larger than {limit}", path.display())));
+    }
+    let mut content = vec![0; size];
+    read_exact_at(&*file, &mut content, 0)?;
+    Ok(Some(content))
+}
+
+/// Replaces a file so that a crash leaves the old or the new content, durably (`R31`): write aside, sync, rename, sync
+/// the directory.
+///
+/// # Errors
+/// As the system gives them.
+pub fn replace_file(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
+    let aside = Path::new(&aside);
+    let file = disk.open(aside, OpenMode::Truncate)?;
+    write_all_at(&*file, &mut [IoSlice::new(content)], 0)?;
+    file.sync_data()?;
+    disk.rename(aside, path)?;
+    match path.parent() {
+        Some(dir) => disk.sync_dir(dir),
+        None => Ok(()),
+    }
+}
+
+/// Whether the error says that there is no space left.
+#[must_use]
+pub fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,167 @@
+//! What the logs of a broker share: the disk, the pool of open files, the budget of the tail caches, and the health of
+//! the log directory that they lie in.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use crate::disk::{Disk, DiskFile, OpenMode};
+
+/// Bytes of all tail caches together, unless told otherwise.
+pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
+/// Files open at once, unless told otherwise.
+pub const OPEN_FILES_DEFAULT: usize = 512;
+
+/// See the module. A cheap handle.
+#[derive(Clone, Debug)]
+pub struct LogEnv {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) files: Arc<FilePool>,
+    pub(crate) tail: Arc<TailBudget>,
+    pub(crate) health: Arc<DirHealth>,
+}
+
+impl LogEnv {
+    /// An environment with at most `open_files` files open and `tail_bytes` in tail caches.
+    #[must_use]
+    pub fn new(disk: Arc<dyn Disk>, open_files: usize, tail_bytes: usize) -> Self {
+        let files = Arc::new(FilePool::new(Arc::clone(&disk), open_files));
+        let tail = Arc::new(TailBudget { limit: tail_bytes, used: AtomicUsize::new(0) });
+        Self { disk, files, tail, health: Arc::default() }
+    }
+
+    /// The same, for another log directory: its health is its own.
+    #[must_use]
+    pub fn for_directory(&self) -> Self {
+        Self { health: Arc::default(), ..self.clone() }
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Whether the directory still takes reads and writes.
+    #[must_use]
+    pub fn health(&self) -> &Arc<DirHealth> {
+        &self.health
+    }
+
+    /// Bytes in tail caches now.
+    #[must_use]
+    pub fn tail_bytes(&self) -> usize {
+        self.tail.used.load(Ordering::Relaxed)
+    }
+
+    /// Files open in the pool now.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.files.len()
+    }
+}
+
+/// Whether a log directory still works. Once it failed it stays failed until the process starts again (`R30`).
+#[derive(Debug, Default)]
+pub struct DirHealth {
+    failed: OnceLock<String>,
+}
+
+impl DirHealth {
+    /// Why the directory is offline, if it is.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
+    /// Takes the directory offline; the first reason stays.
+    pub fn fail(&self, path: &Path, what: &str, error: &io::Error) {
+        let reason = format!("{what} {}: {error}", path.display());
+        if self.failed.set(reason.clone()).is_ok() {
+            tracing::error!(%reason, "the log directory is offline until the broker starts again");
+        }
+    }
+}
+
+/// The bytes that all tail caches may hold together.
+#[derive(Debug)]
+pub(crate) struct TailBudget {
+    pub(crate) limit: usize,
+    pub(crate) used: AtomicUsize,
+}
+
+/// Which open file is meant: of all files of all logs of this process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct FileKey(pub(crate) u64);
+
+/// Open files, at most so many: the one that was used longest ago is closed.
+///
+/// A file may be closed while the page cache holds writes of it that no fdatasync covered; Linux (4.16 and later) tells
+/// a write-back error that nobody saw to the next one who opens and syncs the file, so none gets lost by this.
+#[derive(Debug)]
+pub(crate) struct FilePool {
+    disk: Arc<dyn Disk>,
+    limit: usize,
+    next_key: AtomicU64,
+    open: Mutex<OpenFiles>,
+}
+
+#[derive(Debug, Default)]
+struct OpenFiles {
+    tick: u64,
+    by_key: BTreeMap<FileKey, (u64, Arc<dyn DiskFile>)>,
+    by_use: BTreeMap<u64, FileKey>,
+}
+
+impl FilePool {
+    fn new(disk: Arc<dyn Disk>, limit: usize) -> Self {
+        Self { disk, limit: limit.max(1), next_key: AtomicU64::new(0), open: Mutex::default() }
+    }
+
+    /// Keys for `count` files, the first of them.
+    pub(crate) fn keys(&self, count: u64) -> FileKey {
+        FileKey(self.next_key.fetch_add(count, Ordering::Relaxed))
+    }
+
+    /// The file, opened if it is not.
+    pub(crate) fn get(
+        &self,
+        key: FileKey,
+        mode: OpenMode,
+        path: impl FnOnce() -> PathBuf,
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        let mut open = self.open.lock().expect("no holder of the lock panics");
+        open.tick += 1;
+        let tick = open.tick;
+        if let Some((used, file)) = open.by_key.get_mut(&key) {
+            let file = Arc::clone(file);
+            let before = std::mem::replace(used, tick);
+            open.by_use.remove(&before);
+            open.by_use.insert(tick, key);
+            return Ok(file);
+        }
+        // Room first, so that the bound holds at every moment.
+        while open.by_key.len() >= self.limit {
+            let Some((_, oldest)) = open.by_use.pop_first() else { break };
+            open.by_key.remove(&oldest);
+        }
+        let file = self.disk.open(&path(), mode)?;
+        open.by_key.insert(key, (tick, Arc::clone(&file)));
+        open.by_use.insert(tick, key);
+        Ok(file)
+    }
+
+    /// Closes the file, if it is open.
+    pub(crate) fn close(&self, key: FileKey) {
+        let mut open = self.open.lock().expect("no holder of the lock panics");
+        if let Some((used, _)) = open.by_key.remove(&key) {
+            open.by_use.remove(&used);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.open.lock().expect("no holder of the lock panics").by_key.len()
+    }
+}
