@@ -25,4 +25,7 @@ pub use messages::{
     Ack, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, LogView, Member,
     Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
 };
+pub use producers::{
+    BatchKind, ProducerBatch, ProducerState, ProducerTable, RetainedBatch, SequenceCheck, SnapshotError,
+};
 pub use replica::Replica;

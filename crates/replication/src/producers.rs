@@ -1,1 +1,552 @@
-//! Idempotent producers of one partition (`R40`, `R41`).
+//! Idempotent producers of one partition (`R40`, `R41`): which sequence numbers the log holds, derived from the log alone.
+//!
+//! The leader asks [`ProducerTable::check`] before it appends a batch and calls [`ProducerTable::append`] right after each
+//! accepted one, so that the next batch, also of the same request, is checked against it. Followers and recovery only
+//! append. After a truncation the table is made anew from the newest snapshot that is not above the log's end, and the
+//! records after it.
+//!
+//! Invariants: at most [`RETAINED`] batches a producer, ascending, all of its present epoch. Times are the batches' own
+//! (wall clock, milliseconds), as the leader wrote them.
+//!
+//! Snapshot, version 1, big-endian: `version u16, crc32c u32 of what follows, log end i64, producers u32`, then for each
+//! producer `id i64, epoch i16, coordinator epoch i32, last append i64, open transaction's first offset i64 (-1: none),
+//! batches u8`, then for each batch `first sequence i32, last sequence i32, base offset i64, last offset i64, time i64`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use model::batch::crc32c;
+use model::{ErrorCode, Offset, ProducerEpoch, ProducerId, Rule, Rules, Time};
+
+/// Batches of a producer that are remembered, as many as a client may have in flight.
+pub const RETAINED: usize = 5;
+const VERSION: u16 = 1;
+const HEAD_LEN: usize = 6;
+const PRODUCER_LEN: usize = 31;
+const BATCH_LEN: usize = 32;
+
+/// The part of a batch that producer state is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ProducerBatch {
+    /// Whose it is.
+    pub producer_id: ProducerId,
+    /// Its epoch.
+    pub producer_epoch: ProducerEpoch,
+    /// Sequence of the first record; -1 in markers.
+    pub first_sequence: i32,
+    /// Sequence of the last record; -1 in markers.
+    pub last_sequence: i32,
+    /// Offset of the first record; without meaning in a check.
+    pub base_offset: Offset,
+    /// Offset of the last record; without meaning in a check.
+    pub last_offset: Offset,
+    /// The batch's largest timestamp.
+    pub timestamp: Time,
+    /// What it is to a transaction.
+    pub kind: BatchKind,
+}
+
+/// What a batch is to a transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum BatchKind {
+    /// Nothing.
+    Plain,
+    /// Records of one.
+    Transactional,
+    /// The marker that ends one (`R47`).
+    Marker {
+        /// The coordinator that wrote it.
+        coordinator_epoch: i32,
+    },
+}
+
+impl ProducerBatch {
+    /// The state of a batch with a producer id; None for one without. `coordinator_epoch` is that of a control batch's
+    /// marker, which stands in its records.
+    #[must_use]
+    pub fn of(header: &model::BatchHeader, coordinator_epoch: i32) -> Option<ProducerBatch> {
+        let kind = match (header.is_control(), header.is_transactional()) {
+            (true, _) => BatchKind::Marker { coordinator_epoch },
+            (false, true) => BatchKind::Transactional,
+            (false, false) => BatchKind::Plain,
+        };
+        header.has_producer_id().then(|| ProducerBatch {
+            producer_id: header.producer_id,
+            producer_epoch: header.producer_epoch,
+            first_sequence: header.base_sequence,
+            last_sequence: header.last_sequence(),
+            base_offset: header.base_offset,
+            last_offset: header.last_offset(),
+            timestamp: Time(u64::try_from(header.max_timestamp).unwrap_or(0)),
+            kind,
+        })
+    }
+}
+
+/// What to do with a batch of an idempotent producer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SequenceCheck {
+    /// Append it.
+    Append,
+    /// It is in the log already: append nothing; succeed, with the original offsets, once the high watermark has passed
+    /// `last_offset`.
+    Duplicate {
+        /// Where its first record stands.
+        base_offset: Offset,
+        /// Where its last record stands.
+        last_offset: Offset,
+        /// Its largest timestamp.
+        timestamp: Time,
+    },
+}
+
+/// One remembered batch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RetainedBatch {
+    /// Sequence of the first record.
+    pub first_sequence: i32,
+    /// Sequence of the last record.
+    pub last_sequence: i32,
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// Offset of the last record.
+    pub last_offset: Offset,
+    /// Its largest timestamp.
+    pub timestamp: Time,
+}
+
+/// What is known of one producer.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ProducerState {
+    /// Its present epoch.
+    pub epoch: ProducerEpoch,
+    /// Of the last marker; -1 before.
+    pub coordinator_epoch: i32,
+    /// The largest timestamp of its last batch.
+    pub last_append: Time,
+    /// Where its open transaction began.
+    pub transaction_start: Option<Offset>,
+    batches: VecDeque<RetainedBatch>,
+}
+
+impl ProducerState {
+    /// The remembered batches, ascending.
+    pub fn batches(&self) -> impl Iterator<Item = &RetainedBatch> {
+        self.batches.iter()
+    }
+
+    /// The sequence of its last record; -1 where it has written none in this epoch.
+    #[must_use]
+    pub fn last_sequence(&self) -> i32 {
+        self.batches.back().map_or(-1, |batch| batch.last_sequence)
+    }
+}
+
+/// Why bytes are not a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Another version.
+    #[error("producer snapshot has version {0}; this release reads version {VERSION}: delete it and replay the log")]
+    Version(u16),
+    /// Damaged.
+    #[error("producer snapshot fails its checksum: delete it and replay the log")]
+    Checksum,
+    /// Cut off, or with counts that do not fit.
+    #[error("producer snapshot is malformed: delete it and replay the log")]
+    Malformed,
+}
+
+/// The producers of one partition. See the module.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ProducerTable {
+    producers: BTreeMap<ProducerId, ProducerState>,
+}
+
+impl ProducerTable {
+    /// Whether a client's batch may be appended (`R40`).
+    ///
+    /// # Errors
+    /// `INVALID_PRODUCER_EPOCH`, `OUT_OF_ORDER_SEQUENCE_NUMBER`.
+    pub fn check(&self, batch: &ProducerBatch, rules: Rules) -> Result<SequenceCheck, ErrorCode> {
+        let Some(state) = self.producers.get(&batch.producer_id) else { return Ok(SequenceCheck::Append) };
+        if !rules.hold(Rule::R40Sequence) {
+            return Ok(SequenceCheck::Append);
+        }
+        if batch.producer_epoch < state.epoch {
+            return Err(ErrorCode::InvalidProducerEpoch);
+        }
+        if batch.producer_epoch > state.epoch {
+            return if batch.first_sequence == 0 { Ok(SequenceCheck::Append) } else { out_of_order() };
+        }
+        let same =
+            |b: &&RetainedBatch| b.first_sequence == batch.first_sequence && b.last_sequence == batch.last_sequence;
+        if let Some(RetainedBatch { base_offset, last_offset, timestamp, .. }) = state.batches.iter().find(same) {
+            let (base_offset, last_offset, timestamp) = (*base_offset, *last_offset, *timestamp);
+            return Ok(SequenceCheck::Duplicate { base_offset, last_offset, timestamp });
+        }
+        if batch.first_sequence == next_sequence(state.last_sequence()) {
+            Ok(SequenceCheck::Append)
+        } else {
+            out_of_order()
+        }
+    }
+
+    /// A batch of a producer stands in the log, whoever wrote it. It is not checked: the log is right.
+    pub fn append(&mut self, batch: &ProducerBatch) {
+        let state = self.producers.entry(batch.producer_id).or_insert_with(|| ProducerState {
+            epoch: batch.producer_epoch,
+            coordinator_epoch: -1,
+            last_append: batch.timestamp,
+            transaction_start: None,
+            batches: VecDeque::new(),
+        });
+        if state.epoch != batch.producer_epoch {
+            state.epoch = batch.producer_epoch;
+            state.batches.clear();
+        }
+        state.last_append = batch.timestamp;
+        match batch.kind {
+            BatchKind::Marker { coordinator_epoch } => {
+                state.transaction_start = None;
+                state.coordinator_epoch = coordinator_epoch;
+            }
+            BatchKind::Transactional => {
+                state.transaction_start.get_or_insert(batch.base_offset);
+                state.retain(batch);
+            }
+            BatchKind::Plain => state.retain(batch),
+        }
+    }
+
+    /// Forgets producers that have appended nothing for `expiration_ms` (`producer.id.expiration.ms`); never those with an
+    /// open transaction (`R42`). Whether any went.
+    pub fn expire(&mut self, now: Time, expiration_ms: u64) -> bool {
+        let before = self.producers.len();
+        self.producers
+            .retain(|_, state| state.transaction_start.is_some() || now.since(state.last_append) < expiration_ms);
+        self.producers.len() < before
+    }
+
+    /// The log was emptied (`R26`).
+    pub fn clear(&mut self) {
+        self.producers.clear();
+    }
+
+    /// The producers, by id (DescribeProducers).
+    pub fn iter(&self) -> impl Iterator<Item = (ProducerId, &ProducerState)> {
+        self.producers.iter().map(|(id, state)| (*id, state))
+    }
+
+    /// One producer.
+    #[must_use]
+    pub fn get(&self, id: ProducerId) -> Option<&ProducerState> {
+        self.producers.get(&id)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.producers.is_empty()
+    }
+
+    /// The snapshot of the state that the log up to `log_end` gives.
+    #[must_use]
+    pub fn snapshot(&self, log_end: Offset) -> Vec<u8> {
+        let mut body = Vec::with_capacity(12 + self.producers.len() * (PRODUCER_LEN + BATCH_LEN));
+        body.extend(log_end.0.to_be_bytes());
+        body.extend(
+            u32::try_from(self.producers.len()).expect("fewer than 2^32 producers fit in memory").to_be_bytes(),
+        );
+        for (id, state) in &self.producers {
+            body.extend(id.0.to_be_bytes());
+            body.extend(state.epoch.0.to_be_bytes());
+            body.extend(state.coordinator_epoch.to_be_bytes());
+            body.extend(state.last_append.0.to_be_bytes());
+            body.extend(state.transaction_start.unwrap_or(Offset::NONE).0.to_be_bytes());
+            body.push(u8::try_from(state.batches.len()).expect("at most RETAINED"));
+            for batch in &state.batches {
+                body.extend(batch.first_sequence.to_be_bytes());
+                body.extend(batch.last_sequence.to_be_bytes());
+                body.extend(batch.base_offset.0.to_be_bytes());
+                body.extend(batch.last_offset.0.to_be_bytes());
+                body.extend(batch.timestamp.0.to_be_bytes());
+            }
+        }
+        let mut out = Vec::with_capacity(HEAD_LEN + body.len());
+        out.extend(VERSION.to_be_bytes());
+        out.extend(crc32c(&body).to_be_bytes());
+        out.extend(body);
+        out
+    }
+
+    /// Reads a snapshot: the log end that it is of, and the table.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn restore(bytes: &[u8]) -> Result<(Offset, ProducerTable), SnapshotError> {
+        let mut head = Reader { bytes };
+        let version = u16::from_be_bytes(head.take()?);
+        if version != VERSION {
+            return Err(SnapshotError::Version(version));
+        }
+        let crc = u32::from_be_bytes(head.take()?);
+        let mut body = Reader { bytes: head.bytes };
+        if crc32c(body.bytes) != crc {
+            return Err(SnapshotError::Checksum);
+        }
+        let log_end = Offset(body.i64()?);
+        let count = u32::from_be_bytes(body.take()?);
+        let mut table = ProducerTable::default();
+        for _ in 0..count {
+            let (id, state) = body.producer()?;
+            table.producers.insert(id, state);
+        }
+        if body.bytes.is_empty() { Ok((log_end, table)) } else { Err(SnapshotError::Malformed) }
+    }
+}
+
+impl ProducerState {
+    fn retain(&mut self, batch: &ProducerBatch) {
+        if self.batches.len() == RETAINED {
+            self.batches.pop_front();
+        }
+        self.batches.push_back(RetainedBatch {
+            first_sequence: batch.first_sequence,
+            last_sequence: batch.last_sequence,
+            base_offset: batch.base_offset,
+            last_offset: batch.last_offset,
+            timestamp: batch.timestamp,
+        });
+    }
+}
+
+fn out_of_order() -> Result<SequenceCheck, ErrorCode> {
+    Err(ErrorCode::OutOfOrderSequenceNumber)
+}
+
+/// Sequences wrap from `i32::MAX` to 0; the first of an epoch is 0, which follows -1.
+fn next_sequence(last: i32) -> i32 {
+    last.checked_add(1).unwrap_or(0)
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], SnapshotError> {
+        let (taken, rest) = self.bytes.split_first_chunk::<N>().ok_or(SnapshotError::Malformed)?;
+        self.bytes = rest;
+        Ok(*taken)
+    }
+
+    fn i32(&mut self) -> Result<i32, SnapshotError> {
+        Ok(i32::from_be_bytes(self.take()?))
+    }
+
+    fn i64(&mut self) -> Result<i64, SnapshotError> {
+        Ok(i64::from_be_bytes(self.take()?))
+    }
+
+    fn time(&mut self) -> Result<Time, SnapshotError> {
+        Ok(Time(u64::from_be_bytes(self.take()?)))
+    }
+
+    fn producer(&mut self) -> Result<(ProducerId, ProducerState), SnapshotError> {
+        let id = ProducerId(self.i64()?);
+        let mut state = ProducerState {
+            epoch: ProducerEpoch(i16::from_be_bytes(self.take()?)),
+            coordinator_epoch: self.i32()?,
+            last_append: self.time()?,
+            transaction_start: Some(Offset(self.i64()?)).filter(|start| *start != Offset::NONE),
+            batches: VecDeque::new(),
+        };
+        let [batches] = self.take()?;
+        if usize::from(batches) > RETAINED {
+            return Err(SnapshotError::Malformed);
+        }
+        for _ in 0..batches {
+            state.batches.push_back(RetainedBatch {
+                first_sequence: self.i32()?,
+                last_sequence: self.i32()?,
+                base_offset: Offset(self.i64()?),
+                last_offset: Offset(self.i64()?),
+                timestamp: self.time()?,
+            });
+        }
+        Ok((id, state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn batch(epoch: i16, first: i32, last: i32, base: i64) -> ProducerBatch {
+        let records = (i64::from(last) - i64::from(first)).rem_euclid(1 << 31);
+        ProducerBatch {
+            producer_id: ProducerId(7),
+            producer_epoch: ProducerEpoch(epoch),
+            first_sequence: first,
+            last_sequence: last,
+            base_offset: Offset(base),
+            last_offset: Offset(base + records),
+            timestamp: Time(1000),
+            kind: BatchKind::Plain,
+        }
+    }
+
+    fn check(table: &ProducerTable, epoch: i16, first: i32, last: i32) -> Result<SequenceCheck, ErrorCode> {
+        table.check(&batch(epoch, first, last, -1), Rules::all())
+    }
+
+    fn table(batches: &[ProducerBatch]) -> ProducerTable {
+        let mut table = ProducerTable::default();
+        batches.iter().for_each(|batch| table.append(batch));
+        table
+    }
+
+    const APPEND: Result<SequenceCheck, ErrorCode> = Ok(SequenceCheck::Append);
+    const OUT_OF_ORDER: Result<SequenceCheck, ErrorCode> = Err(ErrorCode::OutOfOrderSequenceNumber);
+
+    #[test]
+    fn an_unknown_producer_may_start_anywhere() {
+        assert_eq!(check(&ProducerTable::default(), 3, 41, 50), APPEND);
+    }
+
+    #[test]
+    fn a_batch_sent_again_gets_the_original_offsets() {
+        let table = table(&[batch(0, 0, 9, 100), batch(0, 10, 12, 200)]);
+        let original =
+            SequenceCheck::Duplicate { base_offset: Offset(100), last_offset: Offset(109), timestamp: Time(1000) };
+        assert_eq!(check(&table, 0, 0, 9), Ok(original));
+    }
+
+    #[test]
+    fn five_batches_are_remembered_and_an_older_one_is_out_of_order() {
+        let batches: Vec<_> = (0..6).map(|i| batch(0, i, i, i64::from(i))).collect();
+        let table = table(&batches);
+        assert!(matches!(check(&table, 0, 1, 1), Ok(SequenceCheck::Duplicate { .. })));
+        assert_eq!(check(&table, 0, 0, 0), OUT_OF_ORDER);
+    }
+
+    #[test]
+    fn a_gap_and_a_part_of_a_known_batch_are_out_of_order() {
+        let table = table(&[batch(0, 0, 9, 0)]);
+        assert_eq!(check(&table, 0, 11, 12), OUT_OF_ORDER);
+        assert_eq!(check(&table, 0, 0, 4), OUT_OF_ORDER);
+        assert_eq!(check(&table, 0, 10, 10), APPEND);
+    }
+
+    #[test]
+    fn batches_of_one_request_are_checked_against_each_other() {
+        let mut table = table(&[batch(0, 0, 4, 0)]);
+        assert_eq!(check(&table, 0, 5, 9), APPEND);
+        table.append(&batch(0, 5, 9, 5));
+        assert!(matches!(check(&table, 0, 5, 9), Ok(SequenceCheck::Duplicate { .. })));
+        assert_eq!(check(&table, 0, 10, 11), APPEND);
+    }
+
+    #[test]
+    fn sequences_wrap_from_the_greatest_integer_to_zero() {
+        let table = table(&[batch(0, i32::MAX - 1, i32::MAX, 0)]);
+        assert_eq!(check(&table, 0, 0, 3), APPEND);
+        assert_eq!(check(&table, 0, 1, 3), OUT_OF_ORDER);
+        let across = super::tests::table(&[batch(0, i32::MAX, 1, 0)]);
+        assert_eq!(check(&across, 0, 2, 2), APPEND);
+    }
+
+    #[test]
+    fn an_older_epoch_is_fenced_and_a_newer_one_starts_at_zero() {
+        let table = table(&[batch(4, 0, 9, 0)]);
+        assert_eq!(check(&table, 3, 10, 10), Err(ErrorCode::InvalidProducerEpoch));
+        assert_eq!(check(&table, 3, 0, 9), Err(ErrorCode::InvalidProducerEpoch));
+        assert_eq!(check(&table, 5, 1, 1), OUT_OF_ORDER);
+        assert_eq!(check(&table, 5, 0, 9), APPEND);
+    }
+
+    #[test]
+    fn a_marker_ends_the_transaction_and_its_epoch_fences() {
+        let begun = ProducerBatch { kind: BatchKind::Transactional, ..batch(1, 0, 0, 10) };
+        let marker = ProducerBatch { kind: BatchKind::Marker { coordinator_epoch: 6 }, ..batch(2, -1, -1, 11) };
+        let mut table = table(&[begun]);
+        assert_eq!(table.get(ProducerId(7)).unwrap().transaction_start, Some(Offset(10)));
+        table.append(&marker);
+        let state = table.get(ProducerId(7)).unwrap();
+        assert_eq!((state.transaction_start, state.coordinator_epoch, state.last_sequence()), (None, 6, -1));
+        assert_eq!(check(&table, 1, 1, 1), Err(ErrorCode::InvalidProducerEpoch));
+        assert_eq!(check(&table, 2, 0, 0), APPEND);
+    }
+
+    #[test]
+    fn producers_expire_by_their_last_append_but_not_within_a_transaction() {
+        let open = ProducerBatch { producer_id: ProducerId(8), kind: BatchKind::Transactional, ..batch(0, 0, 0, 5) };
+        let mut table = table(&[batch(0, 0, 0, 0), open]);
+        assert!(!table.expire(Time(1999), 1000));
+        assert!(table.expire(Time(2000), 1000));
+        assert_eq!(table.iter().map(|(id, _)| id).collect::<Vec<_>>(), [ProducerId(8)]);
+    }
+
+    #[test]
+    fn without_the_sequence_rule_a_duplicate_would_be_appended() {
+        #[cfg(feature = "mutations")]
+        {
+            let table = table(&[batch(0, 0, 9, 100)]);
+            assert_eq!(table.check(&batch(0, 0, 9, -1), Rules::without(Rule::R40Sequence)), APPEND);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_another_version_or_with_a_flipped_bit_is_refused() {
+        let bytes = table(&[batch(0, 0, 9, 0)]).snapshot(Offset(10));
+        let mut newer = bytes.clone();
+        newer[1] = 2;
+        assert_eq!(ProducerTable::restore(&newer), Err(SnapshotError::Version(2)));
+        for at in 2..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            assert_eq!(ProducerTable::restore(&flipped), Err(SnapshotError::Checksum));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_reads_back(appends in prop::collection::vec((0..4i64, 0..3i16, 0..100i32, any::<bool>()), 0..40)) {
+            let mut table = ProducerTable::default();
+            for (at, (id, epoch, first, transactional)) in appends.into_iter().enumerate() {
+                let kind = if transactional { BatchKind::Transactional } else { BatchKind::Plain };
+                let base = i64::try_from(at).unwrap();
+                table.append(&ProducerBatch { producer_id: ProducerId(id), kind, ..batch(epoch, first, first, base) });
+            }
+            prop_assert_eq!(ProducerTable::restore(&table.snapshot(Offset(9))), Ok((Offset(9), table)));
+        }
+
+        #[test]
+        fn noise_with_a_right_checksum_gives_errors_and_never_panics(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = VERSION.to_be_bytes().to_vec();
+            bytes.extend(crc32c(&body).to_be_bytes());
+            bytes.extend(&body);
+            if let Ok((_, table)) = ProducerTable::restore(&bytes) {
+                prop_assert!(table.producers.len() * PRODUCER_LEN <= body.len());
+            }
+        }
+
+        /// Against a reference that remembers everything: what is appended is each sequence once, in order.
+        #[test]
+        fn retries_in_any_order_append_each_record_once(sends in prop::collection::vec(0..8usize, 1..80)) {
+            let client: Vec<ProducerBatch> = (0..8).map(|i| batch(0, i * 3, i * 3 + 2, -1)).collect();
+            let (mut table, mut log) = (ProducerTable::default(), Vec::<i32>::new());
+            table.append(&batch(0, i32::MAX - 2, i32::MAX, 0));
+            for send in sends {
+                let sent = client[send];
+                if table.check(&sent, Rules::all()) == APPEND {
+                    let base = Offset(i64::try_from(log.len()).unwrap());
+                    log.extend(sent.first_sequence..=sent.last_sequence);
+                    table.append(&ProducerBatch { base_offset: base, last_offset: base + 2, ..sent });
+                }
+            }
+            let expected: Vec<i32> = (0..i32::try_from(log.len()).unwrap()).collect();
+            prop_assert_eq!(log, expected);
+        }
+    }
+}
