@@ -92,8 +92,8 @@ def lying_body():
     for body in (struct.pack('>i', 0x7FFFFFFF), struct.pack('>ih', 1, 0x7FFF), struct.pack('>ih', 1, 10) + b'abc',
                  struct.pack('>i', 1_000_000) + b'\0' * 100, b''):
         closes(wire.frame(wire.request(wire.METADATA, 1, body)))
-    # A compact array that claims 2^35 entries; a varint that never ends; tagged fields that claim as many.
-    for body in (b'\xff\xff\xff\xff\x7f' + b'\0' * 8, b'\xff' * 32, b'\0\0\0\xff\xff\xff\x7f'):
+    # A compact array that claims 2^28 entries; a varint that never ends; tagged fields that claim as many.
+    for body in (b'\xff\xff\xff\x7f' + b'\0' * 8, b'\xff' * 32, b'\0\0\0\xff\xff\xff\x7f'):
         closes(wire.frame(wire.request(wire.METADATA, 12, body, flexible=True)))
 
 
