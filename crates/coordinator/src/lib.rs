@@ -1,1 +1,28 @@
-//! coordinator
+//! The group coordinator as a pure, log-driven core: one [`GroupShard`] holds the groups of one partition of
+//! `__consumer_offsets` (`R52` to `R55`).
+//!
+//! Reading order: [`request`] (what is asked and answered, without versions), [`config`], [`record`] (what is written),
+//! [`state`] (what the log says), [`classic`] (members and their rebalance), [`offsets`] (commit, fetch, delete, expire),
+//! [`shard`] (the whole, and how a shell drives it), [`partition`] (which shard a group belongs to).
+//!
+//! Two kinds of state, never mixed:
+//! - [`GroupState`] is what the log says: it changes by `replay` alone, which neither fails nor decides, and only after
+//!   the records are committed. Whoever replays the same log has the same `GroupState`.
+//! - [`classic::ClassicGroup`] is who is here right now: members, parked requests, deadlines. It dies with the coordinator;
+//!   the next one rebuilds it from `GroupState`, and every member's session starts anew.
+
+pub mod classic;
+pub mod config;
+pub mod offsets;
+pub mod partition;
+pub mod record;
+pub mod request;
+pub mod shard;
+pub mod state;
+
+pub use config::GroupConfig;
+pub use partition::partition_for;
+pub use record::{CoordinatorRecord, Fact};
+pub use request::{GroupRequest, GroupResponse};
+pub use shard::{BatchNumber, GroupShard, Now, Output, Token};
+pub use state::{CommittedOffset, GroupMetadata, GroupState, MemberMetadata};

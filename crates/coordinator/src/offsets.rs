@@ -1,0 +1,1 @@
+//! Offsets: commit, fetch, delete, expire.

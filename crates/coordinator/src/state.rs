@@ -1,0 +1,144 @@
+//! What the log of one `__consumer_offsets` partition says: groups and offsets. Changed by replaying facts, by nothing else.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use model::{LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
+
+use crate::record::Fact;
+
+/// A stored offset.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct CommittedOffset {
+    /// The next offset to read.
+    pub offset: Offset,
+    /// The leader epoch of the last record read, or NONE.
+    pub leader_epoch: LeaderEpoch,
+    /// The consumer's own words.
+    pub metadata: String,
+    /// When it was committed, wall clock.
+    pub commit_timestamp: Time,
+    /// When it expires, where an old client said so; else the group's retention decides.
+    pub expire_timestamp: Option<Time>,
+    /// The topic's id, or NONE where it was not known.
+    pub topic_id: TopicId,
+}
+
+/// One member of a stored generation.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct MemberMetadata {
+    /// Its static id (`R54`).
+    pub group_instance_id: Option<String>,
+    /// Its `client.id`.
+    pub client_id: String,
+    /// Its address.
+    pub client_host: String,
+    /// How long it needs to rejoin.
+    pub rebalance_timeout_ms: u64,
+    /// How long it may be silent.
+    pub session_timeout_ms: u64,
+    /// Its subscription in the protocol chosen.
+    pub subscription: Bytes,
+    /// Its assignment.
+    pub assignment: Bytes,
+}
+
+/// A stored generation of a group.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct GroupMetadata {
+    /// `consumer` …
+    pub protocol_type: String,
+    /// Its number.
+    pub generation_id: i32,
+    /// The protocol chosen; None in an empty group.
+    pub protocol: Option<String>,
+    /// The leader's member id; None in an empty group.
+    pub leader: Option<String>,
+    /// When the group entered its state, wall clock.
+    pub current_state_timestamp: Option<Time>,
+    /// The members by id.
+    pub members: BTreeMap<String, MemberMetadata>,
+}
+
+/// The offsets of one group: by topic name, then by partition.
+pub type GroupOffsets = BTreeMap<String, BTreeMap<PartitionIndex, CommittedOffset>>;
+
+/// Everything that the log says.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct GroupState {
+    groups: BTreeMap<String, GroupMetadata>,
+    offsets: BTreeMap<String, GroupOffsets>,
+}
+
+impl GroupState {
+    /// Applies one fact: later facts replace earlier ones of the same key, tombstones remove.
+    pub fn replay(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Group { group_id, metadata: Some(metadata) } => {
+                self.groups.insert(group_id.clone(), (**metadata).clone());
+            }
+            Fact::Group { group_id, metadata: None } => {
+                self.groups.remove(group_id);
+            }
+            Fact::Offset { group_id, topic, partition, committed: Some(committed) } => {
+                self.put_offset(group_id, topic, *partition, committed);
+            }
+            Fact::Offset { group_id, topic, partition, committed: None } => {
+                self.remove_offset(group_id, topic, *partition);
+            }
+        }
+    }
+
+    /// The stored generation of a group.
+    #[must_use]
+    pub fn group(&self, group_id: &str) -> Option<&GroupMetadata> {
+        self.groups.get(group_id)
+    }
+
+    /// All stored generations, by group id.
+    pub fn groups(&self) -> impl Iterator<Item = (&String, &GroupMetadata)> {
+        self.groups.iter()
+    }
+
+    /// The stored offsets of a group.
+    #[must_use]
+    pub fn offsets(&self, group_id: &str) -> Option<&GroupOffsets> {
+        self.offsets.get(group_id)
+    }
+
+    /// All stored offsets, by group id.
+    pub fn all_offsets(&self) -> impl Iterator<Item = (&String, &GroupOffsets)> {
+        self.offsets.iter()
+    }
+
+    /// One stored offset.
+    #[must_use]
+    pub fn offset(&self, group_id: &str, topic: &str, partition: PartitionIndex) -> Option<&CommittedOffset> {
+        self.offsets.get(group_id)?.get(topic)?.get(&partition)
+    }
+
+    // Keys are looked up before they are copied: nearly every commit replaces an offset that is there.
+    fn put_offset(&mut self, group_id: &str, topic: &str, partition: PartitionIndex, committed: &CommittedOffset) {
+        if !self.offsets.contains_key(group_id) {
+            self.offsets.insert(group_id.to_owned(), BTreeMap::new());
+        }
+        let Some(topics) = self.offsets.get_mut(group_id) else { return };
+        if let Some(partitions) = topics.get_mut(topic) {
+            partitions.insert(partition, committed.clone());
+        } else {
+            topics.insert(topic.to_owned(), BTreeMap::from([(partition, committed.clone())]));
+        }
+    }
+
+    fn remove_offset(&mut self, group_id: &str, topic: &str, partition: PartitionIndex) {
+        let Some(topics) = self.offsets.get_mut(group_id) else { return };
+        let Some(partitions) = topics.get_mut(topic) else { return };
+        partitions.remove(&partition);
+        if partitions.is_empty() {
+            topics.remove(topic);
+        }
+        if topics.is_empty() {
+            self.offsets.remove(group_id);
+        }
+    }
+}
