@@ -186,6 +186,15 @@ class OttlaLocal:
             self.process.kill()
             raise
 
+    def broker_pids(self):
+        """The processes of the brokers: the children of `ottla local`."""
+        children = pathlib.Path(f'/proc/{self.process.pid}/task').glob('*/children')
+        return [int(pid) for file in children for pid in file.read_text().split()]
+
+    def check_alive(self):
+        if self.process.poll() is not None:
+            raise RuntimeError(f'ottla local ended by itself with {self.process.returncode}')
+
     def __exit__(self, *_):
         early = self.process.poll()
         if early is None:
