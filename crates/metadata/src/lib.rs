@@ -1,1 +1,19 @@
-//! metadata
+//! What the cluster is ([`MetadataRecord`], [`MetadataImage`], [`MetadataDelta`]) and how it may change ([`control`]).
+//!
+//! Reading order: [`records`] (the facts of the metadata log), [`image`] (what they add up to), [`delta`] (what changed),
+//! [`configs`] (Kafka's configs as data), [`control`] (the decisions of the active controller), [`wire`] (all of it as
+//! bytes).
+//!
+//! Invariants: deciding takes `&self`, time and entropy are arguments; replaying neither fails nor decides; nothing here
+//! depends on the order of an unordered map.
+
+pub mod configs;
+pub mod control;
+pub mod delta;
+pub mod image;
+pub mod records;
+
+pub use control::{ControlRequest, ControlResponse, Decision};
+pub use delta::MetadataDelta;
+pub use image::{MetadataImage, TopicImage};
+pub use records::{BrokerRegistration, ConfigResource, Listener, MetadataRecord, Partition, PartitionChange};
