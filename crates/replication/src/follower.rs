@@ -304,3 +304,338 @@ fn common_end(core: &Core, epoch: LeaderEpoch, end: Offset) -> Offset {
     let own_end = own.map_or(core.log.start, |found| found.end);
     end.min(own_end).min(core.log.end).max(core.log.start)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::{BatchInfo, PartitionState};
+    use crate::testing::*;
+    use model::ErrorCode;
+
+    /// Follows broker 2 in epoch 5; its log is 0..`end`; the Open is out as number 1; actions drained.
+    fn opening(end: i64, hw: i64, epochs: &[(i32, i64)]) -> (Replica, Open) {
+        let mut replica = replica(end, hw, epochs);
+        replica.handle_metadata(&state(2, 5, 50, &[1, 2, 3]), T0);
+        let open = replica.open_request().unwrap();
+        drain(&mut replica);
+        (replica, open)
+    }
+
+    fn opened(high_watermark: i64) -> Answer {
+        Answer::Opened { high_watermark: Offset(high_watermark), log_start: Offset(0), log_end: Offset(100) }
+    }
+
+    /// As `opening`, with the session open at the follower's own high watermark.
+    fn current(end: i64, epochs: &[(i32, i64)]) -> Replica {
+        let (mut replica, open) = opening(end, end, epochs);
+        replica.handle_answer(open.open_no, opened(end), T0);
+        drain(&mut replica);
+        replica
+    }
+
+    fn diverging(epoch: i32, end: i64) -> Answer {
+        Answer::Diverging { epoch: LeaderEpoch(epoch), end: Offset(end) }
+    }
+
+    fn batch(base: i64, last: i64, epoch: i32) -> BatchInfo {
+        BatchInfo { base_offset: Offset(base), last_offset: Offset(last), leader_epoch: LeaderEpoch(epoch), size: 100 }
+    }
+
+    fn data(prev_offset: i64, prev_epoch: i32, batches: &[BatchInfo]) -> DataHeader<'_> {
+        DataHeader {
+            prev_offset: Offset(prev_offset),
+            prev_epoch: LeaderEpoch(prev_epoch),
+            high_watermark: Offset(prev_offset),
+            log_start: Offset(0),
+            leader_log_end: Offset(100),
+            batches,
+        }
+    }
+
+    const OPEN: Action = Action::OpenSession { leader: B2 };
+
+    #[test]
+    fn a_follower_starts_with_an_open_and_cuts_nothing() {
+        // R24, R28: the high watermark is below the end
+        let mut replica = replica(10, 7, &[(4, 0)]);
+        replica.handle_metadata(&state(2, 5, 50, &[1, 2, 3]), T0);
+        let started = Action::FollowerStarted { leader: B2, leader_epoch: LeaderEpoch(5) };
+        assert_eq!(drain(&mut replica), [started, OPEN]);
+        assert_eq!(replica.open_request(), Some(open(1, 10, 4)));
+        assert_eq!(replica.open_request(), None, "one is in flight");
+    }
+
+    #[test]
+    fn a_leader_that_becomes_follower_fails_its_waiting_produces_first() {
+        // R20, R28
+        let mut replica = leader(10, 7, &[1, 2, 3]);
+        replica.handle_metadata(&state(2, 6, 51, &[1, 2, 3]), T0);
+        let started = Action::FollowerStarted { leader: B2, leader_epoch: LeaderEpoch(6) };
+        assert_eq!(drain(&mut replica), [Action::LeaderStopped, started, OPEN]);
+        assert_eq!(replica.check_leader(LeaderEpoch(6)), Err(ErrorCode::NotLeaderOrFollower));
+        assert_eq!(replica.check_leader(LeaderEpoch(5)), Err(ErrorCode::FencedLeaderEpoch));
+        assert_eq!(replica.check_leader(LeaderEpoch(7)), Err(ErrorCode::UnknownLeaderEpoch));
+    }
+
+    #[test]
+    fn the_open_names_the_last_records_epoch_not_that_of_a_recordless_entry() {
+        // R57: it led epoch 5 and wrote nothing
+        let mut replica = leader(10, 7, &[1, 2, 3]);
+        assert_eq!(replica.epochs().latest().map(|entry| entry.epoch), Some(LeaderEpoch(5)));
+        replica.handle_metadata(&state(2, 6, 51, &[1, 2, 3]), T0);
+        assert_eq!(replica.open_request().map(|open| open.last_epoch), Some(LeaderEpoch(4)));
+        let (_, open) = opening(0, 0, &[]);
+        assert_eq!(open.last_epoch, LeaderEpoch::NONE);
+    }
+
+    #[test]
+    fn a_new_leader_epoch_ends_the_session() {
+        // R57
+        let mut replica = current(10, &[(4, 0)]);
+        replica.handle_metadata(&state(2, 6, 51, &[1, 2, 3]), T0);
+        let started = Action::FollowerStarted { leader: B2, leader_epoch: LeaderEpoch(6) };
+        assert_eq!(drain(&mut replica), [Action::CloseSession { open_no: 1 }, started, OPEN]);
+        let batches = [batch(10, 10, 5)];
+        assert_eq!(replica.check_data(1, &data(10, 4, &batches)), DataVerdict::Drop);
+        assert_eq!(replica.open_request().map(|open| open.open_no), Some(2));
+    }
+
+    #[test]
+    fn the_same_metadata_again_keeps_the_session() {
+        // R28
+        let mut replica = current(10, &[(4, 0)]);
+        replica.handle_metadata(&state(2, 5, 51, &[2]), T0);
+        assert_eq!((drain(&mut replica), replica.current_open_no()), (vec![], Some(1)));
+    }
+
+    #[test]
+    fn a_parted_log_is_cut_where_both_may_agree() {
+        // R24: to the least of the leader's end, the own end of that epoch, and the log's end
+        for (answer, cut) in [(diverging(4, 12), 12), (diverging(3, 18), 8), (diverging(4, 30), 15)] {
+            let (mut replica, open) = opening(20, 5, &[(2, 0), (4, 8), (5, 15)]);
+            replica.handle_answer(open.open_no, answer, T0);
+            assert_eq!(drain(&mut replica), [Action::TruncateTo(Offset(cut)), Action::EpochsChanged, OPEN]);
+            assert_eq!(replica.log().end, Offset(cut));
+            assert_eq!(replica.open_request().map(|open| (open.open_no, open.log_end)), Some((2, Offset(cut))));
+        }
+    }
+
+    #[test]
+    fn a_cut_below_the_high_watermark_lowers_it() {
+        let (mut replica, open) = opening(20, 18, &[(4, 0)]);
+        replica.handle_answer(open.open_no, diverging(4, 15), T0);
+        assert_eq!(replica.log().high_watermark, Offset(15));
+    }
+
+    #[test]
+    fn a_log_without_any_epoch_that_old_keeps_nothing() {
+        // R24
+        let (mut replica, open) = opening(20, 5, &[(4, 0)]);
+        replica.handle_answer(open.open_no, diverging(3, 18), T0);
+        assert_eq!(replica.log().end, Offset(0));
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_open_cuts_nothing() {
+        // R24, R58
+        let (mut replica, _) = opening(20, 5, &[(4, 0)]);
+        replica.handle_session_lost();
+        replica.open_request();
+        drain(&mut replica);
+        replica.handle_answer(1, diverging(4, 3), T0);
+        replica.handle_answer(1, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }, T0);
+        assert_eq!((drain(&mut replica), replica.log().end), (vec![], Offset(20)));
+        replica.handle_answer(2, opened(5), T0);
+        replica.handle_answer(2, diverging(4, 3), T0);
+        assert_eq!(replica.log().end, Offset(20), "nor one in a session that stands");
+    }
+
+    #[test]
+    fn an_answer_that_cuts_nothing_is_not_asked_for_in_a_loop() {
+        let (mut replica, open) = opening(20, 5, &[(4, 0)]);
+        replica.handle_answer(open.open_no, diverging(4, 20), T0);
+        assert_eq!((drain(&mut replica), replica.poll_timeout()), (vec![], Some(T0 + REFUSED_MS)));
+    }
+
+    #[test]
+    fn a_follower_out_of_range_starts_anew_at_the_leaders_log_start() {
+        // R26
+        let (mut replica, open) = opening(20, 5, &[(4, 0)]);
+        replica.handle_answer(open.open_no, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }, T0);
+        let actions = [Action::ResetTo(Offset(50)), Action::EpochsChanged, Action::HighWatermark(Offset(50)), OPEN];
+        assert_eq!(drain(&mut replica), actions);
+        assert_eq!(replica.open_request(), Some(Open { log_start: Offset(50), ..crate::testing::open(2, 50, -1) }));
+    }
+
+    #[test]
+    fn a_refused_open_is_made_again_after_a_while() {
+        let (mut replica, open) = opening(20, 5, &[(4, 0)]);
+        replica.handle_answer(open.open_no, Answer::Refused(ErrorCode::UnknownLeaderEpoch), T0);
+        assert_eq!((replica.open_request(), replica.poll_timeout()), (None, Some(T0 + REFUSED_MS)));
+        replica.handle_timeout(T0 + REFUSED_MS);
+        assert_eq!(drain(&mut replica), [OPEN]);
+        assert!(replica.open_request().is_some());
+    }
+
+    #[test]
+    fn a_leader_may_end_a_session_that_stands() {
+        let mut replica = current(10, &[(4, 0)]);
+        replica.handle_answer(1, Answer::Refused(ErrorCode::OffsetOutOfRange), T0);
+        assert_eq!((replica.current_open_no(), replica.poll_timeout()), (None, Some(T0 + REFUSED_MS)));
+    }
+
+    #[test]
+    fn data_that_goes_on_where_the_log_ends_is_appended_and_acknowledged() {
+        // R58, R59, R25, R19
+        let mut replica = current(10, &[(4, 0)]);
+        let batches = [batch(10, 12, 4), batch(20, 20, 5)];
+        let frame = DataHeader { high_watermark: Offset(15), ..data(10, 4, &batches) };
+        assert_eq!(replica.check_data(1, &frame), DataVerdict::Append, "holes are legal");
+        replica.handle_follower_append(&frame);
+        let actions = [Action::EpochsChanged, Action::AckDirty, Action::HighWatermark(Offset(15))];
+        assert_eq!(drain(&mut replica), actions);
+        assert_eq!(*replica.epochs(), cache(&[(4, 0), (5, 20)]));
+        assert_eq!(replica.ack(), Some(Ack { open_no: 1, log_end: Offset(21), log_start: Offset(0) }));
+        assert_eq!(replica.ack(), None);
+        let next = [batch(21, 21, 5)];
+        assert_eq!(replica.check_data(1, &data(21, 5, &next)), DataVerdict::Append);
+    }
+
+    #[test]
+    fn data_of_another_session_is_dropped_and_the_session_stands() {
+        // R58
+        let mut replica = current(10, &[(4, 0)]);
+        let batches = [batch(10, 10, 5)];
+        assert_eq!(replica.check_data(7, &data(10, 4, &batches)), DataVerdict::Drop);
+        assert_eq!((drain(&mut replica), replica.current_open_no()), (vec![], Some(1)));
+    }
+
+    #[test]
+    fn data_that_fails_a_check_ends_the_session_and_cuts_nothing() {
+        // R58
+        let wrong: [(i64, i32, &[BatchInfo]); 8] = [
+            (11, 4, &[batch(11, 11, 5)]),
+            (10, 3, &[batch(10, 10, 5)]),
+            (10, 4, &[batch(9, 10, 5)]),
+            (10, 4, &[batch(10, 10, 3)]),
+            (10, 4, &[batch(10, 10, 6)]),
+            (10, 4, &[batch(10, 12, 5), batch(12, 13, 5)]),
+            (10, 4, &[batch(10, 9, 5)]),
+            (10, 4, &[]),
+        ];
+        for (prev_offset, prev_epoch, batches) in wrong {
+            let mut replica = current(10, &[(4, 0)]);
+            let frame = data(prev_offset, prev_epoch, batches);
+            assert_eq!(replica.check_data(1, &frame), DataVerdict::EndSession, "{frame:?}");
+            assert_eq!(drain(&mut replica), [Action::CloseSession { open_no: 1 }, OPEN]);
+            assert_eq!(replica.log().end, Offset(10));
+            assert_eq!(replica.open_request().map(|open| open.open_no), Some(2));
+        }
+    }
+
+    #[test]
+    fn a_recordless_entry_of_its_own_leadership_goes_when_the_older_epochs_record_comes() {
+        // R25: broker 1 led epoch 5 from 10 and wrote nothing; broker 2 leads 6 and has a record of 4 at 10
+        let mut replica = leader(10, 10, &[1, 2, 3]);
+        replica.handle_metadata(&state(2, 6, 51, &[1, 2, 3]), T0);
+        let open = replica.open_request().unwrap();
+        replica.handle_answer(open.open_no, opened(10), T0);
+        let batches = [batch(10, 10, 4)];
+        assert_eq!(replica.check_data(open.open_no, &data(10, 4, &batches)), DataVerdict::Append);
+        replica.handle_follower_append(&data(10, 4, &batches));
+        assert_eq!(*replica.epochs(), cache(&[(4, 0)]));
+    }
+
+    #[test]
+    fn under_sync_before_ack_opens_and_acks_wait_for_the_disk() {
+        // R59
+        let mut replica = replica(10, 10, &[(4, 0)]);
+        let metadata = |epoch| PartitionState { sync_before_ack: true, ..state(2, epoch, 45 + epoch, &[1, 2]) };
+        replica.handle_metadata(&metadata(5), T0);
+        let first = replica.open_request().unwrap();
+        replica.handle_answer(first.open_no, opened(10), T0);
+        drain(&mut replica);
+        let batches = [batch(10, 12, 5)];
+        replica.handle_follower_append(&data(10, 4, &batches));
+        assert!(drain(&mut replica).contains(&Action::Sync));
+        assert_eq!(replica.ack(), None);
+        let point = replica.sync_point();
+        replica.handle_metadata(&metadata(6), T0);
+        drain(&mut replica);
+        assert_eq!((replica.open_request(), drain(&mut replica)), (None, vec![Action::Sync]));
+        replica.handle_synced(point, T0);
+        assert_eq!(drain(&mut replica), [OPEN]);
+        assert_eq!(replica.open_request().map(|open| open.log_end), Some(Offset(13)));
+    }
+
+    #[test]
+    fn a_sync_from_before_a_truncation_says_nothing_of_what_came_after() {
+        // R59
+        let mut replica = replica(20, 10, &[(4, 0)]);
+        replica.core.log.synced_end = Offset(10);
+        let point = replica.sync_point();
+        replica.core.truncate_to(Offset(12));
+        replica.core.log.end = Offset(15);
+        replica.handle_synced(point, T0);
+        assert_eq!(replica.log().synced_end, Offset(10));
+        let point = replica.sync_point();
+        replica.handle_synced(point, T0);
+        assert_eq!(replica.log().synced_end, Offset(15));
+    }
+
+    #[test]
+    fn progress_moves_the_high_watermark_up_to_the_own_end_then_the_log_start() {
+        // R19, R60
+        let (mut replica, open) = opening(10, 3, &[(4, 0)]);
+        replica.handle_answer(open.open_no, opened(4), T0);
+        drain(&mut replica);
+        replica.handle_progress(9, Offset(9), Offset(9));
+        assert_eq!(drain(&mut replica), [], "not of this session");
+        replica.handle_progress(1, Offset(40), Offset(6));
+        let actions = [Action::HighWatermark(Offset(10)), Action::AdvanceLogStart(Offset(6)), Action::AckDirty];
+        assert_eq!(drain(&mut replica), actions);
+        assert_eq!(replica.ack(), Some(Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6) }));
+    }
+
+    #[test]
+    fn a_new_leader_may_lower_a_followers_high_watermark() {
+        // R19
+        let (mut replica, open) = opening(10, 9, &[(4, 0)]);
+        replica.handle_answer(open.open_no, opened(7), T0);
+        assert_eq!(drain(&mut replica), [Action::HighWatermark(Offset(7))]);
+    }
+
+    #[test]
+    fn a_lost_stream_wants_a_new_session() {
+        // R63
+        let mut replica = current(10, &[(4, 0)]);
+        replica.handle_session_lost();
+        assert_eq!(drain(&mut replica), [Action::CloseSession { open_no: 1 }]);
+        assert_eq!(replica.open_request().map(|open| open.open_no), Some(2));
+    }
+
+    #[test]
+    fn without_a_leader_it_follows_nobody() {
+        let mut replica = current(10, &[(4, 0)]);
+        replica.handle_metadata(&state(-1, 6, 51, &[]), T0);
+        assert_eq!(drain(&mut replica), [Action::CloseSession { open_no: 1 }, Action::FollowerStopped]);
+        assert_eq!(replica.open_request(), None);
+    }
+
+    #[test]
+    fn a_replica_made_again_uses_no_open_number_twice() {
+        // R57
+        let config = crate::messages::ReplicaConfig { opens_before: 41, ..config() };
+        let mut replica = replica_with(config, 10, 10, &[(4, 0)]);
+        replica.handle_metadata(&state(2, 5, 50, &[1, 2, 3]), T0);
+        assert_eq!(replica.open_request().map(|open| open.open_no), Some(42));
+    }
+
+    #[test]
+    fn at_start_the_high_watermark_is_clamped_and_the_cache_trimmed_to_the_log() {
+        // R19, R25
+        let replica = replica(10, 99, &[(2, 0), (4, 6), (5, 10), (6, 12)]);
+        assert_eq!(replica.log().high_watermark, Offset(10));
+        assert_eq!(*replica.epochs(), cache(&[(2, 0), (4, 6)]));
+    }
+}

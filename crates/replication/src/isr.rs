@@ -111,7 +111,7 @@ impl Leader {
         let mut wanted: Vec<(BrokerId, BrokerEpoch)> =
             self.isr.iter().filter(|id| stays(id)).map(|id| (*id, core.broker_epoch(*id))).collect();
         for peer in &self.peers {
-            if !recovering && !self.isr.contains(&peer.id) && peer.may_join(core, self.epoch_start) {
+            if !recovering && !self.isr.contains(&peer.id) && peer.may_join(core, self.epoch_start, now) {
                 // The session's epoch, not the metadata's: the incarnation that acknowledged is the one that joins (R64).
                 wanted.push((peer.id, peer.session_epoch()));
             }
@@ -210,4 +210,343 @@ fn new_proposal(core: &mut Core, isr: Vec<(BrokerId, BrokerEpoch)>) -> Proposal 
         number: core.last_proposal,
     };
     Proposal { id, isr }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::leader::ProduceVerdict;
+    use crate::messages::PartitionState;
+    use crate::testing::*;
+    use model::Offset;
+
+    fn id(partition_epoch: i32, number: u64) -> ProposalId {
+        ProposalId { leader_epoch: LeaderEpoch(5), partition_epoch: PartitionEpoch(partition_epoch), number }
+    }
+
+    fn proposal(partition_epoch: i32, number: u64, isr: &[i32]) -> Proposal {
+        let isr = isr.iter().map(|id| (BrokerId(*id), BrokerEpoch(i64::from(*id) * 10))).collect();
+        Proposal { id: id(partition_epoch, number), isr }
+    }
+
+    fn proposals(replica: &mut Replica) -> Vec<Proposal> {
+        let only = |action| if let Action::ProposeIsr(proposal) = action { Some(proposal) } else { None };
+        drain(replica).into_iter().filter_map(only).collect()
+    }
+
+    fn changed(partition_epoch: i32, isr: &[i32]) -> AlterAnswer {
+        AlterAnswer::Changed {
+            leader_epoch: LeaderEpoch(5),
+            partition_epoch: PartitionEpoch(partition_epoch),
+            isr: isr.iter().map(|id| BrokerId(*id)).collect(),
+        }
+    }
+
+    fn refused(error: ErrorCode) -> AlterAnswer {
+        AlterAnswer::Refused { error, partition_epoch: None }
+    }
+
+    fn hw(replica: &Replica) -> i64 {
+        replica.log().high_watermark.0
+    }
+
+    /// ISR {1, 2} at 10; broker 3 has just joined at 10: the expansion is in flight as proposal 1.
+    fn expanding() -> Replica {
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2, 3])]);
+        leader
+    }
+
+    /// ISR {1, 2, 3} at 10; 3 stays at 10 while 12 is appended, until it lags: the shrink is in flight as proposal 1.
+    fn shrinking() -> (Replica, Time) {
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        let late = T0 + LAG_MS + 1;
+        assert_eq!(leader.poll_timeout(), Some(late));
+        leader.handle_timeout(late - 1);
+        assert_eq!(proposals(&mut leader), []);
+        leader.handle_timeout(late);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2])]);
+        assert_eq!(leader.poll_timeout(), None);
+        (leader, late)
+    }
+
+    #[test]
+    fn a_member_that_lags_in_time_is_proposed_out() {
+        // R11
+        let (leader, _) = shrinking();
+        assert_eq!(leader.isr(), [ME, B2, B3]);
+    }
+
+    #[test]
+    fn a_slow_follower_that_keeps_up_in_time_stays() {
+        // R11, R61: always behind, never by more than the lag time
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        for i in 1..10 {
+            let now = T0 + i * 12_000;
+            let end = 10 + i64::try_from(i).unwrap();
+            append(&mut leader, end, now);
+            acks(&mut leader, B2, 1, end, now);
+            acks(&mut leader, B3, 1, end - 1, now);
+            leader.handle_timeout(now);
+            assert_eq!(proposals(&mut leader), []);
+        }
+    }
+
+    #[test]
+    fn a_follower_that_acknowledges_without_ever_catching_up_falls_out() {
+        // R11: the time of its last ack does not save it
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        append(&mut leader, 100, T0);
+        let mut out = Vec::new();
+        for i in 1..8 {
+            let now = T0 + i * 5_000;
+            let end = 100 + 10 * i64::try_from(i).unwrap();
+            append(&mut leader, end, now);
+            acks(&mut leader, B2, 1, end, now);
+            acks(&mut leader, B3, 1, 10 + i64::try_from(i).unwrap(), now);
+            leader.handle_timeout(now);
+            out.extend(proposals(&mut leader));
+        }
+        assert_eq!(out, [proposal(50, 1, &[1, 2])]);
+    }
+
+    #[test]
+    fn the_first_append_after_idleness_empties_no_isr() {
+        // R61
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        let later = T0 + 10 * LAG_MS;
+        append(&mut leader, 11, later);
+        leader.handle_timeout(later + LAG_MS);
+        assert_eq!(proposals(&mut leader), []);
+    }
+
+    #[test]
+    fn a_member_that_opens_below_the_high_watermark_is_proposed_out_at_once() {
+        // R57
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 6, T0);
+        let lost = Action::MemberLostRecords { follower: B3, log_end: Offset(6), high_watermark: Offset(10) };
+        let actions = drain(&mut leader);
+        assert!(actions.contains(&lost));
+        assert!(actions.contains(&Action::ProposeIsr(proposal(50, 1, &[1, 2]))));
+    }
+
+    #[test]
+    fn a_follower_joins_once_it_reaches_the_start_of_the_leader_epoch() {
+        // R12: not at the high watermark, which may be behind the true one
+        let mut leader = leader(10, 7, &[1, 2]);
+        opens(&mut leader, B3, 1, 8, T0);
+        assert_eq!(proposals(&mut leader), []);
+        send_all(&mut leader);
+        acks(&mut leader, B3, 1, 10, T0);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2, 3])]);
+    }
+
+    #[test]
+    fn a_fenced_follower_joins_when_it_is_unfenced() {
+        // R12, R64
+        let mut leader = leader(10, 10, &[1, 2]);
+        let mut fenced = state(1, 5, 50, &[1, 2]);
+        fenced.replicas[2].eligible = false;
+        leader.handle_metadata(&fenced, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        assert_eq!(proposals(&mut leader), []);
+        leader.handle_metadata(&state(1, 5, 50, &[1, 2]), T0);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2, 3])]);
+    }
+
+    #[test]
+    fn a_follower_without_a_current_session_does_not_join() {
+        // R64
+        let mut leader = leader(10, 7, &[1, 2]);
+        opens(&mut leader, B3, 1, 8, T0);
+        leader.handle_stream_closed(B3, BrokerEpoch(30), 1, T0);
+        acks(&mut leader, B3, 1, 10, T0);
+        assert_eq!(proposals(&mut leader), []);
+    }
+
+    #[test]
+    fn one_change_is_in_flight_at_a_time() {
+        // R13
+        let mut leader = expanding();
+        append(&mut leader, 12, T0);
+        leader.handle_timeout(T0 + LAG_MS + 1);
+        assert_eq!(proposals(&mut leader), []);
+        leader.handle_alter_partition_answer(id(50, 1), changed(51, &[1, 2, 3]), T0 + LAG_MS + 2);
+        assert_eq!(proposals(&mut leader), [proposal(51, 2, &[1])]);
+    }
+
+    #[test]
+    fn an_expansion_in_flight_counts_for_the_high_watermark() {
+        // R14
+        let mut leader = expanding();
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        assert_eq!(hw(&leader), 10);
+        acks(&mut leader, B3, 1, 11, T0);
+        assert_eq!(hw(&leader), 11);
+    }
+
+    #[test]
+    fn a_shrink_in_flight_does_not_release_records() {
+        // R14
+        let (mut leader, late) = shrinking();
+        assert_eq!(leader.produce_verdict(Offset(12)), ProduceVerdict::Pending);
+        leader.handle_alter_partition_answer(id(50, 1), changed(51, &[1, 2]), late);
+        assert_eq!(leader.produce_verdict(Offset(12)), ProduceVerdict::Done(ErrorCode::None));
+    }
+
+    #[test]
+    fn a_success_is_adopted_with_its_partition_epoch() {
+        // R16
+        let mut leader = expanding();
+        leader.handle_alter_partition_answer(id(50, 1), changed(51, &[1, 2, 3]), T0);
+        assert_eq!((leader.isr(), leader.partition_epoch()), (&[ME, B2, B3][..], PartitionEpoch(51)));
+        leader.handle_metadata(&state(1, 5, 50, &[1, 2]), T0);
+        assert_eq!(leader.isr(), [ME, B2, B3], "R3: the older state is dropped");
+        leader.handle_metadata(&state(1, 5, 51, &[1, 2, 3]), T0);
+        assert_eq!(leader.isr(), [ME, B2, B3]);
+    }
+
+    #[test]
+    fn an_answer_to_another_proposal_is_ignored() {
+        // R16
+        let mut leader = expanding();
+        let before = leader.clone();
+        leader.handle_alter_partition_answer(id(50, 7), changed(51, &[1, 2, 3]), T0);
+        leader.handle_alter_partition_answer(id(49, 1), refused(ErrorCode::IneligibleReplica), T0);
+        assert_eq!(leader, before);
+        leader.handle_metadata(&state(1, 5, 51, &[1, 2]), T0);
+        drain(&mut leader);
+        let before = leader.clone();
+        leader.handle_alter_partition_answer(id(50, 1), changed(52, &[1, 2, 3]), T0);
+        assert_eq!(leader, before, "the metadata has moved on from what it was proposed under");
+    }
+
+    #[test]
+    fn a_certain_refusal_goes_back_to_the_committed_isr() {
+        // R16
+        for error in [ErrorCode::IneligibleReplica, ErrorCode::OperationNotAttempted] {
+            let mut leader = expanding();
+            append(&mut leader, 12, T0);
+            acks(&mut leader, B2, 1, 12, T0);
+            let mut fenced = state(1, 5, 50, &[1, 2]);
+            fenced.replicas[2].eligible = false;
+            leader.handle_metadata(&fenced, T0);
+            assert_eq!(hw(&leader), 10, "still pending");
+            leader.handle_alter_partition_answer(id(50, 1), refused(error), T0);
+            assert_eq!(hw(&leader), 12);
+        }
+    }
+
+    #[test]
+    fn a_refused_expansion_is_proposed_again_after_a_while() {
+        let mut leader = expanding();
+        leader.handle_alter_partition_answer(id(50, 1), refused(ErrorCode::IneligibleReplica), T0);
+        assert_eq!(proposals(&mut leader), []);
+        assert_eq!(leader.poll_timeout(), Some(T0 + RETRY_MS));
+        leader.handle_timeout(T0 + RETRY_MS);
+        assert_eq!(proposals(&mut leader), [proposal(50, 2, &[1, 2, 3])]);
+    }
+
+    #[test]
+    fn refusals_that_announce_newer_metadata_stay_pending_until_it_comes() {
+        // R16
+        for error in [
+            ErrorCode::FencedLeaderEpoch,
+            ErrorCode::InvalidUpdateVersion,
+            ErrorCode::InvalidRequest,
+            ErrorCode::UnknownTopicOrPartition,
+            ErrorCode::UnknownTopicId,
+            ErrorCode::NewLeaderElected,
+        ] {
+            let mut leader = expanding();
+            leader.handle_alter_partition_answer(id(50, 1), refused(error), T0);
+            append(&mut leader, 12, T0);
+            acks(&mut leader, B2, 1, 12, T0);
+            assert_eq!((hw(&leader), leader.poll_timeout(), proposals(&mut leader)), (10, None, vec![]), "{error}");
+            leader.handle_metadata(&state(1, 5, 51, &[1, 2]), T0);
+            assert_eq!((hw(&leader), proposals(&mut leader)), (10, vec![proposal(51, 2, &[1, 2, 3])]));
+        }
+    }
+
+    #[test]
+    fn an_unanswered_proposal_is_sent_again_as_it_was() {
+        // R16
+        let mut leader = expanding();
+        leader.handle_alter_partition_answer(id(50, 1), AlterAnswer::Unknown, T0);
+        assert_eq!(leader.poll_timeout(), Some(T0 + RETRY_MS));
+        leader.handle_timeout(T0 + RETRY_MS);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2, 3])]);
+        leader.handle_alter_partition_answer(id(50, 1), refused(ErrorCode::NotController), T0 + 60);
+        leader.handle_timeout(T0 + 60 + RETRY_MS);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2, 3])]);
+    }
+
+    #[test]
+    fn a_refusal_after_an_unanswered_copy_kills_that_copy_before_it_rolls_back() {
+        // R16: the committed ISR under the same partition epoch, which only raises that
+        let mut leader = expanding();
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        leader.handle_alter_partition_answer(id(50, 1), AlterAnswer::Unknown, T0);
+        leader.handle_timeout(T0 + RETRY_MS);
+        drain(&mut leader);
+        leader.handle_alter_partition_answer(id(50, 1), refused(ErrorCode::IneligibleReplica), T0 + 60);
+        leader.handle_timeout(T0 + 60 + RETRY_MS);
+        assert_eq!(proposals(&mut leader), [proposal(50, 2, &[1, 2])]);
+        assert_eq!(hw(&leader), 10, "the old copy may still be applied");
+        leader.handle_stream_closed(B3, BrokerEpoch(30), 1, T0 + 120);
+        assert_eq!(hw(&leader), 10);
+        leader.handle_alter_partition_answer(id(50, 2), changed(51, &[1, 2]), T0 + 130);
+        assert_eq!(hw(&leader), 12);
+    }
+
+    #[test]
+    fn an_invalid_request_from_a_controller_that_is_where_we_are_rolls_back() {
+        // R16
+        let mut leader = expanding();
+        let error = ErrorCode::InvalidRequest;
+        let answer = AlterAnswer::Refused { error, partition_epoch: Some(PartitionEpoch(50)) };
+        leader.handle_alter_partition_answer(id(50, 1), answer, T0);
+        assert_eq!(leader.poll_timeout(), Some(T0 + RETRY_MS));
+    }
+
+    #[test]
+    fn a_recovering_leader_reports_before_anyone_joins() {
+        // R35
+        let mut replica = replica(10, 10, &[(4, 0)]);
+        let recovering = PartitionState { recovering: true, ..state(1, 5, 50, &[1]) };
+        replica.handle_metadata(&recovering, T0);
+        assert_eq!(proposals(&mut replica), [proposal(50, 1, &[1])]);
+        opens(&mut replica, B2, 1, 10, T0);
+        assert_eq!(proposals(&mut replica), []);
+        replica.handle_alter_partition_answer(id(50, 1), changed(51, &[1]), T0);
+        assert_eq!(proposals(&mut replica), [proposal(51, 2, &[1, 2])]);
+    }
+
+    #[test]
+    fn the_high_watermark_waits_for_a_follower_that_is_about_to_join() {
+        // R18: refused for now, caught up, eligible
+        let mut leader = expanding();
+        leader.handle_alter_partition_answer(id(50, 1), refused(ErrorCode::IneligibleReplica), T0);
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        assert_eq!((hw(&leader), leader.poll_timeout()), (10, Some(T0 + RETRY_MS)));
+        leader.handle_stream_closed(B3, BrokerEpoch(30), 1, T0);
+        assert_eq!(hw(&leader), 12, "without a session it joins no more");
+    }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Leader {
     pub(crate) pending: Option<Pending>,
     /// No new proposal before this.
     pub(crate) hold_until: Time,
+    /// Until when the high watermark waits for a follower that is about to join.
+    joins_until: Option<Time>,
 }
 
 /// One follower, as its leader sees it.
@@ -284,8 +286,14 @@ impl Leader {
         core.epochs.assign(core.leader_epoch, epoch_start);
         core.act(Action::EpochsChanged);
         core.act(Action::LeaderStarted { leader_epoch: core.leader_epoch });
-        let mut leader =
-            Leader { epoch_start, isr: state.isr.clone(), peers: Vec::new(), pending: None, hold_until: Time::ZERO };
+        let mut leader = Leader {
+            epoch_start,
+            isr: state.isr.clone(),
+            peers: Vec::new(),
+            pending: None,
+            hold_until: Time::ZERO,
+            joins_until: None,
+        };
         leader.adopt_members(core, now);
         if let Some(previous) = previous
             && !core.config.rules.hold(Rule::R18ForgetFollowersOnElection)
@@ -343,18 +351,26 @@ impl Leader {
 
     /// `R18`, over the maximal ISR (`R14`) and those about to join.
     fn maybe_advance_high_watermark(&mut self, core: &mut Core, now: Time) {
+        self.joins_until = None;
         if self.isr.len() < core.min_isr && core.config.rules.hold(Rule::R18NoAdvanceBelowMinIsr) {
             return;
         }
-        let mut lowest = core.counted_end();
+        let mut lowest = Some(core.counted_end());
+        let mut joins_until = None;
         for peer in &self.peers {
-            if self.counts(core, peer.id) || self.is_joining(core, peer, now) {
-                let Some(log_end) = peer.log_end else { return };
-                lowest = lowest.min(log_end);
+            let joining = self.is_joining(core, peer, now);
+            if joining && peer.log_end < Some(core.counted_end()) {
+                let until = peer.caught_up + core.config.lag_time_max_ms + 1;
+                joins_until = Some(joins_until.map_or(until, |other: Time| other.min(until)));
+            }
+            if joining || self.counts(core, peer.id) {
+                // None, an unknown log end, is the lowest.
+                lowest = lowest.min(peer.log_end);
             }
         }
-        if lowest > core.log.high_watermark {
-            core.set_high_watermark(lowest);
+        self.joins_until = joins_until;
+        if let Some(high_watermark) = lowest.filter(|lowest| *lowest > core.log.high_watermark) {
+            core.set_high_watermark(high_watermark);
             self.progress_dirty(core);
         }
     }
@@ -486,22 +502,20 @@ impl Leader {
     }
 
     pub(crate) fn timeout(&self, core: &Core) -> Option<Time> {
-        if let Some(at) = self.pending.as_ref().and_then(|pending| pending.send_at) {
-            return Some(at);
-        }
-        let lag = core.config.lag_time_max_ms;
-        let lagging = self.peers.iter().filter(|peer| peer.log_end != Some(core.log.end));
-        let watched = lagging.filter(|peer| {
-            let in_isr = self.isr.contains(&peer.id);
-            (in_isr && self.pending.is_none())
-                || (!in_isr && peer.cursor.is_some() && core.log.high_watermark < core.log.end)
-        });
-        let expires = watched.map(|peer| peer.caught_up + lag + 1).min();
-        expires.max(expires.map(|_| self.hold_until)).or(self.held())
+        let decided = match &self.pending {
+            Some(pending) => pending.send_at,
+            None => self.next_proposal_at(core),
+        };
+        decided.into_iter().chain(self.joins_until).min()
     }
 
-    fn held(&self) -> Option<Time> {
-        (self.hold_until > Time::ZERO && self.pending.is_none()).then_some(self.hold_until)
+    /// When a member of the ISR falls out of it (`R11`), or a held proposal may be made.
+    fn next_proposal_at(&self, core: &Core) -> Option<Time> {
+        let lagging =
+            self.peers.iter().filter(|peer| peer.log_end != Some(core.log.end) && self.isr.contains(&peer.id));
+        let shrink = lagging.map(|peer| (peer.caught_up + core.config.lag_time_max_ms + 1).max(self.hold_until)).min();
+        let held = Some(self.hold_until).filter(|held| *held > Time::ZERO);
+        shrink.into_iter().chain(held).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, core: &mut Core, now: Time) {
@@ -613,11 +627,11 @@ impl Peer {
         member.eligible && (same || !core.config.rules.hold(Rule::R64SessionBrokerEpoch))
     }
 
-    /// `R12`, `R64`.
-    pub(crate) fn may_join(&self, core: &Core, epoch_start: Offset) -> bool {
+    /// `R12`, `R64`; and not out of sync, or it would be proposed in and out in turn.
+    pub(crate) fn may_join(&self, core: &Core, epoch_start: Offset, now: Time) -> bool {
         let leso = core.config.rules.hold(Rule::R12ExpandAboveLeaderEpochStart);
         let least = if leso { core.log.high_watermark.max(epoch_start) } else { core.log.high_watermark };
-        self.log_end.is_some_and(|log_end| log_end >= least) && self.is_eligible(core)
+        self.log_end.is_some_and(|log_end| log_end >= least) && self.is_eligible(core) && self.is_caught_up(core, now)
     }
 
     pub(crate) fn session_epoch(&self) -> BrokerEpoch {
@@ -633,5 +647,374 @@ impl Cursor {
             self.in_flight.pop_front();
             self.in_flight_bytes -= bytes;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::FetchPosition;
+    use crate::testing::*;
+
+    fn hw(replica: &Replica) -> i64 {
+        replica.log().high_watermark.0
+    }
+
+    fn opened(high_watermark: i64, log_start: i64, log_end: i64) -> OpenVerdict {
+        OpenVerdict::Answer(Answer::Opened {
+            high_watermark: Offset(high_watermark),
+            log_start: Offset(log_start),
+            log_end: Offset(log_end),
+        })
+    }
+
+    #[test]
+    fn a_leader_starts_its_epoch_where_its_log_ends() {
+        // R28, R25
+        let mut replica = replica(10, 7, &[(4, 0)]);
+        replica.handle_metadata(&state(1, 5, 50, &[1, 2, 3]), T0);
+        let started = Action::LeaderStarted { leader_epoch: LeaderEpoch(5) };
+        assert_eq!(drain(&mut replica), [Action::EpochsChanged, started]);
+        assert_eq!(*replica.epochs(), cache(&[(4, 0), (5, 10)]));
+        assert_eq!(replica.last_epoch(), LeaderEpoch(4));
+    }
+
+    #[test]
+    fn the_high_watermark_is_the_lowest_log_end_of_the_in_sync_replicas() {
+        // R18
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        assert_eq!(hw(&leader), 7, "the log end of broker 3 is not known in this epoch");
+        opens(&mut leader, B3, 1, 9, T0);
+        assert_eq!(hw(&leader), 9);
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        assert_eq!(hw(&leader), 9);
+        drain(&mut leader);
+        acks(&mut leader, B3, 1, 11, T0);
+        let dirty = |follower| Action::StreamDirty { follower };
+        assert_eq!(drain(&mut leader), [Action::HighWatermark(Offset(11)), dirty(B2), dirty(B3)]);
+    }
+
+    #[test]
+    fn what_followers_acknowledged_before_an_election_does_not_count_after_it() {
+        // R18, R28
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 7, T0);
+        drain(&mut leader);
+        leader.handle_metadata(&state(1, 6, 51, &[1, 2]), T0);
+        assert_eq!(hw(&leader), 7);
+        assert_eq!(leader.follower_log_end(B2), None);
+        let ended = |follower| Action::SessionEnded {
+            follower,
+            session: session(follower, 1),
+            error: ErrorCode::NotLeaderOrFollower,
+        };
+        let started = Action::LeaderStarted { leader_epoch: LeaderEpoch(6) };
+        assert_eq!(drain(&mut leader), [ended(B2), ended(B3), Action::EpochsChanged, started]);
+    }
+
+    #[test]
+    fn the_high_watermark_does_not_rise_below_the_min_isr() {
+        // R18
+        let mut leader = leader(10, 7, &[1]);
+        append(&mut leader, 11, T0);
+        assert_eq!(hw(&leader), 7);
+    }
+
+    #[test]
+    fn a_partition_of_one_replica_needs_one_whatever_min_insync_replicas_says() {
+        // R18: the effective min ISR
+        let mut replica = replica(10, 7, &[(4, 0)]);
+        let mut alone = state(1, 5, 50, &[1]);
+        alone.replicas.truncate(1);
+        replica.handle_metadata(&alone, T0);
+        assert_eq!(hw(&replica), 10);
+        append(&mut replica, 12, T0);
+        assert_eq!(replica.produce_verdict(Offset(12)), ProduceVerdict::Done(ErrorCode::None));
+    }
+
+    #[test]
+    fn under_sync_before_ack_the_leaders_own_records_count_once_durable() {
+        // R18, R59
+        let mut replica = replica(10, 10, &[(4, 0)]);
+        let metadata = PartitionState { sync_before_ack: true, ..state(1, 5, 50, &[1, 2]) };
+        replica.handle_metadata(&metadata, T0);
+        opens(&mut replica, B2, 1, 10, T0);
+        append(&mut replica, 12, T0);
+        acks(&mut replica, B2, 1, 12, T0);
+        assert_eq!(hw(&replica), 10);
+        assert!(drain(&mut replica).contains(&Action::Sync));
+        let point = replica.sync_point();
+        replica.handle_synced(point, T0);
+        assert_eq!(hw(&replica), 12);
+    }
+
+    #[test]
+    fn a_new_leader_holds_what_it_cannot_prove_committed() {
+        // R19
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        assert_eq!(leader.latest_offset(), Err(ErrorCode::OffsetNotAvailable));
+        let positions = |leader: &Replica| [6, 7, 10, 11].map(|o| leader.fetch_position(Offset(o)));
+        use FetchPosition::{OutOfRange, Readable, Wait};
+        assert_eq!(positions(&leader), [Readable, Wait, Wait, OutOfRange]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        assert_eq!(leader.latest_offset(), Ok(Offset(10)));
+        assert_eq!(positions(&leader), [Readable, Readable, Wait, OutOfRange]);
+    }
+
+    #[test]
+    fn acks_all_is_refused_below_the_min_isr_before_anything_is_appended() {
+        // R20
+        let alone = leader(10, 10, &[1]);
+        assert_eq!(alone.check_produce(-1), Err(ErrorCode::NotEnoughReplicas));
+        assert_eq!(alone.check_produce(1), Ok(()));
+        assert_eq!(leader(10, 10, &[1, 2]).check_produce(-1), Ok(()));
+        assert_eq!(replica(10, 10, &[]).check_produce(1), Err(ErrorCode::NotLeaderOrFollower));
+    }
+
+    #[test]
+    fn a_produce_is_done_when_the_high_watermark_passes_it() {
+        // R17, R20
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        append(&mut leader, 12, T0);
+        assert_eq!(leader.produce_verdict(Offset(12)), ProduceVerdict::Pending);
+        acks(&mut leader, B2, 1, 12, T0);
+        assert_eq!(leader.produce_verdict(Offset(12)), ProduceVerdict::Done(ErrorCode::None));
+        let mut alone = state(1, 5, 51, &[1]);
+        alone.replicas[1].eligible = false;
+        leader.handle_metadata(&alone, T0);
+        let too_few = ProduceVerdict::Done(ErrorCode::NotEnoughReplicasAfterAppend);
+        assert_eq!(leader.produce_verdict(Offset(12)), too_few);
+        leader.handle_metadata(&state(2, 6, 52, &[2]), T0);
+        assert_eq!(leader.produce_verdict(Offset(12)), ProduceVerdict::Done(ErrorCode::NotLeaderOrFollower));
+    }
+
+    #[test]
+    fn a_follower_that_agrees_is_opened_and_sent_what_it_lacks() {
+        // R57, R58
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        assert_eq!(opens(&mut leader, B2, 1, 8, T0), opened(7, 0, 10));
+        let plan = SendPlan {
+            session: session(B2, 1),
+            prev_offset: Offset(8),
+            prev_epoch: LeaderEpoch(4),
+            max_bytes: 1000,
+            at_least_one: true,
+            high_watermark: Offset(7),
+            log_start: Offset(0),
+            leader_log_end: Offset(10),
+        };
+        assert_eq!(leader.next_send(B2), Some(plan));
+        leader.handle_sent(B2, &plan, Offset(10), LeaderEpoch(4), 900);
+        assert_eq!(leader.next_send(B2), None);
+        leader.handle_leader_append(Offset(11), T0);
+        let next = SendPlan { prev_offset: Offset(10), max_bytes: 100, at_least_one: false, ..plan };
+        assert_eq!(leader.next_send(B2), Some(SendPlan { leader_log_end: Offset(11), ..next }));
+    }
+
+    #[test]
+    fn a_full_window_waits_for_an_acknowledgement() {
+        // R62
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 5, T0);
+        let plan = leader.next_send(B2).unwrap();
+        leader.handle_sent(B2, &plan, Offset(7), LeaderEpoch(4), 5000);
+        assert_eq!(leader.next_send(B2), None);
+        drain(&mut leader);
+        acks(&mut leader, B2, 1, 7, T0);
+        assert!(drain(&mut leader).contains(&Action::StreamDirty { follower: B2 }));
+        assert_eq!(leader.next_send(B2).map(|plan| plan.prev_offset), Some(Offset(7)));
+    }
+
+    #[test]
+    fn opens_of_other_leader_epochs_are_fenced_or_parked() {
+        // R23, R57
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        let at = |epoch| Open { leader_epoch: LeaderEpoch(epoch), ..open(1, 10, 4) };
+        let fenced = OpenVerdict::Answer(Answer::Refused(ErrorCode::FencedLeaderEpoch));
+        assert_eq!(leader.handle_open(B2, session(B2, 1), at(4), T0), fenced);
+        assert_eq!(leader.handle_open(B2, session(B2, 1), at(6), T0), OpenVerdict::Park);
+        assert_eq!(leader.handle_open(B2, session(B2, 1), at(5), T0), opened(7, 0, 10));
+        let unknown = OpenVerdict::Answer(Answer::Refused(ErrorCode::UnknownLeaderEpoch));
+        assert_eq!(leader.handle_open(BrokerId(9), session(B2, 1), at(5), T0), unknown);
+    }
+
+    #[test]
+    fn an_open_of_an_older_registration_is_refused_and_of_a_newer_one_parked() {
+        // R8, R56
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        let of = |broker_epoch| Session { broker_epoch: BrokerEpoch(broker_epoch), ..session(B2, 1) };
+        let refused = OpenVerdict::Answer(Answer::Refused(ErrorCode::NotLeaderOrFollower));
+        assert_eq!(leader.handle_open(B2, of(19), open(1, 10, 4), T0), refused);
+        assert_eq!(leader.handle_open(B2, of(21), open(1, 10, 4), T0), OpenVerdict::Park);
+    }
+
+    #[test]
+    fn a_log_that_parts_is_told_where_and_does_not_count() {
+        // R24
+        let mut replica = replica(20, 12, &[(2, 0), (4, 10)]);
+        replica.handle_metadata(&state(1, 5, 50, &[1, 2, 3]), T0);
+        let answer = |replica: &mut Replica, open_no, log_end, last_epoch| {
+            replica.handle_open(B2, session(B2, open_no), open(open_no, log_end, last_epoch), T0)
+        };
+        let diverging =
+            |epoch, end| OpenVerdict::Answer(Answer::Diverging { epoch: LeaderEpoch(epoch), end: Offset(end) });
+        assert_eq!(answer(&mut replica, 1, 15, 3), diverging(2, 10), "an epoch that I do not have");
+        assert_eq!(answer(&mut replica, 2, 13, 2), diverging(2, 10), "longer than mine in that epoch");
+        assert_eq!(answer(&mut replica, 3, 25, 4), diverging(4, 20), "beyond my end is divergence, not out of range");
+        assert_eq!(replica.follower_log_end(B2), None);
+        assert_eq!(answer(&mut replica, 4, 10, 2), opened(12, 0, 20));
+    }
+
+    #[test]
+    fn a_follower_below_my_log_start_or_older_than_all_my_epochs_starts_anew() {
+        // R26, R57
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        leader.handle_log_start(Offset(5));
+        let out_of_range = OpenVerdict::Answer(Answer::OutOfRange { log_start: Offset(5), log_end: Offset(10) });
+        assert_eq!(opens(&mut leader, B2, 1, 4, T0), out_of_range);
+        assert_eq!(leader.handle_open(B2, session(B2, 2), open(2, 8, 3), T0), out_of_range);
+        let empty = |open_no, at| Open { log_start: Offset(at), ..open(open_no, at, -1) };
+        assert_eq!(leader.handle_open(B2, session(B2, 3), empty(3, 4), T0), out_of_range);
+        assert_eq!(leader.handle_open(B2, session(B2, 4), empty(4, 11), T0), out_of_range);
+        assert_eq!(leader.handle_open(B2, session(B2, 5), open(5, 8, -1), T0), out_of_range, "records of no epoch");
+        assert_eq!(leader.handle_open(B2, session(B2, 6), empty(6, 5), T0), opened(7, 5, 10));
+    }
+
+    #[test]
+    fn only_the_greatest_open_of_a_follower_has_a_session() {
+        // R57
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 3, 9, T0);
+        assert_eq!(opens(&mut leader, B2, 2, 10, T0), OpenVerdict::Ignore);
+        assert_eq!(leader.follower_log_end(B2), Some(Offset(9)));
+        assert_eq!(opens(&mut leader, B2, 4, 8, T0), opened(7, 0, 10));
+        assert_eq!(leader.follower_log_end(B2), Some(Offset(8)), "an open counts even if it is lower than before");
+    }
+
+    #[test]
+    fn a_later_open_on_an_older_stream_is_the_greater_one() {
+        // R57, R62: from the catch-up lane back to its own lane
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        let on = |open_no, stream_no| Session { stream_no, ..session(B2, open_no) };
+        leader.handle_open(B2, on(1, 9), open(1, 8, 4), T0);
+        assert_eq!(leader.handle_open(B2, on(2, 3), open(2, 10, 4), T0), opened(7, 0, 10));
+    }
+
+    #[test]
+    fn acks_of_other_sessions_do_not_count() {
+        // R59
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 8, T0);
+        send_all(&mut leader);
+        opens(&mut leader, B2, 2, 7, T0);
+        acks(&mut leader, B2, 1, 10, T0);
+        assert_eq!(leader.follower_log_end(B2), Some(Offset(7)));
+        leader.handle_open(B2, session(B2, 3), open(3, 30, 4), T0);
+        acks(&mut leader, B2, 2, 7, T0);
+        acks(&mut leader, B2, 3, 10, T0);
+        assert_eq!(leader.follower_log_end(B2), Some(Offset(7)), "a diverging open is no session");
+    }
+
+    #[test]
+    fn an_ack_of_what_was_never_sent_closes_the_stream() {
+        // R59
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 8, T0);
+        let ack = Ack { open_no: 1, log_end: Offset(9), log_start: Offset(0) };
+        let broken = CloseStream { follower: B2, acked: Offset(9), sent: Offset(8) };
+        assert_eq!(leader.handle_ack(B2, session(B2, 1), ack, T0), Err(broken));
+        assert_eq!(leader.follower_log_end(B2), Some(Offset(8)));
+    }
+
+    #[test]
+    fn a_new_registration_of_a_follower_voids_its_log_end_and_session() {
+        // R8, R56
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        drain(&mut leader);
+        let mut metadata = state(1, 5, 50, &[1, 2, 3]);
+        metadata.replicas[1].broker_epoch = BrokerEpoch(77);
+        leader.handle_metadata(&metadata, T0);
+        let error = ErrorCode::NotLeaderOrFollower;
+        assert_eq!(drain(&mut leader), [Action::SessionEnded { follower: B2, session: session(B2, 1), error }]);
+        assert_eq!(leader.follower_log_end(B2), None);
+        acks(&mut leader, B2, 1, 10, T0);
+        assert_eq!(leader.follower_log_end(B2), None);
+    }
+
+    #[test]
+    fn a_broken_stream_changes_neither_log_end_nor_lag() {
+        // R61
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        leader.handle_stream_closed(B2, BrokerEpoch(20), 1, T0 + 5);
+        assert_eq!(leader.follower_log_end(B2), Some(Offset(10)));
+        assert_eq!(leader.next_send(B2), None);
+    }
+
+    #[test]
+    fn watermarks_that_no_data_carried_go_out_once() {
+        // R60
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        assert_eq!(leader.next_progress(B2), None);
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        let progress = Progress { session: session(B2, 1), high_watermark: Offset(12), log_start: Offset(0) };
+        assert_eq!(leader.next_progress(B2), Some(progress));
+        assert_eq!(leader.next_progress(B2), None);
+        leader.handle_log_start(Offset(6));
+        assert_eq!(leader.next_progress(B2), Some(Progress { log_start: Offset(6), ..progress }));
+    }
+
+    #[test]
+    fn the_low_watermark_waits_for_every_live_replica() {
+        // R60
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        leader.handle_log_start(Offset(6));
+        assert_eq!(leader.low_watermark(), Offset::NONE);
+        opens(&mut leader, B3, 1, 10, T0);
+        assert_eq!(leader.low_watermark(), Offset(0));
+        for follower in [B2, B3] {
+            let ack = Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6) };
+            leader.handle_ack(follower, session(follower, 1), ack, T0).unwrap();
+        }
+        assert_eq!(leader.low_watermark(), Offset(6));
+    }
+
+    #[test]
+    fn a_session_behind_the_new_log_start_has_to_open_anew() {
+        // R26
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 3, T0);
+        drain(&mut leader);
+        leader.handle_log_start(Offset(6));
+        let ended = Action::SessionEnded { follower: B3, session: session(B3, 1), error: ErrorCode::OffsetOutOfRange };
+        assert_eq!(drain(&mut leader), [ended, Action::StreamDirty { follower: B2 }]);
+    }
+
+    #[test]
+    fn the_log_start_stays_at_or_below_the_high_watermark() {
+        // R39
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        leader.handle_log_start(Offset(9));
+        assert_eq!(leader.log().start, Offset(7));
+    }
+
+    #[test]
+    fn an_idle_leader_has_no_timer_and_is_small() {
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        assert_eq!(leader.poll_timeout(), None);
+        assert!(std::mem::size_of::<Replica>() <= 320, "{}", std::mem::size_of::<Replica>());
+        assert!(std::mem::size_of::<Peer>() <= 240, "{}", std::mem::size_of::<Peer>());
     }
 }

@@ -29,3 +29,6 @@ pub use producers::{
     BatchKind, ProducerBatch, ProducerState, ProducerTable, RetainedBatch, SequenceCheck, SnapshotError,
 };
 pub use replica::Replica;
+
+#[cfg(test)]
+mod testing;
