@@ -7,11 +7,19 @@
 //! without async, owned by whoever owns the partition. Every access to a file goes through [`disk::Disk`]. An idle
 //! partition costs a few hundred bytes: no thread, timer, map or open file.
 
+mod checkpoint;
 pub mod config;
+pub mod data_dir;
 pub mod disk;
 pub mod env;
+pub mod log;
 pub mod pool;
 
 pub use config::{CleanupPolicy, FlushPolicy, LogConfig};
+pub use data_dir::{Checkpoint, DataDir, DataDirError, MetaProperties, PartitionDir};
 pub use env::{DirHealth, LogEnv};
+pub use log::{
+    Appended, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, Read, Recovered, SyncDone, SyncTicket,
+    TimeMatch, Verdict,
+};
 pub use pool::DiskPool;

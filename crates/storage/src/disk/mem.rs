@@ -1,8 +1,9 @@
 //! A file system in memory that tells written from durable bytes, crashes on demand and fails on demand.
 //!
 //! Every change that no sync has covered waits in one list, in the order in which it was made. A crash decides for each
-//! of them whether it reached the disk; open files of the time before the crash are dead. Two laws of real disks are kept:
-//! names and content become durable independently, and a write may be torn at any byte.
+//! of them whether it reached the disk; open files of the time before the crash are dead. Laws of real disks that are kept:
+//! names and content become durable independently, a write may be torn at any byte, and what is in a directory that is
+//! not durable itself is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};

@@ -1,0 +1,381 @@
+//! One log directory: who uses it, which cluster and node it is of, how the last process left it, its checkpoints, and
+//! the partitions in it. Kafka's file names and formats.
+//!
+//! Invariants: a [`DataDir`] holds the lock on `.lock` as long as it lives. The mark of a clean shutdown is gone, durably,
+//! before anything else happens (`R10`). Every file is replaced whole (`R31`). A damaged checkpoint is a hint lost, not a
+//! failed start.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicId};
+
+use crate::checkpoint;
+use crate::disk::{Disk, DiskFile, OpenMode, read_small_file, replace_file, write_all_at};
+use crate::env::LogEnv;
+use crate::log::identity::{self, Identity};
+
+const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
+/// 100,000 partitions with names of the greatest length take a third of this.
+const CHECKPOINT_MAX: usize = 64 << 20;
+const SMALL_MAX: usize = 64 << 10;
+/// File names have at most so many bytes.
+const NAME_MAX: usize = 255;
+const DELETED: &str = "-delete";
+
+/// What can go wrong with a log directory as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process uses it.
+    #[error("{} is in use by {}: stop that process or give this one its own log.dirs", path.display(), holder(.pid.as_ref()))]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process that holds it, as far as it is known.
+        pid: Option<u32>,
+    },
+    /// `meta.properties` cannot be understood.
+    #[error("{} is damaged ({what}): restore it, or start with an empty log directory", path.display())]
+    BadMeta {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The disk.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// `meta.properties`: whose directory this is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MetaProperties {
+    /// Of which cluster; none until the node has joined one.
+    pub cluster_id: Option<ClusterId>,
+    /// Of which node.
+    pub node_id: BrokerId,
+    /// This directory's own identity.
+    pub directory_id: DirectoryId,
+}
+
+/// The checkpoints that hold one offset for each partition.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Checkpoint {
+    /// Below it, everything was synced (`R25`).
+    RecoveryPoint,
+    /// Where each log starts.
+    LogStart,
+    /// The high watermark: a hint (`R19`).
+    HighWatermark,
+}
+
+/// A partition's directory, as it was found.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PartitionDir {
+    /// The topic's name.
+    pub topic: String,
+    /// Which of its partitions.
+    pub partition: PartitionIndex,
+    /// The topic's id; None where `partition.metadata` is missing or damaged.
+    pub topic_id: Option<TopicId>,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct DataDir {
+    env: LogEnv,
+    path: PathBuf,
+    _lock: Arc<dyn DiskFile>,
+}
+
+impl Checkpoint {
+    fn file_name(self) -> &'static str {
+        match self {
+            Checkpoint::RecoveryPoint => "recovery-point-offset-checkpoint",
+            Checkpoint::LogStart => "log-start-offset-checkpoint",
+            Checkpoint::HighWatermark => "replication-offset-checkpoint",
+        }
+    }
+}
+
+impl DataDir {
+    /// Makes the directory if it is not there, and takes it for this process. Its health is its own.
+    ///
+    /// # Errors
+    /// `InUse` names the process that holds it.
+    pub fn open(env: &LogEnv, path: &Path) -> Result<Self, DataDirError> {
+        let disk = &*env.disk;
+        let failed = |what| io_error(what, path);
+        disk.create_dir_all(path).map_err(failed("make"))?;
+        let file = path.join(".lock");
+        let lock = disk.open(&file, OpenMode::Create).map_err(io_error("open", &file))?;
+        if !lock.try_lock().map_err(io_error("lock", &file))? {
+            let text = read_small_file(disk, &file, SMALL_MAX).ok().flatten().unwrap_or_default();
+            let pid = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+            return Err(DataDirError::InUse { path: path.to_owned(), pid });
+        }
+        let pid = format!("{}\n", std::process::id());
+        // A full disk must not keep a broker from starting: the pid is for people only.
+        let noted = lock.truncate(0).and_then(|()| write_all_at(&*lock, &mut [IoSlice::new(pid.as_bytes())], 0));
+        if let Err(error) = noted {
+            tracing::warn!(path = %file.display(), %error, "cannot note the process id");
+        }
+        path.parent().map_or(Ok(()), |above| disk.sync_dir(above)).map_err(failed("sync the directory above"))?;
+        Ok(Self { env: env.for_directory(), path: path.to_owned(), _lock: lock })
+    }
+
+    /// What the logs of this directory are opened with.
+    #[must_use]
+    pub fn env(&self) -> &LogEnv {
+        &self.env
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whose directory it is; None in a new one.
+    ///
+    /// # Errors
+    /// `BadMeta`: an identity is never guessed.
+    pub fn meta(&self) -> Result<Option<MetaProperties>, DataDirError> {
+        let path = self.meta_path();
+        let text = read_small_file(self.disk(), &path, SMALL_MAX).map_err(io_error("read", &path))?;
+        let Some(text) = text else { return Ok(None) };
+        parse_meta(&text).map(Some).map_err(|what| DataDirError::BadMeta { path, what })
+    }
+
+    /// Makes it the directory of this cluster and node, durably.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_meta(&self, meta: &MetaProperties) -> Result<(), DataDirError> {
+        let mut text = format!("version=1\nnode.id={}\ndirectory.id={}\n", meta.node_id, meta.directory_id);
+        if let Some(cluster_id) = meta.cluster_id {
+            text.push_str(&format!("cluster.id={cluster_id}\n"));
+        }
+        self.replace(&self.meta_path(), text.as_bytes())
+    }
+
+    /// Takes the mark of a clean shutdown away, durably, and gives the broker epoch in it; None where there is none or it
+    /// is damaged: then the last shutdown is not proven clean. To be called before anything else is done (`R10`).
+    ///
+    /// # Errors
+    /// The disk's: then nothing may be started.
+    pub fn take_clean_shutdown(&self) -> Result<Option<BrokerEpoch>, DataDirError> {
+        let path = self.path.join(CLEAN_SHUTDOWN);
+        let text = match read_small_file(self.disk(), &path, SMALL_MAX) {
+            Ok(None) => return Ok(None),
+            Ok(Some(text)) => text,
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Vec::new(),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        let removed = self.disk().remove_file(&path).and_then(|()| self.disk().sync_dir(&self.path));
+        removed.map_err(io_error("remove", &path))?;
+        Ok(parse_clean_shutdown(&text))
+    }
+
+    /// Leaves the mark of a clean shutdown: after every log of the directory is flushed and closed (`R10`).
+    ///
+    /// # Errors
+    /// The disk's, and where the directory is offline: then there is no mark.
+    pub fn write_clean_shutdown(&self, broker_epoch: BrokerEpoch) -> Result<(), DataDirError> {
+        let path = self.path.join(CLEAN_SHUTDOWN);
+        if let Some(reason) = self.env.health.failure() {
+            return Err(io_error("mark as cleanly shut down", &path)(io::Error::other(reason.to_owned())));
+        }
+        self.replace(&path, format!("{{\"version\":0,\"brokerEpoch\":{broker_epoch}}}").as_bytes())
+    }
+
+    /// The offsets of a checkpoint; empty where it is not there or damaged.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn read_checkpoint(
+        &self,
+        which: Checkpoint,
+    ) -> Result<BTreeMap<(String, PartitionIndex), Offset>, DataDirError> {
+        let path = self.path.join(which.file_name());
+        let text = match read_small_file(self.disk(), &path, CHECKPOINT_MAX) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(Vec::new()),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        let Some(text) = text else { return Ok(BTreeMap::new()) };
+        Ok(parse_offsets(&text).unwrap_or_else(|what| {
+            tracing::warn!(path = %path.display(), what, "a damaged checkpoint is passed over");
+            BTreeMap::new()
+        }))
+    }
+
+    /// Replaces a checkpoint, durably.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_checkpoint<'a>(
+        &self,
+        which: Checkpoint,
+        offsets: impl IntoIterator<Item = (&'a str, PartitionIndex, Offset)>,
+    ) -> Result<(), DataDirError> {
+        let lines: Vec<String> =
+            offsets.into_iter().map(|(topic, p, offset)| format!("{topic} {p} {offset}")).collect();
+        self.replace(&self.path.join(which.file_name()), checkpoint::format(lines.into_iter()).as_bytes())
+    }
+
+    /// Where a partition's log lies, whether it is there or not.
+    #[must_use]
+    pub fn partition_path(&self, topic: &str, partition: PartitionIndex) -> PathBuf {
+        self.path.join(format!("{topic}-{partition}"))
+    }
+
+    /// The partitions that have a directory, ascending.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn partitions(&self) -> Result<Vec<PartitionDir>, DataDirError> {
+        let mut found = Vec::new();
+        for entry in self.disk().list(&self.path).map_err(io_error("list", &self.path))? {
+            let Some((topic, partition)) = parse_partition(&entry.name).filter(|_| entry.is_dir) else { continue };
+            let path = self.path.join(&entry.name);
+            let topic_id = match identity::read(self.disk(), &path).map_err(io_error("read", &path))? {
+                Identity::Known(topic_id) => Some(topic_id),
+                Identity::Unknown => None,
+            };
+            found.push(PartitionDir { topic, partition, topic_id, path });
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Takes a partition's directory out of use, durably, under a name that nobody opens; its space is freed with
+    /// [`DataDir::free_deleted`]. The log of it must be dropped. False where there is none.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn delete_partition(&self, topic: &str, partition: PartitionIndex) -> Result<bool, DataDirError> {
+        let path = self.partition_path(topic, partition);
+        let names = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
+        let name = format!("{topic}-{partition}");
+        if !names.iter().any(|entry| entry.name == name) {
+            return Ok(false);
+        }
+        let mut number = 0u64;
+        let away = loop {
+            let suffix = format!(".{number}{DELETED}");
+            let kept = name.len().min(NAME_MAX - suffix.len());
+            let away = format!("{}{suffix}", name.get(..kept).unwrap_or("topic"));
+            if !names.iter().any(|entry| entry.name == away) {
+                break away;
+            }
+            number += 1;
+        };
+        self.disk().rename(&path, &self.path.join(away)).map_err(io_error("rename", &path))?;
+        self.disk().sync_dir(&self.path).map_err(io_error("sync", &self.path))?;
+        Ok(true)
+    }
+
+    /// Frees the space of deleted partitions, also of those that an earlier process left; says how many. Blocks for long.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn free_deleted(&self) -> Result<usize, DataDirError> {
+        let mut freed = 0;
+        for entry in self.disk().list(&self.path).map_err(io_error("list", &self.path))? {
+            if entry.is_dir && entry.name.ends_with(DELETED) && parse_partition(&entry.name).is_none() {
+                let path = self.path.join(&entry.name);
+                self.disk().remove_dir_all(&path).map_err(io_error("remove", &path))?;
+                freed += 1;
+            }
+        }
+        Ok(freed)
+    }
+
+    fn disk(&self) -> &dyn Disk {
+        &*self.env.disk
+    }
+
+    fn meta_path(&self) -> PathBuf {
+        self.path.join("meta.properties")
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
+        replace_file(self.disk(), path, content).map_err(io_error("write", path))
+    }
+}
+
+fn holder(pid: Option<&u32>) -> String {
+    pid.map_or("another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DataDirError + use<> {
+    let path = path.to_owned();
+    move |source| DataDirError::Io { what, path: path.clone(), source }
+}
+
+fn parse_meta(text: &[u8]) -> Result<MetaProperties, &'static str> {
+    let text = std::str::from_utf8(text).map_err(|_| "it is not text")?;
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let values: BTreeMap<&str, &str> =
+        lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (name.trim(), value.trim())).collect();
+    if values.get("version") != Some(&"1") {
+        return Err("its version is not 1");
+    }
+    let node_id = values.get("node.id").and_then(|n| n.parse().ok()).ok_or("it has no node.id")?;
+    let directory_id = values.get("directory.id").and_then(|id| id.parse().ok()).ok_or("it has no directory.id")?;
+    let cluster_id = match values.get("cluster.id") {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| "its cluster.id is no identifier")?),
+    };
+    Ok(MetaProperties { cluster_id, node_id: BrokerId(node_id), directory_id })
+}
+
+/// The broker epoch of `{"version":0,"brokerEpoch":7}`.
+fn parse_clean_shutdown(text: &[u8]) -> Option<BrokerEpoch> {
+    let text = std::str::from_utf8(text).ok()?;
+    let inside = text.trim().strip_prefix('{')?.strip_suffix('}')?;
+    let fields: BTreeMap<&str, &str> =
+        inside.split(',').filter_map(|field| field.split_once(':')).map(|(k, v)| (k.trim(), v.trim())).collect();
+    let epoch = fields.get("\"brokerEpoch\"")?.parse().ok()?;
+    (fields.get("\"version\"") == Some(&"0")).then_some(BrokerEpoch(epoch))
+}
+
+fn parse_offsets(text: &[u8]) -> Result<BTreeMap<(String, PartitionIndex), Offset>, &'static str> {
+    let mut offsets = BTreeMap::new();
+    for line in checkpoint::parse(text)? {
+        let mut words = line.split(' ');
+        let (Some(topic), Some(partition), Some(offset), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err("a line has not three words");
+        };
+        let partition = partition.parse().map_err(|_| "a partition is not a number")?;
+        let offset: i64 = offset.parse().map_err(|_| "an offset is not a number")?;
+        if offset < 0 {
+            return Err("an offset is negative");
+        }
+        offsets.insert((topic.to_owned(), PartitionIndex(partition)), Offset(offset));
+    }
+    Ok(offsets)
+}
+
+/// `topic-7`
+fn parse_partition(name: &str) -> Option<(String, PartitionIndex)> {
+    let (topic, partition) = name.rsplit_once('-')?;
+    if topic.is_empty() || partition.is_empty() || !partition.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some((topic.to_owned(), PartitionIndex(partition.parse().ok()?)))
+}

@@ -1,0 +1,305 @@
+//! Appends: one vectored write for all batches that go into one segment, and rolling to the next one.
+
+use std::io::IoSlice;
+
+use model::{BatchHeader, LeaderEpoch, Offset, RecordBatch, Time};
+
+use super::index::Indexer;
+use super::segment::{FileKind, Segment, SegmentFiles, Stamp};
+use super::walk::{NEAR, Step, Walker};
+use super::{Condition, Log, LogError, Names, identity};
+use crate::config::FlushPolicy;
+use crate::disk::write_all_at;
+
+/// What an append did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Appended {
+    /// Base offset of the first batch.
+    pub first: Offset,
+    /// Offset of the last record.
+    pub last: Offset,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+impl Log {
+    /// Writes batches behind the log's end, in order, holes allowed: all or none. Blocks on the page cache only.
+    ///
+    /// # Errors
+    /// `OutOfOrder`, `Lossy` and `NoSpace` leave the log as it was; anything else took the directory offline (`R30`).
+    pub fn append(&mut self, batches: &[RecordBatch]) -> Result<Appended, LogError> {
+        self.usable()?;
+        if let Condition::Lossy(first_bad) = self.condition {
+            return Err(LogError::Lossy { first_bad });
+        }
+        self.check_order(batches)?;
+        let before = self.log_end;
+        let written = self.write(batches);
+        if let Err(error) = written {
+            self.undo(before)?;
+            return Err(error);
+        }
+        self.tail.append(batches);
+        Ok(Appended {
+            first: batches.first().map_or(before, |batch| batch.header().base_offset),
+            last: self.log_end + -1,
+            bytes: batches.iter().map(|batch| batch.bytes().len() as u64).sum(),
+        })
+    }
+
+    /// Starts a new segment if the active one is old enough (`segment.ms`) by this wall clock; says whether it did.
+    ///
+    /// # Errors
+    /// `NoSpace` leaves the log as it was; anything else took the directory offline.
+    pub fn maybe_roll(&mut self, wall: Time) -> Result<bool, LogError> {
+        self.usable()?;
+        let due = match self.segments.last() {
+            Some(active) if active.size > 0 && self.condition == Condition::Usable => {
+                self.is_older_than_segment_ms(i64::try_from(wall.0).unwrap_or(i64::MAX))?
+            }
+            _ => false,
+        };
+        if due {
+            self.roll(self.log_end)?;
+        }
+        Ok(due)
+    }
+
+    fn check_order(&self, batches: &[RecordBatch]) -> Result<(), LogError> {
+        let (mut last_epoch, mut log_end) = self.epoch_and_end();
+        for batch in batches {
+            let header = batch.header();
+            if header.base_offset < log_end || header.leader_epoch < last_epoch {
+                let (offset, epoch) = (header.base_offset, header.leader_epoch);
+                return Err(LogError::OutOfOrder { offset, epoch, log_end, last_epoch });
+            }
+            (last_epoch, log_end) = (header.leader_epoch, header.next_offset());
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batches: &[RecordBatch]) -> Result<(), LogError> {
+        let mut rest = batches;
+        while let Some(first) = rest.first() {
+            if self.must_roll(first.header())? {
+                self.roll(first.header().base_offset)?;
+            }
+            let group = self.fitting(rest);
+            self.write_group(&rest[..group])?;
+            rest = &rest[group..];
+        }
+        Ok(())
+    }
+
+    /// How many of `batches` go into the active segment: one at least.
+    fn fitting(&self, batches: &[RecordBatch]) -> usize {
+        let Some(active) = self.segments.last() else { return 1 };
+        let mut size = u64::from(active.size);
+        let fits = batches.iter().take_while(|batch| {
+            size += batch.bytes().len() as u64;
+            size <= u64::from(self.config.segment_bytes) && in_reach(active.base, batch.header())
+        });
+        fits.count().max(1)
+    }
+
+    fn must_roll(&mut self, next: &BatchHeader) -> Result<bool, LogError> {
+        let Some(active) = self.segments.last() else { return Ok(true) };
+        let size = u64::from(active.size) + next.size as u64;
+        if !in_reach(active.base, next) || size > u64::from(i32::MAX.unsigned_abs()) {
+            return Ok(true);
+        }
+        if active.size == 0 {
+            return Ok(false);
+        }
+        let index = self.indexer.as_ref().map_or(0, |indexer| indexer.size());
+        if size > u64::from(self.config.segment_bytes) || index + 8 > u64::from(self.config.segment_index_bytes) {
+            return Ok(true);
+        }
+        self.is_older_than_segment_ms(next.max_timestamp)
+    }
+
+    /// Whether the first batch of the active segment is `segment.ms` (less its share of the jitter) older than `now`.
+    fn is_older_than_segment_ms(&mut self, now: i64) -> Result<bool, LogError> {
+        let jitter = match self.config.segment_jitter_ms {
+            // A share that differs from log to log and stays the same for one.
+            ms if ms > 0 => i64::try_from(self.topic_id.0.as_u128() % ms.unsigned_abs() as u128).unwrap_or(0),
+            _ => 0,
+        };
+        let limit = self.config.segment_ms.saturating_sub(jitter);
+        let first = self.first_timestamp()?;
+        Ok(first >= 0 && now.saturating_sub(first) > limit)
+    }
+
+    /// Largest timestamp of the active segment's first batch.
+    fn first_timestamp(&mut self) -> Result<i64, LogError> {
+        let failed = self.failed("cannot read in");
+        let (env, dir) = (&self.env, &self.dir);
+        let Some(active) = self.segments.last_mut() else { return Ok(-1) };
+        if let Some(known) = active.first_timestamp {
+            return Ok(known);
+        }
+        let log = active.files(env, dir).open(FileKind::Log).map_err(&failed)?;
+        let first = match Walker::new(log, 0, u64::from(active.size), NEAR).peek().map_err(&failed)? {
+            Step::Batch(header) => header.max_timestamp,
+            Step::End | Step::Bad(_) => -1,
+        };
+        active.first_timestamp = Some(first);
+        Ok(first)
+    }
+
+    /// Seals the active segment and starts one at `base`.
+    pub(super) fn roll(&mut self, base: Offset) -> Result<(), LogError> {
+        self.make_directory()?;
+        self.seal()?;
+        let segment = Segment::new(&self.env, base, 0);
+        let files = segment.files(&self.env, &self.dir);
+        let path = files.path(FileKind::Log);
+        let write_failed = |e| LogError::write(&self.env.health, &path, &e);
+        let log = files.create(FileKind::Log).map_err(write_failed)?;
+        if self.config.preallocate {
+            log.preallocate(u64::from(self.config.segment_bytes)).map_err(write_failed)?;
+        }
+        if self.names == Names::Durable {
+            self.names = Names::NewFiles;
+        }
+        self.segments.push(segment);
+        self.indexer = None;
+        Ok(())
+    }
+
+    /// The directory, durably, before something in it is to be durable by itself.
+    pub(super) fn make_directory_durable(&mut self) -> Result<(), LogError> {
+        self.make_directory()?;
+        if self.names == Names::NewDirectory {
+            let disk = &*self.env.disk;
+            let synced = identity::sync(disk, &self.dir);
+            synced.map_err(|e| self.fatal(&self.dir, "cannot sync the directory", &e))?;
+            self.names = Names::Durable;
+        }
+        Ok(())
+    }
+
+    /// The directory with its `partition.metadata`, at the first append.
+    fn make_directory(&mut self) -> Result<(), LogError> {
+        if self.names == Names::Absent {
+            let disk = &*self.env.disk;
+            let made = disk.create_dir_all(&self.dir).and_then(|()| identity::write(disk, &self.dir, self.topic_id));
+            made.map_err(|e| LogError::write(&self.env.health, &self.dir, &e))?;
+            self.names = Names::NewDirectory;
+        }
+        Ok(())
+    }
+
+    /// Completes the indexes of the active segment.
+    pub(super) fn seal(&mut self) -> Result<(), LogError> {
+        self.open_indexer()?;
+        let Some(active) = self.segments.last_mut() else { return Ok(()) };
+        let Some(indexer) = &mut self.indexer else { return Ok(()) };
+        indexer.note_time(active);
+        active.indexes_dirty = true;
+        self.flush_indexes()
+    }
+
+    fn open_indexer(&mut self) -> Result<(), LogError> {
+        if self.indexer.is_none()
+            && let Some(files) = self.active_files()
+        {
+            let opened = Indexer::open(&files);
+            let opened = opened.map_err(|e| LogError::write(&self.env.health, &files.path(FileKind::Index), &e))?;
+            self.indexer = Some(Box::new(opened));
+        }
+        Ok(())
+    }
+
+    /// Writes the index entries that wait in memory.
+    pub(super) fn flush_indexes(&mut self) -> Result<(), LogError> {
+        let Some(files) = self.active_files() else { return Ok(()) };
+        let Some(indexer) = self.indexer.as_mut().filter(|indexer| indexer.has_pending()) else { return Ok(()) };
+        let flushed = indexer.flush(&files);
+        flushed.map_err(|e| LogError::write(&self.env.health, &files.path(FileKind::Index), &e))
+    }
+
+    pub(super) fn active_files(&self) -> Option<SegmentFiles> {
+        self.segments.last().map(|active| active.files(&self.env, &self.dir))
+    }
+
+    fn write_group(&mut self, group: &[RecordBatch]) -> Result<(), LogError> {
+        self.open_indexer()?;
+        let files = self.active_files().expect("a segment was made before this write");
+        let path_failed = |e| LogError::write(&self.env.health, &files.path(FileKind::Log), &e);
+        let log = files.open(FileKind::Log).map_err(path_failed)?;
+        let position = u64::from(self.segments.last().map_or(0, |active| active.size));
+        match group {
+            [one] => write_all_at(&*log, &mut [IoSlice::new(one.bytes())], position),
+            many => {
+                let mut slices: Vec<IoSlice<'_>> = many.iter().map(|batch| IoSlice::new(batch.bytes())).collect();
+                write_all_at(&*log, &mut slices, position)
+            }
+        }
+        .map_err(path_failed)?;
+        for batch in group {
+            self.count(batch.header());
+        }
+        // A full buffer of index entries, or a policy that leaves the disk in peace: then memory is worth more.
+        if self.indexer.as_ref().is_some_and(|indexer| indexer.is_full()) {
+            self.flush_indexes()?;
+        }
+        Ok(())
+    }
+
+    /// The batch was written at the end of the active segment.
+    fn count(&mut self, header: &BatchHeader) {
+        let active = self.segments.last_mut().expect("a segment was made before this write");
+        let position = active.size;
+        active.size += u32::try_from(header.size).expect("a segment is smaller than 2 GiB");
+        active.dirty = true;
+        if position == 0 {
+            active.first_timestamp = Some(header.max_timestamp);
+            active.max = None;
+        }
+        raise(&mut active.max, header);
+        if let Some(indexer) = &mut self.indexer {
+            indexer.note(active, header, position, self.config.index_interval_bytes);
+        }
+        self.note_epoch(header.leader_epoch, header.base_offset);
+        self.last_batch = Some(*header);
+        self.log_end = header.next_offset();
+    }
+
+    /// A record whose epoch the checkpoint on disk does not give holds the recovery point (`R25`).
+    pub(super) fn note_epoch(&mut self, epoch: LeaderEpoch, offset: Offset) {
+        let told = self.persisted_epoch.is_some_and(|entry| entry.epoch == epoch && entry.start <= offset);
+        if !told && self.unpersisted_from.is_none() {
+            self.unpersisted_from = Some(offset);
+        }
+    }
+
+    /// Takes back what a failed append left behind `end`.
+    fn undo(&mut self, end: Offset) -> Result<(), LogError> {
+        self.usable()?;
+        if self.log_end > end {
+            self.truncate_to(end)?;
+        }
+        let Some(active) = self.segments.last() else { return Ok(()) };
+        let files = active.files(&self.env, &self.dir);
+        let cut = files.open(FileKind::Log).and_then(|log| log.truncate(u64::from(active.size)));
+        cut.map_err(|e| self.fatal(&files.path(FileKind::Log), "cannot take back a failed append in", &e))
+    }
+
+    /// Whether a sync also writes the index entries that wait: not where each append waits for its sync.
+    pub(super) fn sync_flushes_indexes(&self) -> bool {
+        self.flush_policy() != FlushPolicy::BeforeAck
+    }
+}
+
+/// Whether an index entry of a segment with this base can name the batch.
+fn in_reach(base: Offset, header: &BatchHeader) -> bool {
+    header.last_offset() - base <= i64::from(i32::MAX)
+}
+
+/// The batch counts for the largest timestamp.
+pub(super) fn raise(max: &mut Option<Stamp>, header: &BatchHeader) {
+    if max.is_none_or(|max| max.timestamp < header.max_timestamp) {
+        *max = Some(Stamp { timestamp: header.max_timestamp, offset: header.last_offset() });
+    }
+}

@@ -1,0 +1,226 @@
+//! The sparse indexes of a segment, in Kafka's format: `.index` maps the last offset of a batch (relative to the
+//! segment's base, 4 bytes) to its position (4 bytes); `.timeindex` a timestamp (8 bytes) to the offset of the batch that
+//! raised the segment's largest timestamp to it (relative, 4 bytes).
+//!
+//! Invariants: an index is a hint. Whoever follows an entry checks that the batch it names stands there, and else walks
+//! from the start of the segment. Entries of the active segment collect in memory and are written in groups, so that an
+//! append is one write.
+
+use std::io::{self, IoSlice};
+
+use model::{BatchHeader, Offset};
+
+use super::segment::{FileKind, Segment, SegmentFiles, Stamp};
+use super::walk::{NEAR, Step, Walker};
+use crate::disk::{DiskFile, read_exact_at, write_all_at};
+
+const ENTRY: usize = 8;
+const TIME_ENTRY: usize = 12;
+/// Entries that wait in memory at most.
+const PENDING_MAX: usize = 64;
+
+/// What an active segment needs to go on with its indexes. Made at the first append.
+#[derive(Debug)]
+pub(super) struct Indexer {
+    pending: Vec<(u32, u32)>,
+    pending_times: Vec<(i64, u32)>,
+    /// Entries in the files.
+    written: u32,
+    times_written: u32,
+    /// The timestamp of the last time entry.
+    last_time: i64,
+    bytes_since_entry: u32,
+}
+
+impl Indexer {
+    /// Goes on behind what the segment's files hold.
+    pub(super) fn open(files: &SegmentFiles) -> io::Result<Self> {
+        let index = files.create(FileKind::Index)?;
+        let times = files.create(FileKind::TimeIndex)?;
+        let times_written = entries(&*times, TIME_ENTRY)?;
+        let last_time = match times_written {
+            0 => i64::MIN,
+            n => read_time(&*times, n - 1)?.0,
+        };
+        Ok(Self {
+            pending: Vec::new(),
+            pending_times: Vec::new(),
+            written: entries(&*index, ENTRY)?,
+            times_written,
+            last_time,
+            bytes_since_entry: 0,
+        })
+    }
+
+    /// Bytes that the `.index` will have.
+    pub(super) fn size(&self) -> u64 {
+        (u64::from(self.written) + self.pending.len() as u64) * ENTRY as u64
+    }
+
+    /// A batch stands at `position` of `segment`, whose largest timestamp already counts it.
+    pub(super) fn note(&mut self, segment: &Segment, header: &BatchHeader, position: u32, interval: u32) {
+        if self.bytes_since_entry > interval {
+            if let Some(relative) = relative(segment.base, header.last_offset()) {
+                self.pending.push((relative, position));
+            }
+            self.note_time(segment);
+            self.bytes_since_entry = 0;
+        }
+        self.bytes_since_entry = self.bytes_since_entry.saturating_add(u32::try_from(header.size).unwrap_or(u32::MAX));
+    }
+
+    /// Takes the segment's largest timestamp into the time index, if it is news.
+    pub(super) fn note_time(&mut self, segment: &Segment) {
+        let Some(stamp) = segment.max.filter(|stamp| stamp.timestamp > self.last_time) else { return };
+        if let Some(relative) = relative(segment.base, stamp.offset) {
+            self.pending_times.push((stamp.timestamp, relative));
+            self.last_time = stamp.timestamp;
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.pending.len() >= PENDING_MAX || self.pending_times.len() >= PENDING_MAX
+    }
+
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty() || !self.pending_times.is_empty()
+    }
+
+    /// Writes what waits, and gives its memory back.
+    pub(super) fn flush(&mut self, files: &SegmentFiles) -> io::Result<()> {
+        if !self.pending.is_empty() {
+            let pending = std::mem::take(&mut self.pending);
+            let bytes: Vec<u8> =
+                pending.iter().flat_map(|(o, p)| [o.to_be_bytes(), p.to_be_bytes()].concat()).collect();
+            let position = u64::from(self.written) * ENTRY as u64;
+            write_all_at(&*files.create(FileKind::Index)?, &mut [IoSlice::new(&bytes)], position)?;
+            self.written += u32::try_from(pending.len()).unwrap_or(0);
+        }
+        if !self.pending_times.is_empty() {
+            let pending = std::mem::take(&mut self.pending_times);
+            let mut bytes = Vec::with_capacity(pending.len() * TIME_ENTRY);
+            for (timestamp, relative) in &pending {
+                bytes.extend_from_slice(&timestamp.to_be_bytes());
+                bytes.extend_from_slice(&relative.to_be_bytes());
+            }
+            let position = u64::from(self.times_written) * TIME_ENTRY as u64;
+            write_all_at(&*files.create(FileKind::TimeIndex)?, &mut [IoSlice::new(&bytes)], position)?;
+            self.times_written += u32::try_from(pending.len()).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// The position of the last waiting entry at or below `offset`, if one is.
+    pub(super) fn floor_pending(&self, base: Offset, offset: Offset) -> Option<u32> {
+        let wanted = offset - base;
+        let after = self.pending.partition_point(|(relative, _)| i64::from(*relative) <= wanted);
+        after.checked_sub(1).map(|i| self.pending[i].1)
+    }
+}
+
+/// Where a walk to `offset` starts: the position of a batch that ends at or below `offset`, or 0, as the index file says,
+/// checked against the segment. `end` is the size of the segment.
+pub(super) fn floor(files: &SegmentFiles, offset: Offset, end: u64) -> io::Result<u64> {
+    Ok(floor_entry(files, offset, end)?.map_or(0, |entry| u64::from(entry.position)))
+}
+
+/// An entry of the offset index that was checked against its batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    /// Its place in the index.
+    pub(super) number: u32,
+    pub(super) position: u32,
+    pub(super) header: BatchHeader,
+}
+
+/// The last entry at or below `offset`, if there is one and its batch stands where it says.
+pub(super) fn floor_entry(files: &SegmentFiles, offset: Offset, end: u64) -> io::Result<Option<Entry>> {
+    let index = match files.open(FileKind::Index) {
+        Ok(index) => index,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let wanted = offset - files.base();
+    let after = partition_point(entries(&*index, ENTRY)?, |n| Ok(i64::from(read_entry(&*index, n)?.0) <= wanted))?;
+    let Some(number) = after.checked_sub(1) else { return Ok(None) };
+    let (relative, position) = read_entry(&*index, number)?;
+    let mut walker = Walker::new(files.open(FileKind::Log)?, u64::from(position), end, NEAR);
+    match walker.peek()? {
+        Step::Batch(header) if header.last_offset() == files.base() + i64::from(relative) => {
+            Ok(Some(Entry { number, position, header }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The last entry of the time index: the segment's largest timestamp, if the index is whole.
+pub(super) fn last_time(files: &SegmentFiles) -> io::Result<Option<Stamp>> {
+    let times = match files.open(FileKind::TimeIndex) {
+        Ok(times) => times,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let Some(last) = entries(&*times, TIME_ENTRY)?.checked_sub(1) else { return Ok(None) };
+    let (timestamp, relative) = read_time(&*times, last)?;
+    Ok(Some(Stamp { timestamp, offset: files.base() + i64::from(relative) }))
+}
+
+/// An offset from which a walk meets the first batch with a timestamp of at least `timestamp`.
+pub(super) fn floor_time(files: &SegmentFiles, timestamp: i64) -> io::Result<Offset> {
+    let times = match files.open(FileKind::TimeIndex) {
+        Ok(times) => times,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(files.base()),
+        Err(e) => return Err(e),
+    };
+    let after = partition_point(entries(&*times, TIME_ENTRY)?, |n| Ok(read_time(&*times, n)?.0 < timestamp))?;
+    match after.checked_sub(1) {
+        None => Ok(files.base()),
+        Some(n) => Ok(files.base() + i64::from(read_time(&*times, n)?.1)),
+    }
+}
+
+/// Cuts both indexes: entries of the offset index from number `keep` on go, and time entries of offsets above `last`.
+pub(super) fn cut(files: &SegmentFiles, keep: u32, last: Offset) -> io::Result<()> {
+    let index = files.create(FileKind::Index)?;
+    index.truncate(u64::from(keep) * ENTRY as u64)?;
+    let times = files.create(FileKind::TimeIndex)?;
+    let limit = last - files.base();
+    let keep = partition_point(entries(&*times, TIME_ENTRY)?, |n| Ok(i64::from(read_time(&*times, n)?.1) <= limit))?;
+    times.truncate(u64::from(keep) * TIME_ENTRY as u64)
+}
+
+fn relative(base: Offset, offset: Offset) -> Option<u32> {
+    u32::try_from(offset - base).ok()
+}
+
+fn entries(file: &dyn DiskFile, entry: usize) -> io::Result<u32> {
+    Ok(u32::try_from(file.size()? / entry as u64).unwrap_or(u32::MAX))
+}
+
+fn read_entry(index: &dyn DiskFile, number: u32) -> io::Result<(u32, u32)> {
+    let mut bytes = [0u8; ENTRY];
+    read_exact_at(index, &mut bytes, u64::from(number) * ENTRY as u64)?;
+    let [a, b, c, d, e, f, g, h] = bytes;
+    Ok((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])))
+}
+
+fn read_time(times: &dyn DiskFile, number: u32) -> io::Result<(i64, u32)> {
+    let mut bytes = [0u8; TIME_ENTRY];
+    read_exact_at(times, &mut bytes, u64::from(number) * TIME_ENTRY as u64)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+    Ok((i64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes([i, j, k, l])))
+}
+
+/// The first number in `0..count` of which `is_before` does not hold.
+fn partition_point(count: u32, is_before: impl Fn(u32) -> io::Result<bool>) -> io::Result<u32> {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if is_before(middle)? {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}

@@ -1,0 +1,266 @@
+//! One partition's log: segments of record batches with sparse indexes, in Kafka's layout.
+//!
+//! ```text
+//!  log_start ≤ … ≤ recovery_point ≤ synced_end ≤ log_end
+//!              every byte below recovery_point was synced, and so was the epoch checkpoint that speaks of it (R25);
+//!              a start after a crash checks only what follows it (R29)
+//! ```
+//!
+//! Invariants: batches ascend and leader epochs never fall; the active segment is the last; everything on disk below
+//! `log_end` is sound, everything in `segments` counts only its sound bytes. Files are made at the first append, opened
+//! through the pool of `LogEnv`, and never held open by the log. A log knows nothing of leadership: the replication core
+//! owns the epoch cache and the high watermark, the log persists the one and is told the other.
+//!
+//! Calls block on the disk where they say so; none spawns anything. After `DirectoryOffline` every call gives that (`R30`).
+
+mod append;
+mod epochs;
+mod error;
+pub(crate) mod identity;
+mod index;
+mod read;
+mod recover;
+mod retention;
+mod scan;
+mod segment;
+mod snapshots;
+mod sync;
+mod tail;
+mod truncate;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use model::epoch_cache::EpochStart;
+use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
+
+pub use append::Appended;
+pub use epochs::EpochCheckpoint;
+pub use error::LogError;
+pub use read::{ColdRead, Read};
+pub use retention::Deleted;
+pub use scan::TimeMatch;
+pub use sync::{SyncDone, SyncTicket};
+
+use crate::config::{FlushPolicy, LogConfig};
+use crate::env::LogEnv;
+use index::Indexer;
+use retention::PendingDeletion;
+use segment::Segment;
+use sync::SyncState;
+use tail::Tail;
+
+/// What is known of a log from outside of its directory when it is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenHints {
+    /// Which topic it belongs to (`R4`).
+    pub topic_id: TopicId,
+    /// From the `recovery-point-offset-checkpoint`; zero where it has none.
+    pub recovery_point: Offset,
+    /// Whether the last shutdown was proven clean (`R10`).
+    pub clean: bool,
+    /// From the `log-start-offset-checkpoint`; zero where it has none.
+    pub log_start: Offset,
+    /// From the `replication-offset-checkpoint`; zero where it has none.
+    pub high_watermark: Offset,
+}
+
+/// What recovery found, by `R29`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// All that is there is sound.
+    Sound,
+    /// The end was torn and is cut off; nothing valid followed, and it lay at or above the high watermark.
+    TruncatedTail {
+        /// Where the log ends now.
+        from: Offset,
+        /// Bytes cut off.
+        bytes: u64,
+    },
+    /// Records are missing or corrupt below the high watermark, or with valid ones behind them. The log ends at the first
+    /// bad one and takes no append until `truncate_to` or `reset_to` accepts the loss; until then the verdict stays, also
+    /// over restarts (`R78`).
+    Lossy {
+        /// The first offset that is not sound.
+        first_bad: Offset,
+    },
+}
+
+/// What [`Log::open`] found beside the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recovered {
+    /// The epoch cache of the log's records (`R25`).
+    pub epochs: EpochCache,
+    /// In which state the log was.
+    pub verdict: Verdict,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Log {
+    env: LogEnv,
+    dir: Arc<Path>,
+    config: Arc<LogConfig>,
+    topic_id: TopicId,
+    segments: Vec<Segment>,
+    indexer: Option<Box<Indexer>>,
+    tail: Tail,
+    /// None in a log without records.
+    last_batch: Option<BatchHeader>,
+    log_start: Offset,
+    log_end: Offset,
+    synced_end: Offset,
+    /// The highest recovery point that a checkpoint may hold: a truncation below it leaves a note on disk.
+    recovery_point_max: Offset,
+    /// Whether such a note is there.
+    truncation_noted: bool,
+    sync: SyncState,
+    names: Names,
+    condition: Condition,
+    /// The newest entry of the epoch checkpoint on disk.
+    persisted_epoch: Option<EpochStart>,
+    /// The first record whose epoch that checkpoint does not tell (`R25`).
+    unpersisted_from: Option<Offset>,
+    deletions: Vec<PendingDeletion>,
+}
+
+/// Whether the names of the log's files are durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Names {
+    /// There is no directory yet.
+    Absent,
+    /// The directory and `partition.metadata` are new.
+    NewDirectory,
+    /// The directory has new files.
+    NewFiles,
+    Durable,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Condition {
+    Usable,
+    Lossy(Offset),
+}
+
+impl Log {
+    /// The offset of the first record that is served.
+    #[must_use]
+    pub fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// The offset after the last record.
+    #[must_use]
+    pub fn log_end(&self) -> Offset {
+        self.log_end
+    }
+
+    /// Every record below this is on disk for good. In `FlushPolicy::BeforeAck` this is the log end that counts (`R18`).
+    #[must_use]
+    pub fn synced_end(&self) -> Offset {
+        self.synced_end
+    }
+
+    /// What the recovery point checkpoint may hold: never more than `synced_end`, and never past the start of an epoch
+    /// that the epoch checkpoint does not have (`R25`).
+    #[must_use]
+    pub fn recovery_point(&self) -> Offset {
+        self.unpersisted_from.map_or(self.synced_end, |from| from.min(self.synced_end))
+    }
+
+    /// The header of the last batch, None in a log without records.
+    #[must_use]
+    pub fn last_batch_header(&self) -> Option<&BatchHeader> {
+        self.last_batch.as_ref()
+    }
+
+    /// The epoch of the last record (-1 without one) and the log end: what a follower opens with (`R57`).
+    #[must_use]
+    pub fn epoch_and_end(&self) -> (LeaderEpoch, Offset) {
+        (self.last_batch.map_or(LeaderEpoch::NONE, |batch| batch.leader_epoch), self.log_end)
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| u64::from(segment.size)).sum()
+    }
+
+    /// The base offset and the bytes of each segment, ascending; the last is the active one.
+    pub fn segments(&self) -> impl ExactSizeIterator<Item = (Offset, u64)> {
+        self.segments.iter().map(|segment| (segment.base, u64::from(segment.size)))
+    }
+
+    /// The directory, that is there from the first append on.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Which topic it belongs to.
+    #[must_use]
+    pub fn topic_id(&self) -> TopicId {
+        self.topic_id
+    }
+
+    /// The configs in force.
+    #[must_use]
+    pub fn config(&self) -> &Arc<LogConfig> {
+        &self.config
+    }
+
+    /// Takes new configs; they count from the next call on.
+    pub fn set_config(&mut self, config: Arc<LogConfig>) {
+        self.config = config;
+    }
+
+    /// When appends are synced.
+    #[must_use]
+    pub fn flush_policy(&self) -> FlushPolicy {
+        self.config.flush_policy()
+    }
+
+    /// Offsets that no sync has covered.
+    #[must_use]
+    pub fn unsynced(&self) -> u64 {
+        u64::try_from(self.log_end - self.synced_end).unwrap_or(0)
+    }
+
+    /// The first bad offset, in a log that was found lossy and waits for `truncate_to` or `reset_to` (`R29`).
+    #[must_use]
+    pub fn lossy_from(&self) -> Option<Offset> {
+        match self.condition {
+            Condition::Usable => None,
+            Condition::Lossy(first_bad) => Some(first_bad),
+        }
+    }
+
+    fn usable(&self) -> Result<(), LogError> {
+        match self.env.health.failure() {
+            None => Ok(()),
+            Some(reason) => Err(LogError::DirectoryOffline(reason.to_owned())),
+        }
+    }
+
+    fn in_range(&self, offset: Offset) -> Result<(), LogError> {
+        if (self.log_start..=self.log_end).contains(&offset) {
+            return Ok(());
+        }
+        Err(LogError::OutOfRange { offset, log_start: self.log_start, log_end: self.log_end })
+    }
+
+    fn fatal(&self, path: &Path, what: &str, error: &io::Error) -> LogError {
+        LogError::fatal(&self.env.health, path, what, error)
+    }
+
+    /// An error somewhere in the log's directory that ends its use.
+    fn failed(&self, what: &'static str) -> impl Fn(io::Error) -> LogError + use<> {
+        let (health, dir) = (Arc::clone(&self.env.health), Arc::clone(&self.dir));
+        move |error| LogError::fatal(&health, &dir, what, &error)
+    }
+}

@@ -1,0 +1,163 @@
+//! Reads: from the tail cache at once, or as a [`ColdRead`] that is executed elsewhere, without the log.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use model::batch::{self, BatchError};
+use model::{BatchHeader, Offset};
+
+use super::index;
+use super::segment::{FileKind, SegmentFiles};
+use super::walk::{NEAR, Step, Walker};
+use super::{Log, LogError};
+use crate::disk::{DiskFile, read_exact_at};
+
+/// The answer to [`Log::read`].
+#[derive(Debug)]
+pub enum Read {
+    /// Whole batches, in order.
+    Memory(Vec<Bytes>),
+    /// To be executed with [`ColdRead::run`], on the `DiskPool`.
+    Cold(ColdRead),
+}
+
+/// A read of files. It holds them open: retention does not disturb it. A truncation of the log at the same time may show
+/// in it: where that can be (a follower), ask the log again whether the offsets are still there.
+#[derive(Debug)]
+pub struct ColdRead {
+    segments: Vec<ColdSegment>,
+    from: Offset,
+    upto: Offset,
+    max_bytes: usize,
+    min_one: bool,
+}
+
+#[derive(Debug)]
+struct ColdSegment {
+    files: SegmentFiles,
+    log: Arc<dyn DiskFile>,
+    size: u32,
+    /// A position to walk from that the index file does not have yet.
+    pending: Option<u32>,
+}
+
+/// Segments that one read looks into: the second only where the first has nothing at or above the offset.
+const SEGMENTS_MAX: usize = 2;
+
+impl Log {
+    /// Batches from the one that contains `from` on (or the first one after it), none of which ends at `upto` or above,
+    /// of at most `max_bytes` together; with `min_one` the first is given whatever its size.
+    ///
+    /// # Errors
+    /// `OutOfRange` where `from` is below the log start or above the log end.
+    pub fn read(&self, from: Offset, upto: Offset, max_bytes: usize, min_one: bool) -> Result<Read, LogError> {
+        self.usable()?;
+        self.in_range(from)?;
+        if from >= upto.min(self.log_end) {
+            return Ok(Read::Memory(Vec::new()));
+        }
+        if let Some(batches) = self.tail.read(from, upto, max_bytes, min_one) {
+            return Ok(Read::Memory(batches));
+        }
+        let first = self.segments.partition_point(|segment| segment.base <= from).saturating_sub(1);
+        let mut segments = Vec::with_capacity(1);
+        for (i, segment) in self.segments.iter().enumerate().skip(first).take(SEGMENTS_MAX) {
+            if segment.size == 0 {
+                continue;
+            }
+            let files = segment.files(&self.env, &self.dir);
+            let log =
+                files.open(FileKind::Log).map_err(|e| self.fatal(&files.path(FileKind::Log), "cannot open", &e))?;
+            let indexer = self.indexer.as_ref().filter(|_| i + 1 == self.segments.len());
+            let pending = indexer.and_then(|indexer| indexer.floor_pending(segment.base, from));
+            segments.push(ColdSegment { files, log, size: segment.size, pending });
+        }
+        Ok(Read::Cold(ColdRead { segments, from, upto, max_bytes, min_one }))
+    }
+
+    /// As [`Log::read`], with a cold read executed at once.
+    ///
+    /// # Errors
+    /// As [`Log::read`] and [`ColdRead::run`].
+    pub fn read_now(
+        &self,
+        from: Offset,
+        upto: Offset,
+        max_bytes: usize,
+        min_one: bool,
+    ) -> Result<Vec<Bytes>, LogError> {
+        match self.read(from, upto, max_bytes, min_one)? {
+            Read::Memory(batches) => Ok(batches),
+            Read::Cold(cold) => {
+                let bytes = cold.run()?;
+                Ok(if bytes.is_empty() { Vec::new() } else { vec![bytes] })
+            }
+        }
+    }
+}
+
+impl ColdRead {
+    /// Reads: whole batches one after the other, their CRC checked. Blocks.
+    ///
+    /// # Errors
+    /// `Corrupt` where the bytes are not batches; an I/O error takes the directory offline (`R30`).
+    pub fn run(&self) -> Result<Bytes, LogError> {
+        for segment in &self.segments {
+            let found = segment.find(self.from).map_err(|e| segment.failed(&e))?;
+            if let Some((position, header)) = found? {
+                return self.read_batches(segment, position, &header);
+            }
+        }
+        Ok(Bytes::new())
+    }
+
+    fn read_batches(&self, segment: &ColdSegment, position: u64, first: &BatchHeader) -> Result<Bytes, LogError> {
+        if first.last_offset() >= self.upto || (first.size > self.max_bytes && !self.min_one) {
+            return Ok(Bytes::new());
+        }
+        let room = usize::try_from(u64::from(segment.size) - position).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; self.max_bytes.max(first.size).min(room)];
+        read_exact_at(&*segment.log, &mut bytes, position).map_err(|e| segment.failed(&e))?;
+        let mut whole = 0;
+        while whole < bytes.len() {
+            match batch::check(&bytes[whole..]) {
+                Ok(header) if header.last_offset() < self.upto => whole += header.size,
+                Ok(_) | Err(BatchError::Truncated { .. }) => break,
+                Err(e) => return Err(segment.corrupt(position + whole as u64, e.to_string())),
+            }
+        }
+        bytes.truncate(whole);
+        Ok(Bytes::from(bytes))
+    }
+}
+
+impl ColdSegment {
+    /// The first batch that ends at `from` or above.
+    fn find(&self, from: Offset) -> io::Result<Result<Option<(u64, BatchHeader)>, LogError>> {
+        let end = u64::from(self.size);
+        let start = match self.pending {
+            Some(position) => u64::from(position),
+            None => index::floor(&self.files, from, end)?,
+        };
+        let mut walker = Walker::new(Arc::clone(&self.log), start, end, NEAR);
+        loop {
+            match walker.peek()? {
+                Step::Batch(header) if header.last_offset() >= from => {
+                    return Ok(Ok(Some((walker.position(), header))));
+                }
+                Step::Batch(header) => walker.skip(&header),
+                Step::End => return Ok(Ok(None)),
+                Step::Bad(what) => return Ok(Err(self.corrupt(walker.position(), what.to_owned()))),
+            }
+        }
+    }
+
+    fn corrupt(&self, position: u64, what: String) -> LogError {
+        LogError::Corrupt { path: self.files.path(FileKind::Log), position, what }
+    }
+
+    fn failed(&self, error: &io::Error) -> LogError {
+        LogError::fatal(&self.files.env.health, &self.files.path(FileKind::Log), "cannot read", error)
+    }
+}

@@ -1,0 +1,136 @@
+//! What leaves at the log's start: by time, by size, by DeleteRecords. Whole segments, never at or above the high
+//! watermark (`R39`), renamed first and freed later (`file.delete.delay.ms`), so that no reader loses a file at hand.
+
+use std::path::PathBuf;
+
+use model::{Offset, Time};
+
+use super::segment::{FILE_KINDS, Segment};
+use super::{Log, LogError};
+
+/// What retention did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Deleted {
+    /// Segments deleted.
+    pub segments: usize,
+    /// Bytes of their batches.
+    pub bytes: u64,
+    /// What the log start rose to, if it did.
+    pub log_start: Option<Offset>,
+}
+
+/// Files that were renamed and wait for their delay.
+#[derive(Debug)]
+pub(super) struct PendingDeletion {
+    due: Time,
+    paths: Vec<PathBuf>,
+}
+
+impl Log {
+    /// Raises the log start (DeleteRecords, or a follower taking its leader's); it never falls. The caller writes it into
+    /// the checkpoint. Segments go with the next `retain`.
+    ///
+    /// # Errors
+    /// `OutOfRange` above the log end.
+    pub fn advance_log_start(&mut self, offset: Offset) -> Result<Offset, LogError> {
+        self.usable()?;
+        if offset > self.log_end {
+            return Err(LogError::OutOfRange { offset, log_start: self.log_start, log_end: self.log_end });
+        }
+        if offset > self.log_start {
+            self.log_start = offset;
+            self.tail.forget_below(offset);
+        }
+        Ok(self.log_start)
+    }
+
+    /// Deletes segments that lie whole below the log start, or that `retention.ms` and `retention.bytes` let go, all of
+    /// them below the high watermark. An active segment that is to go is sealed first. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace`; anything else took the directory offline.
+    pub fn retain(&mut self, wall: Time, high_watermark: Offset) -> Result<Deleted, LogError> {
+        self.usable()?;
+        let mut deleted = Deleted::default();
+        let mut excess = match u64::try_from(self.config.retention_bytes) {
+            Ok(limit) if self.config.cleanup_policy.delete => self.size_bytes().saturating_sub(limit),
+            _ => 0,
+        };
+        while let Some(first) = self.segments.first() {
+            let (size, end) = (u64::from(first.size), self.segments.get(1).map_or(self.log_end, |next| next.base));
+            let is_last = self.segments.len() == 1;
+            if size == 0 && is_last || end > high_watermark {
+                break;
+            }
+            let too_much = size > 0 && excess >= size && !is_last;
+            if end > self.log_start && !too_much && !self.is_too_old(wall)? {
+                break;
+            }
+            if is_last {
+                self.roll(self.log_end)?;
+            }
+            self.delete_first(wall)?;
+            excess = excess.saturating_sub(size);
+            deleted = Deleted { segments: deleted.segments + 1, bytes: deleted.bytes + size, ..deleted };
+            if end > self.log_start {
+                self.advance_log_start(end)?;
+                deleted.log_start = Some(end);
+            }
+        }
+        if deleted.segments > 0 {
+            self.forget_snapshots_below(self.log_start)?;
+        }
+        Ok(deleted)
+    }
+
+    /// Removes files whose delay is over; says how many wait still. Blocks.
+    ///
+    /// # Errors
+    /// Took the directory offline.
+    pub fn free_deleted(&mut self, wall: Time) -> Result<usize, LogError> {
+        self.usable()?;
+        let failed = self.failed("cannot remove a deleted segment in");
+        let due = self.deletions.partition_point(|deletion| deletion.due <= wall);
+        for deletion in self.deletions.drain(..due) {
+            for path in &deletion.paths {
+                self.env.disk.remove_file(path).map_err(&failed)?;
+            }
+        }
+        if self.deletions.is_empty() {
+            self.deletions = Vec::new();
+        }
+        Ok(self.deletions.len())
+    }
+
+    /// Whether the first segment's newest record is older than `retention.ms`.
+    fn is_too_old(&mut self, wall: Time) -> Result<bool, LogError> {
+        let Ok(limit) = u64::try_from(self.config.retention_ms) else { return Ok(false) };
+        if !self.config.cleanup_policy.delete {
+            return Ok(false);
+        }
+        let newest = self.segment_max(0)?.and_then(|max| u64::try_from(max.timestamp).ok());
+        Ok(newest.is_some_and(|newest| wall.since(Time(newest)) > limit))
+    }
+
+    fn delete_first(&mut self, wall: Time) -> Result<(), LogError> {
+        let failed = self.failed("cannot rename a segment in");
+        let segment: Segment = self.segments.remove(0);
+        let files = segment.files(&self.env, &self.dir);
+        files.close_all();
+        let mut paths = Vec::new();
+        for kind in FILE_KINDS {
+            let path = files.path(kind);
+            let mut away = path.clone().into_os_string();
+            away.push(".deleted");
+            match self.env.disk.rename(&path, away.as_ref()) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                renamed => {
+                    renamed.map_err(&failed)?;
+                    paths.push(PathBuf::from(away));
+                }
+            }
+        }
+        self.deletions.push(PendingDeletion { due: wall + self.config.file_delete_delay_ms, paths });
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! One segment of a log: what is kept of it in memory, and its three files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use model::Offset;
+
+use crate::disk::{DiskFile, OpenMode};
+use crate::env::{FileKey, LogEnv};
+
+/// The largest timestamp of a segment, and the last offset of the batch that has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
+    pub(super) timestamp: i64,
+    pub(super) offset: Offset,
+}
+
+/// The segment's state in memory; the last one of a log is the active one.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// The first offset that it may hold; its name.
+    pub(super) base: Offset,
+    /// Bytes of sound batches in its `.log`.
+    pub(super) size: u32,
+    /// Of its `.log`; `.index` and `.timeindex` have the next two keys.
+    pub(super) key: FileKey,
+    /// None until somebody asked: then it is read from the time index.
+    pub(super) max: Option<Stamp>,
+    /// Largest timestamp of its first batch, None until somebody asked.
+    pub(super) first_timestamp: Option<i64>,
+    /// Its `.log` has bytes that no started sync covers.
+    pub(super) dirty: bool,
+    /// It is sealed, and its indexes are not synced yet.
+    pub(super) indexes_dirty: bool,
+}
+
+/// The files of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum FileKind {
+    Log,
+    Index,
+    TimeIndex,
+}
+
+pub(super) const FILE_KINDS: [FileKind; 3] = [FileKind::Log, FileKind::Index, FileKind::TimeIndex];
+
+impl FileKind {
+    fn suffix(self) -> &'static str {
+        match self {
+            FileKind::Log => "log",
+            FileKind::Index => "index",
+            FileKind::TimeIndex => "timeindex",
+        }
+    }
+
+    fn number(self) -> u64 {
+        match self {
+            FileKind::Log => 0,
+            FileKind::Index => 1,
+            FileKind::TimeIndex => 2,
+        }
+    }
+}
+
+impl Segment {
+    pub(super) fn new(env: &LogEnv, base: Offset, size: u32) -> Self {
+        let key = env.files.keys(FILE_KINDS.len() as u64);
+        let (max, first_timestamp) = (None, None);
+        Self { base, size, key, max, first_timestamp, dirty: false, indexes_dirty: false }
+    }
+
+    pub(super) fn files(&self, env: &LogEnv, dir: &Arc<Path>) -> SegmentFiles {
+        SegmentFiles { env: env.clone(), dir: Arc::clone(dir), base: self.base, key: self.key }
+    }
+}
+
+/// A handle to the files of a segment, that opens them as they are needed.
+#[derive(Clone, Debug)]
+pub(super) struct SegmentFiles {
+    pub(super) env: LogEnv,
+    dir: Arc<Path>,
+    base: Offset,
+    key: FileKey,
+}
+
+impl SegmentFiles {
+    pub(super) fn base(&self) -> Offset {
+        self.base
+    }
+
+    pub(super) fn path(&self, kind: FileKind) -> PathBuf {
+        file_path(&self.dir, self.base, kind)
+    }
+
+    /// The open file; it must be there.
+    pub(super) fn open(&self, kind: FileKind) -> io::Result<Arc<dyn DiskFile>> {
+        self.open_as(kind, OpenMode::Existing)
+    }
+
+    /// The open file; made if it is not there.
+    pub(super) fn create(&self, kind: FileKind) -> io::Result<Arc<dyn DiskFile>> {
+        self.open_as(kind, OpenMode::Create)
+    }
+
+    fn open_as(&self, kind: FileKind, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let key = FileKey(self.key.0 + kind.number());
+        self.env.files.get(key, mode, || self.path(kind))
+    }
+
+    pub(super) fn close_all(&self) {
+        for kind in FILE_KINDS {
+            self.env.files.close(FileKey(self.key.0 + kind.number()));
+        }
+    }
+
+    /// Removes all files that are there, the `.log` last.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        self.close_all();
+        for kind in FILE_KINDS.iter().rev() {
+            match self.env.disk.remove_file(&self.path(*kind)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `00000000000000000042.log`
+pub(super) fn file_path(dir: &Path, base: Offset, kind: FileKind) -> PathBuf {
+    dir.join(format!("{:020}.{}", base.0, kind.suffix()))
+}
+
+/// The base offset of a file name with this suffix.
+pub(super) fn parse_name(name: &str, suffix: &str) -> Option<Offset> {
+    let digits = name.strip_suffix(suffix)?.strip_suffix('.')?;
+    if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok().map(Offset)
+}

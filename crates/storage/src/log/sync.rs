@@ -1,0 +1,150 @@
+//! Syncs in three steps, so that nothing waits for a disk under a lock: `start_sync` on the log, [`SyncTicket::run`] on
+//! the `DiskPool`, `finish_sync` on the log. Syncs of different logs overlap; one log has one at a time, and what is
+//! appended meanwhile goes with the next (group commit).
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use model::Offset;
+
+use super::segment::{FileKind, SegmentFiles};
+use super::{Log, LogError, Names, identity};
+use crate::disk::DiskFile;
+use crate::env::LogEnv;
+
+/// Whether a sync runs, and up to where its success counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum SyncState {
+    Idle,
+    InFlight(Offset),
+}
+
+/// One sync of one log, to be run where blocking is allowed.
+#[derive(Debug)]
+pub struct SyncTicket {
+    env: LogEnv,
+    dir: Arc<Path>,
+    logs: Vec<(SegmentFiles, Arc<dyn DiskFile>)>,
+    indexes: Vec<Arc<dyn DiskFile>>,
+    names: Names,
+}
+
+/// The outcome of a [`SyncTicket`], to be given to [`Log::finish_sync`].
+#[derive(Debug)]
+#[must_use = "the log waits for the outcome of its sync"]
+pub struct SyncDone {
+    result: Result<(), LogError>,
+}
+
+impl Log {
+    /// Whether there is something that a sync would make durable.
+    #[must_use]
+    pub fn needs_sync(&self) -> bool {
+        self.synced_end < self.log_end || self.segments.iter().any(|segment| segment.dirty || segment.indexes_dirty)
+    }
+
+    /// A sync of all that was appended so far. None where nothing is to be synced, or a sync of this log runs: then call
+    /// again after `finish_sync`.
+    ///
+    /// # Errors
+    /// As an append.
+    pub fn start_sync(&mut self) -> Result<Option<SyncTicket>, LogError> {
+        self.usable()?;
+        if self.sync != SyncState::Idle || !self.needs_sync() {
+            return Ok(None);
+        }
+        if self.sync_flushes_indexes() {
+            self.flush_indexes()?;
+        }
+        let failed = self.failed("cannot open a file in");
+        let mut ticket = SyncTicket {
+            env: self.env.clone(),
+            dir: Arc::clone(&self.dir),
+            logs: Vec::new(),
+            indexes: Vec::new(),
+            names: self.names,
+        };
+        for segment in &mut self.segments {
+            let files = segment.files(&self.env, &self.dir);
+            if std::mem::take(&mut segment.indexes_dirty) {
+                for kind in [FileKind::Index, FileKind::TimeIndex] {
+                    ticket.indexes.push(files.create(kind).map_err(&failed)?);
+                }
+            }
+            if std::mem::take(&mut segment.dirty) {
+                let log = files.open(FileKind::Log).map_err(&failed)?;
+                ticket.logs.push((files, log));
+            }
+        }
+        self.names = Names::Durable;
+        self.sync = SyncState::InFlight(self.log_end);
+        Ok(Some(ticket))
+    }
+
+    /// Takes the outcome of the sync that runs, and gives the offset below which everything is synced now.
+    ///
+    /// # Errors
+    /// `DirectoryOffline` where the sync failed: it is never tried again (`R30`).
+    pub fn finish_sync(&mut self, done: SyncDone) -> Result<Offset, LogError> {
+        let SyncState::InFlight(upto) = std::mem::replace(&mut self.sync, SyncState::Idle) else {
+            return Ok(self.synced_end);
+        };
+        done.result?;
+        self.usable()?;
+        self.synced_end = self.synced_end.max(upto);
+        self.raise_recovery_point()?;
+        Ok(self.synced_end)
+    }
+
+    /// Syncs at once, in this thread.
+    ///
+    /// # Errors
+    /// As `start_sync` and `finish_sync`.
+    pub fn sync_now(&mut self) -> Result<Offset, LogError> {
+        match self.start_sync()? {
+            Some(ticket) => self.finish_sync(ticket.run()),
+            None => Ok(self.synced_end),
+        }
+    }
+
+    /// Completes the indexes, for a clean shutdown or to give an idle log's memory back, and syncs. Blocks.
+    ///
+    /// # Errors
+    /// As `sync_now`.
+    pub fn settle(&mut self) -> Result<Offset, LogError> {
+        self.usable()?;
+        if self.indexer.is_some() {
+            self.seal()?;
+        }
+        let synced = self.sync_now()?;
+        self.indexer = None;
+        Ok(synced)
+    }
+}
+
+impl SyncTicket {
+    /// Syncs all files of the ticket, and the directories where names are new. Blocks.
+    pub fn run(self) -> SyncDone {
+        if let Some(reason) = self.env.health.failure() {
+            return SyncDone { result: Err(LogError::DirectoryOffline(reason.to_owned())) };
+        }
+        let result = self.sync().map_err(|e| LogError::fatal(&self.env.health, &self.dir, "cannot sync a file in", &e));
+        SyncDone { result }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        for index in &self.indexes {
+            index.sync_data()?;
+        }
+        for (_, log) in &self.logs {
+            log.sync_data()?;
+        }
+        let disk = &*self.env.disk;
+        match self.names {
+            Names::Durable | Names::Absent => Ok(()),
+            Names::NewFiles => disk.sync_dir(&self.dir),
+            Names::NewDirectory => identity::sync(disk, &self.dir),
+        }
+    }
+}

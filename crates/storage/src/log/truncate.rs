@@ -1,0 +1,271 @@
+//! Cutting the log's end (`R24`), starting over (`R26`), and the note that keeps a crash from trusting too much.
+//!
+//! A recovery point checkpoint on disk may be above the place of a truncation. What is appended there later would then
+//! not be checked after a crash. So a truncation below the highest recovery point ever shown first writes a note,
+//! `truncation-checkpoint`, durably: a start after a crash takes the lower of the two. The note goes once the recovery
+//! point has passed that highest one again.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use model::Offset;
+
+use super::segment::{FileKind, Segment, parse_name};
+use super::sync::SyncState;
+use super::walk::{FAR, NEAR, Step, Walker};
+use super::{Condition, Log, LogError, Names, index};
+use crate::checkpoint;
+use crate::disk::{Disk, read_small_file, replace_file};
+
+impl Log {
+    /// Removes every batch that has an offset at or above `offset`, durably; gives the new log end, which is the end of
+    /// the last batch that stays. In a lossy log this accepts the loss (`R29`). Blocks.
+    ///
+    /// # Errors
+    /// `OutOfRange` below the log start; anything else took the directory offline.
+    pub fn truncate_to(&mut self, offset: Offset) -> Result<Offset, LogError> {
+        self.usable()?;
+        if offset < self.log_start {
+            return Err(LogError::OutOfRange { offset, log_start: self.log_start, log_end: self.log_end });
+        }
+        if offset >= self.log_end && self.condition == Condition::Usable {
+            return Ok(self.log_end);
+        }
+        if self.names == Names::Absent {
+            self.condition = Condition::Usable;
+            return Ok(self.log_end);
+        }
+        self.note_truncation(offset.min(self.log_end))?;
+        let keep = self.segments.partition_point(|segment| segment.base <= offset).max(1).min(self.segments.len());
+        self.remove_segments_from(keep)?;
+        if self.segments.is_empty() {
+            self.start_over(self.log_end)?;
+        } else {
+            self.cut_active(offset)?;
+        }
+        self.forget_snapshots_above(self.log_end)?;
+        self.accept_loss()?;
+        Ok(self.log_end)
+    }
+
+    /// Drops everything and goes on at `offset` (`R26`), durably. Blocks.
+    ///
+    /// # Errors
+    /// Took the directory offline.
+    pub fn reset_to(&mut self, offset: Offset) -> Result<(), LogError> {
+        self.usable()?;
+        if self.names == Names::Absent && offset == Offset::ZERO {
+            return Ok(());
+        }
+        self.make_directory_durable()?;
+        self.note_truncation(offset.min(self.log_start))?;
+        self.remove_segments_from(0)?;
+        self.start_over(offset)?;
+        self.forget_snapshots_above(Offset(-1))?;
+        self.accept_loss()
+    }
+
+    /// What was lossy is gone; the directory is this topic's from now on, whoever's it was.
+    fn accept_loss(&mut self) -> Result<(), LogError> {
+        if self.condition != Condition::Usable {
+            self.write_identity()?;
+            self.condition = Condition::Usable;
+        }
+        Ok(())
+    }
+
+    /// An empty log that starts and ends at `offset`; an empty segment of that name says so on disk.
+    fn start_over(&mut self, offset: Offset) -> Result<(), LogError> {
+        self.tail.truncate_to(Offset(-1));
+        self.indexer = None;
+        self.roll(offset)?;
+        self.sync_names()?;
+        self.last_batch = None;
+        self.log_start = offset;
+        self.lower_ends(offset);
+        // Nothing is there that could be lost.
+        self.synced_end = offset;
+        Ok(())
+    }
+
+    /// The log ends at `end` now.
+    fn lower_ends(&mut self, end: Offset) {
+        self.log_end = end;
+        self.synced_end = self.synced_end.min(end);
+        self.unpersisted_from = self.unpersisted_from.filter(|from| *from < end);
+        if let SyncState::InFlight(upto) = &mut self.sync {
+            *upto = end.min(*upto);
+        }
+    }
+
+    /// Cuts the last segment before the first batch with an offset at or above `offset`.
+    fn cut_active(&mut self, offset: Offset) -> Result<(), LogError> {
+        let failed = self.failed("cannot truncate in");
+        let active = self.segments.last().expect("the caller has checked");
+        let files = active.files(&self.env, &self.dir);
+        let end = u64::from(active.size);
+        // Entries that wait in memory are not in the file; the walk from the file's last one finds the place as well.
+        let floor = index::floor_entry(&files, offset + -1, end).map_err(&failed)?;
+        let log = files.create(FileKind::Log).map_err(&failed)?;
+        let start = floor.map_or(0, |entry| u64::from(entry.position));
+        let mut walker = Walker::new(Arc::clone(&log), start, end, NEAR);
+        let mut last = None;
+        while let Step::Batch(header) = walker.peek().map_err(&failed)? {
+            if header.last_offset() >= offset {
+                break;
+            }
+            walker.skip(&header);
+            last = Some(header);
+        }
+        let position = walker.position();
+        log.truncate(position).and_then(|()| log.sync_data()).map_err(&failed)?;
+        let last_offset = last.map_or(active.base + -1, |last| last.last_offset());
+        index::cut(&files, floor.map_or(0, |entry| entry.number + 1), last_offset).map_err(&failed)?;
+        self.indexer = None;
+        self.tail.truncate_to(offset);
+        let active = self.segments.last_mut().expect("the caller has checked");
+        active.size = u32::try_from(position).expect("a cut segment is not larger than before");
+        let base = active.base;
+        if position == 0 {
+            active.first_timestamp = None;
+        }
+        active.max = None;
+        self.last_batch = match last {
+            Some(last) => Some(last),
+            None => self.last_batch_before(self.segments.len() - 1)?,
+        };
+        let log_end = self.last_batch.map_or(base, |last| last.next_offset()).max(self.log_start);
+        self.lower_ends(log_end);
+        self.restore_max()
+    }
+
+    /// The largest timestamp of what the active segment still has.
+    fn restore_max(&mut self) -> Result<(), LogError> {
+        let failed = self.failed("cannot read in");
+        let (env, dir) = (&self.env, &self.dir);
+        let Some(active) = self.segments.last_mut() else { return Ok(()) };
+        let files = active.files(env, dir);
+        active.max = index::last_time(&files).map_err(&failed)?;
+        let from = active.max.map_or(active.base, |stamp| stamp.offset);
+        let end = u64::from(active.size);
+        let start = index::floor(&files, from, end).map_err(&failed)?;
+        let mut walker = Walker::new(files.create(FileKind::Log).map_err(&failed)?, start, end, FAR);
+        while let Step::Batch(header) = walker.next().map_err(&failed)? {
+            super::append::raise(&mut active.max, &header);
+        }
+        Ok(())
+    }
+
+    /// The last batch of the segments before number `before`.
+    pub(super) fn last_batch_before(&self, before: usize) -> Result<Option<model::BatchHeader>, LogError> {
+        let failed = self.failed("cannot read in");
+        for segment in self.segments[..before].iter().rev() {
+            let files = segment.files(&self.env, &self.dir);
+            let end = u64::from(segment.size);
+            let start = index::floor(&files, Offset(i64::MAX), end).map_err(&failed)?;
+            let mut walker = Walker::new(files.open(FileKind::Log).map_err(&failed)?, start, end, NEAR);
+            let mut last = None;
+            while let Step::Batch(header) = walker.next().map_err(&failed)? {
+                last = Some(header);
+            }
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes segments from number `keep` on, and those that a lossy start left out of the list, the last one first: a
+    /// crash on the way leaves a log that is cut further above.
+    fn remove_segments_from(&mut self, keep: usize) -> Result<(), LogError> {
+        let failed = self.failed("cannot remove a segment in");
+        let kept_base = keep.checked_sub(1).map(|last| self.segments[last].base);
+        let mut bases = segment_bases(&*self.env.disk, &self.dir).map_err(&failed)?;
+        bases.retain(|base| kept_base.is_none_or(|kept| *base > kept));
+        for base in bases.iter().rev() {
+            let known = self.segments.iter().find(|segment| segment.base == *base);
+            let files = match known {
+                Some(segment) => segment.files(&self.env, &self.dir),
+                None => Segment::new(&self.env, *base, 0).files(&self.env, &self.dir),
+            };
+            files.remove().map_err(&failed)?;
+        }
+        if !bases.is_empty() {
+            self.indexer = None;
+        }
+        self.segments.truncate(keep);
+        self.sync_names()
+    }
+
+    /// Makes removed and added names durable before anything is written that relies on them.
+    fn sync_names(&mut self) -> Result<(), LogError> {
+        let synced = self.env.disk.sync_dir(&self.dir);
+        synced.map_err(|e| self.fatal(&self.dir, "cannot sync the directory", &e))?;
+        if self.names == Names::NewFiles {
+            self.names = Names::Durable;
+        }
+        Ok(())
+    }
+
+    /// Leaves the note that recovery points above `offset` are void.
+    fn note_truncation(&mut self, offset: Offset) -> Result<(), LogError> {
+        if offset >= self.recovery_point_max {
+            return Ok(());
+        }
+        let offset = match (self.truncation_noted, read_note(&*self.env.disk, &self.dir)) {
+            (true, Ok(Some(noted))) => noted.min(offset),
+            _ => offset,
+        };
+        let text = checkpoint::format([offset.to_string()].into_iter());
+        let written = replace_file(&*self.env.disk, &note_path(&self.dir), text.as_bytes());
+        written.map_err(|e| self.fatal(&self.dir, "cannot note a truncation in", &e))?;
+        self.truncation_noted = true;
+        Ok(())
+    }
+
+    /// The recovery point may have moved: a note that it has passed goes.
+    pub(super) fn raise_recovery_point(&mut self) -> Result<(), LogError> {
+        let now = self.recovery_point();
+        if now < self.recovery_point_max {
+            return Ok(());
+        }
+        self.recovery_point_max = now;
+        if std::mem::take(&mut self.truncation_noted) {
+            // Not synced: a note that comes back only makes the next recovery look at more.
+            match self.env.disk.remove_file(&note_path(&self.dir)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.fatal(&self.dir, "cannot remove a note in", &e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The offset of the note: recovery points above it are void. A damaged one voids them all.
+pub(super) fn read_note(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Offset>> {
+    let text = match read_small_file(disk, &note_path(dir), 4096) {
+        Ok(None) => return Ok(None),
+        Ok(Some(text)) => text,
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => Vec::new(),
+        Err(e) => return Err(e),
+    };
+    let offset = match checkpoint::parse(&text).as_deref() {
+        Ok([one]) => one.parse().ok(),
+        _ => None,
+    };
+    Ok(Some(offset.map_or(Offset::ZERO, Offset)))
+}
+
+/// The base offsets of all segments in a directory, ascending.
+pub(super) fn segment_bases(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Offset>> {
+    let mut bases: Vec<Offset> = disk.list(dir)?.iter().filter_map(|entry| parse_name(&entry.name, "log")).collect();
+    bases.sort_unstable();
+    Ok(bases)
+}
+
+fn note_path(dir: &Path) -> PathBuf {
+    dir.join("truncation-checkpoint")
+}
