@@ -1,0 +1,195 @@
+"""Fault scenarios over real processes. Each takes the cluster and the running workload, does harm, and returns when the
+cluster has all replicas in sync again; the runner then reads everything back and checks the history.
+
+Run by run.sh. `session` below is the broker session timeout of the cluster under test: a pause must outlast it.
+"""
+import contextlib
+import faulthandler
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+import traceback
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / 'lib'))
+import cluster as clusters  # noqa: E402
+import installs  # noqa: E402
+from history import OK, UNKNOWN, check  # noqa: E402
+from workload import Workload  # noqa: E402
+
+SESSION_SECONDS = float(os.environ.get('FAULTS_SESSION_SECONDS', '9'))
+
+
+def back(cluster, load, *nodes):
+    """Starts nodes again and waits for readiness, full ISRs and progress."""
+    for node in nodes:
+        load.note(f'start {node}')
+        cluster.start(node)
+    cluster.wait_ready(timeout=90)
+    cluster.wait_full_isr(load.topic)
+    load.progress()
+
+
+def kill_and_return(cluster, load, node):
+    load.note(f'kill -9 {node}')
+    cluster.kill(node)
+    load.progress()
+    back(cluster, load, node)
+
+
+def kill_leader(cluster, load):
+    """kill -9 of a partition's leader, three times: the others take over, the killed one comes back"""
+    for part in range(3):
+        kill_and_return(cluster, load, cluster.leader_of(load.topic, part))
+
+
+def kill_follower(cluster, load):
+    """kill -9 of a follower of partition 0: acknowledgements go on, the follower comes back into the ISR"""
+    leader, replicas, _ = cluster.partitions(load.topic)[0]
+    kill_and_return(cluster, load, next(r for r in replicas if r != leader))
+
+
+def kill_controller(cluster, load):
+    """kill -9 of the active controller: another one takes over"""
+    killed = cluster.active_controller()
+    load.note(f'kill -9 {killed}, the active controller')
+    cluster.kill(killed)
+    other = cluster.active_controller(skip=(killed,))
+    assert other != killed, 'the killed node is still named as the active controller'
+    load.progress()
+    back(cluster, load, killed)
+
+
+def kill_in_turn(cluster, load):
+    """kill -9 of each node in turn, twice round, each started again at once"""
+    for node in list(cluster.nodes) * 2:
+        load.note(f'kill -9 {node}')
+        cluster.kill(node)
+        back(cluster, load, node)
+
+
+def kill_all(cluster, load):
+    """kill -9 of all three at once (R35): what was acknowledged is there when they are back"""
+    load.note('kill -9 of all')
+    cluster.kill(*cluster.nodes)
+    back(cluster, load, *cluster.nodes)
+
+
+def pause_leader(cluster, load):
+    """SIGSTOP of a leader for longer than its session, then SIGCONT: it is deposed, finds out, and follows"""
+    node = cluster.leader_of(load.topic, 0)
+    load.note(f'SIGSTOP {node}')
+    stopped = time.monotonic()
+    cluster.pause(node)
+    try:
+        clusters.eventually(lambda: cluster.partitions(load.topic, skip=(node,))[0][0] not in (node, -1), 'another leader', 60)
+        load.progress()
+        # The length of the pause is the fault itself.
+        time.sleep(max(0.0, SESSION_SECONDS + 3 - (time.monotonic() - stopped)))
+    finally:
+        load.note(f'SIGCONT {node}')
+        cluster.resume(node)
+    cluster.wait_ready()
+    cluster.wait_full_isr(load.topic)
+    load.progress()
+
+
+def restart_all(cluster, load):
+    """SIGTERM of all three at once, and start"""
+    load.note('SIGTERM of all')
+    cluster.stop(*cluster.nodes)
+    back(cluster, load, *cluster.nodes)
+
+
+def rolling_restart(cluster, load):
+    """SIGTERM and start of each node in turn, with no error at the client"""
+    for node in cluster.nodes:
+        load.note(f'SIGTERM {node}')
+        cluster.stop(node)
+        load.progress()
+        back(cluster, load, node)
+    load.expect_no_error = True
+
+
+SCENARIOS = [kill_leader, kill_follower, kill_controller, kill_in_turn, kill_all, pause_leader, restart_all, rolling_restart]
+# An hour-glass over one scenario: past it the stacks of all threads are printed and the run ends.
+LIMIT_SECONDS = 420
+
+
+def run(scenario, cluster, keep):
+    """One scenario under load. Returns (history counts, problems)."""
+    load, problems = Workload(cluster), []
+    try:
+        with load:
+            scenario(cluster, load)
+            history = load.finish()
+        problems += [str(a) for a in check(history)[:20]]
+        if getattr(load, 'expect_no_error', False):
+            problems += [f'error at the client: {e}' for e in load.client_errors]
+            problems += [f'not acknowledged: {op.value}: {op.error}' for op in history.produces if op.status != OK][:5]
+    except Exception as e:
+        traceback.print_exc()
+        problems.append(f'{type(e).__name__}: {e}')
+    ops = load.history.produces
+    acked, unknown = (sum(op.status == s for op in ops) for s in (OK, UNKNOWN))
+    commits = sum(c.status == OK for c in load.history.commits)
+    if acked < 500 or commits < 3 or len(load.history.committed) < 3:
+        problems.append(f'too little was tried: {acked} acknowledged, {commits} commits')
+    if problems:
+        keep.mkdir(parents=True, exist_ok=True)
+        load.history.save(keep / f'{scenario.__name__}.jsonl')
+        (keep / f'{scenario.__name__}.txt').write_text('\n'.join(problems + load.client_errors) + '\n')
+    return (acked, unknown, commits, load.longest_gap()), problems
+
+
+def restore(cluster):
+    """After a failed scenario: every node running and ready again, or an error."""
+    for node in cluster.nodes:
+        with contextlib.suppress(RuntimeError, ProcessLookupError):
+            cluster.signal(node, signal.SIGCONT)
+        if cluster.pid(node) is None:
+            cluster.start(node)
+    cluster.wait_ready(timeout=90)
+
+
+def main(wanted):
+    names = {s.__name__: s for s in SCENARIOS}
+    unknown = [w for w in wanted if w not in names]
+    if unknown:
+        sys.exit(f'no such scenario: {", ".join(unknown)} (there are: {", ".join(names)})')
+    home = installs.CACHE / 'faults'
+    shutil.rmtree(home, ignore_errors=True)
+    (home / 'cluster').mkdir(parents=True)
+    cluster, rows = clusters.cluster_under_test(home / 'cluster'), []
+    try:
+        for scenario in [names[w] for w in wanted] or SCENARIOS:
+            print(f'== {scenario.__name__}: {scenario.__doc__}', flush=True)
+            faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=False)
+            begun = time.monotonic()
+            figures, problems = run(scenario, cluster, home)
+            faulthandler.cancel_dump_traceback_later()
+            rows.append((scenario.__name__, *figures, time.monotonic() - begun, problems))
+            for problem in problems:
+                print(f'  {problem}', flush=True)
+            if problems:
+                restore(cluster)
+    finally:
+        cluster.close()
+        print(f'\n{"scenario":<18}{"acked":>8}{"unknown":>9}{"commits":>9}{"gap ms":>8}{"seconds":>9}  verdict')
+        for name, acked, unsure, commits, gap, seconds, problems in rows:
+            print(f'{name:<18}{acked:>8}{unsure:>9}{commits:>9}{gap:>8}{seconds:>9.1f}  {"FAIL" if problems else "ok"}')
+    failed = sum(bool(row[-1]) for row in rows)
+    if failed:
+        print(f'histories, node logs and data: {home}')
+    else:
+        shutil.rmtree(home / 'cluster', ignore_errors=True)
+    print(f'\n{len(rows) - failed} passed, {failed} failed', flush=True)
+    # librdkafka's threads can outlive a failed scenario; the verdict is printed.
+    os._exit(1 if failed or not rows else 0)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
