@@ -30,6 +30,8 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct FollowerStreams {
     streams: Mutex<BTreeMap<(BrokerId, u32), Arc<FollowerStream>>>,
+    /// On which stream each partition that follows is.
+    assignments: Mutex<BTreeMap<TopicPartition, Arc<FollowerStream>>>,
     /// Counts up with each stream of this process (`R56`).
     stream_no: AtomicU64,
 }
@@ -56,62 +58,59 @@ struct Work {
 impl FollowerStreams {
     /// From now on `partition` follows `leader`; opens a session as soon as the stream stands.
     pub(crate) fn assign(&self, context: &Arc<Context>, leader: BrokerId, partition: &Arc<Partition>) {
+        self.unassign(partition.id());
         let lane = lane_of(partition.id(), context.config.num_replica_fetchers);
-        let stream = {
-            let mut streams = lock(&self.streams);
-            Arc::clone(streams.entry((leader, lane)).or_insert_with(|| self.start(context, leader, lane)))
-        };
+        let mut streams = lock(&self.streams);
+        let stream = Arc::clone(streams.entry((leader, lane)).or_insert_with(|| self.start(context, leader, lane)));
         let mut work = lock(&stream.work);
         work.assigned.insert(partition.id(), Arc::clone(partition));
         work.to_open.insert(partition.id());
         drop(work);
+        drop(streams);
         stream.wake.notify_one();
+        lock(&self.assignments).insert(partition.id(), stream);
     }
 
-    /// `partition` no longer follows `leader`. A stream without partitions ends.
-    pub(crate) fn unassign(&self, context: &Context, leader: BrokerId, partition: TopicPartition) {
-        let key = (leader, lane_of(partition, context.config.num_replica_fetchers));
+    /// `partition` follows nobody any more. A stream without partitions ends.
+    pub(crate) fn unassign(&self, partition: TopicPartition) {
+        let Some(stream) = lock(&self.assignments).remove(&partition) else { return };
         let mut streams = lock(&self.streams);
-        let Some(stream) = streams.get(&key).cloned() else { return };
         let mut work = lock(&stream.work);
         work.assigned.remove(&partition);
         work.to_open.remove(&partition);
         work.to_ack.remove(&partition);
         if work.assigned.is_empty() {
             work.stopped = true;
-            streams.remove(&key);
+            let key = (stream.leader, stream.lane);
+            if streams.get(&key).is_some_and(|current| Arc::ptr_eq(current, &stream)) {
+                streams.remove(&key);
+            }
         }
         drop(work);
         stream.wake.notify_one();
     }
 
     /// The session of `partition` ended, or its log was truncated: open anew.
-    pub(crate) fn reopen(&self, context: &Context, leader: BrokerId, partition: TopicPartition) {
-        self.mark(context, leader, partition, |work| &mut work.to_open);
+    pub(crate) fn reopen(&self, partition: TopicPartition) {
+        self.mark(partition, |work| &mut work.to_open);
     }
 
     /// What `partition` may acknowledge has moved (a sync returned).
-    pub(crate) fn ack_moved(&self, context: &Context, leader: BrokerId, partition: TopicPartition) {
-        self.mark(context, leader, partition, |work| &mut work.to_ack);
+    pub(crate) fn ack_moved(&self, partition: TopicPartition) {
+        self.mark(partition, |work| &mut work.to_ack);
     }
 
     /// Ends every stream, as the broker stops.
     pub(crate) fn stop(&self) {
+        lock(&self.assignments).clear();
         for stream in std::mem::take(&mut *lock(&self.streams)).into_values() {
             lock(&stream.work).stopped = true;
             stream.wake.notify_one();
         }
     }
 
-    fn mark(
-        &self,
-        context: &Context,
-        leader: BrokerId,
-        partition: TopicPartition,
-        set: impl Fn(&mut Work) -> &mut BTreeSet<TopicPartition>,
-    ) {
-        let key = (leader, lane_of(partition, context.config.num_replica_fetchers));
-        let Some(stream) = lock(&self.streams).get(&key).cloned() else { return };
+    fn mark(&self, partition: TopicPartition, set: impl Fn(&mut Work) -> &mut BTreeSet<TopicPartition>) {
+        let Some(stream) = lock(&self.assignments).get(&partition).cloned() else { return };
         let mut work = lock(&stream.work);
         if work.assigned.contains_key(&partition) {
             set(&mut work).insert(partition);
@@ -160,7 +159,7 @@ impl FollowerStream {
                     retry = (retry * 2).min(LAST_RETRY);
                 }
             }
-            self.close_sessions();
+            self.close_sessions(&context);
         }
     }
 
@@ -279,10 +278,10 @@ impl FollowerStream {
     }
 
     /// The connection is gone: no session of it counts any more.
-    fn close_sessions(&self) {
+    fn close_sessions(&self, context: &Arc<Context>) {
         let partitions: Vec<_> = lock(&self.work).assigned.values().cloned().collect();
         for partition in partitions {
-            partition.session_lost();
+            partition.session_lost(context);
         }
     }
 
@@ -312,9 +311,8 @@ fn handle_frame(
     for progress in frame.progress {
         let handle = progress.handle;
         if let Some(partition) = connection.by_handle.get(&handle) {
-            if partition.handle_progress(context, progress) {
-                touched.insert(handle);
-            }
+            partition.handle_progress(context, progress);
+            touched.insert(handle);
         }
     }
 }

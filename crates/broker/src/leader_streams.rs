@@ -108,8 +108,17 @@ impl LeaderStreams {
         Self { context, streams: Mutex::default() }
     }
 
+    /// Follows the metadata until the broker stops.
+    pub(crate) async fn follow_registrations(self: Arc<Self>) {
+        let mut images = self.context.images();
+        while images.changed().await.is_ok() {
+            images.borrow_and_update();
+            self.close_superseded();
+        }
+    }
+
     /// Closes the streams of followers whose registration changed (`R56`).
-    pub(crate) fn registrations_changed(&self) {
+    fn close_superseded(&self) {
         lock(&self.streams).retain(|_, stream| {
             let current = self.context.broker_epoch_of(stream.follower) == Some(stream.follower_epoch);
             if !current {
@@ -225,6 +234,7 @@ impl LeaderStreams {
                 stream.push_answer(OpenAnswer { handle: open.handle, open_no: open.open_no, answer });
             }
             OpenVerdict::Park => self.park_open(stream, open),
+            OpenVerdict::Ignore => {}
         }
     }
 
@@ -235,12 +245,13 @@ impl LeaderStreams {
             let context = &streams.context;
             let answer = context
                 .wait_metadata(PARK, || match context.partition(open.partition)?.handle_open(context, &stream, open) {
-                    OpenVerdict::Answer(answer) => Some(answer),
+                    OpenVerdict::Answer(answer) => Some(Some(answer)),
+                    OpenVerdict::Ignore => Some(None),
                     OpenVerdict::Park => None,
                 })
                 .await;
             let refused = Answer::Refused(ErrorCode::UnknownLeaderEpoch.code());
-            let answer = answer.unwrap_or(refused);
+            let Some(answer) = answer.unwrap_or(Some(refused)) else { return };
             stream.push_answer(OpenAnswer { handle: open.handle, open_no: open.open_no, answer });
         });
     }
@@ -281,23 +292,16 @@ impl LeaderStreams {
         let (mut data, mut bytes) = (Vec::new(), 0);
         let mut waiting = ready.into_iter();
         for partition in waiting.by_ref() {
-            let next = partition.next_data(&self.context, stream, FRAME_BYTES - bytes.min(FRAME_BYTES));
-            let more = match next {
-                NextData::Nothing => continue,
-                NextData::Data { data: frame, more } => {
-                    bytes += frame.batches.iter().map(bytes::Bytes::len).sum::<usize>();
-                    data.push(frame);
-                    more
+            let mut next = partition.next_data(&self.context, stream, FRAME_BYTES - bytes.min(FRAME_BYTES));
+            if let NextData::Cold(cold) = next {
+                next = cold.read(&self.context).await;
+            }
+            if let NextData::Data { data: frame, more } = next {
+                bytes += frame.batches.iter().map(bytes::Bytes::len).sum::<usize>();
+                data.push(frame);
+                if more {
+                    partition.requeue(stream);
                 }
-                NextData::Cold(cold) => {
-                    let (frame, more) = cold.read(&self.context).await;
-                    bytes += frame.iter().flat_map(|d| &d.batches).map(bytes::Bytes::len).sum::<usize>();
-                    data.extend(frame);
-                    more
-                }
-            };
-            if more {
-                partition.requeue(stream);
             }
             if bytes >= FRAME_BYTES {
                 break;

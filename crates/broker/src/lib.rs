@@ -1,3 +1,35 @@
-//! Hosts partitions and coordinator shards, follows the metadata and keeps this broker registered.
+//! Hosts partitions and coordinator shards, replicates them, follows the metadata and keeps this broker registered.
+//!
+//! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], `context` (what the parts share), `partition`
+//! (one replica), `leader_streams` and `follower_streams` (replication), `fetch` and `waiters` (long polls and acks),
+//! `isr`, `loading`, `lifecycle`, `housekeeping`, `groups` (coordinators), `node` (the whole).
+//!
+//! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
+//! and time are moved. A partition is owned by its lock. Every queue holds each partition at most once.
 
 pub mod api;
+pub mod clock;
+pub mod config;
+mod compression;
+mod context;
+mod fetch;
+mod follower_streams;
+mod groups;
+mod housekeeping;
+mod isr;
+mod leader_streams;
+mod lifecycle;
+mod loading;
+mod metrics;
+mod node;
+mod offsets;
+mod partition;
+mod timers;
+mod topic_settings;
+mod waiters;
+
+pub use config::BrokerConfig;
+pub use lifecycle::BrokerState;
+pub use metrics::{BrokerMetrics, PartitionMetrics};
+pub use node::{Broker, BrokerParts};
+pub use {coordinator, metadata};

@@ -54,6 +54,12 @@ fn endpoint(address: &str) -> Result<Endpoint, RpcError> {
         .keep_alive_while_idle(true))
 }
 
+/// Several services on one listener.
+pub fn merge(services: impl IntoIterator<Item = Routes>) -> Routes {
+    let merged = services.into_iter().map(Routes::into_axum_router).reduce(|all, next| all.merge(next));
+    merged.map(Routes::from).unwrap_or_default()
+}
+
 /// Serves `routes` on a bound listener until `stop` completes; then lets streams end.
 ///
 /// # Errors

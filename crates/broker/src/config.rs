@@ -1,0 +1,48 @@
+//! What a broker is told at its start, with Kafka's names and defaults.
+
+use metadata::Listener;
+use metadata::configs::StaticConfig;
+use model::{BrokerId, DirectoryId, Incarnation};
+
+/// See the module. Field `a_b` is Kafka's `a.b`.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// `node.id`.
+    pub broker_id: BrokerId,
+    /// This run of the process.
+    pub incarnation: Incarnation,
+    /// `broker.rack`.
+    pub rack: Option<String>,
+    /// Where this broker can be reached, all listeners.
+    pub listeners: Vec<Listener>,
+    /// The name of the listener that brokers use among themselves.
+    pub internal_listener: String,
+    /// The log directory's identity.
+    pub directory_id: DirectoryId,
+    /// `replica.lag.time.max.ms`.
+    pub replica_lag_time_max_ms: u64,
+    /// `replica.fetch.max.bytes`.
+    pub replica_fetch_max_bytes: u64,
+    /// `num.replica.fetchers`.
+    pub num_replica_fetchers: u32,
+    /// `broker.heartbeat.interval.ms`.
+    pub broker_heartbeat_interval_ms: u64,
+    /// `log.retention.check.interval.ms`.
+    pub log_retention_check_interval_ms: u64,
+    /// `replica.high.watermark.checkpoint.interval.ms`.
+    pub high_watermark_checkpoint_interval_ms: u64,
+    /// `producer.id.expiration.ms`.
+    pub producer_id_expiration_ms: u64,
+    /// `auto.create.topics.enable`.
+    pub auto_create_topics_enable: bool,
+    /// `offsets.topic.num.partitions`.
+    pub offsets_topic_num_partitions: i32,
+    /// `offsets.topic.replication.factor`.
+    pub offsets_topic_replication_factor: i16,
+    /// `replica.selector.class` names a rack-aware selector (KIP-392).
+    pub rack_aware_reads: bool,
+    /// This broker's file, by Kafka's names.
+    pub file: StaticConfig,
+    /// The group coordinator's own.
+    pub groups: coordinator::GroupConfig,
+}

@@ -1,0 +1,207 @@
+//! What every part of a broker shares: who it is, the newest metadata, the partitions, and the queues of its tasks.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use metadata::MetadataImage;
+use model::{BrokerEpoch, BrokerId, ClusterId, TopicPartition};
+use rpc::controller::ControllerClient;
+use storage::{DataDir, DiskPool, LogEnv};
+use tokio::sync::{Notify, watch};
+
+use crate::clock::{Chance, Clock};
+use crate::config::BrokerConfig;
+use crate::follower_streams::FollowerStreams;
+use crate::isr::IsrProposals;
+use crate::partition::Partition;
+use crate::timers::Timers;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: BrokerConfig,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) chance: Chance,
+    pub(crate) env: LogEnv,
+    pub(crate) disk_pool: DiskPool,
+    pub(crate) data: DataDir,
+    pub(crate) controller: ControllerClient,
+    pub(crate) follower_streams: FollowerStreams,
+    pub(crate) isr: IsrProposals,
+    pub(crate) timers: Timers,
+    partitions: RwLock<BTreeMap<TopicPartition, Arc<Partition>>>,
+    /// The newest image, and who waits for a newer one.
+    image: watch::Sender<Arc<MetadataImage>>,
+    registration: Mutex<Option<BrokerEpoch>>,
+    /// Opens of partitions made so far by this process, in steps of 2^32 (`R57`).
+    opens: AtomicU64,
+    suspects: Mutex<Vec<BrokerId>>,
+    pub(crate) suspected: Notify,
+    /// Leaderships of internal topics that changed.
+    leaderships: Mutex<Vec<(TopicPartition, bool)>>,
+    pub(crate) leadership_moved: Notify,
+    directory_failed: AtomicBool,
+    /// Wakes the heartbeat before its time.
+    pub(crate) heartbeat_wanted: Notify,
+}
+
+/// What a [`Context`] is made of.
+pub(crate) struct ContextParts {
+    pub(crate) config: BrokerConfig,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) seed: u64,
+    pub(crate) env: LogEnv,
+    pub(crate) disk_pool: DiskPool,
+    pub(crate) data: DataDir,
+    pub(crate) controller: ControllerClient,
+}
+
+impl Context {
+    pub(crate) fn new(parts: ContextParts) -> Arc<Context> {
+        Arc::new(Context {
+            config: parts.config,
+            clock: parts.clock,
+            chance: Chance::new(parts.seed),
+            env: parts.env,
+            disk_pool: parts.disk_pool,
+            data: parts.data,
+            controller: parts.controller,
+            follower_streams: FollowerStreams::default(),
+            isr: IsrProposals::default(),
+            timers: Timers::default(),
+            partitions: RwLock::default(),
+            image: watch::Sender::new(Arc::new(MetadataImage::default())),
+            registration: Mutex::new(None),
+            opens: AtomicU64::new(0),
+            suspects: Mutex::default(),
+            suspected: Notify::new(),
+            leaderships: Mutex::default(),
+            leadership_moved: Notify::new(),
+            directory_failed: AtomicBool::new(false),
+            heartbeat_wanted: Notify::new(),
+        })
+    }
+
+    /// The newest metadata applied here.
+    pub(crate) fn image(&self) -> Arc<MetadataImage> {
+        Arc::clone(&self.image.borrow())
+    }
+
+    /// Publishes a newer image, after the partitions have been told.
+    pub(crate) fn publish(&self, image: Arc<MetadataImage>) {
+        self.image.send_replace(image);
+    }
+
+    /// Follows the images.
+    pub(crate) fn images(&self) -> watch::Receiver<Arc<MetadataImage>> {
+        self.image.subscribe()
+    }
+
+    /// Looks again after each new image until `look` finds something or the time is up.
+    pub(crate) async fn wait_metadata<T>(&self, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        let mut images = self.images();
+        let found = async {
+            loop {
+                images.borrow_and_update();
+                if let Some(found) = look() {
+                    return Some(found);
+                }
+                // The sender lives as long as `self`.
+                images.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(limit, found).await.ok().flatten()
+    }
+
+    /// A partition that has a replica here.
+    pub(crate) fn partition(&self, id: TopicPartition) -> Option<Arc<Partition>> {
+        self.partitions.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// All of them, in order.
+    pub(crate) fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn insert_partition(&self, partition: &Arc<Partition>) {
+        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+        partitions.insert(partition.id(), Arc::clone(partition));
+    }
+
+    pub(crate) fn remove_partition(&self, id: TopicPartition) -> Option<Arc<Partition>> {
+        self.partitions.write().unwrap_or_else(PoisonError::into_inner).remove(&id)
+    }
+
+    /// This broker's registration in force and its cluster; None before it is registered.
+    pub(crate) fn registration(&self) -> Option<(BrokerEpoch, ClusterId)> {
+        let epoch = (*self.registration.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let cluster = self.image.borrow().cluster_id();
+        (!cluster.is_none()).then_some((epoch, cluster))
+    }
+
+    /// The controller gave this registration.
+    pub(crate) fn registered(&self, epoch: BrokerEpoch) {
+        *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    /// The registration of a broker, as the newest metadata has it.
+    pub(crate) fn broker_epoch_of(&self, broker: BrokerId) -> Option<BrokerEpoch> {
+        self.image.borrow().broker(broker).map(|registration| registration.epoch)
+    }
+
+    /// `host:port` of a broker's INTERNAL listener, with the registration that says so.
+    pub(crate) fn internal_address(&self, broker: BrokerId) -> Option<(String, BrokerEpoch)> {
+        let image = self.image();
+        let registration = image.broker(broker)?;
+        let listener = registration.listener(&self.config.internal_listener)?;
+        Some((format!("{}:{}", listener.host, listener.port), registration.epoch))
+    }
+
+    /// The number of opens to count from for a replica that is made now (`R57`).
+    pub(crate) fn opens_before(&self) -> u64 {
+        self.opens.fetch_add(1 << 32, Ordering::Relaxed)
+    }
+
+    /// A connection to `broker` broke: it may be gone (`R63`, `R76`).
+    pub(crate) fn suspect(&self, broker: BrokerId) {
+        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if !suspects.contains(&broker) {
+            suspects.push(broker);
+        }
+        drop(suspects);
+        self.suspected.notify_one();
+    }
+
+    pub(crate) fn take_suspects(&self) -> Vec<BrokerId> {
+        std::mem::take(&mut self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A partition began or ceased to be led here. Called with the partition's lock held, so it only notes it.
+    pub(crate) fn leadership_changed(&self, id: TopicPartition, leads: bool) {
+        self.leaderships.lock().unwrap_or_else(PoisonError::into_inner).push((id, leads));
+        self.leadership_moved.notify_one();
+    }
+
+    pub(crate) fn take_leaderships(&self) -> Vec<(TopicPartition, bool)> {
+        std::mem::take(&mut self.leaderships.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A log failed for good (`R30`): the controller must hear of it.
+    pub(crate) fn log_failed(&self) {
+        self.directory_failed.store(true, Ordering::Release);
+        self.heartbeat_wanted.notify_one();
+    }
+
+    /// Whether the log directory is out of use.
+    pub(crate) fn directory_failed(&self) -> bool {
+        self.directory_failed.load(Ordering::Acquire)
+    }
+
+    /// Between half of `duration` and all of it.
+    pub(crate) fn jitter(&self, duration: Duration) -> Duration {
+        self.chance.jitter(duration)
+    }
+}
+

@@ -1,0 +1,111 @@
+//! Carries the leaders' proposals of in-sync replicas to the active controller, many in one request (`R13`, `R16`).
+//!
+//! Invariant: every copy of a proposal that is sent is answered to its replica once, with `Unknown` where no answer came.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use metadata::{AlterPartition, AlterPartitions, ControlRequest, ControlResponse, LeaderRecoveryState};
+use model::{ErrorCode, TopicPartition};
+use replication::{AlterAnswer, Proposal};
+use tokio::sync::Notify;
+
+use crate::context::Context;
+use crate::partition::Partition;
+
+/// How long an answer is waited for.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Proposals in one request, at most.
+const BATCH: usize = 1000;
+
+/// Proposals that wait to be sent: the newest of each partition.
+#[derive(Debug, Default)]
+pub(crate) struct IsrProposals {
+    waiting: Mutex<BTreeMap<TopicPartition, (Arc<Partition>, Proposal)>>,
+    wake: Notify,
+}
+
+impl IsrProposals {
+    /// Sends `proposal` with the next request. A replica has one in flight, so nothing is replaced but what was never sent.
+    pub(crate) fn propose(&self, partition: &Arc<Partition>, proposal: Proposal) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.insert(partition.id(), (Arc::clone(partition), proposal));
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> Vec<(Arc<Partition>, Proposal)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = Vec::new();
+        while taken.len() < BATCH {
+            let Some((_, next)) = waiting.pop_first() else { break };
+            taken.push(next);
+        }
+        taken
+    }
+}
+
+/// Runs until the broker stops.
+pub(crate) async fn run(context: Arc<Context>) {
+    loop {
+        let proposals = context.isr.take();
+        if proposals.is_empty() {
+            context.isr.wake.notified().await;
+            continue;
+        }
+        send(&context, proposals).await;
+    }
+}
+
+async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>) {
+    let Some((epoch, _)) = context.registration() else {
+        for (partition, proposal) in proposals {
+            // It was never sent, but the replica only knows answers and "unknown", which is the safe one.
+            partition.handle_isr_answer(context, proposal.id, AlterAnswer::Unknown);
+        }
+        return;
+    };
+    let request = AlterPartitions {
+        broker: context.config.broker_id,
+        epoch,
+        partitions: proposals.iter().map(|(partition, proposal)| alter(partition.id(), proposal)).collect(),
+    };
+    let answer = context.controller.call(ControlRequest::AlterPartitions(request), TIMEOUT).await;
+    let answers = match answer {
+        Ok(ControlResponse::AlterPartitions(answers)) if answers.len() == proposals.len() => answers,
+        Ok(other) => {
+            tracing::warn!(?other, "the controller refused a request for ISR changes");
+            Vec::new()
+        }
+        Err(error) => {
+            tracing::info!(%error, "no answer to a request for ISR changes; asking again");
+            Vec::new()
+        }
+    };
+    let mut answers = answers.into_iter();
+    for (partition, proposal) in proposals {
+        let answer = match answers.next().map(|answer| answer.result) {
+            None => AlterAnswer::Unknown,
+            Some(Ok(now)) => AlterAnswer::Changed {
+                leader_epoch: now.leader_epoch,
+                partition_epoch: now.partition_epoch,
+                isr: now.isr,
+            },
+            // What the controller may or may not have done is unknown (R67).
+            Some(Err(ErrorCode::NotController | ErrorCode::RequestTimedOut)) => AlterAnswer::Unknown,
+            Some(Err(error)) => AlterAnswer::Refused { error, partition_epoch: None },
+        };
+        partition.handle_isr_answer(context, proposal.id, answer);
+    }
+}
+
+fn alter(partition: TopicPartition, proposal: &Proposal) -> AlterPartition {
+    AlterPartition {
+        partition,
+        leader_epoch: proposal.id.leader_epoch,
+        partition_epoch: proposal.id.partition_epoch,
+        isr: proposal.isr.clone(),
+        leader_recovery_state: LeaderRecoveryState::Recovered,
+    }
+}

@@ -1,0 +1,316 @@
+//! Keeps this broker registered: registration, heartbeats, the metadata stream, suspicions, controlled shutdown (`R6` to
+//! `R9`, `R32`, `R35`, `R76`, `R77`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use metadata::{ControlRequest, ControlResponse, Heartbeat, HeartbeatAnswer, MetadataImage, RecoveryReport, RegisterBroker, Suspect};
+use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
+use rpc::controller::MetadataEvent;
+use tokio::sync::{Notify, watch};
+
+use crate::context::Context;
+use crate::loading::Replicas;
+
+/// Between heartbeats until the broker is unfenced (`R7`).
+const FENCED_INTERVAL: Duration = Duration::from_millis(100);
+/// Between heartbeats of a broker that wants to stop.
+const STOPPING_INTERVAL: Duration = Duration::from_millis(50);
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an unreachable peer is not reported again.
+const SUSPECT_PAUSE: Duration = Duration::from_millis(200);
+/// R77: how long a stopping broker waits for an active controller, and in all.
+const STOP_WITHOUT_CONTROLLER: Duration = Duration::from_secs(2);
+const STOP_AT_MOST: Duration = Duration::from_secs(30);
+
+/// Where this broker stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BrokerState {
+    /// Registering, recovering, or not caught up yet.
+    Starting,
+    /// Serves.
+    Running,
+    /// The controller has fenced it: others lead.
+    Fenced,
+    /// Moves its leaderships away.
+    Stopping,
+    /// May end.
+    Stopped,
+}
+
+/// What the lifecycle's tasks share.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    state: watch::Sender<BrokerState>,
+    stop_wanted: AtomicBool,
+    stop: Notify,
+    may_stop: Notify,
+}
+
+impl Lifecycle {
+    pub(crate) fn new() -> Arc<Lifecycle> {
+        Arc::new(Lifecycle {
+            state: watch::Sender::new(BrokerState::Starting),
+            stop_wanted: AtomicBool::new(false),
+            stop: Notify::new(),
+            may_stop: Notify::new(),
+        })
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<BrokerState> {
+        self.state.subscribe()
+    }
+
+    /// Has the leaderships moved away; returns when the broker may end, or when there is nobody to ask (`R77`).
+    pub(crate) async fn shut_down(&self) {
+        self.stop_wanted.store(true, Ordering::Release);
+        self.state.send_replace(BrokerState::Stopping);
+        self.stop.notify_one();
+        if tokio::time::timeout(STOP_AT_MOST, self.may_stop.notified()).await.is_err() {
+            tracing::warn!("the controller did not let this broker stop in time; stopping without");
+        }
+        self.state.send_replace(BrokerState::Stopped);
+    }
+
+    fn stops(&self) -> bool {
+        self.stop_wanted.load(Ordering::Acquire)
+    }
+
+    fn note(&self, answer: &HeartbeatAnswer) {
+        self.state.send_if_modified(|state| {
+            let next = match (*state, answer.is_fenced) {
+                (BrokerState::Stopping | BrokerState::Stopped, _) => *state,
+                (_, false) if answer.is_caught_up => BrokerState::Running,
+                (BrokerState::Running, true) => BrokerState::Fenced,
+                (state, _) => state,
+            };
+            if next != *state {
+                tracing::info!(from = ?*state, to = ?next, "broker state");
+            }
+            std::mem::replace(state, next) != next
+        });
+    }
+}
+
+/// Registers, then sends heartbeats until the broker stops.
+pub(crate) async fn keep_registered(
+    context: Arc<Context>,
+    lifecycle: Arc<Lifecycle>,
+    previous_epoch: BrokerEpoch,
+    lossy: Vec<TopicPartition>,
+) {
+    let mut epoch = register(&context, previous_epoch, &lossy).await;
+    let mut silent_since: Option<tokio::time::Instant> = None;
+    loop {
+        match heartbeat(&context, &lifecycle, epoch).await {
+            Ok(answer) => {
+                silent_since = None;
+                lifecycle.note(&answer);
+                if answer.should_shut_down && lifecycle.stops() {
+                    lifecycle.may_stop.notify_one();
+                    return;
+                }
+                report_recovery(&context, epoch, &answer.recovery_wanted).await;
+            }
+            Err(HeartbeatError::Stale) => {
+                tracing::warn!(%epoch, "the controller knows this broker no longer; registering again");
+                epoch = register(&context, BrokerEpoch::NONE, &lossy).await;
+                continue;
+            }
+            Err(HeartbeatError::NoAnswer) => {
+                let since = *silent_since.get_or_insert_with(tokio::time::Instant::now);
+                if lifecycle.stops() && since.elapsed() > STOP_WITHOUT_CONTROLLER {
+                    tracing::warn!("no active controller to hand over to; stopping without");
+                    lifecycle.may_stop.notify_one();
+                    return;
+                }
+            }
+        }
+        let state = *lifecycle.state.borrow();
+        let pause = match state {
+            BrokerState::Starting | BrokerState::Fenced => FENCED_INTERVAL,
+            BrokerState::Stopping | BrokerState::Stopped => STOPPING_INTERVAL,
+            BrokerState::Running => Duration::from_millis(context.config.broker_heartbeat_interval_ms),
+        };
+        let mut images = context.images();
+        images.borrow_and_update();
+        // Whichever comes first; the others are asked again next time.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = lifecycle.stop.notified() => {}
+            () = context.heartbeat_wanted.notified() => {}
+            _ = images.changed(), if state == BrokerState::Starting => {}
+        }
+    }
+}
+
+async fn register(context: &Arc<Context>, previous_epoch: BrokerEpoch, lossy: &[TopicPartition]) -> BrokerEpoch {
+    let config = &context.config;
+    let mut warned = None;
+    loop {
+        let request = RegisterBroker {
+            broker: config.broker_id,
+            cluster_id: context.data.cluster_id(),
+            incarnation: config.incarnation,
+            directories: vec![config.directory_id],
+            offline_directories: Vec::new(),
+            listeners: config.listeners.clone(),
+            rack: config.rack.clone(),
+            features: metadata::features::supported(),
+            previous_epoch,
+            lossy: lossy.to_vec(),
+        };
+        let reason = match context.controller.call(ControlRequest::RegisterBroker(request), CALL_TIMEOUT).await {
+            Ok(ControlResponse::RegisterBroker { epoch }) => {
+                tracing::info!(%epoch, "registered");
+                context.registered(epoch);
+                return epoch;
+            }
+            Ok(ControlResponse::Refused(error)) => error.to_string(),
+            Ok(other) => format!("an answer to another question: {other:?}"),
+            Err(error) => error.to_string(),
+        };
+        if warned.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "cannot register yet; trying again");
+            warned = Some(reason);
+        }
+        tokio::time::sleep(context.jitter(FENCED_INTERVAL)).await;
+    }
+}
+
+enum HeartbeatError {
+    /// The registration is not in force.
+    Stale,
+    NoAnswer,
+}
+
+async fn heartbeat(context: &Context, lifecycle: &Lifecycle, epoch: BrokerEpoch) -> Result<HeartbeatAnswer, HeartbeatError> {
+    let offline = if context.directory_failed() { vec![context.config.directory_id] } else { Vec::new() };
+    let request = Heartbeat {
+        broker: context.config.broker_id,
+        epoch,
+        next_offset: context.image().next_offset(),
+        want_fence: false,
+        want_shutdown: lifecycle.stops(),
+        offline_directories: offline,
+        lossy: Vec::new(),
+    };
+    match context.controller.call(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
+        Ok(ControlResponse::Heartbeat(answer)) => Ok(answer),
+        Ok(ControlResponse::Refused(error)) if error.code == ErrorCode::StaleBrokerEpoch => Err(HeartbeatError::Stale),
+        Ok(other) => {
+            tracing::warn!(?other, "the controller refused a heartbeat");
+            Err(HeartbeatError::NoAnswer)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "no answer to a heartbeat");
+            Err(HeartbeatError::NoAnswer)
+        }
+    }
+}
+
+/// R35: says what the replicas here hold of partitions that nobody leads.
+async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[TopicPartition]) {
+    let directory = context.config.directory_id;
+    let answers: Vec<_> = wanted
+        .iter()
+        .filter_map(|id| context.partition(*id).map(|partition| (*id, partition.recovery_answer(directory))))
+        .collect();
+    if answers.is_empty() {
+        return;
+    }
+    let report = RecoveryReport { broker: context.config.broker_id, epoch, answers };
+    if let Err(error) = context.controller.call(ControlRequest::RecoveryReport(report), CALL_TIMEOUT).await {
+        tracing::info!(%error, "no answer to a recovery report; the controller will ask again");
+    }
+}
+
+/// Follows the metadata: applies each batch to the replicas, then publishes the image.
+pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replicas) {
+    let mut strays_dropped = false;
+    loop {
+        let next = context.image().next_offset();
+        let mut stream = context.controller.follow(context.data.cluster_id(), next);
+        while let Some(event) = stream.next().await {
+            let before = context.image();
+            let after = match event {
+                MetadataEvent::Snapshot { next_offset, records } => MetadataImage::from_snapshot(next_offset, &records),
+                MetadataEvent::Batch { records } => {
+                    let mut image = (*before).clone();
+                    for record in &records {
+                        image.apply(record);
+                    }
+                    image
+                }
+            };
+            let after = Arc::new(after);
+            if let Err(error) = context.data.note_cluster_id(after.cluster_id()) {
+                tracing::error!(%error, "this directory cannot follow that cluster");
+                continue;
+            }
+            replicas.apply(&before, &after).await;
+            context.publish(Arc::clone(&after));
+            let registered = context.registration().is_some_and(|(epoch, _)| after.broker_epoch(context.config.broker_id) == epoch);
+            if registered && !strays_dropped {
+                strays_dropped = true;
+                replicas.drop_strays().await;
+            }
+        }
+    }
+}
+
+/// Watches the other brokers, and tells the controller who seems to be gone (`R76`).
+pub(crate) async fn watch_peers(context: Arc<Context>) {
+    let mut watches: BTreeMap<BrokerId, (BrokerEpoch, tokio::task::JoinHandle<()>)> = BTreeMap::new();
+    let mut images = context.images();
+    loop {
+        let image = Arc::clone(&images.borrow_and_update());
+        watches.retain(|id, (epoch, task)| {
+            let keep = image.broker(*id).is_some_and(|broker| broker.epoch == *epoch && !broker.fenced);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for broker in image.alive_brokers().filter(|broker| broker.id != context.config.broker_id) {
+            watches.entry(broker.id).or_insert_with(|| {
+                let task = tokio::spawn(watch_peer(Arc::clone(&context), broker.id, broker.epoch));
+                (broker.epoch, task)
+            });
+        }
+        tokio::select! {
+            changed = images.changed() => if changed.is_err() { return },
+            () = context.suspected.notified() => report_suspects(&context, &image).await,
+        }
+    }
+}
+
+async fn watch_peer(context: Arc<Context>, broker: BrokerId, epoch: BrokerEpoch) {
+    loop {
+        let Some((address, _)) = context.internal_address(broker) else { return };
+        if let Ok((probe, mut watch)) = rpc::broker::watch(&address, Duration::from_millis(500)).await {
+            if probe.broker_epoch > epoch {
+                return;
+            }
+            watch.ended().await;
+        }
+        context.suspect(broker);
+        tokio::time::sleep(SUSPECT_PAUSE).await;
+    }
+}
+
+async fn report_suspects(context: &Arc<Context>, image: &MetadataImage) {
+    for broker in context.take_suspects() {
+        let Some(registration) = image.broker(broker).filter(|registration| !registration.fenced) else { continue };
+        let suspect = Suspect { broker, epoch: registration.epoch, reporter: context.config.broker_id };
+        let context = Arc::clone(context);
+        tokio::spawn(async move {
+            // The controller probes for itself; a lost report is repeated by whoever still cannot reach the broker.
+            if let Err(error) = context.controller.call(ControlRequest::Suspect(suspect), CALL_TIMEOUT).await {
+                tracing::debug!(%broker, %error, "a suspicion was not heard");
+            }
+        });
+    }
+}

@@ -1,0 +1,262 @@
+//! From directories to partitions: recovery at the start, and what the metadata says belongs here (`R29`, `R38`, `R41`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use metadata::{MetadataDelta, MetadataImage};
+use model::{BrokerEpoch, BrokerId, Offset, PartitionIndex, TopicId, TopicPartition};
+use replication::producers::{ProducerBatch, ProducerTable};
+use replication::{Member, PartitionState, ReplicaConfig};
+use storage::{Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict};
+
+use crate::context::Context;
+use crate::partition::{Partition, Parts};
+use crate::topic_settings::TopicSettings;
+
+/// A log that was found on disk and recovered, waiting for the metadata to claim it.
+#[derive(Debug)]
+struct Found {
+    topic: String,
+    log: Log,
+    recovered: Recovered,
+    producers: ProducerTable,
+    high_watermark: Offset,
+}
+
+/// Makes partitions as the metadata says. Owned by the task that follows the metadata.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    context: Arc<Context>,
+    found: BTreeMap<TopicPartition, Found>,
+    settings: BTreeMap<TopicId, Arc<TopicSettings>>,
+}
+
+impl Replicas {
+    /// Recovers every log on disk, some at a time. `clean` tells that the last shutdown was proven clean (`R10`).
+    ///
+    /// # Errors
+    /// Where the directory itself cannot be read.
+    pub(crate) async fn recover(context: &Arc<Context>, clean: bool) -> Result<Replicas, DataDirError> {
+        let data = &context.data;
+        let checkpoints = Arc::new(Checkpoints {
+            recovery_points: data.read_checkpoint(Checkpoint::RecoveryPoint)?,
+            log_starts: data.read_checkpoint(Checkpoint::LogStart)?,
+            high_watermarks: data.read_checkpoint(Checkpoint::HighWatermark)?,
+        });
+        let directories = data.partitions()?;
+        let total = directories.len();
+        let mut jobs = tokio::task::JoinSet::new();
+        for directory in directories {
+            let (context, checkpoints) = (Arc::clone(context), Arc::clone(&checkpoints));
+            jobs.spawn(async move {
+                let pool = context.disk_pool.clone();
+                pool.run(move || recover_one(&context, &checkpoints, &directory, clean)).await
+            });
+        }
+        let found: BTreeMap<TopicPartition, Found> = jobs.join_all().await.into_iter().flatten().collect();
+        if total > 0 {
+            tracing::info!(partitions = found.len(), of = total, clean, "recovered the logs");
+        }
+        Ok(Replicas { context: Arc::clone(context), found, settings: BTreeMap::new() })
+    }
+
+    /// Replicas that lost records below the high watermark or in their middle (`R29`, `R78`).
+    pub(crate) fn lossy(&self) -> Vec<TopicPartition> {
+        let lossy = |found: &Found| matches!(found.recovered.verdict, Verdict::Lossy { .. });
+        self.found.iter().filter(|(_, found)| lossy(found)).map(|(id, _)| *id).collect()
+    }
+
+    /// Brings the partitions here from `before` to `after`.
+    pub(crate) async fn apply(&mut self, before: &MetadataImage, after: &Arc<MetadataImage>) {
+        let delta = MetadataDelta::between(before, after);
+        let me = self.context.config.broker_id;
+        if !delta.configs.is_empty() || !delta.removed_topics.is_empty() {
+            self.settings.clear();
+        }
+        let mut told: BTreeSet<TopicPartition> = BTreeSet::new();
+        for (id, change) in &delta.partitions {
+            match &change.after {
+                Some(partition) if partition.replicas.contains(&me) => {
+                    self.ensure(after, *id).await;
+                    told.insert(*id);
+                }
+                _ => self.remove(*id, "the metadata no longer places it here").await,
+            }
+        }
+        // What the metadata says of replicas' brokers and of configs reaches the cores by the same path.
+        if !delta.brokers.is_empty() || !delta.configs.is_empty() {
+            told.extend(self.context.partitions().iter().map(|partition| partition.id()));
+        }
+        for id in told {
+            self.tell(after, id);
+        }
+    }
+
+    /// Deletes what is on disk but not in the metadata: called once the metadata is known to be current.
+    pub(crate) async fn drop_strays(&mut self) {
+        for (id, found) in std::mem::take(&mut self.found) {
+            tracing::warn!(topic = found.topic, partition = %id.partition, "deleting a replica that the metadata does not place here");
+            drop(found.log);
+            delete(&self.context, &found.topic, id.partition).await;
+        }
+    }
+
+    async fn ensure(&mut self, image: &MetadataImage, id: TopicPartition) {
+        if self.context.partition(id).is_some() {
+            return;
+        }
+        let Some(topic) = image.topic(id.topic_id) else { return };
+        let settings = self.settings(image, id.topic_id, &topic.name);
+        let found = match self.found.remove(&id) {
+            Some(mut found) => {
+                found.log.set_config(Arc::clone(&settings.log));
+                found
+            }
+            None => match self.create(&topic.name, id) {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::error!(topic = %topic.name, partition = %id.partition, %error, "cannot create a partition's log");
+                    self.context.log_failed();
+                    return;
+                }
+            },
+        };
+        let partition = Partition::new(Parts {
+            id,
+            topic: Arc::clone(&topic.name),
+            config: ReplicaConfig {
+                me: self.context.config.broker_id,
+                lag_time_max_ms: self.context.config.replica_lag_time_max_ms,
+                window_bytes: self.context.config.replica_fetch_max_bytes,
+                opens_before: self.context.opens_before(),
+                rules: model::Rules::all(),
+            },
+            log: found.log,
+            epochs: found.recovered.epochs,
+            high_watermark: found.high_watermark,
+            producers: found.producers,
+            settings,
+        });
+        self.context.insert_partition(&partition);
+    }
+
+    fn create(&self, topic: &str, id: TopicPartition) -> Result<Found, LogError> {
+        let path = self.context.data.partition_path(topic, id.partition);
+        let hints = OpenHints {
+            topic_id: id.topic_id,
+            recovery_point: Offset::ZERO,
+            clean: true,
+            log_start: Offset::ZERO,
+            high_watermark: Offset::ZERO,
+        };
+        open(&self.context, topic, path, hints)
+    }
+
+    async fn remove(&mut self, id: TopicPartition, why: &str) {
+        if let Some(partition) = self.context.remove_partition(id) {
+            tracing::info!(topic = %partition.topic(), partition = %id.partition, why, "deleting a replica");
+            partition.stop(&self.context, true);
+            delete(&self.context, partition.topic(), id.partition).await;
+        } else if let Some(found) = self.found.remove(&id) {
+            delete(&self.context, &found.topic, id.partition).await;
+        }
+    }
+
+    fn tell(&mut self, image: &MetadataImage, id: TopicPartition) {
+        let (Some(local), Some(partition)) = (self.context.partition(id), image.partition(id)) else { return };
+        let settings = self.settings(image, id.topic_id, local.topic());
+        let member = |broker: &BrokerId| Member {
+            id: *broker,
+            broker_epoch: image.broker(*broker).map_or(BrokerEpoch::NONE, |registration| registration.epoch),
+            eligible: image.is_eligible(partition, *broker),
+        };
+        let state = PartitionState {
+            leader: partition.leader,
+            leader_epoch: partition.leader_epoch,
+            partition_epoch: partition.partition_epoch,
+            replicas: partition.replicas.iter().map(member).collect(),
+            isr: partition.isr.clone(),
+            recovering: partition.leader_recovery_state == metadata::LeaderRecoveryState::Recovering,
+            min_insync_replicas: image.min_isr(local.topic(), partition.replicas.len()),
+            sync_before_ack: settings.sync_before_ack(),
+        };
+        local.handle_metadata(&self.context, &state, &settings);
+    }
+
+    fn settings(&mut self, image: &MetadataImage, id: TopicId, name: &str) -> Arc<TopicSettings> {
+        let config = &self.context.config;
+        Arc::clone(self.settings.entry(id).or_insert_with(|| TopicSettings::resolve(image, name, config)))
+    }
+}
+
+fn recover_one(
+    context: &Context,
+    checkpoints: &Checkpoints,
+    directory: &PartitionDir,
+    clean: bool,
+) -> Option<(TopicPartition, Found)> {
+    let Some(topic_id) = directory.topic_id else {
+        tracing::error!(directory = %directory.path.display(), "partition.metadata is missing or damaged; this replica is fetched again where the metadata places one");
+        return None;
+    };
+    let key = (directory.topic.clone(), directory.partition);
+    let hint = |offsets: &BTreeMap<_, Offset>| offsets.get(&key).copied().unwrap_or(Offset::ZERO);
+    let hints = OpenHints {
+        topic_id,
+        recovery_point: hint(&checkpoints.recovery_points),
+        clean,
+        log_start: hint(&checkpoints.log_starts),
+        high_watermark: hint(&checkpoints.high_watermarks),
+    };
+    match open(context, &directory.topic, directory.path.clone(), hints) {
+        Ok(found) => Some((TopicPartition { topic_id, partition: directory.partition }, found)),
+        Err(error) => {
+            tracing::error!(directory = %directory.path.display(), %error, "cannot open a partition's log");
+            None
+        }
+    }
+}
+
+fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Result<Found, LogError> {
+    let (log, recovered) = Log::open(context.data.env(), &path, Arc::default(), hints)?;
+    if let Verdict::TruncatedTail { from, bytes } = recovered.verdict {
+        tracing::warn!(directory = %path.display(), %from, bytes, "cut off a torn end that no acknowledged record was in");
+    }
+    if let Verdict::Lossy { first_bad } = recovered.verdict {
+        tracing::error!(directory = %path.display(), %first_bad, "the log is corrupt; it will be fetched from the leader again");
+    }
+    let producers = load_producers(&log)?;
+    Ok(Found { topic: topic.to_owned(), log, recovered, producers, high_watermark: hints.high_watermark })
+}
+
+/// The producers' state as the log says: the newest snapshot, and the batches after it (`R41`).
+pub(crate) fn load_producers(log: &Log) -> Result<ProducerTable, LogError> {
+    let restored = log.latest_producer_snapshot(log.log_end())?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
+    let (from, mut table) = restored.unwrap_or((log.log_start(), ProducerTable::default()));
+    log.scan(from.max(log.log_start()), |header, _| {
+        if let Some(batch) = ProducerBatch::of(header, -1) {
+            table.append(&batch);
+        }
+    })?;
+    Ok(table)
+}
+
+/// Takes a partition's files out of use on the disk pool, then frees their space.
+async fn delete(context: &Arc<Context>, topic: &str, partition: PartitionIndex) {
+    let (job_context, topic) = (Arc::clone(context), topic.to_owned());
+    let deleted = context.disk_pool.run(move || {
+        job_context.data.delete_partition(&topic, partition)?;
+        job_context.data.free_deleted()
+    });
+    if let Err(error) = deleted.await {
+        tracing::error!(%error, "cannot delete a partition's files");
+    }
+}
+
+/// The checkpoints of the last process.
+struct Checkpoints {
+    recovery_points: BTreeMap<(String, PartitionIndex), Offset>,
+    log_starts: BTreeMap<(String, PartitionIndex), Offset>,
+    high_watermarks: BTreeMap<(String, PartitionIndex), Offset>,
+}

@@ -1,0 +1,72 @@
+//! What an operator watches of a broker.
+
+use std::sync::Arc;
+
+use model::TopicPartition;
+
+use crate::context::Context;
+
+/// One partition with a replica here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartitionMetrics {
+    /// Which.
+    pub partition: TopicPartition,
+    /// Its topic's name.
+    pub topic: String,
+    /// Whether it is led here.
+    pub leads: bool,
+    /// Bytes in its segments.
+    pub size: u64,
+    /// Its log's end.
+    pub log_end: i64,
+}
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BrokerMetrics {
+    /// The partitions here.
+    pub partitions: Vec<PartitionMetrics>,
+    /// Partitions led here.
+    pub leaders: usize,
+    /// Of those, with an ISR smaller than their replicas.
+    pub under_replicated: usize,
+    /// Of those, with an ISR below `min.insync.replicas`.
+    pub under_min_isr: usize,
+    /// Of the whole cluster, as the metadata has it: without a leader.
+    pub offline: usize,
+    /// Bytes in the tail caches.
+    pub tail_cache_bytes: usize,
+    /// Files open in the pool.
+    pub open_files: usize,
+}
+
+impl BrokerMetrics {
+    /// Looks at everything; costs a lock of each partition.
+    pub(crate) fn collect(context: &Arc<Context>) -> BrokerMetrics {
+        let image = context.image();
+        let env = context.data.env();
+        let mut metrics = BrokerMetrics {
+            offline: image.partitions().filter(|partition| partition.is_leaderless()).count(),
+            tail_cache_bytes: env.tail_bytes(),
+            open_files: env.open_files(),
+            ..BrokerMetrics::default()
+        };
+        for partition in context.partitions() {
+            let id = partition.id();
+            let (leads, size, log_end, isr) = {
+                let inner = partition.lock();
+                let leads = inner.replica.is_leader();
+                (leads, inner.log.size_bytes(), inner.replica.log().end.0, inner.replica.isr().len())
+            };
+            if leads {
+                let replicas = image.partition(id).map_or(0, |p| p.replicas.len());
+                metrics.leaders += 1;
+                metrics.under_replicated += usize::from(isr < replicas);
+                metrics.under_min_isr += usize::from(isr < image.min_isr(partition.topic(), replicas));
+            }
+            let topic = partition.topic().to_string();
+            metrics.partitions.push(PartitionMetrics { partition: id, topic, leads, size, log_end });
+        }
+        metrics
+    }
+}

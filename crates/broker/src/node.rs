@@ -1,0 +1,366 @@
+//! A whole broker: its parts put together, its tasks started and stopped, and the [`BrokerApi`] that listeners call.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coordinator::{GroupRequest, GroupResponse};
+use metadata::{ControlRequest, ControlResponse, CreateTopic, CreateTopics, MetadataImage};
+use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
+use rpc::broker::{BrokerPeer, Probe};
+use rpc::controller::ControllerClient;
+use storage::{DataDir, DiskPool, LogEnv};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::api::{
+    Acks, BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, Fetched, FetchRequest, Identity, Isolation,
+    ListOffsetsPartition, ListedOffset, LogDirDescription, Produced, ProduceRequest, ProducersDescription,
+    QuorumDescription,
+};
+use crate::clock::Clock;
+use crate::config::BrokerConfig;
+use crate::context::{Context, ContextParts};
+use crate::groups::{Groups, OFFSETS_TOPIC};
+use crate::leader_streams::LeaderStreams;
+use crate::lifecycle::{BrokerState, Lifecycle};
+use crate::loading::Replicas;
+use crate::metrics::BrokerMetrics;
+use crate::waiters::PendingProduce;
+use crate::{fetch, housekeeping, isr, lifecycle, offsets, timers};
+
+/// How long a decision may take to arrive in this broker's own image before the client is answered all the same.
+const IMAGE_WAIT: Duration = Duration::from_millis(500);
+
+/// What a broker stands on.
+#[derive(Debug)]
+pub struct BrokerParts {
+    /// Kafka's configuration.
+    pub config: BrokerConfig,
+    /// Its clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Seed of its chance.
+    pub seed: u64,
+    /// Its logs' environment.
+    pub env: LogEnv,
+    /// Threads for blocking work.
+    pub disk_pool: DiskPool,
+    /// Its log directory, locked.
+    pub data: DataDir,
+    /// The way to the quorum.
+    pub controller: ControllerClient,
+    /// The INTERNAL listener, bound.
+    pub internal: TcpListener,
+}
+
+/// A running broker. See the module.
+#[derive(Debug)]
+pub struct Broker {
+    context: Arc<Context>,
+    lifecycle: Arc<Lifecycle>,
+    groups: Arc<Groups>,
+    leader_streams: Arc<LeaderStreams>,
+    producer_ids: Mutex<ProducerIdBlock>,
+    tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
+    stop_serving: Arc<Notify>,
+}
+
+/// Producer ids that were given to this broker and are not used yet (`R42`).
+#[derive(Debug, Default)]
+struct ProducerIdBlock {
+    next: i64,
+    end: i64,
+}
+
+impl Broker {
+    /// Recovers the logs, then starts: registers, follows the metadata, replicates. Returns once the logs are recovered; the
+    /// broker serves when [`state`](Self::state) is `Running`.
+    ///
+    /// # Errors
+    /// Where the log directory cannot be read.
+    pub async fn start(parts: BrokerParts) -> Result<Arc<Broker>, storage::LogError> {
+        let context = Context::new(ContextParts {
+            config: parts.config,
+            clock: parts.clock,
+            seed: parts.seed,
+            env: parts.env,
+            disk_pool: parts.disk_pool,
+            data: parts.data,
+            controller: parts.controller,
+        });
+        // R10: the proof is gone before anything else happens.
+        let previous_epoch = context.data.take_clean_shutdown()?.unwrap_or(BrokerEpoch::NONE);
+        let replicas = Replicas::recover(&context, previous_epoch != BrokerEpoch::NONE).await?;
+        let lossy = replicas.lossy();
+        let lifecycle = Lifecycle::new();
+        let groups = Groups::new(Arc::clone(&context));
+        let leader_streams = Arc::new(LeaderStreams::new(Arc::clone(&context)));
+        let broker = Arc::new(Broker {
+            context: Arc::clone(&context),
+            lifecycle: Arc::clone(&lifecycle),
+            groups: Arc::clone(&groups),
+            leader_streams: Arc::clone(&leader_streams),
+            producer_ids: Mutex::default(),
+            tasks: std::sync::Mutex::default(),
+            stop_serving: Arc::new(Notify::new()),
+        });
+        broker.serve_peers(parts.internal);
+        broker.spawn(isr::run(Arc::clone(&context)));
+        broker.spawn(timers::run(Arc::clone(&context)));
+        broker.spawn(housekeeping::flush_in_background(Arc::clone(&context)));
+        broker.spawn(housekeeping::retain(Arc::clone(&context)));
+        broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), replicas));
+        broker.spawn(lifecycle::watch_peers(Arc::clone(&context)));
+        broker.spawn(lifecycle::keep_registered(context, lifecycle, previous_epoch, lossy));
+        broker.spawn(Arc::clone(&groups).follow_leaderships());
+        broker.spawn(Arc::clone(&groups).follow_deletions());
+        broker.spawn(groups.keep_time());
+        broker.spawn(Arc::clone(&leader_streams).follow_registrations());
+        Ok(broker)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(tokio::spawn(task));
+    }
+
+    fn serve_peers(self: &Arc<Self>, listener: TcpListener) {
+        let identity = Arc::new(PeerIdentity { context: Arc::clone(&self.context) });
+        let routes = rpc::net::merge([
+            rpc::replication::routes(Arc::clone(&self.leader_streams)),
+            rpc::broker::routes(identity),
+        ]);
+        let stop = Arc::clone(&self.stop_serving);
+        self.spawn(async move {
+            if let Err(error) = rpc::net::serve(listener, routes, async move { stop.notified().await }).await {
+                tracing::error!(%error, "the INTERNAL listener failed");
+            }
+        });
+    }
+
+    /// Where the broker stands.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<BrokerState> {
+        self.lifecycle.state()
+    }
+
+    /// What an operator watches.
+    #[must_use]
+    pub fn metrics(&self) -> BrokerMetrics {
+        BrokerMetrics::collect(&self.context)
+    }
+
+    /// A controlled shutdown (`R32`, `R77`): leaderships move, everything is flushed, the clean-shutdown file is written.
+    pub async fn shut_down(&self) {
+        self.lifecycle.shut_down().await;
+        self.context.follower_streams.stop();
+        for partition in self.context.partitions() {
+            partition.stop(&self.context, false);
+        }
+        self.leader_streams.stop();
+        for task in std::mem::take(&mut *self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)) {
+            task.abort();
+        }
+        housekeeping::flush_round(&self.context, true).await;
+        let Some((epoch, _)) = self.context.registration().filter(|_| !self.context.directory_failed()) else { return };
+        let context = Arc::clone(&self.context);
+        if let Err(error) = self.context.disk_pool.run(move || context.data.write_clean_shutdown(epoch)).await {
+            tracing::error!(%error, "cannot prove the clean shutdown; the next start recovers the logs");
+        }
+    }
+
+    /// After a decision: waits a little until this broker's image shows it, so that a client which asks here next sees it.
+    async fn wait_for_decision(&self, request: &ControlRequest, response: &ControlResponse) {
+        match (request, response) {
+            (ControlRequest::CreateTopics(_), ControlResponse::CreateTopics(created)) => {
+                let ids: Vec<_> = created.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|topic| topic.id).collect();
+                let shown = || {
+                    let image = self.context.image();
+                    ids.iter().all(|id| id.is_none() || image.topic(*id).is_some()).then_some(())
+                };
+                let _ = self.context.wait_metadata(IMAGE_WAIT, shown).await;
+            }
+            (ControlRequest::DeleteTopics(_), ControlResponse::DeleteTopics(deleted)) => {
+                let ids: Vec<_> = deleted.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|(_, id)| *id).collect();
+                let gone = || {
+                    let image = self.context.image();
+                    ids.iter().all(|id| image.topic(*id).is_none()).then_some(())
+                };
+                let _ = self.context.wait_metadata(IMAGE_WAIT, gone).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn create_offsets_topic(&self) -> Result<(), ErrorCode> {
+        let config = &self.context.config;
+        let compaction = [("cleanup.policy", "compact"), ("compression.type", "producer"), ("segment.bytes", "104857600")];
+        let configs = compaction.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect();
+        let topic = CreateTopic {
+            name: OFFSETS_TOPIC.to_owned(),
+            partitions: config.offsets_topic_num_partitions,
+            replication_factor: config.offsets_topic_replication_factor,
+            assignments: Vec::new(),
+            configs,
+        };
+        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+        match self.control(request, 5_000).await {
+            Ok(ControlResponse::CreateTopics(created)) => match created.first().map(|topic| &topic.result) {
+                Some(Err(error)) if error.code != ErrorCode::TopicAlreadyExists => {
+                    tracing::warn!(%error, "cannot create {OFFSETS_TOPIC}");
+                    Err(ErrorCode::CoordinatorNotAvailable)
+                }
+                _ => Ok(()),
+            },
+            _ => Err(ErrorCode::CoordinatorNotAvailable),
+        }
+    }
+}
+
+impl BrokerApi for Broker {
+    fn identity(&self) -> Identity {
+        Identity { broker_id: self.context.config.broker_id, cluster_id: self.context.image().cluster_id() }
+    }
+
+    fn image(&self) -> Arc<MetadataImage> {
+        self.context.image()
+    }
+
+    fn produce(&self, request: ProduceRequest) -> impl Future<Output = Vec<Produced>> + Send + 'static {
+        let pending = PendingProduce::new(request.partitions.len());
+        for part in request.partitions {
+            match self.context.partition(part.partition) {
+                Some(partition) => partition.produce(&self.context, request.acks, part.records, &pending),
+                None => {
+                    pending.push(offsets::not_produced(&self.context, part.partition), false);
+                }
+            }
+        }
+        let timeout = Duration::from_millis(request.timeout_ms);
+        async move {
+            if request.acks == Acks::All && !pending.is_done() {
+                // What is cut off is only the waiting: the records stay, and what became of them stays open (R20).
+                let _ = tokio::time::timeout(timeout, pending.wait()).await;
+            }
+            pending.take()
+        }
+    }
+
+    fn fetch(&self, request: FetchRequest) -> impl Future<Output = Vec<Fetched>> + Send {
+        fetch::fetch(&self.context, request)
+    }
+
+    async fn list_offsets(&self, isolation: Isolation, partitions: Vec<ListOffsetsPartition>) -> Vec<ListedOffset> {
+        let mut answers = Vec::with_capacity(partitions.len());
+        for asked in partitions {
+            answers.push(offsets::list(&self.context, isolation, asked).await);
+        }
+        answers
+    }
+
+    fn epoch_end_offset(
+        &self,
+        partition: TopicPartition,
+        current_leader_epoch: LeaderEpoch,
+        leader_epoch: LeaderEpoch,
+    ) -> EpochEndOffset {
+        match self.context.partition(partition) {
+            Some(local) => local.epoch_end(current_leader_epoch, leader_epoch),
+            None => EpochEndOffset {
+                partition,
+                error: fetch::not_here(&self.context, partition),
+                leader_epoch: LeaderEpoch::NONE,
+                end_offset: Offset::NONE,
+            },
+        }
+    }
+
+    async fn delete_records(&self, partitions: Vec<(TopicPartition, Offset)>, timeout_ms: u64) -> Vec<DeletedRecords> {
+        offsets::delete_records(&self.context, partitions, timeout_ms).await
+    }
+
+    fn describe_log_dirs(&self) -> Vec<LogDirDescription> {
+        offsets::describe_log_dirs(&self.context)
+    }
+
+    fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription {
+        match self.context.partition(partition) {
+            Some(local) => local.describe_producers(),
+            None => ProducersDescription {
+                partition,
+                error: fetch::not_here(&self.context, partition),
+                producers: Vec::new(),
+            },
+        }
+    }
+
+    async fn new_producer_id(&self) -> Result<ProducerId, ControlUnavailable> {
+        let mut block = self.producer_ids.lock().await;
+        if block.next >= block.end {
+            let epoch = self.context.registration().map_or(BrokerEpoch::NONE, |(epoch, _)| epoch);
+            let broker = self.context.config.broker_id;
+            match self.control(ControlRequest::AllocateProducerIds { broker, epoch }, 5_000).await? {
+                ControlResponse::AllocateProducerIds { first, len } => {
+                    *block = ProducerIdBlock { next: first.0, end: first.0 + i64::from(len) };
+                }
+                ControlResponse::Refused(error) => {
+                    return Err(ControlUnavailable { error: error.code, message: error.message });
+                }
+                other => {
+                    let message = format!("an answer to another question: {other:?}");
+                    return Err(ControlUnavailable { error: ErrorCode::UnknownServerError, message });
+                }
+            }
+        }
+        block.next += 1;
+        Ok(ProducerId(block.next - 1))
+    }
+
+    async fn control(&self, request: ControlRequest, timeout_ms: u64) -> Result<ControlResponse, ControlUnavailable> {
+        let timeout = Duration::from_millis(timeout_ms.max(1));
+        match self.context.controller.call(request.clone(), timeout).await {
+            Ok(response) => {
+                self.wait_for_decision(&request, &response).await;
+                Ok(response)
+            }
+            Err(error) => Err(ControlUnavailable { error: ErrorCode::RequestTimedOut, message: error.to_string() }),
+        }
+    }
+
+    async fn describe_quorum(&self) -> Result<QuorumDescription, ControlUnavailable> {
+        offsets::describe_quorum(&self.context).await
+    }
+
+    async fn find_group_coordinator(&self, group_id: &str) -> Result<BrokerId, ErrorCode> {
+        if self.context.image().topic_by_name(OFFSETS_TOPIC).is_none() {
+            self.create_offsets_topic().await?;
+        }
+        let image = self.context.image();
+        let topic = image.topic_by_name(OFFSETS_TOPIC).ok_or(ErrorCode::CoordinatorNotAvailable)?;
+        let partition = self.groups.partition_of(group_id).ok_or(ErrorCode::CoordinatorNotAvailable)?;
+        let (leader, _) = image
+            .leader_for(TopicPartition { topic_id: topic.id, partition })
+            .ok_or(ErrorCode::CoordinatorNotAvailable)?;
+        if image.is_active(leader) { Ok(leader) } else { Err(ErrorCode::CoordinatorNotAvailable) }
+    }
+
+    async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
+        self.groups.ask(request).await
+    }
+}
+
+#[derive(Debug)]
+struct PeerIdentity {
+    context: Arc<Context>,
+}
+
+impl BrokerPeer for PeerIdentity {
+    fn identity(&self) -> Probe {
+        Probe {
+            cluster_id: self.context.image().cluster_id(),
+            broker_id: self.context.config.broker_id,
+            incarnation: self.context.config.incarnation,
+            broker_epoch: self.context.registration().map_or(BrokerEpoch::NONE, |(epoch, _)| epoch),
+        }
+    }
+}

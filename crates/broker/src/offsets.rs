@@ -1,0 +1,148 @@
+//! Questions about offsets, log starts and directories that concern several partitions or need the disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{ErrorCode, LeaderEpoch, Offset, RecordIter, TopicPartition};
+use storage::TimeMatch;
+
+use crate::api::{
+    ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription,
+    OffsetSpec, Produced, QuorumDescription,
+};
+use crate::context::Context;
+use crate::partition::Partition;
+use crate::{compression, fetch};
+
+/// The result of a produce to a partition that is not here.
+pub(crate) fn not_produced(context: &Context, partition: TopicPartition) -> Produced {
+    let image = context.image();
+    Produced {
+        partition,
+        error: fetch::not_here(context, partition),
+        message: None,
+        base_offset: Offset::NONE,
+        log_append_time: -1,
+        log_start: Offset::NONE,
+        refused: Vec::new(),
+        current_leader: image.leader_for(partition).map(|(leader, leader_epoch)| CurrentLeader { leader, leader_epoch }),
+    }
+}
+
+/// ListOffsets of one partition.
+pub(crate) async fn list(context: &Arc<Context>, _isolation: Isolation, asked: ListOffsetsPartition) -> ListedOffset {
+    let id = asked.partition;
+    let answer = |error, timestamp, offset, leader_epoch| ListedOffset { partition: id, error, timestamp, offset, leader_epoch };
+    let Some(partition) = context.partition(id) else {
+        return answer(fetch::not_here(context, id), -1, Offset::NONE, LeaderEpoch::NONE);
+    };
+    let epoch = asked.current_leader_epoch;
+    let found = match asked.spec {
+        OffsetSpec::Earliest | OffsetSpec::EarliestLocal => partition.earliest(epoch).map(|(o, e)| (-1, o, e)),
+        OffsetSpec::Latest => partition.latest(epoch).map(|(o, e)| (-1, o, e)),
+        // There is no remote storage: nothing is in it.
+        OffsetSpec::LatestTiered => partition.earliest(epoch).map(|_| (-1, Offset::NONE, LeaderEpoch::NONE)),
+        OffsetSpec::MaxTimestamp | OffsetSpec::Timestamp(_) => {
+            let (pool, spec) = (context.disk_pool.clone(), asked.spec);
+            pool.run(move || by_time(&partition, epoch, spec)).await
+        }
+    };
+    match found {
+        Ok((timestamp, offset, leader_epoch)) => answer(ErrorCode::None, timestamp, offset, leader_epoch),
+        Err(error) => answer(error, -1, Offset::NONE, LeaderEpoch::NONE),
+    }
+}
+
+type Found = Result<(i64, Offset, LeaderEpoch), ErrorCode>;
+
+/// Blocks.
+fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, spec: OffsetSpec) -> Found {
+    let mut inner = partition.lock();
+    inner.replica.check_leader(epoch)?;
+    let high_watermark = inner.replica.log().high_watermark;
+    let timestamp = match spec {
+        OffsetSpec::Timestamp(timestamp) => timestamp,
+        _ => match inner.log.max_timestamp().map_err(|_| ErrorCode::KafkaStorageError)? {
+            Some((timestamp, _)) => timestamp,
+            None => return Ok((-1, Offset::NONE, LeaderEpoch::NONE)),
+        },
+    };
+    let found = inner.log.offset_for_time(timestamp).map_err(|_| ErrorCode::KafkaStorageError)?;
+    drop(inner);
+    let found = match found {
+        None => None,
+        Some(TimeMatch::Record { timestamp, offset, leader_epoch }) => Some((timestamp, offset, leader_epoch)),
+        Some(TimeMatch::Compressed(batch)) => {
+            let header = *batch.header();
+            let payload = compression::decompress(&batch).map_err(|_| ErrorCode::CorruptMessage)?;
+            RecordIter::new(payload, header.record_count)
+                .filter_map(Result::ok)
+                .map(|record| (header.base_timestamp + record.timestamp_delta, header.base_offset + i64::from(record.offset_delta)))
+                .find(|(at, _)| *at >= timestamp)
+                .map(|(at, offset)| (at, offset, header.leader_epoch))
+        }
+    };
+    // Records above the high watermark do not exist for clients yet.
+    Ok(found.filter(|(_, offset, _)| *offset < high_watermark).unwrap_or((-1, Offset::NONE, LeaderEpoch::NONE)))
+}
+
+/// DeleteRecords: moves the log starts, then waits until all live replicas have followed (`R60`).
+pub(crate) async fn delete_records(
+    context: &Arc<Context>,
+    partitions: Vec<(TopicPartition, Offset)>,
+    timeout_ms: u64,
+) -> Vec<DeletedRecords> {
+    let mut targets = Vec::with_capacity(partitions.len());
+    for (id, offset) in partitions {
+        let target = match context.partition(id) {
+            Some(partition) => partition.delete_records(context, offset).map(|target| (partition, target)),
+            None => Err(fetch::not_here(context, id)),
+        };
+        targets.push((id, target));
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms);
+    let mut answers = Vec::with_capacity(targets.len());
+    for (id, target) in targets {
+        let (error, low_watermark) = match target {
+            Err(error) => (error, Offset::NONE),
+            Ok((partition, target)) => wait_for_log_start(&partition, target, deadline).await,
+        };
+        answers.push(DeletedRecords { partition: id, error, low_watermark });
+    }
+    answers
+}
+
+async fn wait_for_log_start(
+    partition: &Arc<Partition>,
+    target: Offset,
+    deadline: tokio::time::Instant,
+) -> (ErrorCode, Offset) {
+    loop {
+        match partition.low_watermark() {
+            None => return (ErrorCode::NotLeaderOrFollower, Offset::NONE),
+            Some(low) if low >= target => return (ErrorCode::None, low),
+            Some(_) if tokio::time::Instant::now() >= deadline => return (ErrorCode::RequestTimedOut, Offset::NONE),
+            // Acknowledged log starts wake nobody: they are rare, and asked for by people.
+            Some(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// The log directories and what is in them.
+pub(crate) fn describe_log_dirs(context: &Arc<Context>) -> Vec<LogDirDescription> {
+    let failed = context.directory_failed() || context.data.env().health().failure().is_some();
+    let (total_bytes, usable_bytes) = storage::disk::space(context.data.path()).unwrap_or((-1, -1));
+    vec![LogDirDescription {
+        error: if failed { ErrorCode::KafkaStorageError } else { ErrorCode::None },
+        path: context.data.path().display().to_string(),
+        total_bytes,
+        usable_bytes,
+        replicas: context.partitions().iter().map(|partition| partition.on_disk()).collect(),
+    }]
+}
+
+/// The metadata quorum's state, as the active controller tells it.
+pub(crate) async fn describe_quorum(context: &Arc<Context>) -> Result<QuorumDescription, ControlUnavailable> {
+    let _ = context;
+    Err(ControlUnavailable { error: ErrorCode::UnsupportedVersion, message: String::new() })
+}

@@ -1,0 +1,135 @@
+//! The follower's end of a session: open, answers, data, acknowledgements (`R57` to `R60`).
+
+use std::sync::Arc;
+
+use model::{ErrorCode, RecordBatch};
+use replication::producers::ProducerBatch;
+use replication::{Answer, BatchInfo, DataHeader, DataVerdict};
+use rpc::replication as wire;
+
+use super::{Inner, Partition};
+use crate::context::Context;
+
+impl Partition {
+    /// The open to send on a stream that stands, if a session is wanted; `handle` names it there.
+    pub(crate) fn open_session(&self, handle: u64) -> Option<wire::Open> {
+        let mut inner = self.lock();
+        let open = inner.replica.open_request()?;
+        inner.handle = Some((handle, open.open_no));
+        Some(wire::Open {
+            handle,
+            partition: self.id,
+            leader_epoch: open.leader_epoch,
+            open_no: open.open_no,
+            log_end: open.log_end,
+            last_epoch: open.last_epoch,
+            log_start: open.log_start,
+        })
+    }
+
+    /// The leader answered an open.
+    pub(crate) fn handle_answer(self: &Arc<Self>, context: &Arc<Context>, answer: wire::OpenAnswer) {
+        self.handle(context, |inner, now| {
+            let opened = match answer.answer {
+                wire::Answer::Opened { high_watermark, log_start, log_end } => {
+                    Answer::Opened { high_watermark, log_start, log_end }
+                }
+                wire::Answer::Diverging { epoch, end } => Answer::Diverging { epoch, end },
+                wire::Answer::OutOfRange { log_start, log_end } => Answer::OutOfRange { log_start, log_end },
+                wire::Answer::Refused(code) => Answer::Refused(ErrorCode::from_code(code)),
+            };
+            inner.replica.handle_answer(answer.open_no, opened, now);
+        });
+    }
+
+    /// Records came (`R58`): checks them, appends them, and leaves the acknowledgement to [`next_ack`](Self::next_ack).
+    pub(crate) fn handle_data(self: &Arc<Self>, context: &Arc<Context>, data: wire::Data) {
+        let open_no = data.open_no;
+        // CRC and framing, before the lock.
+        let checked: Result<Vec<Vec<RecordBatch>>, _> =
+            data.batches.iter().map(|chunk| RecordBatch::split_all(chunk.clone())).collect();
+        let batches: Vec<RecordBatch> = match checked {
+            Ok(batches) => batches.into_iter().flatten().collect(),
+            Err(error) => {
+                tracing::warn!(partition = %self.id, topic = %self.topic, %error, "the leader sent a broken batch; the session ends");
+                self.handle(context, |inner, _| inner.replica.handle_bad_data(open_no));
+                return;
+            }
+        };
+        let infos: Vec<BatchInfo> = batches.iter().map(info).collect();
+        let header = DataHeader {
+            prev_offset: data.prev_offset,
+            prev_epoch: data.prev_epoch,
+            high_watermark: data.high_watermark,
+            log_start: data.log_start,
+            leader_log_end: data.leader_log_end,
+            batches: &infos,
+        };
+        self.handle(context, |inner, _| match inner.replica.check_data(open_no, &header) {
+            DataVerdict::Append => self.append_replicated(context, inner, open_no, &header, &batches),
+            DataVerdict::Drop => {}
+            DataVerdict::EndSession => {
+                tracing::info!(partition = %self.id, topic = %self.topic, "a frame does not continue the log; opening anew");
+            }
+        });
+    }
+
+    fn append_replicated(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        open_no: u64,
+        header: &DataHeader<'_>,
+        batches: &[RecordBatch],
+    ) {
+        if inner.failed.is_some() {
+            inner.replica.handle_bad_data(open_no);
+            return;
+        }
+        if let Err(error) = inner.log.append(batches) {
+            self.log_failed(context, inner, &error);
+            inner.replica.handle_bad_data(open_no);
+            return;
+        }
+        for batch in batches.iter().filter_map(|batch| ProducerBatch::of(batch.header(), -1)) {
+            inner.producers.append(&batch);
+        }
+        inner.replica.handle_follower_append(header);
+    }
+
+    /// The leader's watermarks (`R60`); true where an acknowledgement may follow.
+    pub(crate) fn handle_progress(self: &Arc<Self>, context: &Arc<Context>, progress: wire::Progress) {
+        self.handle(context, |inner, _| {
+            inner.replica.handle_progress(progress.open_no, progress.high_watermark, progress.log_start);
+        });
+    }
+
+    /// The acknowledgement to send on the session named `handle`, if it says anything new (`R59`).
+    pub(crate) fn next_ack(&self, handle: u64) -> Option<wire::Ack> {
+        let mut inner = self.lock();
+        let (current, open_no) = inner.handle?;
+        if current != handle {
+            return None;
+        }
+        let ack = inner.replica.ack().filter(|ack| ack.open_no == open_no)?;
+        Some(wire::Ack { handle, open_no, log_end: ack.log_end, log_start: ack.log_start })
+    }
+
+    /// The stream is gone; a session is wanted again when the next one stands.
+    pub(crate) fn session_lost(self: &Arc<Self>, context: &Arc<Context>) {
+        self.handle(context, |inner, _| {
+            inner.handle = None;
+            inner.replica.handle_session_lost();
+        });
+    }
+}
+
+fn info(batch: &RecordBatch) -> BatchInfo {
+    let header = batch.header();
+    BatchInfo {
+        base_offset: header.base_offset,
+        last_offset: header.last_offset(),
+        leader_epoch: header.leader_epoch,
+        size: u32::try_from(header.size).unwrap_or(u32::MAX),
+    }
+}

@@ -1,0 +1,242 @@
+//! One replica of one partition on this broker: the `replication` core, the log and the producers' state behind one lock,
+//! and who waits for it.
+//!
+//! Every input goes the same way: take the lock, give it to the core, carry out the core's actions in order, let go. What
+//! takes long (fdatasync, reads from disk) runs without the lock, on the disk pool.
+//!
+//! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`read`] (fetch and questions),
+//! [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean).
+//!
+//! Invariants: the core's view of the log's start and end is the log's; actions are carried out under the lock that their
+//! input was handled under; nobody calls into a stream's or a manager's lock and back into a partition.
+
+mod act;
+mod append;
+mod follow;
+mod lead;
+mod read;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use metadata::RecoveryAnswer;
+use model::{BrokerId, DirectoryId, EpochCache, Offset, Time, TopicPartition};
+use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
+use replication::producers::ProducerTable;
+use storage::Log;
+
+use crate::api::CurrentLeader;
+use crate::context::Context;
+use crate::leader_streams::LeaderStream;
+use crate::topic_settings::TopicSettings;
+use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
+
+pub(crate) use lead::{NextData, OpenVerdict};
+pub(crate) use read::{PartitionRead, ReadResult};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    id: TopicPartition,
+    topic: Arc<str>,
+    inner: Mutex<Inner>,
+}
+
+/// What the lock protects.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) replica: Replica,
+    pub(crate) log: Log,
+    pub(crate) producers: ProducerTable,
+    pub(crate) settings: Arc<TopicSettings>,
+    /// The leader as the metadata has it.
+    leader: BrokerId,
+    produce_waiters: ProduceWaiters,
+    fetch_waiters: FetchWaiters,
+    /// The stream of each follower that has a session here.
+    links: Vec<Link>,
+    /// This follower's own session on its stream: handle and open number.
+    handle: Option<(u64, u64)>,
+    sync: SyncState,
+    /// The epoch cache is newer than its checkpoint.
+    epochs_changed: bool,
+    /// When this partition's entry in the broker's timers is due.
+    timer: Option<Time>,
+    /// Why nothing can be read or written, once the log failed (`R30`).
+    failed: Option<String>,
+    /// The partition was taken off this broker: its files may be gone.
+    removed: bool,
+}
+
+/// A follower's session and the stream that it is on.
+#[derive(Debug)]
+struct Link {
+    follower: BrokerId,
+    stream: Arc<LeaderStream>,
+    handle: u64,
+    open_no: u64,
+    queued_data: bool,
+    queued_progress: bool,
+}
+
+/// Whether an fdatasync of this log is under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum SyncState {
+    Idle,
+    Running,
+    /// More was asked for since it started.
+    Wanted,
+}
+
+/// What a partition is made of.
+pub(crate) struct Parts {
+    pub(crate) id: TopicPartition,
+    pub(crate) topic: Arc<str>,
+    pub(crate) config: ReplicaConfig,
+    pub(crate) log: Log,
+    pub(crate) epochs: EpochCache,
+    /// As checkpointed: a hint (`R19`).
+    pub(crate) high_watermark: Offset,
+    pub(crate) producers: ProducerTable,
+    pub(crate) settings: Arc<TopicSettings>,
+}
+
+impl Partition {
+    /// A replica over its opened log; idle until metadata comes.
+    pub(crate) fn new(parts: Parts) -> Arc<Partition> {
+        let log = parts.log;
+        let view = LogView {
+            start: log.log_start(),
+            end: log.log_end(),
+            synced_end: log.synced_end(),
+            high_watermark: parts.high_watermark,
+        };
+        let inner = Inner {
+            replica: Replica::new(parts.config, view, parts.epochs),
+            log,
+            producers: parts.producers,
+            settings: parts.settings,
+            leader: BrokerId::NONE,
+            produce_waiters: ProduceWaiters::default(),
+            fetch_waiters: FetchWaiters::default(),
+            links: Vec::new(),
+            handle: None,
+            sync: SyncState::Idle,
+            epochs_changed: false,
+            timer: None,
+            failed: None,
+            removed: false,
+        };
+        Arc::new(Partition { id: parts.id, topic: parts.topic, inner: Mutex::new(inner) })
+    }
+
+    /// Which partition.
+    pub(crate) fn id(&self) -> TopicPartition {
+        self.id
+    }
+
+    /// Its topic's name.
+    pub(crate) fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    /// The lock, for those who only look.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an input to the replica and carries out what follows from it.
+    pub(crate) fn handle<R>(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        input: impl FnOnce(&mut Inner, Time) -> R,
+    ) -> R {
+        let mut inner = self.lock();
+        let now = context.clock.monotonic();
+        let result = input(&mut inner, now);
+        self.carry_out(context, &mut inner);
+        result
+    }
+
+    /// The metadata says this of the partition now.
+    pub(crate) fn handle_metadata(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        state: &PartitionState,
+        settings: &Arc<TopicSettings>,
+    ) {
+        self.handle(context, |inner, now| {
+            if inner.settings != *settings {
+                inner.log.set_config(Arc::clone(&settings.log));
+                inner.settings = Arc::clone(settings);
+            }
+            inner.leader = state.leader;
+            inner.replica.handle_metadata(state, now);
+        });
+    }
+
+    /// The time that this partition asked for has come.
+    pub(crate) fn handle_timeout(self: &Arc<Self>, context: &Arc<Context>) {
+        self.handle(context, |inner, now| {
+            inner.timer = None;
+            inner.replica.handle_timeout(now);
+        });
+    }
+
+    /// What came of one copy of a proposed ISR (`R16`).
+    pub(crate) fn handle_isr_answer(self: &Arc<Self>, context: &Arc<Context>, id: ProposalId, answer: AlterAnswer) {
+        self.handle(context, |inner, now| inner.replica.handle_alter_partition_answer(id, answer, now));
+    }
+
+    /// The broker stops, or the partition is no longer its: no role any more, waiting produces fail.
+    pub(crate) fn stop(self: &Arc<Self>, context: &Arc<Context>, removed: bool) {
+        self.handle(context, |inner, _| {
+            inner.removed = removed;
+            inner.replica.handle_stop();
+        });
+    }
+}
+
+impl Partition {
+    /// Wakes `waiter` when the high watermark or the leadership moves next.
+    pub(crate) fn wake_at_next_move(&self, waiter: &Arc<FetchWaiter>) {
+        self.lock().fetch_waiters.push(waiter);
+    }
+
+    /// What the checkpoints are to say of this partition.
+    pub(crate) fn checkpoints(&self) -> Checkpointed {
+        let inner = self.lock();
+        Checkpointed {
+            recovery_point: inner.log.recovery_point(),
+            log_start: inner.log.log_start(),
+            high_watermark: inner.replica.log().high_watermark,
+        }
+    }
+
+    /// What this replica holds, for the recovery of a leaderless partition (`R35`).
+    pub(crate) fn recovery_answer(&self, directory: DirectoryId) -> RecoveryAnswer {
+        let inner = self.lock();
+        let log = inner.replica.log();
+        RecoveryAnswer {
+            directory,
+            last_epoch: inner.replica.last_epoch(),
+            log_end: log.end,
+            lossy: inner.log.lossy_from().is_some() || inner.failed.is_some(),
+            synced_before_ack: inner.settings.sync_before_ack(),
+        }
+    }
+}
+
+/// What the checkpoints hold of a partition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checkpointed {
+    pub(crate) recovery_point: Offset,
+    pub(crate) log_start: Offset,
+    pub(crate) high_watermark: Offset,
+}
+
+impl Inner {
+    /// Where to send a client that came to the wrong broker.
+    pub(crate) fn current_leader(&self) -> CurrentLeader {
+        CurrentLeader { leader: self.leader, leader_epoch: self.replica.leader_epoch() }
+    }
+}

@@ -1,0 +1,222 @@
+//! What consumers read, and the questions about offsets that a partition answers.
+
+use std::sync::Arc;
+
+use model::{EpochEnd, ErrorCode, LeaderEpoch, Offset, Time};
+use replication::{Divergence, FetchPosition};
+use storage::{ColdRead, LogError, Read};
+
+use super::{Inner, Partition};
+use crate::api::{
+    EpochEndOffset, FetchPartition, Fetched, Isolation, ProducerDescription, ProducersDescription, ReplicaOnDisk,
+};
+use crate::context::Context;
+use crate::waiters::FetchWaiter;
+
+/// A consumer's read of this partition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartitionRead {
+    /// Where, and how much at most.
+    pub(crate) position: FetchPartition,
+    /// What may be seen.
+    pub(crate) isolation: Isolation,
+    /// Bytes, at most.
+    pub(crate) max_bytes: usize,
+    /// The first batch is given whatever its size.
+    pub(crate) min_one: bool,
+    /// The client can read from followers (it told its rack).
+    pub(crate) from_follower: bool,
+}
+
+/// What a read found, and the rest of it that is on disk.
+#[derive(Debug)]
+pub(crate) struct ReadResult {
+    /// The answer so far.
+    pub(crate) fetched: Fetched,
+    /// Records to read without the lock.
+    pub(crate) cold: Option<ColdRead>,
+}
+
+impl Partition {
+    /// Reads for a consumer; with `waiter`, registers it to be woken when more can be read.
+    pub(crate) fn read(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        request: &PartitionRead,
+        waiter: Option<&Arc<FetchWaiter>>,
+    ) -> ReadResult {
+        let mut inner = self.lock();
+        let mut fetched = self.nothing_fetched();
+        let position = &request.position;
+        if let Err(error) = self.check_read(&inner, position.current_leader_epoch, request.from_follower) {
+            fetched.error = error;
+            fetched.current_leader = Some(inner.current_leader());
+            return ReadResult { fetched, cold: None };
+        }
+        let log = inner.replica.log();
+        fetched.high_watermark = log.high_watermark;
+        fetched.last_stable_offset = log.high_watermark;
+        fetched.log_start = log.start;
+        if request.isolation == Isolation::ReadCommitted {
+            fetched.aborted = Some(Vec::new());
+        }
+        if position.last_fetched_epoch != LeaderEpoch::NONE {
+            match inner.replica.divergence(position.last_fetched_epoch, position.fetch_offset) {
+                Divergence::None => {}
+                Divergence::Diverging(end) => {
+                    fetched.diverging = Some(end);
+                    return ReadResult { fetched, cold: None };
+                }
+                Divergence::OutOfRange => {
+                    fetched.error = ErrorCode::OffsetOutOfRange;
+                    return ReadResult { fetched, cold: None };
+                }
+            }
+        }
+        match inner.replica.fetch_position(position.fetch_offset) {
+            FetchPosition::OutOfRange => fetched.error = ErrorCode::OffsetOutOfRange,
+            FetchPosition::Wait => {}
+            FetchPosition::Readable => {
+                let max = request.max_bytes.min(position.max_bytes);
+                match inner.log.read(position.fetch_offset, log.high_watermark, max, request.min_one) {
+                    Ok(Read::Memory(batches)) => fetched.records = batches,
+                    Ok(Read::Cold(cold)) => return ReadResult { fetched, cold: Some(cold) },
+                    Err(error) => {
+                        self.log_failed(context, &mut inner, &error);
+                        fetched.error = ErrorCode::KafkaStorageError;
+                    }
+                }
+            }
+        }
+        if let Some(waiter) = waiter.filter(|_| fetched.error.is_none() && fetched.records.is_empty()) {
+            inner.fetch_waiters.push(waiter);
+        }
+        ReadResult { fetched, cold: None }
+    }
+
+    fn check_read(
+        &self,
+        inner: &Inner,
+        current_leader_epoch: LeaderEpoch,
+        from_follower: bool,
+    ) -> Result<(), ErrorCode> {
+        if inner.failed.is_some() {
+            return Err(ErrorCode::KafkaStorageError);
+        }
+        if from_follower && inner.replica.followed_leader().is_some() {
+            return inner.replica.check_epoch(current_leader_epoch);
+        }
+        inner.replica.check_leader(current_leader_epoch)
+    }
+
+    /// An answer without records or offsets.
+    pub(crate) fn nothing_fetched(&self) -> Fetched {
+        crate::fetch::unanswered(self.id, ErrorCode::None)
+    }
+
+    /// The log's start, for clients of the leader.
+    pub(crate) fn earliest(&self, current_leader_epoch: LeaderEpoch) -> Result<(Offset, LeaderEpoch), ErrorCode> {
+        let inner = self.lock();
+        inner.replica.check_leader(current_leader_epoch)?;
+        let start = inner.log.log_start();
+        Ok((start, inner.replica.epochs().epoch_of(start).unwrap_or(LeaderEpoch::NONE)))
+    }
+
+    /// The offset after the last record that a consumer may see (`R19`).
+    pub(crate) fn latest(&self, current_leader_epoch: LeaderEpoch) -> Result<(Offset, LeaderEpoch), ErrorCode> {
+        let inner = self.lock();
+        inner.replica.check_leader(current_leader_epoch)?;
+        Ok((inner.replica.latest_offset()?, inner.replica.leader_epoch()))
+    }
+
+    /// Where a leader epoch ended (`R24`).
+    pub(crate) fn epoch_end(&self, current_leader_epoch: LeaderEpoch, leader_epoch: LeaderEpoch) -> EpochEndOffset {
+        let inner = self.lock();
+        let answer = |error, end: Option<EpochEnd>| EpochEndOffset {
+            partition: self.id,
+            error,
+            leader_epoch: end.map_or(LeaderEpoch::NONE, |end| end.epoch),
+            end_offset: end.map_or(Offset::NONE, |end| end.end),
+        };
+        match inner.replica.check_leader(current_leader_epoch) {
+            Err(error) => answer(error, None),
+            Ok(()) => answer(ErrorCode::None, inner.replica.end_offset_for_epoch(leader_epoch)),
+        }
+    }
+
+    /// What this replica takes on disk.
+    pub(crate) fn on_disk(&self) -> ReplicaOnDisk {
+        let inner = self.lock();
+        let log = inner.replica.log();
+        let lag = if inner.replica.is_leader() { 0 } else { (log.high_watermark - log.end).max(0) };
+        ReplicaOnDisk { partition: self.id, size: inner.log.size_bytes(), offset_lag: lag }
+    }
+
+    /// The producers with state here (DescribeProducers).
+    pub(crate) fn describe_producers(&self) -> ProducersDescription {
+        let inner = self.lock();
+        if let Err(error) = inner.replica.check_leader(LeaderEpoch::NONE) {
+            return ProducersDescription { partition: self.id, error, producers: Vec::new() };
+        }
+        let producers = inner.producers.iter().map(|(producer_id, state)| ProducerDescription {
+            producer_id,
+            producer_epoch: state.epoch,
+            last_sequence: state.last_sequence(),
+            last_timestamp: i64::try_from(state.last_append.0).unwrap_or(i64::MAX),
+            coordinator_epoch: state.coordinator_epoch,
+            transaction_start: state.transaction_start.unwrap_or(Offset::NONE),
+        });
+        ProducersDescription { partition: self.id, error: ErrorCode::None, producers: producers.collect() }
+    }
+
+    /// Moves the log start to `offset` (DeleteRecords; -1 is the high watermark), never above the high watermark (`R39`).
+    pub(crate) fn delete_records(self: &Arc<Self>, context: &Arc<Context>, offset: Offset) -> Result<Offset, ErrorCode> {
+        self.handle(context, |inner, _| {
+            inner.replica.check_leader(LeaderEpoch::NONE)?;
+            let log = inner.replica.log();
+            let target = if offset == Offset::NONE { log.high_watermark } else { offset };
+            if target < Offset::ZERO || target > log.high_watermark {
+                return Err(ErrorCode::OffsetOutOfRange);
+            }
+            if target > log.start {
+                if let Err(error) = inner.log.advance_log_start(target) {
+                    self.log_failed(context, inner, &error);
+                    return Err(ErrorCode::KafkaStorageError);
+                }
+                inner.replica.handle_log_start(target);
+            }
+            Ok(target)
+        })
+    }
+
+    /// The smallest log start of the live replicas (`R60`); None where this replica does not lead.
+    pub(crate) fn low_watermark(&self) -> Option<Offset> {
+        let inner = self.lock();
+        inner.replica.is_leader().then(|| inner.replica.low_watermark())
+    }
+
+    /// Deletes what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Blocks.
+    pub(crate) fn retain(self: &Arc<Self>, context: &Arc<Context>) {
+        let wall = context.clock.wall();
+        self.handle(context, |inner, _| {
+            if inner.failed.is_some() || inner.removed {
+                return;
+            }
+            match housekeep(inner, wall) {
+                Ok(()) => {
+                    let start = inner.log.log_start();
+                    inner.replica.handle_log_start(start);
+                    inner.producers.expire(wall, context.config.producer_id_expiration_ms);
+                }
+                Err(error) => self.log_failed(context, inner, &error),
+            }
+        });
+    }
+}
+
+fn housekeep(inner: &mut Inner, wall: Time) -> Result<(), LogError> {
+    inner.log.maybe_roll(wall)?;
+    inner.log.retain(wall, inner.replica.log().high_watermark)?;
+    inner.log.free_deleted(wall)?;
+    Ok(())
+}
