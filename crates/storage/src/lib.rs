@@ -2,6 +2,7 @@
 //!
 //! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`env`] (what
 //! logs share), [`log`](mod@log) (one partition's log; its parts beside it), [`data_dir`] (one log directory).
+//! The metadata quorum: [`quorum_log`], [`quorum_vote`], [`quorum_snapshot`], and its image in [`metadata_store`].
 //!
 //! Invariants: nothing here knows of leadership; a [`Log`] is a plain struct with `&mut self` methods, without locks and
 //! without async, owned by whoever owns the partition. Every access to a file goes through [`disk::Disk`]. An idle
@@ -13,7 +14,11 @@ pub mod data_dir;
 pub mod disk;
 pub mod env;
 pub mod log;
+pub mod metadata_store;
 pub mod pool;
+pub mod quorum_log;
+pub mod quorum_snapshot;
+pub mod quorum_vote;
 
 pub use config::{CleanupPolicy, FlushPolicy, LogConfig};
 pub use data_dir::{Checkpoint, DataDir, DataDirError, MetaProperties, PartitionDir};
