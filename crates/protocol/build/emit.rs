@@ -62,7 +62,7 @@ fn module_body(out: &mut String, message: &Message, json: bool) {
 }
 
 fn emit_struct(out: &mut String, name: &str, fields: &[Field], scope: &Scope, json: bool) {
-    let plain = fields.iter().all(|field| has_plain_default(field));
+    let plain = fields.iter().all(has_plain_default);
     let derive = if plain { ", Default" } else { "" };
     line(out, format!("/// `{name}` of {}.", scope.message.full_name()));
     line(out, format!("#[derive(Clone, Debug, PartialEq{derive})]\npub struct {name} {{"));

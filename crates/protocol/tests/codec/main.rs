@@ -1,0 +1,6 @@
+//! The codec against Kafka's own bytes, against hostile ones, and against a second implementation.
+
+mod hostile;
+mod memory;
+mod samples;
+mod vectors;
