@@ -150,6 +150,7 @@ impl MemDisk {
                 state.durable.apply(&kept);
             }
         }
+        state.durable.forget_unreachable();
         state.live = state.durable.clone();
     }
 
@@ -247,6 +248,17 @@ impl State {
 }
 
 impl Image {
+    /// Names in directories that have no name themselves are lost.
+    fn forget_unreachable(&mut self) {
+        let names = std::mem::take(&mut self.names);
+        // Directories come before what is in them.
+        for (path, node) in names {
+            if path.parent().is_none_or(|dir| dir.as_os_str().is_empty() || self.names.get(dir) == Some(&Node::Dir)) {
+                self.names.insert(path, node);
+            }
+        }
+    }
+
     fn apply(&mut self, change: &Change) {
         match change {
             Change::Write { inode, position, bytes } => {
@@ -263,9 +275,7 @@ impl Image {
                 self.content.entry(*inode).or_default().resize(size, 0);
             }
             Change::Name { path, node } => {
-                if path.parent().is_none_or(|dir| dir.as_os_str().is_empty() || self.names.contains_key(dir)) {
-                    self.names.insert(path.clone(), *node);
-                }
+                self.names.insert(path.clone(), *node);
             }
             Change::Unname { path } => {
                 let gone: Vec<PathBuf> = self.names.keys().filter(|p| p.starts_with(path)).cloned().collect();

@@ -82,7 +82,10 @@ impl Log {
         let mut rest = batches;
         while let Some(first) = rest.first() {
             if self.must_roll(first.header())? {
-                self.roll(first.header().base_offset)?;
+                // The name tells where the segment before ended, so that recovery notices when its end is missing.
+                let base =
+                    if in_reach(self.log_end, first.header()) { self.log_end } else { first.header().base_offset };
+                self.roll(base)?;
             }
             let group = self.fitting(rest);
             self.write_group(&rest[..group])?;

@@ -38,6 +38,8 @@ struct Bad {
 struct Recovery {
     /// Batches that end above this are checked whole.
     recovery_point: Offset,
+    /// What was synced, as far as it is known: a log that ends below has lost something.
+    synced: Offset,
     high_watermark: Offset,
     clean: bool,
     /// Nothing says whose these files are.
@@ -74,6 +76,7 @@ impl Log {
         let recovery_point = note.map_or(hints.recovery_point, |note| note.min(hints.recovery_point));
         let mut recovery = Recovery {
             recovery_point: if hints.clean { Offset(i64::MAX) } else { recovery_point },
+            synced: recovery_point,
             high_watermark: hints.high_watermark,
             clean: hints.clean && !distrusted,
             distrusted,
@@ -84,6 +87,7 @@ impl Log {
         let mut bad = log.load_segments(&bases, &mut recovery)?;
         if bad.is_some() && recovery.clean {
             // The proof of a clean shutdown is refuted: look at everything that the recovery point does not cover.
+            log.names = Names::NewDirectory;
             recovery = Recovery { recovery_point, clean: false, last: None, epoch_changes: Vec::new(), ..recovery };
             bad = log.load_segments(&bases, &mut recovery)?;
         }
@@ -181,7 +185,10 @@ impl Log {
                 continue;
             }
             self.segments.push(segment);
-            if i > first && *base < recovery.expected {
+            // A segment is named after the end of the one before it; only an offset out of its reach makes a gap.
+            let gap = *base - recovery.expected;
+            if i > first && gap != 0 && gap <= i64::from(i32::MAX) {
+                self.indexer = None;
                 return Ok(Some(Bad { segment: i, position: 0 }));
             }
             if let Some(position) = self.check_segment(size, i == first, recovery)? {
@@ -268,10 +275,7 @@ impl Log {
         self.log_start = hints.log_start.min(self.log_end).max(self.first_base().min(self.log_end));
         let synced = if recovery.clean { self.log_end } else { recovery.recovery_point.min(self.log_end) };
         self.synced_end = synced.max(self.log_start);
-        let promised = match recovery.clean {
-            true => recovery.high_watermark,
-            false => recovery.high_watermark.max(recovery.recovery_point),
-        };
+        let promised = recovery.high_watermark.max(recovery.synced);
         let valid_follows = match bad {
             Some(bad) if !recovery.distrusted => self.anything_valid_behind(bad, &recovery)?,
             _ => false,
@@ -364,12 +368,14 @@ impl Log {
             })?;
         }
         self.persisted_epoch = on_disk.as_ref().and_then(EpochCache::latest);
-        if on_disk.as_ref() != Some(&cache) && !matches!(verdict, Verdict::Lossy { .. }) && self.last_batch.is_some() {
+        if on_disk.as_ref() != Some(&cache) && self.last_batch.is_some() {
             self.unpersisted_from = Some(self.log_start);
-            match self.write_epoch_checkpoint(&cache) {
-                // A broker starts on a full disk too: the recovery point waits until there is space.
-                Ok(()) | Err(LogError::NoSpace(_)) => {}
-                Err(e) => return Err(e),
+            if !matches!(verdict, Verdict::Lossy { .. }) {
+                match self.write_epoch_checkpoint(&cache) {
+                    // A broker starts on a full disk too: the recovery point waits until there is space.
+                    Ok(()) | Err(LogError::NoSpace(_)) => {}
+                    Err(e) => return Err(e),
+                }
             }
         }
         Ok(cache)

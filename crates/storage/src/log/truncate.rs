@@ -36,8 +36,10 @@ impl Log {
             self.condition = Condition::Usable;
             return Ok(self.log_end);
         }
-        self.note_truncation(offset.min(self.log_end))?;
-        let keep = self.segments.partition_point(|segment| segment.base <= offset).max(1).min(self.segments.len());
+        // A batch that reaches over `offset` goes whole.
+        let first_removed = self.walk(offset, |_, header| Ok(Some(header.base_offset)))?;
+        self.note_truncation(first_removed.unwrap_or(self.log_end).min(offset))?;
+        let keep = self.segments.partition_point(|segment| segment.base < offset).max(1).min(self.segments.len());
         self.remove_segments_from(keep)?;
         if self.segments.is_empty() {
             self.start_over(self.log_end)?;
@@ -135,7 +137,8 @@ impl Log {
             Some(last) => Some(last),
             None => self.last_batch_before(self.segments.len() - 1)?,
         };
-        let log_end = self.last_batch.map_or(base, |last| last.next_offset()).max(self.log_start);
+        // An emptied segment says by its name where the log ends: there is no record between the last batch and it.
+        let log_end = last.map_or(base, |last| last.next_offset()).max(self.log_start);
         self.lower_ends(log_end);
         self.restore_max()
     }
