@@ -7,13 +7,21 @@
 //! Invariants: deciding takes `&self`, time and entropy are arguments; replaying neither fails nor decides; nothing here
 //! depends on the order of an unordered map.
 
-pub mod configs;
-pub mod control;
-pub mod delta;
-pub mod image;
 pub mod records;
 
-pub use control::{ControlRequest, ControlResponse, Decision};
+pub mod image;
+
+pub mod delta;
+
+pub mod configs;
+
+pub mod control;
+
+pub mod wire;
+
+pub use control::{ClusterControl, ControlError, ControlRequest, ControlResponse, ControlSettings, Decision};
 pub use delta::MetadataDelta;
 pub use image::{MetadataImage, TopicImage};
-pub use records::{BrokerRegistration, ConfigResource, Listener, MetadataRecord, Partition, PartitionChange};
+pub use records::{
+    BrokerRegistration, ConfigResource, ControllerRegistration, Listener, MetadataRecord, Partition, PartitionChange,
+};

@@ -39,6 +39,9 @@ pub enum Rule {
     R61AppendCountsAsCaughtUp,
     R64SessionBrokerEpoch,
     R66TenureAndBase,
+    R6LiveSession,
+    R7CaughtUp,
+    R76HeartbeatClears,
 }
 
 /// Which rules hold.

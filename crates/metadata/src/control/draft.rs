@@ -1,0 +1,240 @@
+//! A decision in the making: the image as the records so far would leave it, and how a partition changes.
+
+use model::{
+    BrokerEpoch, BrokerId, DirectoryId, ErrorCode, LeaderEpoch, MetadataOffset, PartitionEpoch, Rule, TopicPartition,
+};
+
+use crate::configs::UNCLEAN_LEADER_ELECTION;
+use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision, RecoveryAnswer};
+use crate::control::{ClusterControl, soft::SoftState};
+use crate::image::MetadataImage;
+use crate::records::{LeaderRecoveryState, MetadataRecord, Partition, PartitionChange};
+
+/// See the module.
+pub(super) struct Draft<'a> {
+    pub(super) control: &'a ClusterControl,
+    /// What the cluster is after `records`.
+    pub(super) image: MetadataImage,
+    pub(super) records: Vec<MetadataRecord>,
+    pub(super) events: Vec<ControlEvent>,
+}
+
+/// What is to become of a partition; the rest follows from the rules.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Want {
+    /// The ISR that the leader proposes.
+    pub(super) isr: Option<Vec<BrokerId>>,
+    /// A replica that leaves the ISR.
+    pub(super) leaves: Option<BrokerId>,
+    /// Whether the one that leaves may have lost records, and leaves the ELR as well (`R34`, `R78`).
+    pub(super) unclean: bool,
+    /// Whether the preferred replica is to lead.
+    pub(super) preferred: bool,
+    /// The leader that recovery, or an unclean election, came to (`R35`, `R36`).
+    pub(super) recovered: Option<BrokerId>,
+    /// The leader reports that it recovered.
+    pub(super) leader_recovery_state: Option<LeaderRecoveryState>,
+    /// The directory of each replica.
+    pub(super) directories: Option<Vec<DirectoryId>>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(control: &'a ClusterControl) -> Self {
+        Self { control, image: control.image.clone(), records: Vec::new(), events: Vec::new() }
+    }
+
+    /// The finished decision. A refusal leaves nothing behind.
+    pub(super) fn decided(self, answer: Result<ControlResponse, ControlError>) -> Decision {
+        match answer {
+            Ok(response) => Decision { records: self.records, response, events: self.events },
+            Err(error) => {
+                Decision { records: Vec::new(), response: ControlResponse::Refused(error), events: Vec::new() }
+            }
+        }
+    }
+
+    pub(super) fn push(&mut self, record: MetadataRecord) {
+        self.image.apply(&record);
+        self.records.push(record);
+    }
+
+    /// Takes back all records after the first `kept`.
+    pub(super) fn rewind(&mut self, kept: usize) {
+        self.records.truncate(kept);
+        self.image = self.control.image.clone();
+        for record in &self.records {
+            self.image.apply(record);
+        }
+    }
+
+    pub(super) fn soft(&self) -> &'a SoftState {
+        &self.control.soft
+    }
+
+    pub(super) fn holds(&self, rule: Rule) -> bool {
+        self.control.settings.rules.hold(rule)
+    }
+
+    /// Each call of a broker carries its epoch (`R8`).
+    pub(super) fn check_broker_epoch(&self, broker: BrokerId, epoch: BrokerEpoch) -> Result<(), ControlError> {
+        let current = self.image.broker_epoch(broker);
+        if current == BrokerEpoch::NONE {
+            let message = format!("broker {broker} is not registered: it has to register first");
+            return Err(ControlError::new(ErrorCode::StaleBrokerEpoch, message));
+        }
+        if current != epoch && self.holds(Rule::R8BrokerEpoch) {
+            let message = format!("broker {broker} is registered with epoch {current}, not {epoch}");
+            return Err(ControlError::new(ErrorCode::StaleBrokerEpoch, message));
+        }
+        Ok(())
+    }
+
+    /// Changes a partition where there is something to change.
+    pub(super) fn change(&mut self, id: TopicPartition, want: &Want) {
+        let Some(before) = self.image.partition(id).cloned() else { return };
+        let after = self.plan(&before, want);
+        if (Partition { partition_epoch: before.partition_epoch, ..after.clone() }) != *before {
+            self.put(&before, &after);
+        }
+    }
+
+    /// Records that a partition goes from `before` to `after`.
+    pub(super) fn put(&mut self, before: &Partition, after: &Partition) {
+        let elected = !after.is_leaderless() && after.leader_epoch != before.leader_epoch;
+        if elected && !before.isr.contains(&after.leader) && !before.elr.contains(&after.leader) {
+            self.note_unclean(before, after);
+        }
+        self.push(MetadataRecord::PartitionChange(Box::new(PartitionChange::between(before, after))));
+    }
+
+    /// A partition as `want` and the rules leave it: election (`R33`), ELR (`R34`), last known ELR (`R35`), epochs (`R1`).
+    pub(super) fn plan(&self, before: &Partition, want: &Want) -> Partition {
+        let mut after = before.clone();
+        after.partition_epoch = PartitionEpoch(before.partition_epoch.0 + 1);
+        if let Some(directories) = &want.directories {
+            after.directories.clone_from(directories);
+        }
+        if let Some(state) = want.leader_recovery_state {
+            after.leader_recovery_state = state;
+        }
+        let min_isr = self.min_isr(before);
+        let isr = want.isr.as_ref().unwrap_or(&before.isr);
+        after.isr = in_order(before, |b| isr.contains(&b) && want.leaves != Some(b));
+        after.elr = self.target_elr(before, want, &after.isr, min_isr);
+        self.elect(before, want, &mut after);
+        if after.isr.len() >= min_isr {
+            after.elr = Vec::new();
+        }
+        after.last_known_elr = self.target_last_known(before, &after, min_isr);
+        if after.leader != before.leader || want.recovered.is_some() {
+            after.leader_epoch = LeaderEpoch(before.leader_epoch.0 + 1);
+        }
+        if !after.is_leaderless() && after.leader_epoch != before.leader_epoch {
+            after.last_leader = after.leader;
+            after.last_leader_directory = after.directory_of(after.leader);
+        }
+        after
+    }
+
+    pub(super) fn min_isr(&self, partition: &Partition) -> usize {
+        let topic = self.image.topic(partition.topic_id);
+        topic.map_or(1, |topic| self.image.min_isr(&topic.name, partition.replicas.len()))
+    }
+
+    fn target_elr(&self, before: &Partition, want: &Want, isr: &[BrokerId], min_isr: usize) -> Vec<BrokerId> {
+        if isr.len() >= min_isr || !self.holds(Rule::R34EligibleLeaderReplicas) {
+            return Vec::new();
+        }
+        let unclean = want.leaves.filter(|_| want.unclean);
+        in_order(before, |b| {
+            (before.elr.contains(&b) || before.isr.contains(&b)) && !isr.contains(&b) && unclean != Some(b)
+        })
+    }
+
+    fn target_last_known(&self, before: &Partition, after: &Partition, min_isr: usize) -> Vec<BrokerId> {
+        if after.isr.len() >= min_isr {
+            return Vec::new();
+        }
+        if !self.holds(Rule::R35LastKnownLeaders) {
+            // What the model refutes: only the last non-empty ISR.
+            return if after.isr.is_empty() && before.isr.is_empty() {
+                before.last_known_elr.clone()
+            } else {
+                before.isr.clone()
+            };
+        }
+        let sets = [before.last_known(), &before.isr, &before.elr, &after.isr, &after.elr];
+        in_order(before, |b| sets.iter().any(|set| set.contains(&b)))
+    }
+
+    /// Keeps a valid leader; else takes the first valid replica (`R33`), else, where that is allowed, anybody (`R36`).
+    fn elect(&self, before: &Partition, want: &Want, after: &mut Partition) {
+        if let Some(leader) = want.recovered {
+            return lead_alone(after, leader, LeaderRecoveryState::Recovering);
+        }
+        let eligible = |b: BrokerId| want.leaves != Some(b) && self.image.is_eligible(after, b);
+        let valid =
+            |b: BrokerId| eligible(b) && (after.isr.contains(&b) || (after.isr.is_empty() && after.elr.contains(&b)));
+        let preferred = before.replicas.first().copied().filter(|first| want.preferred && valid(*first));
+        let current = Some(before.leader).filter(|leader| valid(*leader));
+        let clean = preferred.or(current).or_else(|| before.replicas.iter().copied().find(|b| valid(*b)));
+        if let Some(leader) = clean {
+            let state = after.leader_recovery_state;
+            if after.isr.is_empty() {
+                lead_alone(after, leader, state)
+            } else {
+                after.leader = leader
+            }
+            return;
+        }
+        let known = || before.last_known().iter().copied().find(|b| eligible(*b));
+        let anybody = || known().or_else(|| before.replicas.iter().copied().find(|b| eligible(*b)));
+        match self.allows_unclean(before).then(anybody).flatten() {
+            Some(leader) => lead_alone(after, leader, LeaderRecoveryState::Recovering),
+            None => after.leader = BrokerId::NONE,
+        }
+    }
+
+    /// `unclean.leader.election.enable` of a partition's topic (`R36`).
+    fn allows_unclean(&self, partition: &Partition) -> bool {
+        let topic = self.image.topic(partition.topic_id);
+        let set = topic.and_then(|t| self.image.topic_config(&t.name, UNCLEAN_LEADER_ELECTION, BrokerId::NONE));
+        set.map_or(self.control.settings.unclean_leader_election, |value| value.trim().eq_ignore_ascii_case("true"))
+    }
+
+    fn note_unclean(&mut self, before: &Partition, after: &Partition) {
+        let answers = self.answers(before);
+        let absent: Vec<_> =
+            self.candidates(before).into_iter().filter(|b| answers.iter().all(|(a, _)| a != b)).collect();
+        let synced = |answer: &RecoveryAnswer| answer.synced_before_ack && !answer.lossy;
+        let proven = answers.iter().any(|(broker, answer)| *broker == after.leader && synced(answer));
+        let potential_loss = !proven && (!absent.is_empty() || answers.iter().any(|(_, answer)| answer.lossy));
+        self.events.push(ControlEvent::UncleanElection {
+            partition: before.id(),
+            last_leader: before.last_leader,
+            leader: after.leader,
+            leader_epoch: after.leader_epoch,
+            answers,
+            absent,
+            potential_loss,
+        });
+    }
+
+    /// The offset that the next record will have.
+    pub(super) fn next_offset(&self) -> MetadataOffset {
+        self.image.next_offset()
+    }
+}
+
+/// The leader is the whole ISR: nobody else is known to have what it has.
+fn lead_alone(partition: &mut Partition, leader: BrokerId, state: LeaderRecoveryState) {
+    partition.leader = leader;
+    partition.isr = vec![leader];
+    partition.elr.retain(|b| *b != leader);
+    partition.leader_recovery_state = state;
+}
+
+/// The replicas that are wanted, in the order of the assignment.
+fn in_order(partition: &Partition, wanted: impl Fn(BrokerId) -> bool) -> Vec<BrokerId> {
+    partition.replicas.iter().copied().filter(|b| wanted(*b)).collect()
+}

@@ -1,0 +1,185 @@
+//! Elections that are not the effect of a fence: recovery among the last known eligible leader replicas (`R35`), those an
+//! operator asks for (`R36`), and leaders that go back to the preferred replica.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use model::{BrokerId, ErrorCode, PartitionIndex, Time, TopicPartition};
+
+use crate::control::draft::{Draft, Want};
+use crate::control::messages::{
+    ControlError, ControlResponse, ElectLeaders, ElectionResult, ElectionType, RecoveryAnswer, RecoveryReport,
+};
+use crate::records::Partition;
+
+/// How many leaders go back to the preferred replica at once.
+const REBALANCED_AT_ONCE: usize = 1000;
+
+impl Draft<'_> {
+    pub(super) fn recovery_report(
+        &mut self,
+        request: &RecoveryReport,
+        now: Time,
+    ) -> Result<ControlResponse, ControlError> {
+        self.check_broker_epoch(request.broker, request.epoch)?;
+        for (id, _) in &request.answers {
+            self.recover(*id, now);
+        }
+        Ok(ControlResponse::Done)
+    }
+
+    /// Elects where the recovery has waited long enough.
+    pub(super) fn recover_waiting(&mut self, now: Time) {
+        let waiting: Vec<TopicPartition> = self.control.leaderless.iter().copied().collect();
+        for id in waiting {
+            self.recover(id, now);
+        }
+    }
+
+    fn recover(&mut self, id: TopicPartition, now: Time) {
+        let Some(partition) = self.image.partition(id).cloned().filter(|partition| partition.awaits_recovery()) else {
+            return;
+        };
+        if let Some(leader) = self.recovered_leader(&partition, now) {
+            self.change(id, &Want { recovered: Some(leader), ..Want::default() });
+        }
+    }
+
+    /// Who leads after recovery, once enough is known (`R35`).
+    fn recovered_leader(&self, partition: &Partition, now: Time) -> Option<BrokerId> {
+        let recovery = self.soft().recoveries.get(&partition.id())?;
+        let answers = self.answers(partition);
+        let greatest = |among: &dyn Fn(&RecoveryAnswer) -> bool| {
+            let candidates = answers.iter().filter(|(_, answer)| among(answer));
+            // The last of equals is taken: the last leader, else the first replica.
+            let rank = |(broker, answer): &&(BrokerId, RecoveryAnswer)| {
+                let place = partition.replicas.iter().position(|replica| replica == broker);
+                (answer.last_epoch, answer.log_end, *broker == partition.last_leader, std::cmp::Reverse(place))
+            };
+            candidates.max_by_key(rank).map(|(broker, _)| *broker)
+        };
+        let synced = greatest(&|answer| answer.synced_before_ack && !answer.lossy);
+        if synced.is_some() {
+            return synced;
+        }
+        let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
+        if self.candidates(partition).iter().all(answered) {
+            return greatest(&|_| true);
+        }
+        let waited = now.since(recovery.since) >= self.control.settings.recovery_wait_ms;
+        let last_leader_is_whole = answers.iter().any(|(broker, answer)| {
+            *broker == partition.last_leader && !answer.lossy && answer.directory == partition.last_leader_directory
+        });
+        (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
+    }
+
+    /// Who may have all committed records: an ELR member that is absent counts as not answered.
+    pub(super) fn candidates(&self, partition: &Partition) -> Vec<BrokerId> {
+        let may = |b: &BrokerId| partition.last_known().contains(b) || partition.elr.contains(b);
+        partition.replicas.iter().copied().filter(may).collect()
+    }
+
+    /// The answers that count: of candidates that can lead, by the registrations in force.
+    pub(super) fn answers(&self, partition: &Partition) -> Vec<(BrokerId, RecoveryAnswer)> {
+        let Some(recovery) = self.soft().recoveries.get(&partition.id()) else { return Vec::new() };
+        let answer = |broker: BrokerId| {
+            let (epoch, answer) = recovery.answers.get(&broker)?;
+            let counts = self.image.broker_epoch(broker) == *epoch && self.image.is_eligible(partition, broker);
+            counts.then_some((broker, *answer))
+        };
+        self.candidates(partition).into_iter().filter_map(answer).collect()
+    }
+
+    pub(super) fn elect_leaders(&mut self, request: &ElectLeaders) -> Result<ControlResponse, ControlError> {
+        let asked: Vec<(String, PartitionIndex)> = match &request.partitions {
+            Some(partitions) => partitions.clone(),
+            None => self.all_partitions(),
+        };
+        let mut results = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (topic, partition) in asked {
+            let result = if seen.insert((topic.clone(), partition)) {
+                self.elect_leader(&topic, partition, request.election)
+            } else {
+                Err(ControlError::new(ErrorCode::InvalidRequest, "the partition is named more than once"))
+            };
+            let not_needed = matches!(&result, Err(error) if error.code == ErrorCode::ElectionNotNeeded);
+            if request.partitions.is_some() || !not_needed {
+                results.push(ElectionResult { topic, partition, result });
+            }
+        }
+        Ok(ControlResponse::ElectLeaders(results))
+    }
+
+    fn all_partitions(&self) -> Vec<(String, PartitionIndex)> {
+        let ids = self.image.topic_ids().iter();
+        let topics = ids.filter_map(|(name, id)| self.image.topic(*id).map(|topic| (name, topic)));
+        topics.flat_map(|(name, topic)| topic.partitions.keys().map(|index| (name.to_string(), *index))).collect()
+    }
+
+    fn elect_leader(&mut self, topic: &str, index: PartitionIndex, kind: ElectionType) -> Result<(), ControlError> {
+        let unknown = || {
+            let message = format!("partition {index} of topic {topic} does not exist");
+            ControlError::new(ErrorCode::UnknownTopicOrPartition, message)
+        };
+        let partition = self.image.topic_by_name(topic).and_then(|topic| topic.partition(index)).cloned();
+        let partition = partition.ok_or_else(unknown)?;
+        match kind {
+            ElectionType::Preferred => self.elect_preferred(&partition),
+            ElectionType::Unclean => self.elect_unclean(&partition),
+        }
+    }
+
+    fn elect_preferred(&mut self, partition: &Arc<Partition>) -> Result<(), ControlError> {
+        let preferred = partition.replicas.first().copied().unwrap_or(BrokerId::NONE);
+        if partition.leader == preferred {
+            return Err(ControlError::new(
+                ErrorCode::ElectionNotNeeded,
+                "Leader election not needed for topic partition.",
+            ));
+        }
+        self.change(partition.id(), &Want { preferred: true, ..Want::default() });
+        if self.image.partition(partition.id()).is_some_and(|now| now.leader == preferred) {
+            return Ok(());
+        }
+        let message = format!("the preferred leader, broker {preferred}, is not alive and in sync");
+        Err(ControlError::new(ErrorCode::PreferredLeaderNotAvailable, message))
+    }
+
+    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives.
+    fn elect_unclean(&mut self, partition: &Arc<Partition>) -> Result<(), ControlError> {
+        if !partition.is_leaderless() {
+            return Err(ControlError::new(
+                ErrorCode::ElectionNotNeeded,
+                "Leader election not needed for topic partition.",
+            ));
+        }
+        let answers = self.answers(partition);
+        let answered = answers.iter().max_by_key(|(broker, answer)| {
+            (!answer.lossy, answer.last_epoch, answer.log_end, *broker == partition.last_leader)
+        });
+        let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
+        let known = || self.candidates(partition).into_iter().find(|b| eligible(b));
+        let anybody = || partition.replicas.iter().copied().find(|b| eligible(b));
+        let Some(leader) = answered.map(|(broker, _)| *broker).or_else(known).or_else(anybody) else {
+            let message = "no replica is alive: start a broker that has one";
+            return Err(ControlError::new(ErrorCode::EligibleLeadersNotAvailable, message));
+        };
+        self.change(partition.id(), &Want { recovered: Some(leader), ..Want::default() });
+        Ok(())
+    }
+
+    /// Leaders go back to the preferred replica where it is alive and in sync.
+    pub(super) fn rebalance_leaders(&mut self) {
+        let away = |partition: &&Arc<Partition>| {
+            let preferred = partition.replicas.first().copied().unwrap_or(BrokerId::NONE);
+            partition.leader != preferred
+                && partition.isr.contains(&preferred)
+                && self.image.is_eligible(partition, preferred)
+        };
+        let ids: Vec<_> = self.image.partitions().filter(away).map(|p| p.id()).take(REBALANCED_AT_ONCE).collect();
+        for id in ids {
+            self.change(id, &Want { preferred: true, ..Want::default() });
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What the active controller knows without having decided it: contacts, suspicions, shutdown wishes, recovery answers
+//! (`R71`). It is not in the log and starts anew with each tenure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{BrokerEpoch, BrokerId, Incarnation, MetadataOffset, Time, TopicPartition};
+
+use crate::control::messages::{Heartbeat, RecoveryAnswer, RecoveryReport, RegisterBroker, Suspect};
+use crate::image::MetadataImage;
+use crate::records::{BrokerRegistration, MetadataRecord};
+
+/// A broker that is silent for so long after a tenure began is suspected (`R76`).
+const UNHEARD_MS: u64 = 300;
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SoftState {
+    /// When this tenure began, or time stood still last.
+    pub(super) began: Time,
+    /// The latest time seen.
+    pub(super) passed: Time,
+    /// When leaders went back to their preferred replicas last.
+    pub(super) rebalanced: Time,
+    /// By registered broker.
+    pub(super) contacts: BTreeMap<BrokerId, Contact>,
+    /// Incarnations that try to register, and when they did last.
+    newcomers: BTreeMap<BrokerId, (Incarnation, Time)>,
+    /// Brokers that answered a probe while they were suspected for their silence alone.
+    excused: BTreeMap<BrokerId, BrokerEpoch>,
+    pub(super) suspicions: BTreeMap<BrokerId, Suspicion>,
+    /// For each broker in controlled shutdown: where the metadata was when it lost its last leadership (`R32`).
+    pub(super) shutdowns: BTreeMap<BrokerId, MetadataOffset>,
+    /// What was answered for partitions that await recovery.
+    pub(super) recoveries: BTreeMap<TopicPartition, Recovery>,
+}
+
+/// The last sign of life of a registered incarnation, in this tenure.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Contact {
+    /// Which incarnation.
+    pub(super) incarnation: Incarnation,
+    /// When.
+    pub(super) at: Time,
+    /// How far it has applied the metadata; `None` where it has not said.
+    pub(super) next_offset: Option<MetadataOffset>,
+}
+
+/// Somebody believes that a broker is gone (`R76`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Suspicion {
+    /// Who is believed gone.
+    pub broker: BrokerId,
+    /// Its registration.
+    pub epoch: BrokerEpoch,
+    /// Since when: a heartbeat that arrives later clears it.
+    pub since: Time,
+}
+
+/// A recovery among the last known eligible leader replicas (`R35`).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Recovery {
+    /// Since when it waits.
+    pub(super) since: Time,
+    /// What was answered, with the registration that answered it.
+    pub(super) answers: BTreeMap<BrokerId, (BrokerEpoch, RecoveryAnswer)>,
+}
+
+impl SoftState {
+    pub(super) fn begin(now: Time) -> Self {
+        Self { began: now, passed: now, rebalanced: now, ..Self::default() }
+    }
+
+    /// Time passes. Where it jumped by more than half a session timeout, this process stood still: nobody is blamed for a
+    /// silence in which nobody listened (`R71`).
+    pub(super) fn pass(&mut self, now: Time, session_timeout_ms: u64) {
+        if now.since(self.passed) > session_timeout_ms / 2 {
+            self.began = now;
+        }
+        self.passed = self.passed.max(now);
+    }
+
+    /// When a broker was last heard of: never before the tenure began.
+    pub(super) fn last_contact(&self, broker: &BrokerRegistration) -> Time {
+        let contact = self.contacts.get(&broker.id).filter(|contact| contact.incarnation == broker.incarnation);
+        contact.map_or(self.began, |contact| contact.at.max(self.began))
+    }
+
+    /// When the registered incarnation of a broker was last heard of in this tenure, if it was.
+    pub(super) fn heard(&self, broker: &BrokerRegistration) -> Option<Time> {
+        let contact = self.contacts.get(&broker.id).filter(|contact| contact.incarnation == broker.incarnation)?;
+        Some(contact.at)
+    }
+
+    /// How far a broker has applied the metadata, as it said in this tenure.
+    pub(super) fn next_offset(&self, broker: &BrokerRegistration) -> Option<MetadataOffset> {
+        let contact = self.contacts.get(&broker.id).filter(|contact| contact.incarnation == broker.incarnation)?;
+        contact.next_offset
+    }
+
+    pub(super) fn registering(&mut self, image: &MetadataImage, request: &RegisterBroker, now: Time) {
+        let incarnation = request.incarnation;
+        let current = image.broker(request.broker).is_some_and(|broker| broker.incarnation == incarnation);
+        if let Some(contact) =
+            self.contacts.get_mut(&request.broker).filter(|contact| contact.incarnation == incarnation)
+        {
+            contact.at = now;
+        } else if current {
+            self.contacts.insert(request.broker, Contact { incarnation, at: now, next_offset: None });
+        } else {
+            self.newcomers.insert(request.broker, (incarnation, now));
+        }
+    }
+
+    pub(super) fn heartbeat(&mut self, image: &MetadataImage, request: &Heartbeat, now: Time) {
+        let Some(broker) = image.broker(request.broker).filter(|broker| broker.epoch == request.epoch) else { return };
+        let contact = Contact { incarnation: broker.incarnation, at: now, next_offset: Some(request.next_offset) };
+        self.contacts.insert(request.broker, contact);
+        self.suspicions.remove(&request.broker);
+    }
+
+    pub(super) fn suspect(&mut self, image: &MetadataImage, request: Suspect, now: Time) {
+        let Suspect { broker, epoch, .. } = request;
+        if image.broker(broker).is_some_and(|known| known.epoch == epoch && !known.fenced) {
+            self.suspicions.entry(broker).or_insert(Suspicion { broker, epoch, since: now });
+        }
+    }
+
+    pub(super) fn clear(&mut self, suspicion: &Suspicion) {
+        if self.suspicions.get(&suspicion.broker) == Some(suspicion) {
+            self.suspicions.remove(&suspicion.broker);
+        }
+        // One that is suspected for its silence alone counts as heard of.
+        self.excused.insert(suspicion.broker, suspicion.epoch);
+    }
+
+    /// The suspicions that stand, by broker; among them the brokers unheard of since the tenure began (`R76`).
+    pub(super) fn standing(&self, image: &MetadataImage, now: Time) -> Vec<Suspicion> {
+        let suspicion = |broker: &BrokerRegistration| {
+            let reported = self.suspicions.get(&broker.id).filter(|suspicion| suspicion.epoch == broker.epoch);
+            let silent = self.heard(broker).is_none() && now.since(self.began) >= UNHEARD_MS;
+            let silent = silent && self.excused.get(&broker.id) != Some(&broker.epoch);
+            let unheard = Suspicion { broker: broker.id, epoch: broker.epoch, since: self.began };
+            reported.copied().or_else(|| silent.then_some(unheard))
+        };
+        image.alive_brokers().filter_map(|broker| suspicion(broker)).collect()
+    }
+
+    pub(super) fn report(&mut self, image: &MetadataImage, request: &RecoveryReport, now: Time) {
+        if image.broker_epoch(request.broker) != request.epoch {
+            return;
+        }
+        for (id, answer) in &request.answers {
+            if image.partition(*id).is_some_and(|partition| partition.awaits_recovery()) {
+                let recovery = self.recoveries.entry(*id).or_insert(Recovery { since: now, answers: BTreeMap::new() });
+                recovery.answers.insert(request.broker, (request.epoch, *answer));
+            }
+        }
+    }
+
+    /// Recoveries that nobody has answered yet wait from now on.
+    pub(super) fn note_recoveries(&mut self, image: &MetadataImage, leaderless: &BTreeSet<TopicPartition>, now: Time) {
+        for id in leaderless {
+            if image.partition(*id).is_some_and(|partition| partition.awaits_recovery()) {
+                self.recoveries.entry(*id).or_insert(Recovery { since: now, answers: BTreeMap::new() });
+            }
+        }
+    }
+
+    pub(super) fn rebalance_due(&mut self, every: Option<u64>, now: Time) -> bool {
+        let due = every.is_some_and(|every| now.since(self.rebalanced) >= every);
+        if due {
+            self.rebalanced = now;
+        }
+        due
+    }
+
+    /// A record was replayed into `image`; if it was about a partition, its leader was `before` and is `after`.
+    pub(super) fn replayed(
+        &mut self,
+        record: &MetadataRecord,
+        image: &MetadataImage,
+        before: Option<BrokerId>,
+        after: Option<BrokerId>,
+    ) {
+        match record {
+            MetadataRecord::RegisterBroker(broker) => self.registered(broker.id, broker.incarnation),
+            MetadataRecord::BrokerChange(change) => {
+                if change.fenced == Some(true) {
+                    self.suspicions.remove(&change.id);
+                    self.shutdowns.remove(&change.id);
+                }
+                if change.in_controlled_shutdown == Some(true) {
+                    self.shutdowns.insert(change.id, image.next_offset());
+                }
+            }
+            MetadataRecord::UnregisterBroker { id, .. } => self.forget(*id),
+            MetadataRecord::PartitionChange(_) if before != after => {
+                if let Some(offset) = before.and_then(|leader| self.shutdowns.get_mut(&leader)) {
+                    *offset = image.next_offset();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Drops what is about brokers and partitions that `image` does not have so.
+    pub(super) fn prune(&mut self, image: &MetadataImage, leaderless: &BTreeSet<TopicPartition>) {
+        let registered = |id: &BrokerId| image.broker(*id);
+        self.contacts.retain(|id, contact| registered(id).is_some_and(|b| b.incarnation == contact.incarnation));
+        self.suspicions.retain(|id, suspicion| registered(id).is_some_and(|b| b.epoch == suspicion.epoch));
+        self.shutdowns.retain(|id, _| registered(id).is_some_and(|b| b.in_controlled_shutdown && !b.fenced));
+        self.recoveries.retain(|id, _| leaderless.contains(id));
+        for broker in image.alive_brokers().filter(|broker| broker.in_controlled_shutdown) {
+            self.shutdowns.entry(broker.id).or_insert(image.next_offset());
+        }
+    }
+
+    fn registered(&mut self, id: BrokerId, incarnation: Incarnation) {
+        let newcomer = self.newcomers.get(&id).copied();
+        self.forget(id);
+        if let Some((_, at)) = newcomer.filter(|(newcomer, _)| *newcomer == incarnation) {
+            self.contacts.insert(id, Contact { incarnation, at, next_offset: None });
+        }
+    }
+
+    fn forget(&mut self, id: BrokerId) {
+        self.contacts.remove(&id);
+        self.newcomers.remove(&id);
+        self.suspicions.remove(&id);
+        self.excused.remove(&id);
+        self.shutdowns.remove(&id);
+    }
+}
