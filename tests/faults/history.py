@@ -3,7 +3,8 @@
 A `History` holds every operation with its invocation and completion time, the log as read back at the end, and the bytes
 of each replica. `check` returns the anomalies, an empty list when there are none. An error of a produce after it was sent
 says nothing of its outcome: such an operation is `unknown` and may be in the log once, or not. `failed` is only what the
-client refused before sending, and must never be seen.
+client refused before sending, and must never be seen. An acknowledgement can come without an offset (-1): so a client
+tells of a retry that the broker knew as a duplicate and whose offset it no longer remembered.
 
 The log under test is of plain topics, without transactions, compaction or deletion: its offsets have no holes.
 """
@@ -127,6 +128,10 @@ def check_acknowledged(history):
         if op.status != OK:
             continue
         at = (op.partition, op.offset)
+        if op.offset < 0:
+            if not any(part == op.partition for part, _ in places[op.value]):
+                yield Anomaly('lost', f'{op.value}, acknowledged without an offset, is not in partition {op.partition}')
+            continue
         if at in taken:
             yield Anomaly('same-offset', f'{op.value} and {taken[at]} were both acknowledged at {at}')
         taken[at] = op.value
@@ -168,7 +173,7 @@ def check_real_time(history):
     """`stale-offset`: a record sent after another one of its partition was acknowledged has a higher offset."""
     by_partition = collections.defaultdict(list)
     for op in history.produces:
-        if op.status == OK:
+        if op.status == OK and op.offset >= 0:
             by_partition[op.partition].append(op)
     for part, ops in by_partition.items():
         done = sorted(ops, key=lambda op: op.complete)

@@ -60,6 +60,13 @@ class Planted(unittest.TestCase):
             h.polls = []
         self.plant('lost', change, beside={'reordered'})
 
+    def test_a_lost_record_acknowledged_without_an_offset_is_found(self):
+        h = sound()
+        h.produces[6].offset = -1
+        self.assertEqual(check(h), [])
+        h.produces[19].status = OK
+        self.assertEqual(self.kinds(h), {'lost'})
+
     def test_a_lost_tail_is_found(self):
         def change(h):
             del h.log[0][-1]

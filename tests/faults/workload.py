@@ -87,7 +87,8 @@ class Workload:
                 if error:
                     op.error = str(error)
                 else:
-                    op.status, op.offset = OK, message.offset()
+                    # No offset: a retry that the broker answered as a duplicate.
+                    op.status, op.offset = OK, -1 if message.offset() is None else message.offset()
                     with self.lock:
                         self.acked[op.partition] += 1
             return callback

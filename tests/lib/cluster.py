@@ -166,10 +166,13 @@ class OttlaLocal:
         self.bootstrap = ','.join(f'127.0.0.1:{self.base + i}' for i in range(nodes))
         self.log = open(log, 'w') if log else subprocess.DEVNULL
 
-    def __enter__(self):
+    def spawn(self):
         self.process = subprocess.Popen(
             [ottla_binary(), 'local', '--ephemeral', '--nodes', str(self.nodes), '--base-port', str(self.base)],
             stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+
+    def __enter__(self):
+        self.spawn()
         try:
             cluster = Cluster(self.bootstrap, list(range(1, self.nodes + 1)))
             deadline = time.monotonic() + 60
@@ -196,6 +199,10 @@ class OttlaLocal:
             raise RuntimeError(f'ottla local ended by itself with {self.process.returncode}')
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Stops the cluster, and is not content with less than a clean stop."""
         early = self.process.poll()
         if early is None:
             self.process.terminate()
