@@ -8,7 +8,7 @@ use std::time::Duration;
 use metadata::MetadataImage;
 use model::{BrokerEpoch, BrokerId, ClusterId, TopicPartition};
 use rpc::controller::ControllerClient;
-use storage::{DataDir, DiskPool, LogEnv};
+use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{Chance, Clock};
@@ -24,7 +24,6 @@ pub(crate) struct Context {
     pub(crate) config: BrokerConfig,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) chance: Chance,
-    pub(crate) env: LogEnv,
     pub(crate) disk_pool: DiskPool,
     pub(crate) data: DataDir,
     pub(crate) controller: ControllerClient,
@@ -37,6 +36,9 @@ pub(crate) struct Context {
     registration: Mutex<Option<BrokerEpoch>>,
     /// Opens of partitions made so far by this process, in steps of 2^32 (`R57`).
     opens: AtomicU64,
+    /// As the directory said at the start.
+    cluster_on_disk: ClusterId,
+    joined: AtomicBool,
     suspects: Mutex<Vec<BrokerId>>,
     pub(crate) suspected: Notify,
     /// Leaderships of internal topics that changed.
@@ -52,7 +54,7 @@ pub(crate) struct ContextParts {
     pub(crate) config: BrokerConfig,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
-    pub(crate) env: LogEnv,
+    pub(crate) cluster_id: ClusterId,
     pub(crate) disk_pool: DiskPool,
     pub(crate) data: DataDir,
     pub(crate) controller: ControllerClient,
@@ -64,7 +66,6 @@ impl Context {
             config: parts.config,
             clock: parts.clock,
             chance: Chance::new(parts.seed),
-            env: parts.env,
             disk_pool: parts.disk_pool,
             data: parts.data,
             controller: parts.controller,
@@ -75,6 +76,8 @@ impl Context {
             image: watch::Sender::new(Arc::new(MetadataImage::default())),
             registration: Mutex::new(None),
             opens: AtomicU64::new(0),
+            cluster_on_disk: parts.cluster_id,
+            joined: AtomicBool::new(false),
             suspects: Mutex::default(),
             suspected: Notify::new(),
             leaderships: Mutex::default(),
@@ -144,6 +147,33 @@ impl Context {
     /// The controller gave this registration.
     pub(crate) fn registered(&self, epoch: BrokerEpoch) {
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    /// The cluster that this directory belongs to, or the one that the metadata has told; none at the first start.
+    pub(crate) fn known_cluster(&self) -> ClusterId {
+        let told = self.image.borrow().cluster_id();
+        if told.is_none() { self.cluster_on_disk } else { told }
+    }
+
+    /// The metadata is of this cluster: notes it in the directory the first time.
+    ///
+    /// # Errors
+    /// Where the directory is another cluster's, or cannot be written.
+    pub(crate) fn join_cluster(&self, cluster: ClusterId) -> Result<(), String> {
+        if cluster.is_none() || cluster == self.cluster_on_disk || self.joined.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if !self.cluster_on_disk.is_none() {
+            return Err(format!("the directory is of cluster {}, the quorum of {cluster}", self.cluster_on_disk));
+        }
+        let meta = MetaProperties {
+            cluster_id: Some(cluster),
+            node_id: self.config.broker_id,
+            directory_id: self.config.directory_id,
+        };
+        self.data.write_meta(&meta).map_err(|error| error.to_string())?;
+        self.joined.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The registration of a broker, as the newest metadata has it.

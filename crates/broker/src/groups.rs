@@ -68,7 +68,8 @@ impl Groups {
             return self.ask_every_shard(request).await;
         }
         let count = self.partition_count().ok_or(ErrorCode::NotCoordinator)?;
-        let index = PartitionIndex(partition_for(request.group_id(), count));
+        let group = request.group_id().ok_or(ErrorCode::InvalidGroupId)?;
+        let index = partition_for(group, count);
         let shard = self.shard(index).ok_or(ErrorCode::NotCoordinator)?;
         self.ask_shard(&shard, request).await
     }
@@ -105,7 +106,7 @@ impl Groups {
 
     /// The partition of `__consumer_offsets` that a group belongs to; None while the topic does not exist.
     pub(crate) fn partition_of(&self, group_id: &str) -> Option<PartitionIndex> {
-        self.partition_count().map(|count| PartitionIndex(partition_for(group_id, count)))
+        self.partition_count().map(|count| partition_for(group_id, count))
     }
 
     fn partition_count(&self) -> Option<i32> {

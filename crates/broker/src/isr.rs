@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use metadata::{AlterPartition, AlterPartitions, ControlRequest, ControlResponse, LeaderRecoveryState};
+use metadata::control::{AlterPartition, AlterPartitions, ControlRequest, ControlResponse};
+use metadata::records::LeaderRecoveryState;
 use model::{ErrorCode, TopicPartition};
 use replication::{AlterAnswer, Proposal};
 use tokio::sync::Notify;

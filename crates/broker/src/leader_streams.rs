@@ -82,6 +82,11 @@ impl LeaderStream {
         self.wake.notify_one();
     }
 
+    /// A session that was open is void: the follower opens anew.
+    pub(crate) fn refuse(&self, handle: u64, open_no: u64, error: ErrorCode) {
+        self.push_answer(OpenAnswer { handle, open_no, answer: Answer::Refused(error.code()) });
+    }
+
     /// Ends the stream: nothing still in it counts.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metadata::{ControlRequest, ControlResponse, Heartbeat, HeartbeatAnswer, MetadataImage, RecoveryReport, RegisterBroker, Suspect};
+use metadata::MetadataImage;
+use metadata::control::{
+    ControlRequest, ControlResponse, Heartbeat, HeartbeatAnswer, RecoveryReport, RegisterBroker, Suspect,
+};
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use rpc::controller::MetadataEvent;
 use tokio::sync::{Notify, watch};
@@ -152,13 +155,13 @@ async fn register(context: &Arc<Context>, previous_epoch: BrokerEpoch, lossy: &[
     loop {
         let request = RegisterBroker {
             broker: config.broker_id,
-            cluster_id: context.data.cluster_id(),
+            cluster_id: context.known_cluster(),
             incarnation: config.incarnation,
             directories: vec![config.directory_id],
             offline_directories: Vec::new(),
             listeners: config.listeners.clone(),
             rack: config.rack.clone(),
-            features: metadata::features::supported(),
+            features: metadata::control::supported_features(),
             previous_epoch,
             lossy: lossy.to_vec(),
         };
@@ -232,7 +235,7 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replica
     let mut strays_dropped = false;
     loop {
         let next = context.image().next_offset();
-        let mut stream = context.controller.follow(context.data.cluster_id(), next);
+        let mut stream = context.controller.follow(context.known_cluster(), next);
         while let Some(event) = stream.next().await {
             let before = context.image();
             let after = match event {
@@ -246,7 +249,7 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replica
                 }
             };
             let after = Arc::new(after);
-            if let Err(error) = context.data.note_cluster_id(after.cluster_id()) {
+            if let Err(error) = context.join_cluster(after.cluster_id()) {
                 tracing::error!(%error, "this directory cannot follow that cluster");
                 continue;
             }

@@ -177,7 +177,7 @@ impl Replicas {
             partition_epoch: partition.partition_epoch,
             replicas: partition.replicas.iter().map(member).collect(),
             isr: partition.isr.clone(),
-            recovering: partition.leader_recovery_state == metadata::LeaderRecoveryState::Recovering,
+            recovering: partition.leader_recovery_state == metadata::records::LeaderRecoveryState::Recovering,
             min_insync_replicas: image.min_isr(local.topic(), partition.replicas.len()),
             sync_before_ack: settings.sync_before_ack(),
         };

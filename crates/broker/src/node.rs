@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coordinator::{GroupRequest, GroupResponse};
-use metadata::{ControlRequest, ControlResponse, CreateTopic, CreateTopics, MetadataImage};
-use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
+use metadata::MetadataImage;
+use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics};
+use model::{BrokerEpoch, BrokerId, ClusterId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::ControllerClient;
-use storage::{DataDir, DiskPool, LogEnv};
+use storage::{DataDir, DiskPool};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
@@ -42,8 +43,8 @@ pub struct BrokerParts {
     pub clock: Arc<dyn Clock>,
     /// Seed of its chance.
     pub seed: u64,
-    /// Its logs' environment.
-    pub env: LogEnv,
+    /// The cluster that the directory belongs to; none before its first start.
+    pub cluster_id: ClusterId,
     /// Threads for blocking work.
     pub disk_pool: DiskPool,
     /// Its log directory, locked.
@@ -79,12 +80,12 @@ impl Broker {
     ///
     /// # Errors
     /// Where the log directory cannot be read.
-    pub async fn start(parts: BrokerParts) -> Result<Arc<Broker>, storage::LogError> {
+    pub async fn start(parts: BrokerParts) -> Result<Arc<Broker>, storage::DataDirError> {
         let context = Context::new(ContextParts {
             config: parts.config,
             clock: parts.clock,
             seed: parts.seed,
-            env: parts.env,
+            cluster_id: parts.cluster_id,
             disk_pool: parts.disk_pool,
             data: parts.data,
             controller: parts.controller,

@@ -131,7 +131,7 @@ async fn wait_for_log_start(
 /// The log directories and what is in them.
 pub(crate) fn describe_log_dirs(context: &Arc<Context>) -> Vec<LogDirDescription> {
     let failed = context.directory_failed() || context.data.env().health().failure().is_some();
-    let (total_bytes, usable_bytes) = storage::disk::space(context.data.path()).unwrap_or((-1, -1));
+    let (total_bytes, usable_bytes) = context.data.space().unwrap_or((-1, -1));
     vec![LogDirDescription {
         error: if failed { ErrorCode::KafkaStorageError } else { ErrorCode::None },
         path: context.data.path().display().to_string(),

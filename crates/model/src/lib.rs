@@ -9,7 +9,7 @@ pub mod batch;
 pub mod epoch_cache;
 pub mod error_code;
 pub mod ids;
-mod record;
+pub mod record;
 pub mod rules;
 pub mod time;
 

@@ -145,6 +145,70 @@ impl Iterator for RecordIter {
     }
 }
 
+/// Checks the framing of a client's uncompressed records without taking anything out: lengths, offset deltas 0, 1, 2 …,
+/// keys, values and headers within each record, nothing behind the last.
+///
+/// # Errors
+/// What is wrong first.
+pub fn check_records(payload: &[u8], count: i32) -> Result<(), RecordError> {
+    let mut rest = payload;
+    for index in 0..i64::from(count) {
+        let length = take_varint(&mut rest)?;
+        let body = take(&mut rest, length).ok_or(RecordError("record length is out of range"))?;
+        check_record(body, index)?;
+    }
+    if rest.is_empty() { Ok(()) } else { Err(RecordError("bytes follow the last record")) }
+}
+
+fn check_record(mut body: &[u8], index: i64) -> Result<(), RecordError> {
+    take(&mut body, 1).ok_or(RecordError("record without attributes"))?;
+    take_varint(&mut body)?;
+    if take_varint(&mut body)? != index {
+        return Err(RecordError("offset deltas do not count up from 0"));
+    }
+    take_nullable(&mut body, "key")?;
+    take_nullable(&mut body, "value")?;
+    let headers = take_varint(&mut body)?;
+    if headers < 0 || usize::try_from(headers).is_ok_and(|n| n > body.len()) {
+        return Err(RecordError("header count out of range"));
+    }
+    for _ in 0..headers {
+        let length = take_varint(&mut body)?;
+        take(&mut body, length).ok_or(RecordError("header key"))?;
+        take_nullable(&mut body, "header value")?;
+    }
+    if body.is_empty() { Ok(()) } else { Err(RecordError("record is shorter than its length")) }
+}
+
+fn take_nullable(rest: &mut &[u8], what: &'static str) -> Result<(), RecordError> {
+    match take_varint(rest)? {
+        -1 => Ok(()),
+        length => take(rest, length).map(drop).ok_or(RecordError(what)),
+    }
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: i64) -> Option<&'a [u8]> {
+    let (taken, left) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+    *rest = left;
+    Some(taken)
+}
+
+fn take_varint(rest: &mut &[u8]) -> Result<i64, RecordError> {
+    let mut bits: u64 = 0;
+    for (at, byte) in rest.iter().enumerate() {
+        if at == 9 && *byte > 1 {
+            break;
+        }
+        bits |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            *rest = &rest[at + 1..];
+            let magnitude = (bits >> 1).cast_signed();
+            return Ok(if bits & 1 == 0 { magnitude } else { !magnitude });
+        }
+    }
+    Err(RecordError("varint is too long or cut off"))
+}
+
 /// Writes records one after the other, uncompressed, as a batch's payload.
 #[must_use]
 pub fn encode_records(records: &[Record]) -> BytesMut {
@@ -284,7 +348,32 @@ pub(crate) mod tests {
         assert!(seen > 20, "{seen}");
     }
 
+    fn one(value: &'static [u8], offset_delta: i32) -> Record {
+        let headers = vec![Header { key: "h".to_owned(), value: None }];
+        Record { offset_delta, value: Some(Bytes::from_static(value)), headers, ..Record::default() }
+    }
+
+    #[test]
+    fn a_check_takes_what_the_iterator_takes_and_refuses_what_does_not_count_up() {
+        let good = encode_records(&[one(b"a", 0), one(b"", 1), one(b"c", 2)]);
+        assert_eq!(check_records(&good, 3), Ok(()));
+        assert!(check_records(&good, 2).is_err() && check_records(&good, 4).is_err());
+        assert!(check_records(&encode_records(&[one(b"a", 0), one(b"b", 0)]), 2).is_err());
+        for cut in 0..good.len() {
+            assert!(check_records(&good[..cut], 3).is_err(), "{cut}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_check_of_noise_agrees_with_the_iterator(noise in prop::collection::vec(any::<u8>(), 0..60), count in 1..4i32) {
+            let read: Result<Vec<Record>, _> = RecordIter::new(Bytes::from(noise.clone()), count).collect();
+            if check_records(&noise, count).is_ok() {
+                // The iterator also wants header keys to be UTF-8.
+                prop_assert!(read.is_ok() || read == Err(RecordError("header key is not UTF-8")));
+            }
+        }
+
         #[test]
         fn noise_gives_errors_and_never_panics(noise in prop::collection::vec(any::<u8>(), 0..300), count in -1..1000i32) {
             let mut read = 0usize;

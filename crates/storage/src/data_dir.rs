@@ -147,6 +147,13 @@ impl DataDir {
         &self.path
     }
 
+    /// Total and available bytes of the file system that the directory is on; None where they cannot be told.
+    #[must_use]
+    pub fn space(&self) -> Option<(i64, i64)> {
+        let (total, available) = self.disk().space(&self.path).ok()?;
+        Some((i64::try_from(total).ok()?, i64::try_from(available).ok()?))
+    }
+
     /// Whose directory it is; None in a new one.
     ///
     /// # Errors
@@ -378,4 +385,128 @@ fn parse_partition(name: &str) -> Option<(String, PartitionIndex)> {
         return None;
     }
     Some((topic.to_owned(), PartitionIndex(partition.parse().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Call, Crash, FaultKind, MemDisk, RealDisk};
+    use model::Uuid;
+
+    const PATH: &str = "/logs";
+
+    fn on(disk: &MemDisk) -> Result<DataDir, DataDirError> {
+        DataDir::open(&LogEnv::new(Arc::new(disk.clone()), 4, 0), Path::new(PATH))
+    }
+
+    fn write(disk: &dyn Disk, path: &Path, content: &[u8]) {
+        replace_file(disk, path, content).unwrap();
+    }
+
+    #[test]
+    fn a_directory_in_use_names_the_process_that_holds_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let env = LogEnv::new(Arc::new(RealDisk), 4, 0);
+        let held = DataDir::open(&env, temp.path()).unwrap();
+        let refused = DataDir::open(&env, temp.path()).unwrap_err();
+        assert!(matches!(refused, DataDirError::InUse { pid: Some(pid), .. } if pid == std::process::id()));
+        assert!(refused.to_string().contains(&format!("in use by process {}", std::process::id())), "{refused}");
+        drop(held);
+        DataDir::open(&env, temp.path()).unwrap();
+    }
+
+    #[test]
+    fn meta_properties_that_kafka_wrote_are_read_and_ours_read_back() {
+        let disk = MemDisk::new();
+        let dir = on(&disk).unwrap();
+        assert_eq!(dir.meta().unwrap(), None);
+        let kafkas = "#\n#Tue Nov 24 10:30:03 UTC 2026\nnode.id=1\ndirectory.id=yuDu4SfjM2_9hbGUDRxxaw\nversion=1\n\
+                      cluster.id=MkU3OEVBNTcwNTJENDM2Qg\n";
+        write(&disk, &dir.meta_path(), kafkas.as_bytes());
+        let meta = dir.meta().unwrap().unwrap();
+        assert_eq!((meta.node_id, meta.directory_id.to_string()), (BrokerId(1), "yuDu4SfjM2_9hbGUDRxxaw".to_owned()));
+        for meta in [meta, MetaProperties { cluster_id: None, node_id: BrokerId(3), ..meta }] {
+            dir.write_meta(&meta).unwrap();
+            assert_eq!(dir.meta().unwrap(), Some(meta));
+        }
+        for damage in ["", "version=2\nnode.id=1\n", "version=1\nnode.id=x\ndirectory.id=yuDu4SfjM2_9hbGUDRxxaw"] {
+            write(&disk, &dir.meta_path(), damage.as_bytes());
+            assert!(matches!(dir.meta(), Err(DataDirError::BadMeta { .. })), "{damage}");
+        }
+    }
+
+    #[test]
+    fn the_mark_of_a_clean_shutdown_is_taken_once_and_survives_only_until_then() {
+        // R10: durable when written, durably gone when taken, before anything else.
+        let disk = MemDisk::new();
+        on(&disk).unwrap().write_clean_shutdown(BrokerEpoch(77)).unwrap();
+        disk.crash(Crash::LoseUnsynced);
+        assert_eq!(on(&disk).unwrap().take_clean_shutdown().unwrap(), Some(BrokerEpoch(77)));
+        disk.crash(Crash::LoseUnsynced);
+        assert_eq!(on(&disk).unwrap().take_clean_shutdown().unwrap(), None);
+        let dir = on(&disk).unwrap();
+        for damage in ["", "{}", "{\"version\":1,\"brokerEpoch\":7}", "{\"version\":0,\"brokerEpoch\":", "noise"] {
+            write(&disk, &dir.path().join(CLEAN_SHUTDOWN), damage.as_bytes());
+            assert_eq!(dir.take_clean_shutdown().unwrap(), None, "{damage}");
+            assert_eq!(dir.disk().list(dir.path()).unwrap().len(), 1, "only the lock stays");
+        }
+        dir.write_clean_shutdown(BrokerEpoch(1)).unwrap();
+        disk.fail(Call::SyncDir, 0, FaultKind::Eio);
+        assert!(dir.take_clean_shutdown().is_err(), "a mark that may come back starts nothing");
+        dir.env().health().fail(dir.path(), "cannot sync", &io::Error::other("test"));
+        assert!(dir.write_clean_shutdown(BrokerEpoch(1)).is_err(), "what failed to sync is not clean (R30)");
+    }
+
+    #[test]
+    fn checkpoints_read_back_and_damage_loses_the_hint_only() {
+        let disk = MemDisk::new();
+        let dir = on(&disk).unwrap();
+        assert!(dir.read_checkpoint(Checkpoint::LogStart).unwrap().is_empty());
+        let offsets = [("a-b.c", PartitionIndex(0), Offset(5)), ("t", PartitionIndex(12), Offset(1 << 40))];
+        dir.write_checkpoint(Checkpoint::RecoveryPoint, offsets).unwrap();
+        disk.crash(Crash::LoseUnsynced);
+        let dir = on(&disk).unwrap();
+        let read = dir.read_checkpoint(Checkpoint::RecoveryPoint).unwrap();
+        let expected = offsets.map(|(topic, partition, offset)| ((topic.to_owned(), partition), offset));
+        assert_eq!(read, BTreeMap::from(expected));
+        for damage in
+            ["", "0\n1\nt 0\n", "0\n1\nt 0 -5\n", "0\n1\nt x 5\n", "0\n2\nt 0 5\n", "7\n0\n", "0\n1\nt 0 5 6\n"]
+        {
+            write(&disk, &dir.path().join("recovery-point-offset-checkpoint"), damage.as_bytes());
+            assert!(dir.read_checkpoint(Checkpoint::RecoveryPoint).unwrap().is_empty(), "{damage}");
+        }
+    }
+
+    #[test]
+    fn partitions_are_listed_with_their_topic_ids_and_deleted_by_a_rename() {
+        let disk = MemDisk::new();
+        let dir = on(&disk).unwrap();
+        let topic_id = TopicId(Uuid::from_u128(9));
+        let long = "x".repeat(249);
+        for (topic, partition) in [("a-b", 3), ("a-b", 10), (long.as_str(), 0)] {
+            let path = dir.partition_path(topic, PartitionIndex(partition));
+            disk.create_dir_all(&path).unwrap();
+            if partition != 10 {
+                identity::write(&disk, &path, topic_id).unwrap();
+            }
+        }
+        disk.create_dir_all(&dir.path().join("no partition")).unwrap();
+        let listed = |dir: &DataDir| -> Vec<(String, i32, Option<TopicId>)> {
+            dir.partitions().unwrap().into_iter().map(|p| (p.topic, p.partition.0, p.topic_id)).collect()
+        };
+        let all =
+            [("a-b".to_owned(), 3, Some(topic_id)), ("a-b".to_owned(), 10, None), (long.clone(), 0, Some(topic_id))];
+        assert_eq!(listed(&dir), all);
+        for _ in 0..2 {
+            assert!(dir.delete_partition("a-b", PartitionIndex(10)).unwrap());
+            assert!(!dir.delete_partition("a-b", PartitionIndex(10)).unwrap());
+            disk.create_dir_all(&dir.partition_path("a-b", PartitionIndex(10))).unwrap();
+        }
+        assert!(dir.delete_partition(&long, PartitionIndex(0)).unwrap());
+        assert_eq!(listed(&dir), all[..2]);
+        disk.crash(Crash::KeepAll);
+        let dir = on(&disk).unwrap();
+        assert_eq!(dir.free_deleted().unwrap(), 3);
+        assert_eq!((dir.free_deleted().unwrap(), listed(&dir)), (0, all[..2].to_vec()));
+    }
 }

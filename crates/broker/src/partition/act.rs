@@ -6,7 +6,7 @@ use model::ErrorCode;
 use replication::{Action, ProduceVerdict};
 use storage::LogError;
 
-use super::{Inner, Partition, SyncState};
+use super::{Inner, Link, Partition, SyncState};
 use crate::context::Context;
 use crate::loading::load_producers;
 
@@ -56,7 +56,11 @@ impl Partition {
                 "an in-sync follower came back without records below the high watermark; proposing its removal"
             ),
             Action::StreamDirty { follower } => self.queue_data(inner, follower),
-            Action::SessionEnded { follower, session } => {
+            Action::SessionEnded { follower, session, error } => {
+                let ended = |link: &&mut Link| link.follower == follower && link.open_no == session.open_no;
+                if let Some(link) = inner.links.iter_mut().find(ended) {
+                    link.stream.refuse(link.handle, link.open_no, error);
+                }
                 inner.links.retain(|link| link.follower != follower || link.open_no != session.open_no);
             }
             // R25: durable before the recovery point passes its newest entry; the flusher does so.

@@ -136,7 +136,7 @@ impl Partition {
     fn check_records(&self, settings: &TopicSettings, batch: &ClientBatches) -> Result<(), Box<Produced>> {
         let header = batch.header();
         if !settings.compacted {
-            return model::check_records(batch.payload(), header.record_count)
+            return model::record::check_records(batch.payload(), header.record_count)
                 .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()));
         }
         let mut refused = Vec::new();

@@ -18,7 +18,7 @@ mod read;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use metadata::RecoveryAnswer;
+use metadata::control::RecoveryAnswer;
 use model::{BrokerId, DirectoryId, EpochCache, Offset, Time, TopicPartition};
 use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use replication::producers::ProducerTable;

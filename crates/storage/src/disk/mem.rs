@@ -376,6 +376,11 @@ impl Disk for MemDisk {
             match state.live.names.get(dir) {
                 Some(Node::Dir) => {}
                 Some(Node::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
+                // The root is always there.
+                None if dir.parent().is_none() => {
+                    state.live.names.insert(dir.to_owned(), Node::Dir);
+                    state.durable.names.insert(dir.to_owned(), Node::Dir);
+                }
                 None => state.change(Change::Name { path: dir.to_owned(), node: Node::Dir }),
             }
         }
@@ -426,6 +431,10 @@ impl Disk for MemDisk {
         }
         state.change(Change::Unname { path: path.to_owned() });
         Ok(())
+    }
+
+    fn space(&self, _path: &Path) -> io::Result<(u64, u64)> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

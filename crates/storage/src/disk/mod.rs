@@ -72,6 +72,11 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// As the system gives them.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Total and available bytes of the file system that a path is on.
+    ///
+    /// # Errors
+    /// As the system gives them; `Unsupported` where there is no file system.
+    fn space(&self, path: &Path) -> io::Result<(u64, u64)>;
     /// Makes the names in a directory durable.
     ///
     /// # Errors

@@ -61,6 +61,11 @@ impl Disk for RealDisk {
         fs::remove_dir_all(path)
     }
 
+    fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok((stat.f_frsize * stat.f_blocks, stat.f_frsize * stat.f_bavail))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
