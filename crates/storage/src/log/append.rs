@@ -154,6 +154,13 @@ impl Log {
     pub(super) fn roll(&mut self, base: Offset) -> Result<(), LogError> {
         self.make_directory()?;
         self.seal()?;
+        if self.segments.len() == 1 && self.synced_end <= self.segments[0].base {
+            // A first segment that is lost while its successor is kept would look like one that retention deleted. Once
+            // in a log's life this waits for the disk, unless a sync came before.
+            let synced = identity::sync(&*self.env.disk, &self.dir);
+            synced.map_err(|e| self.fatal(&self.dir, "cannot sync the directory", &e))?;
+            self.names = Names::Durable;
+        }
         let segment = Segment::new(&self.env, base, 0);
         let files = segment.files(&self.env, &self.dir);
         let path = files.path(FileKind::Log);

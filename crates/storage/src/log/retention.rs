@@ -70,6 +70,10 @@ impl Log {
                 self.roll(self.log_end)?;
             }
             self.delete_first(wall)?;
+            if self.size_bytes() == 0 {
+                // What a start would find: no record that has an epoch (R57).
+                self.last_batch = None;
+            }
             excess = excess.saturating_sub(size);
             deleted = Deleted { segments: deleted.segments + 1, bytes: deleted.bytes + size, ..deleted };
             if end > self.log_start {

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod life;
+mod model_based;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ struct World {
     disk: MemDisk,
     env: LogEnv,
     config: LogConfig,
+    tail_bytes: usize,
     log: Log,
     epochs: EpochCache,
 }
@@ -42,7 +44,7 @@ impl World {
     fn on(disk: MemDisk, config: LogConfig, tail_bytes: usize) -> Self {
         let env = LogEnv::new(Arc::new(disk.clone()), 16, tail_bytes);
         let (log, recovered) = Log::open(&env, Path::new(DIR), Arc::new(config.clone()), hints()).unwrap();
-        Self { disk, env, config, log, epochs: recovered.epochs }
+        Self { disk, env, config, tail_bytes, log, epochs: recovered.epochs }
     }
 
     fn append(&mut self, batch: RecordBatch) {
@@ -64,7 +66,7 @@ impl World {
 
     /// The log as another process finds it.
     fn reopen(&mut self, hints: OpenHints) -> Recovered {
-        self.env = LogEnv::new(Arc::new(self.disk.clone()), 16, 1 << 20);
+        self.env = LogEnv::new(Arc::new(self.disk.clone()), 16, self.tail_bytes);
         let config = Arc::new(self.config.clone());
         let (log, recovered) = Log::open(&self.env, Path::new(DIR), config, hints).unwrap();
         self.log = log;
