@@ -30,6 +30,8 @@ pub struct GroupConfig {
     pub max_groups: usize,
     /// Bytes of protocol names and metadata that one member may bring.
     pub max_member_metadata_bytes: usize,
+    /// Bytes that all members of a shard may bring together.
+    pub max_members_bytes: usize,
 }
 
 impl Default for GroupConfig {
@@ -48,6 +50,7 @@ impl Default for GroupConfig {
             max_queued_bytes: 16 << 20,
             max_groups: 100_000,
             max_member_metadata_bytes: 1_000_000,
+            max_members_bytes: 64 << 20,
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod record;
 pub mod request;
 pub mod shard;
 pub mod state;
+mod writes;
 
 pub use config::GroupConfig;
 pub use partition::partition_for;

@@ -1,23 +1,44 @@
 //! One shard: the groups of one partition of `__consumer_offsets`, and how a shell drives it.
 //!
 //! The shell owns the log and the clocks:
-//! 1. Load: [`GroupShard::replay`] every record from the log start to the high watermark, then [`GroupShard::finish_load`].
+//! 1. Load: [`GroupShard::replay`] every record from the log start to its end, once the high watermark covers it, then
+//!    [`GroupShard::finish_load`].
 //! 2. For each request, topic deletion or due [`GroupShard::poll_timeout`]: call the method, then drain
-//!    [`GroupShard::poll_output`].
+//!    [`GroupShard::poll_output`]. Requests that wait may be handed in together before draining: their records
+//!    then go into one batch.
 //! 3. For an [`Output::Append`]: append with acks=all; when the high watermark covers it, [`GroupShard::committed`]; when
-//!    it is certain that nothing was appended, [`GroupShard::failed`]. Then drain again.
-//! 4. Leadership lost: [`GroupShard::unload`], drain, drop the shard.
+//!    it is certain that nothing was appended, [`GroupShard::failed`]; as long as neither is certain, nothing: the shard
+//!    answers the waiting requests in time by itself. Then drain again.
+//! 4. Leadership lost: [`GroupShard::unload`], drain, drop the shard. A new shard is loaded from the log.
 //!
 //! Every token is answered exactly once, by [`Output::Reply`].
+//!
+//! # Why one batch in flight is enough, and sound
+//!
+//! One batch is on its way to the log; what is decided meanwhile gathers in a queue, and goes out as the next batch.
+//! Heartbeats, joins, fetches and descriptions are answered meanwhile: they read the members as they are now, or the
+//! offsets that are committed. No decision assumes that a queued write will succeed, or that it will fail: commits do not
+//! look at offsets at all, a deletion writes tombstones for what is stored *and* for what is on its way, and expiry passes
+//! over a group with writes on their way. So the order of the log is all that counts, and a failed batch takes
+//! nothing with it but the requests that waited for it.
 
 use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 
-use model::{ErrorCode, Time, TopicId};
+use model::{ErrorCode, PartitionIndex, Time, TopicId};
 
+use crate::classic::{ClassicGroup, Effects, Stored, Write, protocol_bytes};
 use crate::config::GroupConfig;
-use crate::record::CoordinatorRecord;
-use crate::request::{GroupRequest, GroupResponse};
+use crate::offsets;
+use crate::record::{CoordinatorRecord, Fact};
+use crate::request::{
+    DeleteGroupRequest, DeleteGroupResponse, DescribeGroupRequest, DescribeGroupResponse, GroupRequest, GroupResponse,
+    HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
+    LeftMember, ListGroupsRequest, ListGroupsResponse, ListedGroup, OffsetCommitRequest, OffsetDeleteRequest,
+    OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse,
+};
 use crate::state::GroupState;
+use crate::writes::{Operation, Waiting, Writes};
 
 /// Names a request until it is answered; chosen by the shell, unique while in use.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -55,61 +76,200 @@ pub enum Output {
     },
 }
 
+/// Whether requests can be served.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Stage {
+    Loading,
+    Serving { next_expiry: Time },
+    Unloaded(ErrorCode),
+}
+
 /// The groups of one partition of `__consumer_offsets`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct GroupShard {
     config: GroupConfig,
+    stage: Stage,
+    /// What is committed.
     state: GroupState,
-    outputs: VecDeque<Output>,
+    /// The groups with members, or that had some. A group that only has offsets is not here.
+    groups: BTreeMap<String, ClassicGroup>,
+    /// Bytes that the members of all groups brought.
+    member_bytes: usize,
+    /// For each group with deadlines, one time at or before the next.
+    timers: BTreeSet<(Time, String)>,
+    scheduled: BTreeMap<String, Time>,
+    writes: Writes,
+    replies: VecDeque<(Token, GroupResponse)>,
+    skipped_records: u64,
 }
 
+/// The life of a shard, and the shell's side of it.
 impl GroupShard {
     /// An empty shard, to be loaded.
     #[must_use]
     pub fn new(config: GroupConfig) -> Self {
-        GroupShard { config, state: GroupState::default(), outputs: VecDeque::new() }
+        GroupShard {
+            config,
+            stage: Stage::Loading,
+            state: GroupState::default(),
+            groups: BTreeMap::new(),
+            member_bytes: 0,
+            timers: BTreeSet::new(),
+            scheduled: BTreeMap::new(),
+            writes: Writes::default(),
+            replies: VecDeque::new(),
+            skipped_records: 0,
+        }
     }
 
-    /// Applies a record of the log while loading. Records that this version does not know are skipped.
-    pub fn replay(&mut self, _record: &CoordinatorRecord) {}
+    /// Applies a record of the log while loading. Records that cannot be read are skipped and counted, those of kinds that
+    /// this version does not know are skipped.
+    pub fn replay(&mut self, record: &CoordinatorRecord) {
+        match Fact::decode(record) {
+            Ok(Some(fact)) => self.state.replay(fact),
+            Ok(None) => {}
+            Err(_) => self.skipped_records += 1,
+        }
+    }
 
-    /// The log is replayed up to the high watermark: every stored member's session starts now.
-    pub fn finish_load(&mut self, _now: Now) {}
+    /// The log is replayed: every stored member's session starts now.
+    pub fn finish_load(&mut self, now: Now) {
+        assert_eq!(self.stage, Stage::Loading, "a shard is loaded once");
+        let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
+        self.stage = Stage::Serving { next_expiry: now.monotonic + interval_ms };
+        let loaded: Vec<(String, ClassicGroup)> =
+            self.state.groups().map(|(id, stored)| (id.clone(), ClassicGroup::load(id, stored, now))).collect();
+        for (group_id, group) in loaded {
+            let too_large = group.size() > self.config.max_size;
+            self.member_bytes += group.bytes();
+            self.groups.insert(group_id.clone(), group);
+            self.change(&group_id, now, |group, config, fx| {
+                if too_large {
+                    group.prepare_rebalance(now, config, fx);
+                }
+            });
+        }
+    }
 
     /// Takes a request; the answer comes from [`Self::poll_output`], now or later. `entropy` is 128 random bits, for the
     /// id of a new member.
-    pub fn handle(&mut self, token: Token, request: GroupRequest, _entropy: u128, _now: Now) {
-        let response = request.refused(ErrorCode::CoordinatorNotAvailable);
-        self.outputs.push_back(Output::Reply { token, response });
+    pub fn handle(&mut self, token: Token, request: GroupRequest, entropy: u128, now: Now) {
+        match self.stage {
+            Stage::Loading => self.reply(token, request.refused(ErrorCode::CoordinatorLoadInProgress)),
+            Stage::Unloaded(error) => self.reply(token, request.refused(error)),
+            Stage::Serving { .. } => self.serve(token, request, entropy, now),
+        }
     }
 
     /// Topics were deleted: their offsets go with them. An offset stored under another id of that name stays.
-    pub fn handle_topics_deleted(&mut self, _topics: &[(String, TopicId)], _now: Now) {}
-
-    /// What to do next.
-    pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+    pub fn handle_topics_deleted(&mut self, topics: &[(String, TopicId)], now: Now) {
+        if matches!(self.stage, Stage::Serving { .. }) {
+            let mut facts = offsets::decide_topics_deleted(&self.state, topics);
+            facts.extend(self.writes.offsets_under_way().filter_map(|(group_id, topic, partition, committed)| {
+                let doomed = |(name, id): &(String, TopicId)| {
+                    name == topic && committed.is_some_and(|c| c.topic_id.is_none() || c.topic_id == *id)
+                };
+                topics.iter().any(doomed).then(|| offsets::tombstone(group_id, topic, partition))
+            }));
+            self.write(facts, None, now);
+        }
     }
 
-    /// The high watermark covers the batch.
-    pub fn committed(&mut self, _batch: BatchNumber, _now: Now) {}
+    /// What to do next. Answers come first; a batch is cut when nothing else is to be done.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        loop {
+            if let Some((token, response)) = self.replies.pop_front() {
+                return Some(Output::Reply { token, response });
+            }
+            let done = self.writes.take_leading_barriers();
+            if done.is_empty() {
+                let (batch, records) = self.writes.cut_batch(self.config.max_batch_bytes)?;
+                return Some(Output::Append { batch, records });
+            }
+            for fetch in done {
+                self.answer_fetch(fetch);
+            }
+        }
+    }
+
+    /// The high watermark covers the batch: its records are true, and who waited for them is answered.
+    pub fn committed(&mut self, batch: BatchNumber, now: Now) {
+        for operation in self.writes.take_batch(batch) {
+            let group_id = operation.waiting.as_ref().and_then(|waiting| waiting.group_id(&operation.facts));
+            for fact in operation.facts {
+                self.follow(&fact, now);
+                self.state.replay(fact);
+            }
+            match (operation.waiting, group_id) {
+                (Some(Waiting::Reply(token, response)), _) => self.reply(token, response),
+                (Some(Waiting::Fetch(token, request)), _) => self.answer_fetch((token, request)),
+                (Some(Waiting::Group(then)), Some(group_id)) => {
+                    self.change(&group_id, now, |group, _, fx| group.stored(then, now, fx));
+                }
+                (Some(Waiting::Group(_)), None) | (None, _) => {}
+            }
+        }
+    }
 
     /// The batch is certainly not in the log, and never will be.
-    pub fn failed(&mut self, _batch: BatchNumber, _error: ErrorCode, _now: Now) {}
+    pub fn failed(&mut self, batch: BatchNumber, error: ErrorCode, now: Now) {
+        for operation in self.writes.take_failed_batch(batch) {
+            self.fail(operation, error, now);
+        }
+    }
 
     /// When to call [`Self::handle_timeout`], on the monotonic clock.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        let Stage::Serving { next_expiry } = self.stage else { return None };
+        let group = self.timers.first().map(|(deadline, _)| *deadline);
+        [group, self.writes.poll_timeout()].into_iter().flatten().chain([next_expiry]).min()
     }
 
     /// Carries out what is due; does nothing when called early.
-    pub fn handle_timeout(&mut self, _now: Now) {}
+    pub fn handle_timeout(&mut self, now: Now) {
+        let Stage::Serving { next_expiry } = self.stage else { return };
+        for operation in self.writes.take_overdue(now.monotonic) {
+            self.fail(operation, ErrorCode::RequestTimedOut, now);
+        }
+        let due: Vec<String> = self
+            .timers
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now.monotonic)
+            .map(|(_, group_id)| group_id.clone())
+            .collect();
+        for group_id in due {
+            self.change(&group_id, now, |group, config, fx| group.handle_timeout(now, config, fx));
+        }
+        if next_expiry <= now.monotonic {
+            let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
+            self.stage = Stage::Serving { next_expiry: now.monotonic + interval_ms };
+            self.expire_offsets(now);
+        }
+    }
 
-    /// This broker coordinates these groups no longer: everything that waits is answered with `error`.
-    pub fn unload(&mut self, _error: ErrorCode) {}
+    /// This broker coordinates these groups no longer: everything that waits, and everything that still comes, is answered
+    /// with `error` (NOT_COORDINATOR).
+    pub fn unload(&mut self, error: ErrorCode) {
+        self.stage = Stage::Unloaded(error);
+        let mut fx = Effects::default();
+        for group in self.groups.values_mut() {
+            group.unload(error, &mut fx);
+        }
+        self.replies.extend(fx.replies);
+        for operation in self.writes.take_all() {
+            match operation.waiting {
+                Some(Waiting::Reply(token, response)) => self.reply(token, refuse(response, error)),
+                Some(Waiting::Fetch(token, request)) => {
+                    self.reply(token, GroupResponse::OffsetFetch(request.refused(error)));
+                }
+                // Its requests are parked in the group.
+                Some(Waiting::Group(_)) | None => {}
+            }
+        }
+    }
 
-    /// What the log says.
+    /// What is committed.
     #[must_use]
     pub fn state(&self) -> &GroupState {
         &self.state
@@ -120,4 +280,436 @@ impl GroupShard {
     pub fn config(&self) -> &GroupConfig {
         &self.config
     }
+
+    /// The groups with members, or that had some, by id.
+    pub fn groups(&self) -> impl Iterator<Item = (&String, &ClassicGroup)> {
+        self.groups.iter()
+    }
+
+    /// Records of the log that could not be read.
+    #[must_use]
+    pub fn skipped_records(&self) -> u64 {
+        self.skipped_records
+    }
+
+    /// Panics where the shard contradicts itself.
+    pub fn assert_invariants(&self) {
+        let waited_for = self.writes.groups_waiting();
+        for (group_id, group) in &self.groups {
+            group.assert_invariants(waited_for.contains(group_id.as_str()));
+            assert_eq!(self.scheduled.get(group_id).copied(), group.poll_timeout(), "timer of {group_id}");
+        }
+        let bytes: usize = self.groups.values().map(ClassicGroup::bytes).sum();
+        assert_eq!(bytes, self.member_bytes, "bytes of all members");
+        let timers: BTreeSet<(Time, String)> = self.scheduled.iter().map(|(id, at)| (*at, id.clone())).collect();
+        assert_eq!(timers, self.timers, "timers");
+    }
+}
+
+/// One method a request.
+impl GroupShard {
+    fn serve(&mut self, token: Token, request: GroupRequest, entropy: u128, now: Now) {
+        match request {
+            GroupRequest::JoinGroup(request) => self.join(token, request, entropy, now),
+            GroupRequest::SyncGroup(request) => self.sync(token, request, now),
+            GroupRequest::Heartbeat(request) => self.heartbeat(token, &request, now),
+            GroupRequest::LeaveGroup(request) => self.leave(token, request, now),
+            GroupRequest::OffsetCommit(request) => self.commit_offsets(token, request, now),
+            GroupRequest::OffsetFetch(request) => self.fetch_offsets(token, request, now),
+            GroupRequest::OffsetDelete(request) => self.delete_offsets(token, request, now),
+            GroupRequest::DeleteGroup(request) => self.delete_group(token, request, now),
+            GroupRequest::DescribeGroup(request) => {
+                let response = self.describe(&request);
+                self.reply(token, GroupResponse::DescribeGroup(response));
+            }
+            GroupRequest::ListGroups(request) => {
+                let response = self.list(&request);
+                self.reply(token, GroupResponse::ListGroups(response));
+            }
+        }
+    }
+
+    fn join(&mut self, token: Token, request: JoinGroupRequest, entropy: u128, now: Now) {
+        if let Err(error) = self.check_join(&request) {
+            let response = JoinGroupResponse::refused(&request.member_id, error);
+            return self.reply(token, GroupResponse::JoinGroup(response));
+        }
+        let group_id = request.group_id.clone();
+        self.groups.entry(group_id.clone()).or_insert_with(|| ClassicGroup::new(&group_id, now));
+        self.change(&group_id, now, |group, config, fx| group.join(token, request, entropy, now, config, fx));
+    }
+
+    fn check_join(&self, request: &JoinGroupRequest) -> Result<(), ErrorCode> {
+        if request.group_id.is_empty() {
+            return Err(ErrorCode::InvalidGroupId);
+        }
+        let session = u64::try_from(request.session_timeout_ms).unwrap_or(0);
+        if session < self.config.min_session_timeout_ms || session > self.config.max_session_timeout_ms {
+            return Err(ErrorCode::InvalidSessionTimeout);
+        }
+        if !self.knows(&request.group_id) {
+            if !request.member_id.is_empty() {
+                return Err(ErrorCode::UnknownMemberId);
+            }
+            self.check_room_for_group()?;
+        }
+        let brought = protocol_bytes(&request.protocols);
+        let too_much = brought > self.config.max_member_metadata_bytes
+            || self.member_bytes.saturating_add(brought) > self.config.max_members_bytes;
+        if too_much { Err(ErrorCode::GroupMaxSizeReached) } else { Ok(()) }
+    }
+
+    fn sync(&mut self, token: Token, request: SyncGroupRequest, now: Now) {
+        let group_id = request.group_id.clone();
+        let error = if group_id.is_empty() { ErrorCode::InvalidGroupId } else { ErrorCode::UnknownMemberId };
+        let served = self.change(&group_id, now, |group, _, fx| group.sync(token, request, now, fx));
+        if served.is_none() {
+            self.reply(token, GroupResponse::SyncGroup(SyncGroupResponse::refused(error)));
+        }
+    }
+
+    fn heartbeat(&mut self, token: Token, request: &HeartbeatRequest, now: Now) {
+        // Only ever moves a deadline later, so that no timer need be set: this is the most frequent request of all.
+        let error = match self.groups.get_mut(&request.group_id) {
+            _ if request.group_id.is_empty() => ErrorCode::InvalidGroupId,
+            None => ErrorCode::UnknownMemberId,
+            Some(group) => group.heartbeat(request, now).err().unwrap_or(ErrorCode::None),
+        };
+        self.reschedule(&request.group_id);
+        self.reply(token, GroupResponse::Heartbeat(HeartbeatResponse { error }));
+    }
+
+    fn leave(&mut self, token: Token, request: LeaveGroupRequest, now: Now) {
+        if request.group_id.is_empty() {
+            let response = LeaveGroupResponse { error: ErrorCode::InvalidGroupId, members: Vec::new() };
+            return self.reply(token, GroupResponse::LeaveGroup(response));
+        }
+        let group_id = request.group_id.clone();
+        if !self.groups.contains_key(&group_id) {
+            let unknown = |member: crate::request::LeavingMember| LeftMember {
+                member_id: member.member_id,
+                group_instance_id: member.group_instance_id,
+                error: ErrorCode::UnknownMemberId,
+            };
+            let members = request.members.into_iter().map(unknown).collect();
+            let response = LeaveGroupResponse { error: ErrorCode::None, members };
+            return self.reply(token, GroupResponse::LeaveGroup(response));
+        }
+        let left = self.change(&group_id, now, |group, config, fx| group.leave(request, now, config, fx));
+        let response = LeaveGroupResponse { error: ErrorCode::None, members: left.unwrap_or_default() };
+        self.reply(token, GroupResponse::LeaveGroup(response));
+    }
+
+    fn commit_offsets(&mut self, token: Token, request: OffsetCommitRequest, now: Now) {
+        if let Err(error) = self.check_commit(&request) {
+            return self.reply(token, GroupResponse::OffsetCommit(request.refused(error)));
+        }
+        if let Some(group) = self.groups.get_mut(&request.group_id) {
+            group.note_offset_commit(&request.member_id, now);
+            self.reschedule(&request.group_id);
+        }
+        let decision = offsets::decide_commit(&request, now.wall, &self.config);
+        let response = GroupResponse::OffsetCommit(decision.response);
+        self.write(decision.facts, Some(Waiting::Reply(token, response)), now);
+    }
+
+    fn check_commit(&self, request: &OffsetCommitRequest) -> Result<(), ErrorCode> {
+        let Some(group) = self.groups.get(&request.group_id) else {
+            if request.generation_id < 0 {
+                return if self.knows(&request.group_id) { Ok(()) } else { self.check_room_for_group() };
+            }
+            return Err(match (self.knows(&request.group_id), request.supports_group_id_not_found) {
+                (true, _) => ErrorCode::UnknownMemberId,
+                (false, true) => ErrorCode::GroupIdNotFound,
+                (false, false) => ErrorCode::IllegalGeneration,
+            });
+        };
+        group.check_offset_commit(&request.member_id, request.group_instance_id.as_deref(), request.generation_id)
+    }
+
+    fn fetch_offsets(&mut self, token: Token, request: OffsetFetchRequest, now: Now) {
+        if request.require_stable && self.writes.touch(&request.group_id) {
+            self.writes.push_barrier(token, request, now.monotonic + self.config.offsets_commit_timeout_ms);
+        } else {
+            self.answer_fetch((token, request));
+        }
+    }
+
+    fn answer_fetch(&mut self, (token, request): (Token, OffsetFetchRequest)) {
+        let response = offsets::fetch(&self.state, &request);
+        self.reply(token, GroupResponse::OffsetFetch(response));
+    }
+
+    fn delete_offsets(&mut self, token: Token, request: OffsetDeleteRequest, now: Now) {
+        let group = self.groups.get(&request.group_id);
+        let error = match group {
+            _ if request.group_id.is_empty() => ErrorCode::InvalidGroupId,
+            _ if !self.knows(&request.group_id) => ErrorCode::GroupIdNotFound,
+            Some(group) if !group.is_empty() && !group.is_consumer() => ErrorCode::NonEmptyGroup,
+            Some(_) | None => ErrorCode::None,
+        };
+        if !error.is_none() {
+            return self.reply(token, GroupRequest::OffsetDelete(request).refused(error));
+        }
+        let under_way = self.offsets_under_way(&request.group_id);
+        let decision = offsets::decide_delete(group, &request, |topic, partition| {
+            self.state.offset(&request.group_id, topic, partition).is_some()
+                || under_way.contains(&(topic.to_owned(), partition))
+        });
+        let response = GroupResponse::OffsetDelete(decision.response);
+        self.write(decision.facts, Some(Waiting::Reply(token, response)), now);
+    }
+
+    fn delete_group(&mut self, token: Token, request: DeleteGroupRequest, now: Now) {
+        let error = match self.groups.get(&request.group_id) {
+            Some(group) if !group.is_empty() => ErrorCode::NonEmptyGroup,
+            None if !self.knows(&request.group_id) => ErrorCode::GroupIdNotFound,
+            Some(_) | None => ErrorCode::None,
+        };
+        if !error.is_none() {
+            return self.reply(token, GroupRequest::DeleteGroup(request).refused(error));
+        }
+        // Offsets on their way are committed before these tombstones, if at all.
+        let mut doomed = self.offsets_under_way(&request.group_id);
+        for (topic, partitions) in self.state.offsets(&request.group_id).into_iter().flatten() {
+            doomed.extend(partitions.keys().map(|partition| (topic.clone(), *partition)));
+        }
+        let mut facts: Vec<Fact> =
+            doomed.iter().map(|(topic, partition)| offsets::tombstone(&request.group_id, topic, *partition)).collect();
+        facts.push(Fact::Group { group_id: request.group_id.clone(), metadata: None });
+        let response = DeleteGroupResponse { group_id: request.group_id, error: ErrorCode::None };
+        self.write(facts, Some(Waiting::Reply(token, GroupResponse::DeleteGroup(response))), now);
+    }
+
+    fn describe(&self, request: &DescribeGroupRequest) -> DescribeGroupResponse {
+        match self.groups.get(&request.group_id) {
+            Some(group) => group.describe(),
+            None if self.knows(&request.group_id) => DescribeGroupResponse {
+                state: "Empty",
+                ..DescribeGroupResponse::refused(&request.group_id, ErrorCode::None)
+            },
+            None => DescribeGroupResponse {
+                error_message: Some(format!("Group {} not found.", request.group_id)),
+                ..DescribeGroupResponse::refused(&request.group_id, ErrorCode::GroupIdNotFound)
+            },
+        }
+    }
+
+    fn list(&self, request: &ListGroupsRequest) -> ListGroupsResponse {
+        let passes = |filter: &[String], value: &str| {
+            filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
+        };
+        let simple = self.state.all_offsets().map(|(group_id, _)| group_id).filter(|id| !self.groups.contains_key(*id));
+        let simple = simple.map(|group_id| (group_id, "Empty", ""));
+        let classic = self.groups.iter().map(|(id, group)| (id, group.state(), group.protocol_type().unwrap_or("")));
+        let listed: BTreeMap<&String, (&'static str, &str)> =
+            classic.chain(simple).map(|(group_id, state, kind)| (group_id, (state, kind))).collect();
+        let groups = listed
+            .into_iter()
+            .filter(|(_, (state, _))| passes(&request.states, state) && passes(&request.types, "classic"))
+            .map(|(group_id, (state, protocol_type))| ListedGroup {
+                group_id: group_id.clone(),
+                protocol_type: protocol_type.to_owned(),
+                state,
+                group_type: "classic",
+            })
+            .collect();
+        ListGroupsResponse { error: ErrorCode::None, groups }
+    }
+}
+
+/// Changes of groups, writes and timers.
+impl GroupShard {
+    /// Changes a group, and carries out what that asks for. None where there is no such group.
+    fn change<R>(
+        &mut self,
+        group_id: &str,
+        now: Now,
+        change: impl FnOnce(&mut ClassicGroup, &GroupConfig, &mut Effects) -> R,
+    ) -> Option<R> {
+        let group = self.groups.get_mut(group_id)?;
+        let mut fx = Effects::default();
+        let bytes = group.bytes();
+        let result = change(group, &self.config, &mut fx);
+        self.member_bytes = self.member_bytes - bytes + group.bytes();
+        if group.is_void() && self.state.group(group_id).is_none() {
+            self.groups.remove(group_id);
+        }
+        self.reschedule(group_id);
+        self.replies.extend(fx.replies);
+        for Write { fact, then } in fx.writes {
+            self.write(vec![fact], then.map(Waiting::Group), now);
+        }
+        Some(result)
+    }
+
+    fn reschedule(&mut self, group_id: &str) {
+        let next = self.groups.get(group_id).and_then(ClassicGroup::poll_timeout);
+        let scheduled = self.scheduled.get(group_id).copied();
+        if next == scheduled {
+            return;
+        }
+        if let Some(deadline) = scheduled {
+            self.timers.remove(&(deadline, group_id.to_owned()));
+            self.scheduled.remove(group_id);
+        }
+        if let Some(deadline) = next {
+            self.timers.insert((deadline, group_id.to_owned()));
+            self.scheduled.insert(group_id.to_owned(), deadline);
+        }
+    }
+
+    /// Queues facts; who waits for them is answered when the last of them is committed.
+    fn write(&mut self, facts: Vec<Fact>, waiting: Option<Waiting>, now: Now) {
+        if facts.is_empty() {
+            if let Some(Waiting::Reply(token, response)) = waiting {
+                self.reply(token, response);
+            }
+            return;
+        }
+        let deadline = now.monotonic + self.config.offsets_commit_timeout_ms;
+        if let Err((operation, error)) = self.writes.push(facts, waiting, deadline, &self.config) {
+            self.fail(*operation, error, now);
+        }
+    }
+
+    fn fail(&mut self, operation: Operation, error: ErrorCode, now: Now) {
+        let group_id = operation.waiting.as_ref().and_then(|waiting| waiting.group_id(&operation.facts));
+        match (operation.waiting, group_id) {
+            (Some(Waiting::Reply(token, response)), _) => self.reply(token, refuse(response, append_error(error))),
+            // As in Kafka: consumers before 3.9 do not know the other codes for this.
+            (Some(Waiting::Fetch(token, request)), _) if error == ErrorCode::RequestTimedOut => {
+                self.reply(token, GroupResponse::OffsetFetch(request.refused(ErrorCode::NotCoordinator)));
+            }
+            // The writes before it have failed: what is committed is what there is.
+            (Some(Waiting::Fetch(token, request)), _) => self.answer_fetch((token, request)),
+            (Some(Waiting::Group(then)), Some(group_id)) => {
+                self.not_stored(&group_id, then, append_error(error), now);
+            }
+            (Some(Waiting::Group(_)), None) | (None, _) => {}
+        }
+    }
+
+    fn not_stored(&mut self, group_id: &str, then: Stored, error: ErrorCode, now: Now) {
+        self.change(group_id, now, |group, config, fx| group.not_stored(then, error, now, config, fx));
+    }
+
+    /// Members follow the log in two cases only. A group whose tombstone is committed is gone, unless somebody joined it
+    /// meanwhile; a generation that was queued behind such a tombstone brings its group back.
+    fn follow(&mut self, fact: &Fact, now: Now) {
+        let Fact::Group { group_id, metadata } = fact else { return };
+        match (self.groups.get(group_id), metadata) {
+            (Some(group), None) if group.is_empty() => {
+                self.member_bytes -= group.bytes();
+                self.groups.remove(group_id);
+            }
+            (None, Some(stored)) => {
+                let group = ClassicGroup::load(group_id, stored, now);
+                self.member_bytes += group.bytes();
+                self.groups.insert(group_id.clone(), group);
+            }
+            (Some(_), _) | (None, None) => {}
+        }
+        self.reschedule(group_id);
+    }
+
+    /// Expires offsets, and removes empty groups that have none left (`R55`).
+    fn expire_offsets(&mut self, now: Now) {
+        let mut group_ids: BTreeSet<String> = self.groups.keys().cloned().collect();
+        group_ids.extend(self.state.all_offsets().map(|(group_id, _)| group_id.clone()));
+        for busy in self.writes.groups_touched() {
+            group_ids.remove(&busy);
+        }
+        let none = BTreeMap::new();
+        let mut decided = Vec::new();
+        let mut forgotten = Vec::new();
+        for group_id in group_ids {
+            let group = self.groups.get(&group_id);
+            let stored = self.state.offsets(&group_id).unwrap_or(&none);
+            let (mut facts, all) = if stored.is_empty() {
+                (Vec::new(), true)
+            } else {
+                offsets::decide_expiry(&group_id, group, stored, now.wall, &self.config)
+            };
+            if all && group.is_none_or(ClassicGroup::is_empty) && self.state.group(&group_id).is_some() {
+                facts.push(Fact::Group { group_id: group_id.clone(), metadata: None });
+            }
+            if !facts.is_empty() {
+                decided.push(facts);
+            } else if all && group.is_some_and(ClassicGroup::is_forgettable) {
+                // Its last generation could not be stored; there is nothing to remove but itself.
+                forgotten.push(group_id);
+            }
+        }
+        for group_id in forgotten {
+            self.groups.remove(&group_id);
+            self.reschedule(&group_id);
+        }
+        for facts in decided {
+            self.write(facts, None, now);
+        }
+    }
+
+    /// The group's offsets that are on their way to the log.
+    fn offsets_under_way(&self, group_id: &str) -> BTreeSet<(String, PartitionIndex)> {
+        self.writes
+            .offsets_under_way()
+            .filter(|(id, ..)| *id == group_id)
+            .map(|(_, topic, partition, _)| (topic.to_owned(), partition))
+            .collect()
+    }
+
+    fn knows(&self, group_id: &str) -> bool {
+        self.groups.contains_key(group_id)
+            || self.state.group(group_id).is_some()
+            || self.state.offsets(group_id).is_some()
+            || self.writes.touch(group_id)
+    }
+
+    fn check_room_for_group(&self) -> Result<(), ErrorCode> {
+        let full = self.groups.len() >= self.config.max_groups || self.state.offset_groups() >= self.config.max_groups;
+        if full { Err(ErrorCode::CoordinatorNotAvailable) } else { Ok(()) }
+    }
+
+    fn reply(&mut self, token: Token, response: GroupResponse) {
+        self.replies.push_back((token, response));
+    }
+}
+
+/// What a client hears of an append that failed, as Kafka tells it.
+fn append_error(error: ErrorCode) -> ErrorCode {
+    match error {
+        ErrorCode::UnknownTopicOrPartition
+        | ErrorCode::NotEnoughReplicas
+        | ErrorCode::NotEnoughReplicasAfterAppend
+        | ErrorCode::RequestTimedOut => ErrorCode::CoordinatorNotAvailable,
+        ErrorCode::NotLeaderOrFollower | ErrorCode::KafkaStorageError => ErrorCode::NotCoordinator,
+        ErrorCode::MessageTooLarge | ErrorCode::RecordListTooLarge | ErrorCode::InvalidFetchSize => {
+            ErrorCode::UnknownServerError
+        }
+        other => other,
+    }
+}
+
+/// The answer that was ready for success, with `error` in every place of success.
+fn refuse(mut response: GroupResponse, error: ErrorCode) -> GroupResponse {
+    match &mut response {
+        GroupResponse::OffsetCommit(response) => {
+            let partitions = response.topics.iter_mut().flat_map(|topic| topic.partitions.iter_mut());
+            partitions.filter(|(_, code)| code.is_none()).for_each(|(_, code)| *code = error);
+        }
+        GroupResponse::OffsetDelete(response) => {
+            response.error = error;
+            response.topics.clear();
+        }
+        GroupResponse::DeleteGroup(response) => response.error = error,
+        GroupResponse::JoinGroup(response) => response.error = error,
+        GroupResponse::SyncGroup(response) => response.error = error,
+        GroupResponse::Heartbeat(response) => response.error = error,
+        GroupResponse::LeaveGroup(response) => response.error = error,
+        GroupResponse::OffsetFetch(response) => response.error = error,
+        GroupResponse::DescribeGroup(response) => response.error = error,
+        GroupResponse::ListGroups(response) => response.error = error,
+    }
+    response
 }

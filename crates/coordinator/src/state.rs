@@ -72,19 +72,19 @@ pub struct GroupState {
 
 impl GroupState {
     /// Applies one fact: later facts replace earlier ones of the same key, tombstones remove.
-    pub fn replay(&mut self, fact: &Fact) {
+    pub fn replay(&mut self, fact: Fact) {
         match fact {
             Fact::Group { group_id, metadata: Some(metadata) } => {
-                self.groups.insert(group_id.clone(), (**metadata).clone());
+                self.groups.insert(group_id, *metadata);
             }
             Fact::Group { group_id, metadata: None } => {
-                self.groups.remove(group_id);
+                self.groups.remove(&group_id);
             }
             Fact::Offset { group_id, topic, partition, committed: Some(committed) } => {
-                self.put_offset(group_id, topic, *partition, committed);
+                self.offsets.entry(group_id).or_default().entry(topic).or_default().insert(partition, committed);
             }
             Fact::Offset { group_id, topic, partition, committed: None } => {
-                self.remove_offset(group_id, topic, *partition);
+                self.remove_offset(&group_id, &topic, partition);
             }
         }
     }
@@ -111,23 +111,16 @@ impl GroupState {
         self.offsets.iter()
     }
 
+    /// How many groups have stored offsets.
+    #[must_use]
+    pub fn offset_groups(&self) -> usize {
+        self.offsets.len()
+    }
+
     /// One stored offset.
     #[must_use]
     pub fn offset(&self, group_id: &str, topic: &str, partition: PartitionIndex) -> Option<&CommittedOffset> {
         self.offsets.get(group_id)?.get(topic)?.get(&partition)
-    }
-
-    // Keys are looked up before they are copied: nearly every commit replaces an offset that is there.
-    fn put_offset(&mut self, group_id: &str, topic: &str, partition: PartitionIndex, committed: &CommittedOffset) {
-        if !self.offsets.contains_key(group_id) {
-            self.offsets.insert(group_id.to_owned(), BTreeMap::new());
-        }
-        let Some(topics) = self.offsets.get_mut(group_id) else { return };
-        if let Some(partitions) = topics.get_mut(topic) {
-            partitions.insert(partition, committed.clone());
-        } else {
-            topics.insert(topic.to_owned(), BTreeMap::from([(partition, committed.clone())]));
-        }
     }
 
     fn remove_offset(&mut self, group_id: &str, topic: &str, partition: PartitionIndex) {
