@@ -46,6 +46,11 @@ impl Log {
         } else {
             self.cut_active(offset)?;
         }
+        if self.log_end < self.log_start {
+            // What stays is below the log start, and would be taken for the whole log at the next start.
+            self.remove_segments_from(0)?;
+            self.start_over(self.log_start)?;
+        }
         self.forget_snapshots_above(self.log_end)?;
         self.accept_loss()?;
         Ok(self.log_end)
@@ -138,8 +143,7 @@ impl Log {
             None => self.last_batch_before(self.segments.len() - 1)?,
         };
         // An emptied segment says by its name where the log ends: there is no record between the last batch and it.
-        let log_end = last.map_or(base, |last| last.next_offset()).max(self.log_start);
-        self.lower_ends(log_end);
+        self.lower_ends(last.map_or(base, |last| last.next_offset()));
         self.restore_max()
     }
 
