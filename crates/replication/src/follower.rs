@@ -638,4 +638,28 @@ mod tests {
         assert_eq!(replica.log().high_watermark, Offset(10));
         assert_eq!(*replica.epochs(), cache(&[(2, 0), (4, 6)]));
     }
+
+    #[cfg(feature = "mutations")]
+    #[test]
+    fn without_the_previous_batch_a_frame_would_leave_a_gap() {
+        let rules = model::Rules::without(Rule::R58PreviousBatch);
+        let mut replica = replica_with(crate::messages::ReplicaConfig { rules, ..config() }, 10, 10, &[(4, 0)]);
+        replica.handle_metadata(&state(2, 5, 50, &[1, 2, 3]), T0);
+        let open = replica.open_request().unwrap();
+        replica.handle_answer(open.open_no, opened(10), T0);
+        let batches = [batch(12, 12, 5)];
+        assert_eq!(replica.check_data(open.open_no, &data(12, 5, &batches)), DataVerdict::Append);
+    }
+
+    #[cfg(feature = "mutations")]
+    #[test]
+    fn without_the_own_end_of_the_epoch_records_of_another_epoch_would_stay() {
+        let rules = model::Rules::without(Rule::R24EndOffsetForEpoch);
+        let config = crate::messages::ReplicaConfig { rules, ..config() };
+        let mut replica = replica_with(config, 20, 5, &[(2, 0), (4, 8), (5, 15)]);
+        replica.handle_metadata(&state(2, 5, 50, &[1, 2, 3]), T0);
+        let open = replica.open_request().unwrap();
+        replica.handle_answer(open.open_no, diverging(3, 18), T0);
+        assert_eq!(replica.log().end, Offset(18));
+    }
 }

@@ -113,7 +113,8 @@ impl Leader {
         for peer in &self.peers {
             if !recovering && !self.isr.contains(&peer.id) && peer.may_join(core, self.epoch_start, now) {
                 // The session's epoch, not the metadata's: the incarnation that acknowledged is the one that joins (R64).
-                wanted.push((peer.id, peer.session_epoch()));
+                let by_session = core.config.rules.hold(Rule::R64SessionBrokerEpoch);
+                wanted.push((peer.id, if by_session { peer.session_epoch() } else { core.broker_epoch(peer.id) }));
             }
         }
         wanted

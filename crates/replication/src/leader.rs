@@ -629,9 +629,10 @@ impl Peer {
 
     /// `R12`, `R64`; and not out of sync, or it would be proposed in and out in turn.
     pub(crate) fn may_join(&self, core: &Core, epoch_start: Offset, now: Time) -> bool {
-        let leso = core.config.rules.hold(Rule::R12ExpandAboveLeaderEpochStart);
-        let least = if leso { core.log.high_watermark.max(epoch_start) } else { core.log.high_watermark };
-        self.log_end.is_some_and(|log_end| log_end >= least) && self.is_eligible(core) && self.is_caught_up(core, now)
+        let reaches = |least| self.log_end.is_some_and(|log_end| log_end >= least);
+        let in_sync = (reaches(epoch_start) && self.is_caught_up(core, now))
+            || !core.config.rules.hold(Rule::R12ExpandAboveLeaderEpochStart);
+        reaches(core.log.high_watermark) && in_sync && self.is_eligible(core)
     }
 
     pub(crate) fn session_epoch(&self) -> BrokerEpoch {
@@ -1016,5 +1017,75 @@ mod tests {
         assert_eq!(leader.poll_timeout(), None);
         assert!(std::mem::size_of::<Replica>() <= 320, "{}", std::mem::size_of::<Replica>());
         assert!(std::mem::size_of::<Peer>() <= 240, "{}", std::mem::size_of::<Peer>());
+    }
+
+    /// What the tests above hold depends on the very rules: without one, its outcome is another.
+    #[cfg(feature = "mutations")]
+    mod mutations {
+        use super::*;
+        use model::Rules;
+
+        fn leader_without(rule: Rule, isr: &[i32]) -> Replica {
+            let config = crate::messages::ReplicaConfig { rules: Rules::without(rule), ..config() };
+            let mut replica = replica_with(config, 10, 7, &[(4, 0)]);
+            replica.handle_metadata(&state(1, 5, 50, isr), T0);
+            drain(&mut replica);
+            replica
+        }
+
+        #[test]
+        fn an_older_registration_would_be_opened() {
+            let mut leader = leader_without(Rule::R8BrokerEpoch, &[1, 2, 3]);
+            let stale = Session { broker_epoch: BrokerEpoch(19), ..session(B2, 1) };
+            assert_eq!(leader.handle_open(B2, stale, open(1, 10, 4), T0), opened(7, 0, 10));
+        }
+
+        #[test]
+        fn log_ends_would_outlive_an_election() {
+            let mut leader = leader_without(Rule::R18ForgetFollowersOnElection, &[1, 2, 3]);
+            opens(&mut leader, B2, 1, 10, T0);
+            leader.handle_metadata(&state(1, 6, 51, &[1, 2]), T0);
+            assert_eq!(hw(&leader), 10);
+        }
+
+        #[test]
+        fn an_earlier_open_would_replace_a_later_one() {
+            let mut leader = leader_without(Rule::R57GreatestSession, &[1, 2, 3]);
+            opens(&mut leader, B2, 3, 9, T0);
+            assert_eq!(opens(&mut leader, B2, 2, 10, T0), opened(7, 0, 10));
+        }
+
+        #[test]
+        fn an_ack_of_an_ended_session_would_count() {
+            let mut leader = leader_without(Rule::R59AckOfCurrentSession, &[1, 2, 3]);
+            opens(&mut leader, B2, 1, 8, T0);
+            opens(&mut leader, B2, 2, 7, T0);
+            acks(&mut leader, B2, 1, 10, T0);
+            assert_eq!(leader.follower_log_end(B2), Some(Offset(10)));
+        }
+
+        #[test]
+        fn a_produce_below_the_min_isr_would_be_appended_and_acknowledged() {
+            let leader = leader_without(Rule::R20MinIsrBeforeAppend, &[1]);
+            assert_eq!(leader.check_produce(-1), Ok(()));
+            let leader = leader_without(Rule::R20MinIsrAfterAppend, &[1]);
+            assert_eq!(leader.produce_verdict(Offset(7)), ProduceVerdict::Done(ErrorCode::None));
+        }
+
+        #[test]
+        fn the_first_append_after_idleness_would_empty_the_isr() {
+            let mut leader = leader_without(Rule::R61AppendCountsAsCaughtUp, &[1, 2]);
+            opens(&mut leader, B2, 1, 10, T0);
+            append(&mut leader, 11, T0 + 10 * LAG_MS);
+            assert!(drain(&mut leader).iter().any(|action| matches!(action, Action::ProposeIsr(_))));
+        }
+
+        #[test]
+        fn a_follower_would_be_proposed_out_for_any_lag() {
+            let config = crate::messages::ReplicaConfig { rules: Rules::without(Rule::R11LagByTime), ..config() };
+            let mut replica = replica_with(config, 10, 7, &[(4, 0)]);
+            replica.handle_metadata(&state(1, 5, 50, &[1, 2]), T0);
+            assert!(drain(&mut replica).iter().any(|action| matches!(action, Action::ProposeIsr(_))));
+        }
     }
 }
