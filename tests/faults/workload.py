@@ -112,7 +112,8 @@ class Workload:
             raise RuntimeError('records without an outcome after their timeout')
 
     def consume(self, name):
-        sessions, owned = {}, set()
+        # What it owns, where it stands in that, and what of it is known to be committed.
+        sessions, owned, position, committed = {}, set(), {}, {}
 
         def assigned(_consumer, parts):
             for p in parts:
@@ -120,13 +121,15 @@ class Workload:
                 owned.add(p.partition)
 
         def revoked(_consumer, parts):
-            owned.difference_update(p.partition for p in parts)
+            for p in parts:
+                owned.discard(p.partition)
+                position.pop(p.partition, None)
 
         consumer = Consumer({'bootstrap.servers': self.cluster.bootstrap, 'group.id': self.group, 'auto.offset.reset': 'earliest',
                              'enable.auto.commit': False, 'session.timeout.ms': 10_000, 'heartbeat.interval.ms': 1000,
                              'error_cb': self.told(name), **IMPATIENT})
         consumer.subscribe([self.topic], on_assign=assigned, on_revoke=revoked, on_lost=revoked)
-        next_commit, position = time.monotonic() + 0.5, {}
+        next_commit = time.monotonic() + 0.5
         try:
             while not self.consuming.is_set():
                 m = consumer.poll(0.1)
@@ -138,14 +141,16 @@ class Workload:
                     self.positions[m.partition()] = m.offset() + 1
                 if time.monotonic() >= next_commit:
                     next_commit = time.monotonic() + 0.5
-                    self.commit(name, consumer, {p: o for p, o in position.items() if p in owned})
-                    position = {}
+                    open_positions = {p: o for p, o in position.items() if committed.get(p) != o}
+                    if self.commit(consumer, open_positions):
+                        committed.update(open_positions)
         finally:
             consumer.close()
 
-    def commit(self, name, consumer, position):
+    def commit(self, consumer, position):
+        """Commits and records it; whether it is known to have succeeded."""
         if not position:
-            return
+            return True
         invoke, status, error = time.monotonic(), OK, ''
         try:
             for part in consumer.commit(offsets=[TopicPartition(self.topic, p, o) for p, o in position.items()], asynchronous=False):
@@ -155,6 +160,7 @@ class Workload:
             status, error = UNKNOWN, str(e)
         for p, o in position.items():
             self.history.commits.append(Commit(p, o, invoke, time.monotonic(), status, error))
+        return status == OK
 
     def watch_commits(self):
         consumer = Consumer({'bootstrap.servers': self.cluster.bootstrap, 'group.id': self.group, 'error_cb': self.told('watcher'), **IMPATIENT})
@@ -181,6 +187,8 @@ class Workload:
         self.read_back()
         eventually(lambda: all(self.positions.get(p, 0) == end for p, end in self.history.high_watermark.items()),
                    'the group to read to the end', 60)
+        eventually(lambda: {c.partition: c.offset for c in list(self.history.committed)} == self.history.high_watermark,
+                   'the group to commit to the end', 60)
         self.consuming.set()
         self.join(self.read_threads, 60)
         for part in range(self.partitions):
