@@ -93,6 +93,7 @@ struct Seen {
     shrinks: usize,
     expansions: usize,
     lossy_crashes: usize,
+    healed: usize,
 }
 
 struct World {
@@ -292,8 +293,50 @@ impl World {
                 return (Some(format!("step {step}: {violation}")), self.seen);
             }
         }
+        let stuck = self.heal();
         self.seen.committed = self.committed.len();
-        (None, self.seen)
+        (stuck, self.seen)
+    }
+
+    /// Without further faults all replicas must come to the same log, all of it committed, all in sync.
+    fn heal(&mut self) -> Option<String> {
+        for round in 0..400 {
+            self.now = self.now + 5;
+            for node in 0..NODES {
+                self.restart(node);
+                self.unfence(node);
+                self.deliver_metadata(node);
+                self.answer_request();
+                self.deliver_answer();
+                self.pump(node);
+                self.follow(node);
+                self.sync(node);
+                self.tick(node);
+                for _ in 0..4 {
+                    self.deliver();
+                }
+                (0..NODES).for_each(|node| self.drain(node));
+                self.check(node);
+            }
+            if self.nodes.iter().any(|n| !n.alive) {
+                return None; // R35 is not part of this test.
+            }
+            if let Some(violation) = &self.violation {
+                return Some(format!("healing, round {round}: {violation}"));
+            }
+            if self.is_healed() {
+                self.seen.healed += 1;
+                return None;
+            }
+        }
+        let ends: Vec<LogView> = self.nodes.iter().map(|n| n.replica.log()).collect();
+        Some(format!("does not heal: {:?}, {ends:?}, {:?}", self.controller.state, self.nodes[0].replica))
+    }
+
+    fn is_healed(&self) -> bool {
+        let log = &self.nodes[0].log;
+        self.controller.state.isr.len() == NODES
+            && self.nodes.iter().all(|n| n.log == *log && n.replica.log().high_watermark == offset(log.len()))
     }
 
     fn step(&mut self) {
@@ -737,6 +780,7 @@ fn search(seeds: std::ops::Range<u64>, steps: usize, rules: Rules) -> (Option<St
         all.shrinks += seen.shrinks;
         all.expansions += seen.expansions;
         all.lossy_crashes += seen.lossy_crashes;
+        all.healed += seen.healed;
     }
     (None, all)
 }
@@ -747,7 +791,8 @@ fn committed_records_survive_crashes_fencing_and_a_bad_network() {
     assert_eq!(violation, None);
     println!("{seen:?}");
     // Empty success is failure.
-    let sometimes = [seen.elr_elections, seen.truncations, seen.shrinks, seen.expansions, seen.lossy_crashes];
+    let sometimes =
+        [seen.elr_elections, seen.truncations, seen.shrinks, seen.expansions, seen.lossy_crashes, seen.healed];
     assert!(seen.committed > 5_000 && seen.elections > 1_000 && sometimes.iter().all(|times| *times > 100), "{seen:?}");
 }
 
