@@ -1,10 +1,12 @@
+#!/usr/bin/env python3
 """Ottla and Apache Kafka side by side, in one sitting, as a client sees them and as their processes pay for it.
 
-  compare.sh [--rounds 5] [--seconds 15] [--warm 60] [--only ottla|kafka] [CASE...]
+  compare.py [--rounds 5] [--seconds 15] [--warm 60] [--only ottla|kafka] [CASE...]
 
 Both clusters (three nodes each, fresh data, on this machine) run for the whole sitting; each case is measured in turns,
 A B, B A, A B, …, and the table gives the median of each side and the median of the ratios within the rounds. The last
-column says how many rounds there were. Cases (all without an argument):
+column says how many rounds there were. Needs target/release/ottla (or OTTLA), a JDK 17 and Maven; librdkafka and a C compiler
+are installed by Debian's packages, the Python client into the cache directory. Cases (all without an argument):
 
   throughput100 throughput1k          flat out, RF 3, acks=all, min ISR 2, 6 partitions; …-rf1: one replica, acks=1
   rate20k rate20k-rf1                 20,000 records/s of 100 B: what a record costs the cluster
@@ -34,6 +36,10 @@ import installs  # noqa: E402
 import wire  # noqa: E402
 from checks import eventually  # noqa: E402
 from kafka import KafkaCluster  # noqa: E402
+
+PYTHON = installs.python('confluent-kafka==2.16.1')
+if pathlib.Path(sys.executable) != PYTHON:
+    os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 from confluent_kafka import Consumer, Producer, TopicPartition  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
@@ -77,6 +83,13 @@ class Side:
 
     def drop(self, name):
         self.admin.delete_topics([name])[name].result(60)
+
+
+def build_load():
+    installs.debian('gcc', 'gcc', 'libc6-dev')
+    if not pathlib.Path('/usr/include/librdkafka/rdkafka.h').exists():
+        installs.debian('', 'librdkafka-dev')
+    subprocess.run(['gcc', '-O2', '-o', installs.CACHE / 'compare-load', HERE / 'load.c', '-lrdkafka'], check=True)
 
 
 def load(*arguments):
@@ -355,6 +368,7 @@ def main():
     unknown = [n for n in names if n not in CASES and not (n.startswith('topics') and n[6:].isdigit())]
     if unknown:
         parser.error(f'no such case: {", ".join(unknown)}')
+    build_load()
     open_clusters, sides = [], []
     try:
         for name in ('ottla', 'kafka'):

@@ -162,7 +162,7 @@ class OttlaLocal:
     the cluster counts as ready when each node answers."""
 
     def __init__(self, nodes=3, log=None):
-        self.base, self.nodes = free_base_port(nodes), nodes
+        self.base, self.nodes, self.brokers = free_base_port(nodes), nodes, []
         self.bootstrap = ','.join(f'127.0.0.1:{self.base + i}' for i in range(nodes))
         self.log = open(log, 'w') if log else subprocess.DEVNULL
 
@@ -192,11 +192,18 @@ class OttlaLocal:
     def broker_pids(self):
         """The processes of the brokers: the children of `ottla local`."""
         children = pathlib.Path(f'/proc/{self.process.pid}/task').glob('*/children')
-        return [int(pid) for file in children for pid in file.read_text().split()]
+        self.brokers = [int(pid) for file in children for pid in file.read_text().split()]
+        if len(self.brokers) != self.nodes:
+            raise RuntimeError(f'{len(self.brokers)} processes below ottla local, not {self.nodes}')
+        return self.brokers
 
     def check_alive(self):
+        """A broker that died is a failure, also when the others went on."""
         if self.process.poll() is not None:
             raise RuntimeError(f'ottla local ended by itself with {self.process.returncode}')
+        for pid in self.brokers:
+            if not process_is_alive(pid):
+                raise RuntimeError(f'a broker (pid {pid}) has died')
 
     def __exit__(self, *_):
         self.close()

@@ -25,8 +25,8 @@ def python(*packages):
 
 
 def debian(command, *packages):
-    """Makes sure of a command, by Debian's packages where it is missing."""
-    if shutil.which(command):
+    """Makes sure of a command (none: of the packages), by Debian's packages where it is missing."""
+    if command and shutil.which(command):
         return
     subprocess.run(['apt-get', 'update', '-qq'], check=True)
     subprocess.run(['apt-get', 'install', '-y', '-qq', *packages], check=True, stdout=subprocess.DEVNULL,
