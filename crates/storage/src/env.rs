@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::log::tail::TailBudget;
 
 /// Bytes of all tail caches together, unless told otherwise.
 pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
@@ -28,7 +29,7 @@ impl LogEnv {
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, open_files: usize, tail_bytes: usize) -> Self {
         let files = Arc::new(FilePool::new(Arc::clone(&disk), open_files));
-        let tail = Arc::new(TailBudget { limit: tail_bytes, used: AtomicUsize::new(0) });
+        let tail = Arc::new(TailBudget::new(tail_bytes));
         Self { disk, files, tail, health: Arc::default() }
     }
 
@@ -53,7 +54,7 @@ impl LogEnv {
     /// Bytes in tail caches now.
     #[must_use]
     pub fn tail_bytes(&self) -> usize {
-        self.tail.used.load(Ordering::Relaxed)
+        self.tail.used()
     }
 
     /// Files open in the pool now.
@@ -83,13 +84,6 @@ impl DirHealth {
             tracing::error!(%reason, "the log directory is offline until the broker starts again");
         }
     }
-}
-
-/// The bytes that all tail caches may hold together.
-#[derive(Debug)]
-pub(crate) struct TailBudget {
-    pub(crate) limit: usize,
-    pub(crate) used: AtomicUsize,
 }
 
 /// Which open file is meant: of all files of all logs of this process.

@@ -25,7 +25,7 @@ mod scan;
 mod segment;
 mod snapshots;
 mod sync;
-mod tail;
+pub(crate) mod tail;
 mod truncate;
 mod walk;
 

@@ -1,20 +1,40 @@
 //! The newest batches of a log, kept as the `Bytes` that came in: followers and tailing consumers are served from here.
 //!
-//! Invariants: what is kept is a contiguous end of the log; the bytes kept by all logs of a process together exceed the
-//! budget by no more than one append each while it runs. An idle log that keeps nothing has no memory here.
+//! All logs share one budget, and what was appended longest ago leaves first, of whichever log it is: so a log that had
+//! its hour does not keep memory from those that are written now. The budget remembers who appended how much in which
+//! order; room is made by whoever appends, in the queue of the log whose turn it is. Hence the lock on each queue, that
+//! only such an eviction ever contends for.
+//!
+//! Invariants: what is kept is a contiguous end of the log; after each append all logs together hold no more than the
+//! budget. A log that was never written has no memory here.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
 use model::{Offset, RecordBatch};
 
-use crate::env::TailBudget;
+/// Appends that are remembered at most: the oldest leave the cache also where there is room.
+const TURNS_MAX: usize = 1 << 17;
 
+/// The bytes that all tail caches may hold together, and in which order they came.
 #[derive(Debug)]
-pub(super) struct Tail {
-    budget: Arc<TailBudget>,
+pub(crate) struct TailBudget {
+    limit: usize,
+    used: AtomicUsize,
+    turns: Mutex<VecDeque<Turn>>,
+}
+
+/// So many bytes were appended to this queue, in one go.
+#[derive(Debug)]
+struct Turn {
+    queue: Weak<Mutex<Queue>>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
     batches: VecDeque<TailBatch>,
 }
 
@@ -25,31 +45,82 @@ struct TailBatch {
     bytes: Bytes,
 }
 
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Tail {
+    budget: Arc<TailBudget>,
+    queue: Option<Arc<Mutex<Queue>>>,
+}
+
+impl TailBudget {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, used: AtomicUsize::new(0), turns: Mutex::default() }
+    }
+
+    /// Bytes held now.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes `bytes` that `queue` has got, and makes room for them.
+    fn take(&self, queue: &Arc<Mutex<Queue>>, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        let mut turns = self.turns.lock().expect("no holder of the lock panics");
+        match turns.back_mut() {
+            Some(last) if std::ptr::eq(last.queue.as_ptr(), Arc::as_ptr(queue)) => last.bytes += bytes,
+            _ => turns.push_back(Turn { queue: Arc::downgrade(queue), bytes }),
+        }
+        while self.used() > self.limit || turns.len() > TURNS_MAX {
+            let Some(oldest) = turns.front_mut() else { break };
+            let evicted = match oldest.queue.upgrade() {
+                Some(queue) => self.give_back(lock(&queue).batches.pop_front()),
+                None => None,
+            };
+            oldest.bytes = oldest.bytes.saturating_sub(evicted.unwrap_or(usize::MAX));
+            if oldest.bytes == 0 {
+                turns.pop_front();
+            }
+        }
+    }
+
+    /// The size of a batch that left; None where there was none.
+    fn give_back(&self, gone: Option<TailBatch>) -> Option<usize> {
+        let size = gone?.bytes.len();
+        self.used.fetch_sub(size, Ordering::Relaxed);
+        Some(size)
+    }
+}
+
 impl Tail {
     pub(super) fn new(budget: Arc<TailBudget>) -> Self {
-        Self { budget, batches: VecDeque::new() }
+        Self { budget, queue: None }
     }
 
     /// Takes batches that were appended to the log.
     pub(super) fn append(&mut self, batches: &[RecordBatch]) {
+        let queue = self.queue.get_or_insert_default();
+        let mut size = 0;
+        let mut kept = lock(queue);
         for batch in batches {
             let header = batch.header();
             let bytes = batch.bytes().clone();
-            self.budget.used.fetch_add(bytes.len(), Ordering::Relaxed);
-            self.batches.push_back(TailBatch { base: header.base_offset, last: header.last_offset(), bytes });
+            size += bytes.len();
+            kept.batches.push_back(TailBatch { base: header.base_offset, last: header.last_offset(), bytes });
         }
-        while self.budget.used.load(Ordering::Relaxed) > self.budget.limit && self.evict() {}
+        drop(kept);
+        self.budget.take(queue, size);
     }
 
     /// Batches from the one that contains `from` on, or None where they are not all here.
     pub(super) fn read(&self, from: Offset, upto: Offset, max_bytes: usize, min_one: bool) -> Option<Vec<Bytes>> {
-        if self.batches.front()?.base > from {
+        let kept = lock(self.queue.as_ref()?);
+        if kept.batches.front()?.base > from {
             return None;
         }
-        let first = self.batches.partition_point(|batch| batch.last < from);
+        let first = kept.batches.partition_point(|batch| batch.last < from);
         let mut found = Vec::new();
         let mut size = 0;
-        for batch in self.batches.range(first..) {
+        for batch in kept.batches.range(first..) {
             size += batch.bytes.len();
             if batch.last >= upto || (size > max_bytes && !(min_one && found.is_empty())) {
                 break;
@@ -61,35 +132,59 @@ impl Tail {
 
     /// Forgets what ends at `end` or above.
     pub(super) fn truncate_to(&mut self, end: Offset) {
-        while self.batches.back().is_some_and(|batch| batch.last >= end) {
-            let gone = self.batches.pop_back();
-            self.give_back(gone.as_ref());
+        let Some(queue) = &self.queue else { return };
+        let mut kept = lock(queue);
+        while kept.batches.back().is_some_and(|batch| batch.last >= end) {
+            self.budget.give_back(kept.batches.pop_back());
         }
     }
 
     /// Forgets what lies whole below `start`.
     pub(super) fn forget_below(&mut self, start: Offset) {
-        while self.batches.front().is_some_and(|batch| batch.last < start) {
-            self.evict();
+        let Some(queue) = &self.queue else { return };
+        let mut kept = lock(queue);
+        while kept.batches.front().is_some_and(|batch| batch.last < start) {
+            self.budget.give_back(kept.batches.pop_front());
         }
-    }
-
-    fn evict(&mut self) -> bool {
-        let gone = self.batches.pop_front();
-        self.give_back(gone.as_ref());
-        if self.batches.is_empty() {
-            self.batches = VecDeque::new();
-        }
-        gone.is_some()
-    }
-
-    fn give_back(&self, gone: Option<&TailBatch>) {
-        self.budget.used.fetch_sub(gone.map_or(0, |batch| batch.bytes.len()), Ordering::Relaxed);
     }
 }
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        while self.evict() {}
+        self.truncate_to(Offset(-1));
+    }
+}
+
+fn lock(queue: &Arc<Mutex<Queue>>) -> MutexGuard<'_, Queue> {
+    queue.lock().expect("no holder of the lock panics")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::tests::batch;
+
+    fn appended(tail: &mut Tail, from: i64, count: i64) {
+        for base in from..from + count {
+            tail.append(&[batch(base, 0, 1, 0)]);
+        }
+    }
+
+    #[test]
+    fn what_was_appended_longest_ago_leaves_first_of_whichever_log() {
+        let size = batch(10, 0, 1, 0).bytes().len();
+        let budget = Arc::new(TailBudget::new(10 * size));
+        let (mut early, mut late) = (Tail::new(Arc::clone(&budget)), Tail::new(Arc::clone(&budget)));
+        appended(&mut early, 10, 10);
+        assert_eq!(budget.used(), 10 * size);
+        appended(&mut late, 10, 6);
+        let kept = |tail: &Tail, from| tail.read(Offset(from), Offset(99), usize::MAX, true).map(|b| b.len());
+        assert_eq!([kept(&early, 15), kept(&early, 16), kept(&late, 10)], [None, Some(4), Some(6)]);
+        // A log that is gone gives its bytes back, and its turns are passed over.
+        drop(early);
+        assert_eq!(budget.used(), 6 * size);
+        appended(&mut late, 16, 6);
+        assert_eq!([kept(&late, 11), kept(&late, 12)], [None, Some(10)]);
+        assert_eq!(budget.used(), 10 * size);
     }
 }

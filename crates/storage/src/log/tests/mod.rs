@@ -99,7 +99,7 @@ fn small_segments() -> LogConfig {
 }
 
 /// A batch of `records` records with timestamps from `timestamp` on, one millisecond apart.
-fn batch(base: i64, epoch: i32, records: i32, timestamp: i64) -> RecordBatch {
+pub(super) fn batch(base: i64, epoch: i32, records: i32, timestamp: i64) -> RecordBatch {
     batch_of(base, epoch, records, timestamp, Codec::None)
 }
 
