@@ -278,7 +278,6 @@ pub struct ProducersDescription {
     pub producers: Vec<ProducerDescription>,
 }
 
-
 /// Who this broker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {

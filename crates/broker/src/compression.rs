@@ -16,7 +16,7 @@ const XERIAL: &[u8] = &[0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 ///
 /// # Errors
 /// The codec's, and where the records are larger than the limit.
-pub(crate) fn decompress(batch: &RecordBatch) -> io::Result<Bytes> {
+pub fn decompress(batch: &RecordBatch) -> io::Result<Bytes> {
     let payload = batch.payload();
     match batch.header().codec() {
         Some(Codec::None) => Ok(payload),
@@ -39,7 +39,11 @@ fn read_all(decoder: impl Read) -> io::Result<Bytes> {
 }
 
 fn checked(out: Vec<u8>) -> io::Result<Bytes> {
-    if u64::try_from(out.len()).unwrap_or(u64::MAX) > LIMIT { Err(bad("records are too large")) } else { Ok(out.into()) }
+    if u64::try_from(out.len()).unwrap_or(u64::MAX) > LIMIT {
+        Err(bad("records are too large"))
+    } else {
+        Ok(out.into())
+    }
 }
 
 /// One raw block, or the Java framing: magic, two versions, then blocks with their length before each.

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use metadata::MetadataImage;
+use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{BrokerEpoch, BrokerId, ClusterId, TopicPartition};
-use rpc::controller::ControllerClient;
+use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
 
@@ -85,6 +85,14 @@ impl Context {
             directory_failed: AtomicBool::new(false),
             heartbeat_wanted: Notify::new(),
         })
+    }
+
+    /// Asks the active controller.
+    ///
+    /// # Errors
+    /// No answer in time: what became of the request is unknown.
+    pub(crate) async fn ask(&self, request: ControlRequest, timeout: Duration) -> Result<ControlResponse, CallError> {
+        self.controller.call(request, tokio::time::Instant::now() + timeout).await
     }
 
     /// The newest metadata applied here.
@@ -234,4 +242,3 @@ impl Context {
         self.chance.jitter(duration)
     }
 }
-

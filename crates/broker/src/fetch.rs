@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{BrokerId, ErrorCode, Offset, TopicPartition};
 
-use crate::api::{Fetched, FetchRequest};
+use crate::api::{FetchRequest, Fetched};
 use crate::context::Context;
 use crate::partition::{PartitionRead, ReadResult};
 use crate::waiters::FetchWaiter;
@@ -132,6 +132,7 @@ fn nearest_replica(
     let has = |broker: BrokerId| inner.replica.follower_log_end(broker).is_some_and(|end| end >= position.fetch_offset);
     let isr: BTreeSet<BrokerId> = inner.replica.isr().iter().copied().collect();
     let image = context.image();
-    let near = |broker: &BrokerId| image.broker(*broker).is_some_and(|b| b.is_active() && b.rack.as_deref() == Some(rack));
+    let near =
+        |broker: &BrokerId| image.broker(*broker).is_some_and(|b| b.is_active() && b.rack.as_deref() == Some(rack));
     isr.into_iter().find(|broker| near(broker) && has(*broker))
 }

@@ -290,12 +290,7 @@ impl FollowerStream {
     }
 }
 
-fn handle_frame(
-    context: &Arc<Context>,
-    connection: &Connection,
-    frame: LeaderFrame,
-    touched: &mut BTreeSet<u64>,
-) {
+fn handle_frame(context: &Arc<Context>, connection: &Connection, frame: LeaderFrame, touched: &mut BTreeSet<u64>) {
     for answer in frame.answers {
         if let Some(partition) = connection.by_handle.get(&answer.handle) {
             partition.handle_answer(context, answer);

@@ -13,11 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use coordinator::{BatchNumber, CoordinatorRecord, GroupRequest, GroupResponse, GroupShard, Now, Output, Token, partition_for};
+use coordinator::{
+    BatchNumber, CoordinatorRecord, GroupRequest, GroupResponse, GroupShard, Now, Output, Token, partition_for,
+};
 use metadata::MetadataDelta;
 use model::{
-    Codec, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Record, RecordBatch, RecordIter, Time, TopicId, encode_batch,
-    encode_records,
+    Codec, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Record, RecordBatch, RecordIter, Time, TopicId,
+    encode_batch, encode_records,
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -74,7 +76,11 @@ impl Groups {
         self.ask_shard(&shard, request).await
     }
 
-    async fn ask_shard(self: &Arc<Self>, shard: &Arc<Shard>, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
+    async fn ask_shard(
+        self: &Arc<Self>,
+        shard: &Arc<Shard>,
+        request: GroupRequest,
+    ) -> Result<GroupResponse, ErrorCode> {
         let answered = {
             let mut inner = shard.lock();
             if !inner.loaded {

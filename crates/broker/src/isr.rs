@@ -72,7 +72,7 @@ async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>
         epoch,
         partitions: proposals.iter().map(|(partition, proposal)| alter(partition.id(), proposal)).collect(),
     };
-    let answer = context.controller.call(ControlRequest::AlterPartitions(request), TIMEOUT).await;
+    let answer = context.ask(ControlRequest::AlterPartitions(request), TIMEOUT).await;
     let answers = match answer {
         Ok(ControlResponse::AlterPartitions(answers)) if answers.len() == proposals.len() => answers,
         Ok(other) => {

@@ -9,8 +9,8 @@
 
 pub mod api;
 pub mod clock;
+pub mod compression;
 pub mod config;
-mod compression;
 mod context;
 mod fetch;
 mod follower_streams;

@@ -2,10 +2,12 @@
 //! `R9`, `R32`, `R35`, `R76`, `R77`).
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use metadata::MetadataImage;
 use metadata::control::{
     ControlRequest, ControlResponse, Heartbeat, HeartbeatAnswer, RecoveryReport, RegisterBroker, Suspect,
@@ -165,7 +167,7 @@ async fn register(context: &Arc<Context>, previous_epoch: BrokerEpoch, lossy: &[
             previous_epoch,
             lossy: lossy.to_vec(),
         };
-        let reason = match context.controller.call(ControlRequest::RegisterBroker(request), CALL_TIMEOUT).await {
+        let reason = match context.ask(ControlRequest::RegisterBroker(request), CALL_TIMEOUT).await {
             Ok(ControlResponse::RegisterBroker { epoch }) => {
                 tracing::info!(%epoch, "registered");
                 context.registered(epoch);
@@ -189,7 +191,11 @@ enum HeartbeatError {
     NoAnswer,
 }
 
-async fn heartbeat(context: &Context, lifecycle: &Lifecycle, epoch: BrokerEpoch) -> Result<HeartbeatAnswer, HeartbeatError> {
+async fn heartbeat(
+    context: &Context,
+    lifecycle: &Lifecycle,
+    epoch: BrokerEpoch,
+) -> Result<HeartbeatAnswer, HeartbeatError> {
     let offline = if context.directory_failed() { vec![context.config.directory_id] } else { Vec::new() };
     let request = Heartbeat {
         broker: context.config.broker_id,
@@ -200,7 +206,7 @@ async fn heartbeat(context: &Context, lifecycle: &Lifecycle, epoch: BrokerEpoch)
         offline_directories: offline,
         lossy: Vec::new(),
     };
-    match context.controller.call(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
+    match context.ask(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
         Ok(ControlResponse::Heartbeat(answer)) => Ok(answer),
         Ok(ControlResponse::Refused(error)) if error.code == ErrorCode::StaleBrokerEpoch => Err(HeartbeatError::Stale),
         Ok(other) => {
@@ -225,7 +231,7 @@ async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[T
         return;
     }
     let report = RecoveryReport { broker: context.config.broker_id, epoch, answers };
-    if let Err(error) = context.controller.call(ControlRequest::RecoveryReport(report), CALL_TIMEOUT).await {
+    if let Err(error) = context.ask(ControlRequest::RecoveryReport(report), CALL_TIMEOUT).await {
         tracing::info!(%error, "no answer to a recovery report; the controller will ask again");
     }
 }
@@ -235,17 +241,28 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replica
     let mut strays_dropped = false;
     loop {
         let next = context.image().next_offset();
-        let mut stream = context.controller.follow(context.known_cluster(), next);
+        let mut stream = pin!(context.controller.follow(context.known_cluster(), next));
         while let Some(event) = stream.next().await {
             let before = context.image();
             let after = match event {
                 MetadataEvent::Snapshot { next_offset, records } => MetadataImage::from_snapshot(next_offset, &records),
-                MetadataEvent::Batch { records } => {
+                MetadataEvent::Batch { base, records } if base == before.next_offset() => {
                     let mut image = (*before).clone();
                     for record in &records {
                         image.apply(record);
                     }
                     image
+                }
+                MetadataEvent::Batch { base, .. } => {
+                    tracing::warn!(%base, expected = %before.next_offset(), "the metadata stream has a gap; following anew");
+                    break;
+                }
+                MetadataEvent::Refused(reason) => {
+                    tracing::error!(
+                        reason,
+                        "this node cannot follow that quorum; stop it and look at its data directory"
+                    );
+                    return;
                 }
             };
             let after = Arc::new(after);
@@ -255,7 +272,8 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replica
             }
             replicas.apply(&before, &after).await;
             context.publish(Arc::clone(&after));
-            let registered = context.registration().is_some_and(|(epoch, _)| after.broker_epoch(context.config.broker_id) == epoch);
+            let registered =
+                context.registration().is_some_and(|(epoch, _)| after.broker_epoch(context.config.broker_id) == epoch);
             if registered && !strays_dropped {
                 strays_dropped = true;
                 replicas.drop_strays().await;
@@ -311,7 +329,7 @@ async fn report_suspects(context: &Arc<Context>, image: &MetadataImage) {
         let context = Arc::clone(context);
         tokio::spawn(async move {
             // The controller probes for itself; a lost report is repeated by whoever still cannot reach the broker.
-            if let Err(error) = context.controller.call(ControlRequest::Suspect(suspect), CALL_TIMEOUT).await {
+            if let Err(error) = context.ask(ControlRequest::Suspect(suspect), CALL_TIMEOUT).await {
                 tracing::debug!(%broker, %error, "a suspicion was not heard");
             }
         });

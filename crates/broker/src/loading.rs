@@ -232,7 +232,8 @@ fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
 
 /// The producers' state as the log says: the newest snapshot, and the batches after it (`R41`).
 pub(crate) fn load_producers(log: &Log) -> Result<ProducerTable, LogError> {
-    let restored = log.latest_producer_snapshot(log.log_end())?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
+    let restored =
+        log.latest_producer_snapshot(log.log_end())?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
     let (from, mut table) = restored.unwrap_or((log.log_start(), ProducerTable::default()));
     log.scan(from.max(log.log_start()), |header, _| {
         if let Some(batch) = ProducerBatch::of(header, -1) {

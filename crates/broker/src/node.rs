@@ -16,8 +16,8 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    Acks, BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, Fetched, FetchRequest, Identity, Isolation,
-    ListOffsetsPartition, ListedOffset, LogDirDescription, Produced, ProduceRequest, ProducersDescription,
+    Acks, BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity, Isolation,
+    ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
     QuorumDescription,
 };
 use crate::clock::Clock;
@@ -174,7 +174,8 @@ impl Broker {
     async fn wait_for_decision(&self, request: &ControlRequest, response: &ControlResponse) {
         match (request, response) {
             (ControlRequest::CreateTopics(_), ControlResponse::CreateTopics(created)) => {
-                let ids: Vec<_> = created.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|topic| topic.id).collect();
+                let ids: Vec<_> =
+                    created.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|topic| topic.id).collect();
                 let shown = || {
                     let image = self.context.image();
                     ids.iter().all(|id| id.is_none() || image.topic(*id).is_some()).then_some(())
@@ -182,7 +183,8 @@ impl Broker {
                 let _ = self.context.wait_metadata(IMAGE_WAIT, shown).await;
             }
             (ControlRequest::DeleteTopics(_), ControlResponse::DeleteTopics(deleted)) => {
-                let ids: Vec<_> = deleted.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|(_, id)| *id).collect();
+                let ids: Vec<_> =
+                    deleted.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|(_, id)| *id).collect();
                 let gone = || {
                     let image = self.context.image();
                     ids.iter().all(|id| image.topic(*id).is_none()).then_some(())
@@ -195,7 +197,8 @@ impl Broker {
 
     async fn create_offsets_topic(&self) -> Result<(), ErrorCode> {
         let config = &self.context.config;
-        let compaction = [("cleanup.policy", "compact"), ("compression.type", "producer"), ("segment.bytes", "104857600")];
+        let compaction =
+            [("cleanup.policy", "compact"), ("compression.type", "producer"), ("segment.bytes", "104857600")];
         let configs = compaction.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect();
         let topic = CreateTopic {
             name: OFFSETS_TOPIC.to_owned(),
@@ -319,7 +322,7 @@ impl BrokerApi for Broker {
 
     async fn control(&self, request: ControlRequest, timeout_ms: u64) -> Result<ControlResponse, ControlUnavailable> {
         let timeout = Duration::from_millis(timeout_ms.max(1));
-        match self.context.controller.call(request.clone(), timeout).await {
+        match self.context.ask(request.clone(), timeout).await {
             Ok(response) => {
                 self.wait_for_decision(&request, &response).await;
                 Ok(response)

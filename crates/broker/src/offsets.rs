@@ -4,15 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{ErrorCode, LeaderEpoch, Offset, RecordIter, TopicPartition};
+use rpc::controller::CallError;
 use storage::TimeMatch;
 
 use crate::api::{
-    ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription,
-    OffsetSpec, Produced, QuorumDescription,
+    ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset,
+    LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica,
 };
 use crate::context::Context;
 use crate::partition::Partition;
 use crate::{compression, fetch};
+
+/// How long the active controller is looked for.
+const QUORUM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The result of a produce to a partition that is not here.
 pub(crate) fn not_produced(context: &Context, partition: TopicPartition) -> Produced {
@@ -25,14 +29,17 @@ pub(crate) fn not_produced(context: &Context, partition: TopicPartition) -> Prod
         log_append_time: -1,
         log_start: Offset::NONE,
         refused: Vec::new(),
-        current_leader: image.leader_for(partition).map(|(leader, leader_epoch)| CurrentLeader { leader, leader_epoch }),
+        current_leader: image
+            .leader_for(partition)
+            .map(|(leader, leader_epoch)| CurrentLeader { leader, leader_epoch }),
     }
 }
 
 /// ListOffsets of one partition.
 pub(crate) async fn list(context: &Arc<Context>, _isolation: Isolation, asked: ListOffsetsPartition) -> ListedOffset {
     let id = asked.partition;
-    let answer = |error, timestamp, offset, leader_epoch| ListedOffset { partition: id, error, timestamp, offset, leader_epoch };
+    let answer =
+        |error, timestamp, offset, leader_epoch| ListedOffset { partition: id, error, timestamp, offset, leader_epoch };
     let Some(partition) = context.partition(id) else {
         return answer(fetch::not_here(context, id), -1, Offset::NONE, LeaderEpoch::NONE);
     };
@@ -77,7 +84,12 @@ fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, spec: OffsetSpec) -> 
             let payload = compression::decompress(&batch).map_err(|_| ErrorCode::CorruptMessage)?;
             RecordIter::new(payload, header.record_count)
                 .filter_map(Result::ok)
-                .map(|record| (header.base_timestamp + record.timestamp_delta, header.base_offset + i64::from(record.offset_delta)))
+                .map(|record| {
+                    (
+                        header.base_timestamp + record.timestamp_delta,
+                        header.base_offset + i64::from(record.offset_delta),
+                    )
+                })
                 .find(|(at, _)| *at >= timestamp)
                 .map(|(at, offset)| (at, offset, header.leader_epoch))
         }
@@ -143,6 +155,30 @@ pub(crate) fn describe_log_dirs(context: &Arc<Context>) -> Vec<LogDirDescription
 
 /// The metadata quorum's state, as the active controller tells it.
 pub(crate) async fn describe_quorum(context: &Arc<Context>) -> Result<QuorumDescription, ControlUnavailable> {
-    let _ = context;
-    Err(ControlUnavailable { error: ErrorCode::UnsupportedVersion, message: String::new() })
+    let deadline = tokio::time::Instant::now() + QUORUM_TIMEOUT;
+    let unavailable =
+        |error: CallError| ControlUnavailable { error: ErrorCode::RequestTimedOut, message: error.to_string() };
+    let info = context.controller.describe(deadline).await.map_err(unavailable)?;
+    let wall = i64::try_from(context.clock.wall().0).unwrap_or(i64::MAX);
+    let replica = |replica: &rpc::controller::QuorumReplica| {
+        let heard = replica.last_acknowledged_ms.and_then(|ms| i64::try_from(ms).ok()).map_or(-1, |ms| wall - ms);
+        QuorumReplica {
+            id: replica.node.id.0,
+            directory_id: replica.node.directory,
+            log_end_offset: i64::try_from(replica.log_end).unwrap_or(i64::MAX) - 1,
+            last_fetch_timestamp: heard,
+            last_caught_up_timestamp: heard,
+            endpoint: replica
+                .address
+                .rsplit_once(':')
+                .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?))),
+        }
+    };
+    Ok(QuorumDescription {
+        leader_id: info.leader.0,
+        leader_epoch: i32::try_from(info.term).unwrap_or(i32::MAX),
+        high_watermark: i64::try_from(info.next_offset.0).unwrap_or(i64::MAX),
+        voters: info.voters.iter().map(replica).collect(),
+        observers: info.observers.iter().map(replica).collect(),
+    })
 }

@@ -30,7 +30,8 @@ struct PendingState {
 impl PendingProduce {
     /// `results` as they will be if all goes well; `open[i]` tells that the i-th still waits.
     pub(crate) fn new(partitions: usize) -> Arc<PendingProduce> {
-        let state = PendingState { results: Vec::with_capacity(partitions), open: Vec::with_capacity(partitions), left: 0 };
+        let state =
+            PendingState { results: Vec::with_capacity(partitions), open: Vec::with_capacity(partitions), left: 0 };
         Arc::new(PendingProduce { state: Mutex::new(state), done: Notify::new() })
     }
 
@@ -41,11 +42,6 @@ impl PendingProduce {
         state.open.push(waits);
         state.left += usize::from(waits);
         state.results.len() - 1
-    }
-
-    /// The index that the next [`push`](Self::push) will give.
-    pub(crate) fn next_index(&self) -> usize {
-        lock(&self.state).results.len()
     }
 
     fn complete(&self, index: usize, error: ErrorCode) {

@@ -1,2 +1,120 @@
-//! ottla
-fn main() {}
+//! `ottla`: a server, a local cluster in one command, and the command line for both.
+
+mod cli;
+mod config;
+mod demo;
+mod kafka_client;
+mod local;
+mod properties;
+mod server;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A Kafka-compatible, replicated log
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node
+    Server {
+        /// A Kafka properties file
+        #[arg(long)]
+        config: PathBuf,
+        /// A setting that replaces the file's, as name=value
+        #[arg(long = "override", value_name = "NAME=VALUE")]
+        overrides: Vec<String>,
+        /// End when the process that started this one ends
+        #[arg(long, hide = true)]
+        end_with_parent: bool,
+    },
+    /// Run a cluster on this machine until Ctrl-C
+    Local {
+        /// Where the nodes keep their data
+        #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
+        data: Option<PathBuf>,
+        /// Keep the data in a temporary directory and remove it at the end
+        #[arg(long)]
+        ephemeral: bool,
+        /// How many nodes, in zones a, b and c in turn
+        #[arg(long, default_value_t = 3)]
+        nodes: u16,
+        /// Kafka port of the first node; INTERNAL is 1000 above, CONTROLLER 2000, HTTP 3000
+        #[arg(long, default_value_t = 9092)]
+        base_port: u16,
+        /// A setting for every node, as name=value
+        #[arg(long = "override", value_name = "NAME=VALUE")]
+        overrides: Vec<String>,
+    },
+    /// Show what Ottla is for: kill a leader under load, and count what was acknowledged
+    Demo {
+        /// Kafka port of the first node
+        #[arg(long, default_value_t = 19092)]
+        base_port: u16,
+        /// How many times the leader is killed
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+    },
+    #[command(flatten)]
+    Client(cli::ClientCommand),
+    /// Ask a node's HTTP port whether it serves; exit code 0 if it does
+    Health {
+        /// The node's ottla.http.listener
+        #[arg(long, default_value = "127.0.0.1:12092")]
+        http: String,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ottla: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Server { config, overrides, end_with_parent } => server::run(&config, &overrides, end_with_parent),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "ottla", &mut std::io::stdout());
+            Ok(())
+        }
+        other => tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_async(other)),
+    }
+}
+
+async fn run_async(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Local { data, ephemeral, nodes, base_port, overrides } => {
+            local::run(local::LocalOptions { data, ephemeral, nodes, base_port, overrides }).await
+        }
+        Command::Demo { base_port, rounds } => demo::run(base_port, rounds).await,
+        Command::Client(command) => cli::run(command).await,
+        Command::Health { http } => {
+            let answer = local::http_get(&http, "/health/ready").await?;
+            anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{}", answer.lines().last().unwrap_or("not ready"));
+            Ok(())
+        }
+        Command::Server { .. } | Command::Completions { .. } => Ok(()),
+    }
+}

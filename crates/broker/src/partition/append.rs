@@ -28,7 +28,10 @@ impl Partition {
         let mut inner = self.lock();
         let now = context.clock.monotonic();
         let wall = context.clock.wall();
-        match checked.map_err(|error| self.refuse_batch(&error)).and_then(|batch| self.append(context, &mut inner, acks, batch, (now, wall))) {
+        match checked
+            .map_err(|error| self.refuse_batch(&error))
+            .and_then(|batch| self.append(context, &mut inner, acks, batch, (now, wall)))
+        {
             Ok(Appended { base_offset, end, log_append_time }) => {
                 let verdict = match acks {
                     Acks::All => inner.replica.produce_verdict(end),
@@ -112,7 +115,8 @@ impl Partition {
     fn check_settings(&self, settings: &TopicSettings, batch: &ClientBatches, wall: Time) -> Result<(), Box<Produced>> {
         let header = batch.header();
         if batch.size() > settings.max_message_bytes {
-            let reason = format!("the batch has {} bytes; max.message.bytes is {}", batch.size(), settings.max_message_bytes);
+            let reason =
+                format!("the batch has {} bytes; max.message.bytes is {}", batch.size(), settings.max_message_bytes);
             return Err(self.refuse(ErrorCode::MessageTooLarge, &reason));
         }
         if header.is_transactional() {
@@ -140,7 +144,8 @@ impl Partition {
                 .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()));
         }
         let mut refused = Vec::new();
-        for (index, record) in (0..).zip(RecordIter::new(Bytes::copy_from_slice(batch.payload()), header.record_count)) {
+        for (index, record) in (0..).zip(RecordIter::new(Bytes::copy_from_slice(batch.payload()), header.record_count))
+        {
             let record = record.map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()))?;
             if record.key.is_none() {
                 let message = "Compacted topic cannot accept message without key".to_owned();
@@ -157,7 +162,9 @@ impl Partition {
 
     fn refuse_batch(&self, error: &BatchError) -> Box<Produced> {
         let code = match error {
-            BatchError::Truncated { .. } | BatchError::BadLength(_) | BatchError::BadCrc { .. } => ErrorCode::CorruptMessage,
+            BatchError::Truncated { .. } | BatchError::BadLength(_) | BatchError::BadCrc { .. } => {
+                ErrorCode::CorruptMessage
+            }
             BatchError::BadMagic(_) => ErrorCode::UnsupportedForMessageFormat,
             BatchError::UnknownCodec(_) => ErrorCode::UnsupportedCompressionType,
             BatchError::Invalid(_) | BatchError::NotOneBatch => ErrorCode::InvalidRecord,

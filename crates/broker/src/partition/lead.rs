@@ -114,9 +114,12 @@ impl Partition {
         let max_bytes = usize::try_from(plan.max_bytes).unwrap_or(usize::MAX).min(budget);
         match inner.log.read(plan.prev_offset, plan.leader_log_end, max_bytes, plan.at_least_one) {
             Ok(Read::Memory(batches)) => self.sent(&mut inner, stream.follower, &plan, batches),
-            Ok(Read::Cold(read)) => {
-                NextData::Cold(Box::new(ColdData { partition: Arc::clone(self), follower: stream.follower, plan, read }))
-            }
+            Ok(Read::Cold(read)) => NextData::Cold(Box::new(ColdData {
+                partition: Arc::clone(self),
+                follower: stream.follower,
+                plan,
+                read,
+            })),
             Err(error) => {
                 self.log_failed(context, &mut inner, &error);
                 NextData::Nothing

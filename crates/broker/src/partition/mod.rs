@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metadata::control::RecoveryAnswer;
 use model::{BrokerId, DirectoryId, EpochCache, Offset, Time, TopicPartition};
-use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use replication::producers::ProducerTable;
+use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use storage::Log;
 
 use crate::api::CurrentLeader;
@@ -145,11 +145,7 @@ impl Partition {
     }
 
     /// Gives an input to the replica and carries out what follows from it.
-    pub(crate) fn handle<R>(
-        self: &Arc<Self>,
-        context: &Arc<Context>,
-        input: impl FnOnce(&mut Inner, Time) -> R,
-    ) -> R {
+    pub(crate) fn handle<R>(self: &Arc<Self>, context: &Arc<Context>, input: impl FnOnce(&mut Inner, Time) -> R) -> R {
         let mut inner = self.lock();
         let now = context.clock.monotonic();
         let result = input(&mut inner, now);

@@ -170,7 +170,11 @@ impl Partition {
     }
 
     /// Moves the log start to `offset` (DeleteRecords; -1 is the high watermark), never above the high watermark (`R39`).
-    pub(crate) fn delete_records(self: &Arc<Self>, context: &Arc<Context>, offset: Offset) -> Result<Offset, ErrorCode> {
+    pub(crate) fn delete_records(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        offset: Offset,
+    ) -> Result<Offset, ErrorCode> {
         self.handle(context, |inner, _| {
             inner.replica.check_leader(LeaderEpoch::NONE)?;
             let log = inner.replica.log();

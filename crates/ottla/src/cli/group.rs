@@ -1,0 +1,227 @@
+//! `ottla group`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use model::ErrorCode;
+use protocol::messages::{
+    DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse, ListGroupsRequest,
+    ListGroupsResponse, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
+    describe_groups_response::DescribedGroup, offset_commit_request, offset_fetch_request,
+};
+use serde_json::{Value, json};
+
+use super::output::Output;
+use super::records::list_offsets;
+use crate::kafka_client::{KafkaClient, check};
+
+/// What to do with groups.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// List groups
+    List,
+    /// Show a group's members, offsets and lag
+    Describe {
+        /// The group
+        group: String,
+    },
+    /// Set the offsets of an empty group
+    Reset(ResetOptions),
+    /// Delete empty groups with their offsets
+    Delete {
+        /// The groups
+        #[arg(required = true)]
+        groups: Vec<String>,
+    },
+}
+
+/// Arguments of `reset`.
+#[derive(Debug, Args)]
+pub(crate) struct ResetOptions {
+    /// The group
+    group: String,
+    /// The topic
+    #[arg(long)]
+    topic: String,
+    /// To the first record there is
+    #[arg(long, group = "to")]
+    to_earliest: bool,
+    /// To the end
+    #[arg(long, group = "to")]
+    to_latest: bool,
+    /// To this offset in every partition
+    #[arg(long, group = "to", value_name = "OFFSET")]
+    to_offset: Option<i64>,
+    /// To the first record at or after a time, in milliseconds since 1970
+    #[arg(long, group = "to", value_name = "MS")]
+    to_timestamp: Option<i64>,
+    /// Only show what would be set
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) async fn run(client: &mut KafkaClient, output: Output, command: GroupCommand) -> Result<()> {
+    match command {
+        GroupCommand::List => list(client, output).await,
+        GroupCommand::Describe { group } => describe(client, output, &group).await,
+        GroupCommand::Reset(options) => reset(client, output, options).await,
+        GroupCommand::Delete { groups } => delete(client, output, groups).await,
+    }
+}
+
+async fn list(client: &mut KafkaClient, output: Output) -> Result<()> {
+    let mut rows = Vec::new();
+    for (_, address) in client.brokers().await? {
+        let answer: ListGroupsResponse = client.at(&address, &ListGroupsRequest::default()).await?;
+        check(answer.error_code).with_context(|| format!("groups of {address}"))?;
+        for group in answer.groups {
+            rows.push(vec![json!(group.group_id), json!(group.group_state), json!(group.group_type), json!(group.protocol_type)]);
+        }
+    }
+    rows.sort_by_key(|row| row[0].to_string());
+    output.rows(&["group", "state", "type", "protocol"], rows)
+}
+
+async fn describe_one(client: &mut KafkaClient, address: &str, group: &str) -> Result<DescribedGroup> {
+    let request = DescribeGroupsRequest { groups: vec![group.to_owned()], include_authorized_operations: false };
+    let answer: DescribeGroupsResponse = client.at(address, &request).await?;
+    let described = answer.groups.into_iter().next().context("DescribeGroups answered nothing")?;
+    if ErrorCode::from_code(described.error_code) == ErrorCode::GroupIdNotFound || described.group_state == "Dead" {
+        bail!("there is no group {group}; `ottla group list` shows those there are");
+    }
+    check(described.error_code)?;
+    Ok(described)
+}
+
+/// Committed offsets by topic and partition.
+async fn committed(client: &mut KafkaClient, address: &str, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
+    let asked = offset_fetch_request::OffsetFetchRequestGroup { group_id: group.to_owned(), topics: None, ..Default::default() };
+    let request = OffsetFetchRequest { group_id: group.to_owned(), topics: None, groups: vec![asked], require_stable: false };
+    let answer: OffsetFetchResponse = client.at(address, &request).await?;
+    let found = answer.groups.into_iter().next().context("OffsetFetch answered nothing")?;
+    check(found.error_code)?;
+    let mut offsets = BTreeMap::new();
+    let names = topic_names(client).await?;
+    for topic in found.topics {
+        let name = if topic.name.is_empty() { names.get(&topic.topic_id).cloned().unwrap_or_default() } else { topic.name };
+        for partition in topic.partitions {
+            offsets.insert((name.clone(), partition.partition_index), partition.committed_offset);
+        }
+    }
+    Ok(offsets)
+}
+
+async fn topic_names(client: &mut KafkaClient) -> Result<BTreeMap<model::Uuid, String>> {
+    let metadata = client.metadata(None).await?;
+    Ok(metadata.topics.into_iter().filter_map(|topic| Some((topic.topic_id, topic.name?))).collect())
+}
+
+async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Result<()> {
+    let address = client.coordinator(group).await?;
+    let described = describe_one(client, &address, group).await?;
+    let offsets = committed(client, &address, group).await?;
+    let mut ends: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
+    let mut rows = Vec::new();
+    for ((topic, partition), offset) in &offsets {
+        if !ends.contains_key(topic) {
+            ends.insert(topic.clone(), list_offsets(client, topic, -1).await.unwrap_or_default());
+        }
+        let end = ends.get(topic).and_then(|ends| ends.get(partition)).copied();
+        let lag = end.map(|end| (end - offset).max(0));
+        rows.push(vec![json!(topic), json!(partition), json!(offset), json!(end), json!(lag)]);
+    }
+    let members: Vec<Value> = described
+        .members
+        .iter()
+        .map(|m| json!({ "member": m.member_id, "client": m.client_id, "host": m.client_host, "instance": m.group_instance_id }))
+        .collect();
+    if output.json {
+        let columns = ["topic", "partition", "offset", "log_end", "lag"];
+        let object = |row: Vec<Value>| -> Value { columns.iter().map(|c| (*c).to_owned()).zip(row).collect::<serde_json::Map<_, _>>().into() };
+        let all = json!({ "group": group, "state": described.group_state, "protocol": described.protocol_data, "coordinator": address,
+                          "members": members, "offsets": rows.into_iter().map(object).collect::<Vec<_>>() });
+        return output.fact("", &all);
+    }
+    println!("group {group}  state {}  assignor {}  coordinator {address}", described.group_state, described.protocol_data);
+    for member in &members {
+        println!("member {}  client {}  host {}", member["member"].as_str().unwrap_or("-"), member["client"].as_str().unwrap_or("-"), member["host"].as_str().unwrap_or("-"));
+    }
+    output.rows(&["topic", "partition", "offset", "log_end", "lag"], rows)
+}
+
+async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) -> Result<()> {
+    let targets: BTreeMap<i32, i64> = if options.to_earliest {
+        list_offsets(client, &options.topic, -2).await?
+    } else if options.to_latest {
+        list_offsets(client, &options.topic, -1).await?
+    } else if let Some(timestamp) = options.to_timestamp {
+        let ends = list_offsets(client, &options.topic, -1).await?;
+        let mut found = list_offsets(client, &options.topic, timestamp).await?;
+        // A partition without a record that late goes to its end, as Kafka's tool does.
+        found.iter_mut().filter(|(_, offset)| **offset < 0).for_each(|(p, offset)| *offset = ends.get(p).copied().unwrap_or(0));
+        found
+    } else if let Some(offset) = options.to_offset {
+        list_offsets(client, &options.topic, -1).await?.into_keys().map(|partition| (partition, offset)).collect()
+    } else {
+        bail!("where to? give --to-earliest, --to-latest, --to-offset or --to-timestamp");
+    };
+    if !options.dry_run {
+        commit(client, &options.group, &options.topic, &targets).await?;
+    }
+    let rows = targets.iter().map(|(partition, offset)| vec![json!(options.topic), json!(partition), json!(offset)]);
+    output.rows(&["topic", "partition", "new_offset"], rows.collect())
+}
+
+async fn commit(client: &mut KafkaClient, group: &str, topic: &str, targets: &BTreeMap<i32, i64>) -> Result<()> {
+    use offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+    let address = client.coordinator(group).await?;
+    let id = topic_names(client).await?.into_iter().find(|(_, name)| name == topic).map(|(id, _)| id);
+    let partition = |(partition_index, committed_offset): (&i32, &i64)| OffsetCommitRequestPartition {
+        partition_index: *partition_index,
+        committed_offset: *committed_offset,
+        committed_leader_epoch: -1,
+        ..Default::default()
+    };
+    let asked = OffsetCommitRequestTopic {
+        name: topic.to_owned(),
+        topic_id: id.unwrap_or_default(),
+        partitions: targets.iter().map(partition).collect(),
+    };
+    let request = OffsetCommitRequest {
+        group_id: group.to_owned(),
+        generation_id_or_member_epoch: -1,
+        retention_time_ms: -1,
+        topics: vec![asked],
+        ..Default::default()
+    };
+    let answer: OffsetCommitResponse = client.at(&address, &request).await?;
+    for result in answer.topics.iter().flat_map(|topic| &topic.partitions) {
+        let error = ErrorCode::from_code(result.error_code);
+        ensure!(error != ErrorCode::UnknownMemberId, "group {group} has members: stop them first");
+        check(result.error_code).with_context(|| format!("cannot set {topic}-{}", result.partition_index))?;
+    }
+    Ok(())
+}
+
+async fn delete(client: &mut KafkaClient, output: Output, groups: Vec<String>) -> Result<()> {
+    let mut failed = 0;
+    for group in &groups {
+        let address = client.coordinator(group).await?;
+        let request = DeleteGroupsRequest { groups_names: vec![group.clone()] };
+        let answer: DeleteGroupsResponse = client.at(&address, &request).await?;
+        let result = answer.results.first().context("DeleteGroups answered nothing")?;
+        match ErrorCode::from_code(result.error_code) {
+            ErrorCode::None => output.fact(&format!("deleted group {group}"), &json!({ "group": group }))?,
+            ErrorCode::NonEmptyGroup => {
+                eprintln!("cannot delete group {group}: it has members; stop them first");
+                failed += 1;
+            }
+            error => {
+                eprintln!("cannot delete group {group}: {error}");
+                failed += 1;
+            }
+        }
+    }
+    if failed > 0 { bail!("{failed} of {} groups were not deleted", groups.len()) } else { Ok(()) }
+}

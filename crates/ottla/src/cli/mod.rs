@@ -1,0 +1,94 @@
+//! The commands that talk to a running cluster over Kafka's protocol: tables for people, `--json` for programs.
+
+mod cluster;
+mod group;
+mod output;
+mod records;
+mod topic;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::kafka_client::KafkaClient;
+use output::Output;
+
+/// What every command that asks a cluster takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Target {
+    /// Brokers to ask first, as host:port,…
+    #[arg(long, short = 'b', global = true, default_value = "127.0.0.1:9092", env = "OTTLA_BOOTSTRAP")]
+    bootstrap: String,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// The client commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Topics: create, list, describe, alter, delete
+    Topic {
+        #[command(subcommand)]
+        command: topic::TopicCommand,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Write lines of standard input as records
+    Produce {
+        #[command(flatten)]
+        options: records::ProduceOptions,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print records
+    Consume {
+        #[command(flatten)]
+        options: records::ConsumeOptions,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Consumer groups: list, describe, reset, delete
+    Group {
+        #[command(subcommand)]
+        command: group::GroupCommand,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// The cluster: nodes, zones, quorum, partitions in trouble
+    Cluster {
+        #[command(subcommand)]
+        command: cluster::ClusterCommand,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Runs a client command.
+pub(crate) async fn run(command: ClientCommand) -> Result<()> {
+    match command {
+        ClientCommand::Topic { command, target } => {
+            let (mut client, output) = connect(&target)?;
+            topic::run(&mut client, output, command).await
+        }
+        ClientCommand::Produce { options, target } => {
+            let (mut client, output) = connect(&target)?;
+            records::produce(&mut client, output, options).await
+        }
+        ClientCommand::Consume { options, target } => {
+            let (mut client, output) = connect(&target)?;
+            records::consume(&mut client, output, options).await
+        }
+        ClientCommand::Group { command, target } => {
+            let (mut client, output) = connect(&target)?;
+            group::run(&mut client, output, command).await
+        }
+        ClientCommand::Cluster { command, target } => {
+            let (mut client, output) = connect(&target)?;
+            cluster::run(&mut client, output, command).await
+        }
+    }
+}
+
+fn connect(target: &Target) -> Result<(KafkaClient, Output)> {
+    Ok((KafkaClient::new(&target.bootstrap)?, Output { json: target.json }))
+}

@@ -1,0 +1,191 @@
+//! A small Kafka client for the command line: one request at a time a broker, in the newest version that both sides know.
+//!
+//! It is a client like any other: what the commands do works against every Kafka-compatible cluster.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::BytesMut;
+use model::ErrorCode;
+use protocol::messages::{
+    ApiVersionsRequest, ApiVersionsResponse, FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest,
+    MetadataResponse,
+};
+use protocol::{ApiKey, Request, Response, decode_response, encode_request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const CLIENT_ID: &str = "ottla";
+const TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The largest answer that is read.
+const ANSWER_MAX: usize = 256 << 20;
+
+/// A connection to one broker.
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    versions: BTreeMap<i16, (i16, i16)>,
+    correlation_id: i32,
+    address: String,
+}
+
+impl Connection {
+    async fn open(address: &str) -> Result<Connection> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let stream = connected.with_context(|| format!("{address} does not answer"))?.with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        let mut connection =
+            Connection { stream, versions: BTreeMap::new(), correlation_id: 0, address: address.to_owned() };
+        let request = ApiVersionsRequest {
+            client_software_name: CLIENT_ID.to_owned(),
+            client_software_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let answer: ApiVersionsResponse = connection.call_version(&request, 3).await?;
+        check(answer.error_code).context("ApiVersions")?;
+        connection.versions = answer.api_keys.iter().map(|k| (k.api_key, (k.min_version, k.max_version))).collect();
+        Ok(connection)
+    }
+
+    fn version(&self, api: ApiKey) -> Result<i16> {
+        let known = self.versions.get(&api.key());
+        let (min, max) = known.with_context(|| format!("{} does not serve {api:?}", self.address))?;
+        let ours = api.versions();
+        let newest = *max.min(ours.end());
+        ensure!(newest >= *min.max(ours.start()), "{} and this program share no version of {api:?}", self.address);
+        Ok(newest)
+    }
+
+    async fn call<R: Request, A: Response>(&mut self, request: &R) -> Result<A> {
+        let version = self.version(R::API)?;
+        self.call_version(request, version).await
+    }
+
+    async fn call_version<R: Request, A: Response>(&mut self, request: &R, version: i16) -> Result<A> {
+        self.correlation_id += 1;
+        let frame = encode_request(request, version, self.correlation_id, Some(CLIENT_ID))?.into_bytes();
+        let exchanged = async {
+            self.stream.write_all(&frame).await?;
+            let size = usize::try_from(self.stream.read_i32().await?)?;
+            ensure!(size <= ANSWER_MAX, "an answer of {size} bytes is too large");
+            let mut answer = BytesMut::new();
+            while answer.len() < size {
+                let left = size - answer.len();
+                let read = (&mut self.stream).take(u64::try_from(left)?).read_buf(&mut answer).await?;
+                ensure!(read > 0, "the connection ended within an answer");
+            }
+            Ok(answer)
+        };
+        let answer = tokio::time::timeout(TIMEOUT, exchanged).await;
+        let answer = answer.with_context(|| format!("{} did not answer {:?} in time", self.address, R::API))?;
+        let answer = answer.with_context(|| format!("{:?} at {}", R::API, self.address))?;
+        let (correlation_id, answer) = decode_response(answer, version)?;
+        ensure!(correlation_id == self.correlation_id, "{} answered another request", self.address);
+        Ok(answer)
+    }
+}
+
+/// A client of one cluster.
+#[derive(Debug)]
+pub(crate) struct KafkaClient {
+    bootstrap: Vec<String>,
+    connections: BTreeMap<String, Connection>,
+}
+
+impl KafkaClient {
+    /// Of the cluster that some broker of `bootstrap` (`host:port,…`) is in.
+    pub(crate) fn new(bootstrap: &str) -> Result<KafkaClient> {
+        let bootstrap: Vec<String> =
+            bootstrap.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
+        ensure!(!bootstrap.is_empty(), "--bootstrap names no broker: give host:port,…");
+        Ok(KafkaClient { bootstrap, connections: BTreeMap::new() })
+    }
+
+    /// Asks any broker.
+    pub(crate) async fn any<R: Request, A: Response>(&mut self, request: &R) -> Result<A> {
+        let mut last = None;
+        for address in self.bootstrap.clone() {
+            match self.at(&address, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = Some(error),
+            }
+        }
+        let tried = self.bootstrap.join(", ");
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no broker")))
+            .with_context(|| format!("no broker of {tried} answered; is the cluster running?"))
+    }
+
+    /// Asks the broker at `address`.
+    pub(crate) async fn at<R: Request, A: Response>(&mut self, address: &str, request: &R) -> Result<A> {
+        let mut connection = match self.connections.remove(address) {
+            Some(connection) => connection,
+            None => Connection::open(address).await?,
+        };
+        // A connection is kept only after a whole exchange.
+        let answer = connection.call(request).await?;
+        self.connections.insert(address.to_owned(), connection);
+        Ok(answer)
+    }
+
+    /// Topics by name, or all of them.
+    pub(crate) async fn metadata(&mut self, topics: Option<&[&str]>) -> Result<MetadataResponse> {
+        let topics = topics.map(|names| {
+            let topic = |name: &&str| protocol::messages::metadata_request::MetadataRequestTopic {
+                name: Some((*name).to_owned()),
+                ..Default::default()
+            };
+            names.iter().map(topic).collect()
+        });
+        let request = MetadataRequest { topics, allow_auto_topic_creation: false, ..Default::default() };
+        self.any(&request).await
+    }
+
+    /// `host:port` of each broker.
+    pub(crate) async fn brokers(&mut self) -> Result<BTreeMap<i32, String>> {
+        Ok(addresses(&self.metadata(Some(&[])).await?))
+    }
+
+    /// Asks the coordinator of a group; looks it up, and waits while it is being elected or loads.
+    pub(crate) async fn coordinator(&mut self, group: &str) -> Result<String> {
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        loop {
+            let request = FindCoordinatorRequest {
+                key: group.to_owned(),
+                key_type: 0,
+                coordinator_keys: vec![group.to_owned()],
+            };
+            let answer: FindCoordinatorResponse = self.any(&request).await?;
+            let found = answer.coordinators.into_iter().next().context("FindCoordinator answered nothing")?;
+            match ErrorCode::from_code(found.error_code) {
+                ErrorCode::None => return Ok(format!("{}:{}", found.host, found.port)),
+                error if error.is_retriable() && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                error => bail!("group {group:?} has no coordinator: {error}"),
+            }
+        }
+    }
+}
+
+/// `host:port` of each broker of a metadata answer.
+pub(crate) fn addresses(metadata: &MetadataResponse) -> BTreeMap<i32, String> {
+    metadata.brokers.iter().map(|broker| (broker.node_id, format!("{}:{}", broker.host, broker.port))).collect()
+}
+
+/// An error code as an error.
+pub(crate) fn check(code: i16) -> Result<()> {
+    match ErrorCode::from_code(code) {
+        ErrorCode::None => Ok(()),
+        error => bail!("{error}"),
+    }
+}
+
+/// An error code with the broker's own words.
+pub(crate) fn check_message(code: i16, message: Option<&str>) -> Result<()> {
+    match (ErrorCode::from_code(code), message) {
+        (ErrorCode::None, _) => Ok(()),
+        (error, Some(message)) if !message.is_empty() => bail!("{message} ({error})"),
+        (error, _) => bail!("{error}"),
+    }
+}

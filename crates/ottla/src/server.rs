@@ -1,0 +1,260 @@
+//! `ottla server`: one node put together from its configuration, run until SIGTERM or Ctrl-C.
+//!
+//! Order of the start: logging, the data directory's lock and identity, listeners bound (a taken port is told before
+//! anything else happens), the controller on a runtime of its own, the broker, the gateway, the HTTP port. Order of the
+//! stop (`R77`): the broker hands over and flushes, the gateway closes, the controller ends last.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use broker::api::BrokerApi;
+use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
+use controller::{Controller, ControllerConfig};
+use gateway::{Gateway, GatewayConfig};
+use metadata::Listener as MetadataListener;
+use metadata::records::SecurityProtocol;
+use model::{BrokerId, ClusterId, DirectoryId, Incarnation, Uuid};
+use storage::{DataDir, DiskPool, LogEnv, MetaProperties};
+use tokio::net::TcpListener;
+
+use crate::config::{CONTROLLER, INTERNAL, Listener, NodeConfig};
+use crate::status::NodeStatus;
+
+/// Threads for fdatasync, cold reads and recovery.
+const DISK_THREADS: usize = 8;
+/// Files open at once in the logs' pool.
+const OPEN_FILES: usize = 1024;
+/// A combined node keeps its controller so long while other brokers stop (`R77`).
+const CONTROLLER_LINGER: Duration = Duration::from_secs(5);
+
+/// Runs a node to its end.
+pub(crate) fn run(file: &Path, overrides: &[String], end_with_parent: bool) -> Result<()> {
+    if end_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    }
+    let config = NodeConfig::load(file, overrides)?;
+    start_logging(&config);
+    abort_on_panic();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("ottla").build()?;
+    let outcome = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+/// Completes at SIGTERM or Ctrl-C.
+pub(crate) async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
+
+fn start_logging(config: &NodeConfig) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("OTTLA_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if config.json_logs {
+        builder.json().init();
+    } else {
+        builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
+}
+
+/// An impossible state ends the process with its numbers (architecture invariant 12).
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+/// The process id, as long as the node runs.
+struct PidFile(std::path::PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<PidFile> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(PidFile(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // A file that stays behind names a process that is gone: whoever reads it can tell.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The log directory, locked, and who it belongs to.
+struct Directory {
+    data: DataDir,
+    id: DirectoryId,
+    cluster_id: ClusterId,
+}
+
+fn open_directory(config: &NodeConfig) -> Result<Directory> {
+    ensure!(config.log_dirs.len() == 1, "log.dirs names {} directories; one is supported so far", config.log_dirs.len());
+    let tail_bytes = config.number("ottla.tail.cache.bytes", storage::env::TAIL_BYTES_DEFAULT)?;
+    let env = LogEnv::new(Arc::new(storage::disk::RealDisk), OPEN_FILES, tail_bytes);
+    let data = DataDir::open(&env, &config.log_dirs[0])?;
+    let node_id = BrokerId(config.node_id);
+    let meta = match data.meta()? {
+        Some(meta) => meta,
+        None => {
+            let meta = MetaProperties { cluster_id: None, node_id, directory_id: DirectoryId(random_id()?) };
+            data.write_meta(&meta)?;
+            meta
+        }
+    };
+    if meta.node_id != node_id {
+        bail!(
+            "{} belongs to node {}, not to {}: give this node its own log.dirs",
+            config.log_dirs[0].display(),
+            meta.node_id,
+            config.node_id
+        );
+    }
+    Ok(Directory { data, id: meta.directory_id, cluster_id: meta.cluster_id.unwrap_or(ClusterId::NONE) })
+}
+
+fn random_id() -> Result<Uuid> {
+    let mut bytes = [0u8; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    ensure!(filled == bytes.len(), "the system gave too little randomness");
+    // A version 4 identifier; Kafka keeps off those that begin with a dash in base64.
+    let id = Uuid::from_bytes(bytes);
+    if DirectoryId(id).to_string().starts_with('-') { random_id() } else { Ok(id) }
+}
+
+async fn bind(listener: &Listener) -> Result<TcpListener> {
+    let address = listener.bind_address();
+    TcpListener::bind(&address)
+        .await
+        .with_context(|| format!("cannot listen on {address} ({}): is another process using the port?", listener.name))
+}
+
+async fn serve(config: NodeConfig) -> Result<()> {
+    let _pid = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let directory = open_directory(&config)?;
+    let http = match &config.http {
+        Some(address) => {
+            Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (ottla.http.listener)"))?)
+        }
+        None => None,
+    };
+    let controller = match config.listener(CONTROLLER).filter(|_| config.is_controller) {
+        Some(listener) => Some(Controller::start(controller_config(&config, &directory)?, bind(listener).await?).await?),
+        None => None,
+    };
+    let status = NodeStatus::new(config.node_id);
+    status.set_controller(controller.clone());
+    let serving = if config.is_broker { Some(start_broker(&config, directory, &status).await?) } else { None };
+    if let Some(listener) = http {
+        let source = Arc::clone(&status);
+        tokio::spawn(async move {
+            if let Err(error) = console::serve(listener, source, std::future::pending()).await {
+                tracing::error!(%error, "the HTTP port failed");
+            }
+        });
+    }
+    tracing::info!(node = config.node_id, broker = config.is_broker, controller = config.is_controller, "started");
+    stop_signal().await;
+    tracing::info!("stopping");
+    if let Some((broker, gateway)) = serving {
+        broker.shut_down().await;
+        gateway.stop().await;
+    }
+    if let Some(controller) = controller {
+        controller.shut_down(CONTROLLER_LINGER).await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn start_broker(
+    config: &NodeConfig,
+    directory: Directory,
+    status: &Arc<NodeStatus>,
+) -> Result<(Arc<Broker>, gateway::GatewayHandle)> {
+    let internal = config.listener(INTERNAL).context("listeners has no INTERNAL")?;
+    let internal = bind(internal).await?;
+    let mut listeners = Vec::new();
+    for listener in config.kafka_listeners() {
+        listeners.push((listener.name.clone(), bind(listener).await?));
+    }
+    let voters = config.voters.iter().map(|voter| (BrokerId(voter.id), format!("{}:{}", voter.host, voter.port))).collect();
+    let broker = Broker::start(BrokerParts {
+        config: broker_config(config, &directory)?,
+        clock: Arc::new(broker::clock::SystemClock::new()),
+        seed: u64::from_be_bytes(random_id()?.as_bytes()[..8].try_into()?),
+        cluster_id: directory.cluster_id,
+        disk_pool: DiskPool::new(DISK_THREADS)?,
+        data: directory.data,
+        controller: rpc::controller::ControllerClient::new(voters),
+        internal,
+    })
+    .await?;
+    let gateway = Gateway::start(gateway_config(config, listeners)?, Arc::clone(&broker)).await?;
+    status.set_broker(Arc::clone(&broker), gateway.metrics());
+    let mut state = broker.state();
+    tokio::spawn(async move {
+        // The first time that it serves is worth a line.
+        if state.wait_for(|state| *state == BrokerState::Running).await.is_ok() {
+            tracing::info!("serving");
+        }
+    });
+    Ok((broker, gateway))
+}
+
+fn broker_config(config: &NodeConfig, directory: &Directory) -> Result<BrokerConfig> {
+    let listener = |l: &Listener| MetadataListener {
+        name: l.name.clone(),
+        host: l.host.clone(),
+        port: l.port,
+        security_protocol: SecurityProtocol::Plaintext,
+    };
+    let rack_aware = config.given.get("replica.selector.class").is_some_and(|class| class.ends_with("RackAwareReplicaSelector"));
+    Ok(BrokerConfig {
+        broker_id: BrokerId(config.node_id),
+        incarnation: Incarnation(random_id()?),
+        rack: config.rack.clone(),
+        listeners: config.advertised.iter().filter(|l| l.name != CONTROLLER).map(listener).collect(),
+        internal_listener: INTERNAL.to_owned(),
+        directory_id: directory.id,
+        replica_lag_time_max_ms: config.number("replica.lag.time.max.ms", 30_000)?,
+        replica_fetch_max_bytes: config.number("replica.fetch.max.bytes", 1 << 20)?,
+        num_replica_fetchers: config.number("num.replica.fetchers", 1)?,
+        broker_heartbeat_interval_ms: config.number("broker.heartbeat.interval.ms", 2_000)?,
+        log_retention_check_interval_ms: config.number("log.retention.check.interval.ms", 300_000)?,
+        producer_id_expiration_ms: config.number("producer.id.expiration.ms", 86_400_000)?,
+        offsets_topic_num_partitions: config.number("offsets.topic.num.partitions", 50)?,
+        offsets_topic_replication_factor: config.number("offsets.topic.replication.factor", 3)?,
+        rack_aware_reads: rack_aware,
+        file: config.given.clone(),
+        groups: group_config(config)?,
+    })
+}
+
+fn group_config(config: &NodeConfig) -> Result<broker::coordinator::GroupConfig> {
+    let defaults = broker::coordinator::GroupConfig::default();
+    Ok(broker::coordinator::GroupConfig {
+        initial_rebalance_delay_ms: config.number("group.initial.rebalance.delay.ms", defaults.initial_rebalance_delay_ms)?,
+        min_session_timeout_ms: config.number("group.min.session.timeout.ms", defaults.min_session_timeout_ms)?,
+        max_session_timeout_ms: config.number("group.max.session.timeout.ms", defaults.max_session_timeout_ms)?,
+        max_size: config.number("group.max.size", defaults.max_size)?,
+        offset_metadata_max_bytes: config.number("offset.metadata.max.bytes", defaults.offset_metadata_max_bytes)?,
+        offsets_retention_ms: config.number("offsets.retention.minutes", 10_080)? * 60_000,
+        offsets_retention_check_interval_ms: config
+            .number("offsets.retention.check.interval.ms", defaults.offsets_retention_check_interval_ms)?,
+        offsets_commit_timeout_ms: config.number("offsets.commit.timeout.ms", defaults.offsets_commit_timeout_ms)?,
+        ..defaults
+    })
+}
