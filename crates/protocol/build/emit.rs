@@ -99,12 +99,19 @@ fn emit_struct(out: &mut String, name: &str, fields: &[Field], scope: &Scope, js
 
 fn emit_read(out: &mut String, fields: &[Field], scope: &Scope) {
     line(out, "fn read(d: &mut Decoder, c: Context) -> Result<Self, DecodeError> {");
-    line(out, "let mut m = Self::default();");
-    for field in fields.iter().filter(|field| field.tag.is_none()) {
-        let read = format!("m.{} = {};", ident(field), read_value(field, scope));
-        line(out, guarded(condition("c.version", field.versions, scope.versions), &read));
-    }
     let tagged: Vec<&Field> = fields.iter().filter(|field| field.tag.is_some()).collect();
+    // Rust evaluates the fields of a literal in the order in which they are written, which is that of the wire.
+    line(out, if tagged.is_empty() { "let m = Self {" } else { "let mut m = Self {" });
+    for field in fields {
+        let (read, default) = (read_value(field, scope), default_value(field));
+        let value = match condition("c.version", field.versions, scope.versions) {
+            _ if field.tag.is_some() => default,
+            None => read,
+            Some(exists) => format!("if {exists} {{ {read} }} else {{ {default} }}"),
+        };
+        line(out, format!("{}: {value},", ident(field)));
+    }
+    line(out, "};");
     if tagged.is_empty() {
         line(out, "if c.flexible { d.skip_tags()?; }\nOk(m) }");
         return;
@@ -285,13 +292,10 @@ fn is_number(field: &Field) -> bool {
     !field.array && matches!(field.base.as_str(), "int8" | "int16" | "int32" | "int64" | "uint16" | "float64")
 }
 
-/// Whether the default of the schema is the default of the Rust type. A nullable struct is null unless it is set.
+/// Whether the default of the schema is the default of the Rust type: a nullable field is null only where the table says.
 fn has_plain_default(field: &Field) -> bool {
     let null = field.default.as_deref() == Some("null");
-    match field.nullable {
-        Some(_) => null || (field.is_struct() && !field.array),
-        None => null || field.default.is_none(),
-    }
+    null || (field.nullable.is_none() && field.default.is_none())
 }
 
 fn default_value(field: &Field) -> String {

@@ -56,6 +56,16 @@ impl ApiKey {
         self.facts().versions.clone()
     }
 
+    /// The versions that an ApiVersions response names.
+    ///
+    /// As in Kafka, Produce is named from 0 on though it is served from 3 on: librdkafka takes the versions below 3 as
+    /// the sign that a broker knows its compression codecs (KAFKA-18659).
+    #[must_use]
+    pub fn advertised_versions(self) -> RangeInclusive<i16> {
+        let versions = self.versions();
+        if self == ApiKey::Produce { 0..=*versions.end() } else { versions }
+    }
+
     /// The first version with compact lengths and tagged fields, in requests and responses alike.
     #[must_use]
     pub fn flexible_from(self) -> Option<i16> {
@@ -88,4 +98,43 @@ pub fn response_header_version(api: ApiKey, version: i16) -> i16 {
 
 fn is_flexible(api: ApiKey, version: i16) -> bool {
     api.flexible_from().is_some_and(|from| version >= from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_and_its_api_name_each_other_and_the_gaps_name_none() {
+        assert_eq!(ApiKey::all().count(), 89);
+        for api in ApiKey::all() {
+            assert_eq!(ApiKey::from_key(api.key()), Some(api));
+            assert!(!api.versions().is_empty(), "{}", api.name());
+        }
+        assert_eq!([-1, 4, 7, 93, i16::MAX].map(ApiKey::from_key), [None; 5]);
+    }
+
+    #[test]
+    fn unstable_versions_are_not_served() {
+        assert_eq!(ApiKey::InitProducerId.versions(), 0..=5);
+        assert_eq!(ApiKey::ApiVersions.versions(), 0..=4);
+    }
+
+    #[test]
+    fn produce_is_advertised_from_zero_and_served_from_three() {
+        assert_eq!(ApiKey::Produce.advertised_versions(), 0..=13);
+        assert_eq!(ApiKey::Produce.versions(), 3..=13);
+        assert_eq!(ApiKey::Fetch.advertised_versions(), 4..=18);
+    }
+
+    #[test]
+    fn headers_become_flexible_with_their_message_save_the_response_to_api_versions() {
+        let headers = |api, version| (request_header_version(api, version), response_header_version(api, version));
+        assert_eq!(headers(ApiKey::Fetch, 11), (1, 0));
+        assert_eq!(headers(ApiKey::Fetch, 12), (2, 1));
+        assert_eq!(headers(ApiKey::SaslHandshake, 1), (1, 0));
+        assert_eq!(headers(ApiKey::ApiVersions, 2), (1, 0));
+        assert_eq!(headers(ApiKey::ApiVersions, 3), (2, 0));
+        assert_eq!(headers(ApiKey::ApiVersions, 99), (2, 0));
+    }
 }

@@ -208,3 +208,42 @@ impl Decoder {
         self.tags(|_, _| Ok(Tag::Unknown))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_varint_has_at_most_five_bytes_and_thirty_two_bits() {
+        let read = |bytes: &[u8]| Decoder::from_slice(bytes).uvarint();
+        assert_eq!(read(&[0x00]), Ok(0));
+        assert_eq!(read(&[0x80, 0x01]), Ok(128));
+        assert_eq!(read(&[0xff, 0xff, 0xff, 0xff, 0x0f]), Ok(u32::MAX));
+        assert_eq!(read(&[0xff, 0xff, 0xff, 0xff, 0x1f]), Err(DecodeError::BadVarint));
+        assert_eq!(read(&[0x80, 0x80, 0x80, 0x80, 0x80, 0x00]), Err(DecodeError::BadVarint));
+        assert_eq!(read(&[0x80]), Err(DecodeError::Truncated { needed: 1, remaining: 0 }));
+    }
+
+    #[test]
+    fn a_length_below_minus_one_is_no_null() {
+        let read = |bytes: &[u8]| Decoder::from_slice(bytes).string(false);
+        assert_eq!(read(&[0xff, 0xff]), Ok(None));
+        assert_eq!(read(&[0xff, 0xfe]), Err(DecodeError::BadLength(-2)));
+        assert_eq!(read(&[0, 1, 0xff]), Err(DecodeError::BadUtf8));
+        assert_eq!(
+            Decoder::from_slice(&[0x80, 0, 0, 0]).bytes(false),
+            Err(DecodeError::BadLength(i64::from(i32::MIN)))
+        );
+    }
+
+    #[test]
+    fn arrays_together_may_take_no_more_memory_than_the_budget() {
+        let mut decoder = Decoder::from_slice(&[0x7f; 126]);
+        let budget = 126 * MEMORY_PER_BYTE + MEMORY_FLOOR;
+        assert_eq!(decoder.count(true, 1, budget / 126), Err(DecodeError::Truncated { needed: 126, remaining: 125 }));
+        let mut decoder = Decoder::from_slice(&[&[3, 0, 0, 3, 0, 0], &[0x7f; 120][..]].concat());
+        assert_eq!(decoder.count(true, 1, budget / 2), Ok(Some(2)));
+        decoder.at += 2;
+        assert_eq!(decoder.count(true, 1, budget / 2), Err(DecodeError::TooMuchMemory));
+    }
+}

@@ -71,3 +71,40 @@ fn prefixed<M: Message>(prefix: i16, message: &M, version: i16) -> Result<Bytes,
     message.encode(&mut encoder, version)?;
     Ok(encoder.finish().into_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_carries_its_type_and_a_value_its_version() {
+        let key = OffsetCommitKey { group: "g".to_owned(), topic: "t".to_owned(), partition: 3 };
+        let stored = encode_key(&key).unwrap();
+        assert_eq!(stored[..], [0, 1, 0, 1, b'g', 0, 1, b't', 0, 0, 0, 3]);
+        assert_eq!(key_type(&stored), Ok(OffsetCommitKey::TYPE));
+        assert_eq!(decode_key(&stored), Ok(key));
+        let wrong = DecodeError::WrongRecordType { expected: 2, found: 1 };
+        assert_eq!(decode_key::<GroupMetadataKey>(&stored), Err(wrong));
+
+        let value = OffsetCommitValue { offset: 7, leader_epoch: 2, commit_timestamp: 11, ..Default::default() };
+        let stored = encode_value(&value, 3).unwrap();
+        assert_eq!(stored[..2], [0, 3]);
+        assert_eq!(decode_value(&stored), Ok(value));
+    }
+
+    #[test]
+    fn an_absent_classic_member_is_told_from_a_null_one_as_kafka_does() {
+        // Kafka's default of this tagged field is an empty struct, so null is written out.
+        let value = ConsumerGroupMemberMetadataValue { classic_member_metadata: None, ..Default::default() };
+        let stored = encode_value(&value, 0).unwrap();
+        assert_eq!(stored[stored.len() - 4..], [1, 0, 1, 0xff]);
+        assert_eq!(decode_value(&stored), Ok(value));
+    }
+
+    #[test]
+    fn what_is_too_short_for_its_prefix_or_of_a_version_to_come_is_an_error() {
+        assert_eq!(key_type(&[0]), Err(DecodeError::Truncated { needed: 2, remaining: 1 }));
+        let unknown = DecodeError::UnknownVersion { message: "OffsetCommitValue", version: 5 };
+        assert_eq!(decode_value::<OffsetCommitValue>(&[0, 5, 0, 0]), Err(unknown));
+    }
+}

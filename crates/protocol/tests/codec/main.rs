@@ -2,5 +2,6 @@
 
 mod hostile;
 mod memory;
+mod oracle;
 mod samples;
 mod vectors;
