@@ -681,7 +681,7 @@ impl ClassicGroup {
         if !initial.member_added || initial.remaining_ms == 0 {
             return self.complete_join(now, fx);
         }
-        let wait_ms = initial.delay_ms.min(initial.remaining_ms).max(1);
+        let wait_ms = initial.delay_ms.min(initial.remaining_ms);
         initial.remaining_ms = initial.remaining_ms.saturating_sub(wait_ms);
         initial.delay_ms = wait_ms;
         initial.member_added = false;

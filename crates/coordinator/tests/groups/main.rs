@@ -1,0 +1,9 @@
+//! The group coordinator as its shell drives it: requests and time go in, answers and batches come out.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail where they stand")]
+
+mod context;
+mod members;
+mod offsets;
+mod random;
+mod storing;
