@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'lib'))
-from checks import Suite, addresses, bootstrap, equal, eventually, wait_topic  # noqa: E402
+from checks import Suite, addresses, bootstrap, equal, wait_topic  # noqa: E402
 import wire  # noqa: E402
 from wire import unique  # noqa: E402
 

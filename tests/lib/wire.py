@@ -177,7 +177,7 @@ def metadata(address, topics=(), timeout=10.0):
         controller = r.i32()
         out = {}
         for _ in range(r.i32()):
-            error, name, _internal = r.i16(), r.string(), r.i8()
+            error, name, _ = r.i16(), r.string(), r.i8()
             parts = {}
             for _ in range(r.i32()):
                 perr, index, leader = r.i16(), r.i32(), r.i32()
@@ -196,7 +196,7 @@ def quorum_leader(address, timeout=10.0):
         leaders = []
 
         def partition():
-            _index, error, leader = r.i32(), r.i16(), r.i32()
+            _, error, leader = r.i32(), r.i16(), r.i32()
             leaders.append(None if error or leader < 0 else leader)
             r.i32(), r.i64()
             for _ in range(2):
