@@ -653,3 +653,86 @@ fn offset_reset(text: &str) -> Result<(), String> {
     }
     Err("it must be latest, earliest or by_duration:<ISO-8601 duration>".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::MetadataRecord;
+
+    #[test]
+    fn the_table_is_whole_and_each_default_is_valid() {
+        assert_eq!([Scope::Topic, Scope::Group, Scope::Broker].map(|scope| all(scope).len()), [33, 17, 341]);
+        for definition in [Scope::Topic, Scope::Group, Scope::Broker].iter().flat_map(|scope| all(*scope).values()) {
+            let Some(default) = definition.default_value() else { continue };
+            let is_empty_list = default.is_empty() && definition.config_type == ConfigType::List;
+            assert!(is_empty_list || definition.validate(default).is_ok(), "{} = {default}", definition.name);
+        }
+    }
+
+    #[test]
+    fn each_broker_synonym_is_a_broker_config() {
+        for definition in all(Scope::Topic).values() {
+            assert!(definition.broker_synonym.is_none_or(|name| broker(name).is_some()), "{}", definition.name);
+        }
+    }
+
+    #[test]
+    fn values_are_held_against_type_and_range() {
+        let check = |name, value| validate(Scope::Topic, name, value).map(|typed| typed.to_string());
+        let ok = |value: &str| Ok(value.to_owned());
+        assert_eq!(check("retention.ms", " -1 "), ok("-1"));
+        assert_eq!(
+            check("retention.ms", "-2"),
+            Err("Invalid value -2 for configuration retention.ms: Value must be at least -1".to_owned())
+        );
+        assert_eq!(check("cleanup.policy", "compact, delete"), ok("compact,delete"));
+        assert!(check("cleanup.policy", "compact,burn").is_err());
+        assert_eq!(check("compression.gzip.level", "-1"), ok("-1"));
+        assert!(check("compression.gzip.level", "0").is_err());
+        assert!(check("compression.gzip.level", "10").is_err());
+        assert_eq!(check("compression.zstd.level", "-131072"), ok("-131072"));
+        assert!(check("min.cleanable.dirty.ratio", "1.1").is_err());
+        assert!(check("min.cleanable.dirty.ratio", "NaN").is_err());
+        assert!(check("segment.bytes", "1048575").is_err());
+        assert!(check("segment.bytes", "2147483648").is_err());
+        assert_eq!(check("preallocate", "TRUE"), ok("true"));
+        assert!(check("preallocate", "yes").is_err());
+        assert_eq!(check("leader.replication.throttled.replicas", "0:1,1:2"), ok("0:1,1:2"));
+        assert_eq!(check("leader.replication.throttled.replicas", "*"), ok("*"));
+        assert!(check("leader.replication.throttled.replicas", "0:x").is_err());
+        assert_eq!(check("no.such", "1"), Err("Unknown topic config name: no.such".to_owned()));
+        assert!(validate(Scope::Broker, "group.consumer.migration.policy", "Upgrade").is_ok());
+    }
+
+    #[test]
+    fn a_value_comes_from_the_nearest_place_that_sets_it() {
+        let mut image = MetadataImage::default();
+        let file: StaticConfig = [("log.retention.hours".to_owned(), "2".to_owned())].into();
+        let find = |image: &MetadataImage, file: &StaticConfig| {
+            let found = resolve_topic(image, "t", "retention.ms", BrokerId(1), file).unwrap();
+            (found.value.unwrap().into_owned(), found.source)
+        };
+        assert_eq!(find(&image, &StaticConfig::new()), ("604800000".to_owned(), ConfigSource::Default));
+        assert_eq!(find(&image, &file), ("7200000".to_owned(), ConfigSource::StaticBroker));
+        let places = [
+            (ConfigResource::DefaultBroker, "log.retention.ms", ConfigSource::DynamicDefaultBroker),
+            (ConfigResource::Broker(BrokerId(1)), "log.retention.ms", ConfigSource::DynamicBroker),
+            (ConfigResource::Topic("t".to_owned()), "retention.ms", ConfigSource::Topic),
+        ];
+        for (at, (resource, name, source)) in places.into_iter().enumerate() {
+            let value = Some(at.to_string());
+            image.apply(&MetadataRecord::Config { resource, name: name.to_owned(), value });
+            assert_eq!(find(&image, &file), (at.to_string(), source));
+        }
+        let config = TopicConfig::resolve(&image, "t", BrokerId(1), &file);
+        assert_eq!((config.retention_ms, config.retention_bytes, config.segment_bytes), (Some(2), None, 1 << 30));
+    }
+
+    #[test]
+    fn min_isr_does_not_come_from_a_brokers_file() {
+        // R18, R34: the leader and the controller must mean the same.
+        let file: StaticConfig = [(MIN_INSYNC_REPLICAS.to_owned(), "2".to_owned())].into();
+        let config = TopicConfig::resolve(&MetadataImage::default(), "t", BrokerId(1), &file);
+        assert_eq!(config.min_insync_replicas, 1);
+    }
+}

@@ -396,3 +396,148 @@ impl MetadataImage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delta::MetadataDelta;
+    use model::{Incarnation, Uuid};
+    use proptest::prelude::*;
+
+    fn topic_id(number: u8) -> TopicId {
+        TopicId(Uuid::from_u128(u128::from(number)))
+    }
+
+    fn partition(topic: u8, index: i32, leader: i32) -> Partition {
+        Partition {
+            topic_id: topic_id(topic),
+            partition: PartitionIndex(index),
+            replicas: vec![BrokerId(leader)],
+            directories: vec![DirectoryId::NONE],
+            adding: vec![],
+            removing: vec![],
+            isr: vec![BrokerId(leader)],
+            elr: vec![],
+            last_known_elr: vec![],
+            leader: BrokerId(leader),
+            last_leader: BrokerId(leader),
+            last_leader_directory: DirectoryId::NONE,
+            leader_epoch: LeaderEpoch(leader),
+            partition_epoch: model::PartitionEpoch(leader),
+            leader_recovery_state: crate::records::LeaderRecoveryState::Recovered,
+        }
+    }
+
+    fn broker(id: i32) -> BrokerRegistration {
+        BrokerRegistration {
+            id: BrokerId(id),
+            epoch: BrokerEpoch::NONE,
+            incarnation: Incarnation::NONE,
+            directories: vec![],
+            offline_directories: vec![],
+            listeners: vec![],
+            rack: None,
+            features: BTreeMap::new(),
+            fenced: true,
+            in_controlled_shutdown: false,
+        }
+    }
+
+    /// Any record, about things that exist or not.
+    fn record() -> impl Strategy<Value = MetadataRecord> {
+        let small = || 0..4u8;
+        prop_oneof![
+            (small(), small())
+                .prop_map(|(id, name)| MetadataRecord::Topic { id: topic_id(id), name: format!("t{name}") }),
+            small().prop_map(|id| MetadataRecord::RemoveTopic { id: topic_id(id) }),
+            (small(), 0..3, 0..3).prop_map(|(t, p, l)| MetadataRecord::Partition(Box::new(partition(t, p, l)))),
+            (small(), 0..3, 0..3, 0..3).prop_map(|(t, p, a, b)| {
+                let change = PartitionChange::between(&partition(t, p, a), &partition(t, p, b));
+                MetadataRecord::PartitionChange(Box::new(change))
+            }),
+            (0..4).prop_map(|id| MetadataRecord::RegisterBroker(Box::new(broker(id)))),
+            (0..4, 0..40i64, any::<bool>()).prop_map(|(id, epoch, fenced)| {
+                MetadataRecord::BrokerChange(BrokerChange {
+                    id: BrokerId(id),
+                    epoch: BrokerEpoch(epoch),
+                    fenced: Some(fenced),
+                    in_controlled_shutdown: None,
+                    offline_directories: None,
+                })
+            }),
+            (0..4, 0..40i64).prop_map(|(id, epoch)| MetadataRecord::UnregisterBroker {
+                id: BrokerId(id),
+                epoch: BrokerEpoch(epoch)
+            }),
+            (small(), prop::option::of(small())).prop_map(|(topic, value)| MetadataRecord::Config {
+                resource: ConfigResource::Topic(format!("t{topic}")),
+                name: "flush.ms".to_owned(),
+                value: value.map(|value| value.to_string()),
+            }),
+            (0..3i16).prop_map(|level| MetadataRecord::FeatureLevel { name: "f".to_owned(), level }),
+            (0..9i64).prop_map(|next| MetadataRecord::ProducerIds { next: ProducerId(next) }),
+        ]
+    }
+
+    fn replayed<'a>(records: impl IntoIterator<Item = &'a MetadataRecord>) -> MetadataImage {
+        let mut image = MetadataImage::default();
+        records.into_iter().for_each(|record| image.apply(record));
+        image
+    }
+
+    proptest! {
+        #[test]
+        fn an_image_is_the_image_of_its_snapshot(records in prop::collection::vec(record(), 0..60)) {
+            let image = replayed(&records);
+            let snapshot = image.to_records();
+            let again = MetadataImage::from_snapshot(image.next_offset(), &snapshot);
+            prop_assert_eq!(&again, &image);
+            prop_assert_eq!(again.to_records(), snapshot);
+            for (name, id) in image.topic_ids() {
+                prop_assert_eq!(&image.topic(*id).unwrap().name, name);
+            }
+            prop_assert_eq!(image.topic_ids().len(), image.topics().len());
+        }
+
+        #[test]
+        fn an_image_is_not_changed_by_what_is_applied_to_a_copy(
+            before in prop::collection::vec(record(), 0..40), after in prop::collection::vec(record(), 0..40),
+        ) {
+            let image = replayed(&before);
+            let mut copy = image.clone();
+            after.iter().for_each(|record| copy.apply(record));
+            prop_assert_eq!(&image, &replayed(&before));
+            prop_assert_eq!(&copy, &replayed(before.iter().chain(&after)));
+        }
+
+        /// Against brute force, and the same whether the images share anything or not.
+        #[test]
+        fn a_delta_names_what_differs(
+            before in prop::collection::vec(record(), 0..40), after in prop::collection::vec(record(), 0..40),
+        ) {
+            let old = replayed(&before);
+            let mut new = old.clone();
+            after.iter().for_each(|record| new.apply(record));
+            let delta = MetadataDelta::between(&old, &new);
+            prop_assert_eq!(&delta, &MetadataDelta::between(&old, &MetadataImage::from_snapshot(new.next_offset(), &new.to_records())));
+            let ids: std::collections::BTreeSet<_> = old.partitions().chain(new.partitions()).map(|p| p.id()).collect();
+            let differ: Vec<_> = ids.into_iter().filter(|id| old.partition(*id) != new.partition(*id)).collect();
+            prop_assert_eq!(delta.partitions.iter().map(|(id, _)| *id).collect::<Vec<_>>(), differ);
+            let brokers: Vec<_> = (0..4).map(BrokerId).filter(|id| old.broker(*id) != new.broker(*id)).collect();
+            prop_assert_eq!(delta.brokers.iter().map(|(id, _)| *id).collect::<Vec<_>>(), brokers);
+            let created: Vec<_> = new.topics().keys().filter(|id| old.topic(**id).is_none()).collect();
+            prop_assert_eq!(delta.created_topics.iter().map(|t| &t.id).collect::<Vec<_>>(), created);
+        }
+    }
+
+    #[test]
+    fn a_brokers_epoch_is_the_offset_of_its_registration() {
+        // R6, R65
+        let image = replayed(&[
+            MetadataRecord::ProducerIds { next: ProducerId(1) },
+            MetadataRecord::RegisterBroker(Box::new(broker(1))),
+            MetadataRecord::RegisterBroker(Box::new(broker(2))),
+        ]);
+        assert_eq!([1, 2, 3].map(|id| image.broker_epoch(BrokerId(id)).0), [1, 2, -1]);
+    }
+}

@@ -69,10 +69,10 @@ impl Draft<'_> {
         if !are_replicas || members.len() != proposal.isr.len() || !members.contains(&now.leader) {
             return Err(ErrorCode::InvalidRequest);
         }
-        if proposal.leader_recovery_state == LeaderRecoveryState::Recovering {
-            if members.len() > 1 || now.leader_recovery_state == LeaderRecoveryState::Recovered {
-                return Err(ErrorCode::InvalidRequest);
-            }
+        let recovers = proposal.leader_recovery_state == LeaderRecoveryState::Recovering;
+        let recovered = now.leader_recovery_state == LeaderRecoveryState::Recovered;
+        if recovers && (members.len() > 1 || recovered) {
+            return Err(ErrorCode::InvalidRequest);
         }
         let epoch_matches = |(member, epoch)| self.image.broker_epoch(member) == epoch;
         let eligible = |member: &(BrokerId, _)| self.image.is_eligible(now, member.0) && epoch_matches(*member);

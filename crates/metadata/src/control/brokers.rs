@@ -204,7 +204,8 @@ impl Draft<'_> {
 
     /// The broker may lead again: partitions that only wait for it get their leader (`R33`).
     fn unfence(&mut self, broker: &BrokerRegistration) {
-        self.push_change(BrokerChange { fenced: Some(false), ..unchanged(broker) });
+        let in_controlled_shutdown = broker.in_controlled_shutdown.then_some(false);
+        self.push_change(BrokerChange { fenced: Some(false), in_controlled_shutdown, ..unchanged(broker) });
         let leaderless: Vec<TopicPartition> = self.control.leaderless.iter().copied().collect();
         for id in leaderless {
             if self.image.partition(id).is_some_and(|partition| partition.replicas.contains(&broker.id)) {

@@ -335,7 +335,7 @@ pub struct CreateTopic {
     /// The replicas of each partition, where the client places them.
     pub assignments: Vec<(PartitionIndex, Vec<BrokerId>)>,
     /// Its configs.
-    pub configs: Vec<(String, Option<String>)>,
+    pub configs: Vec<NamedValue>,
 }
 
 /// What became of a new topic.
@@ -445,11 +445,14 @@ pub enum ConfigOperation {
     Subtract(Option<String>),
 }
 
+/// A config and its value, as a client sends it.
+pub type NamedValue = (String, Option<String>);
+
 /// Whole new configs.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct AlterConfigs {
     /// By resource: what is not named is taken back.
-    pub resources: Vec<(ConfigResource, Vec<(String, Option<String>)>)>,
+    pub resources: Vec<(ConfigResource, Vec<NamedValue>)>,
     /// Whether only to say what would happen.
     pub validate_only: bool,
 }

@@ -293,11 +293,10 @@ impl Draft<'_> {
     }
 
     fn update_features(&mut self, request: &UpdateFeatures) -> Result<ControlResponse, ControlError> {
-        let kept = self.records.len();
         let results: Vec<_> = request.updates.iter().map(|update| self.update_feature(update)).collect();
         // As Kafka: all or none.
         if request.validate_only || results.iter().any(|result| result.result.is_err()) {
-            self.records.truncate(kept);
+            self.rewind(0);
         }
         Ok(ControlResponse::UpdateFeatures(results))
     }
@@ -338,3 +337,6 @@ impl Draft<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

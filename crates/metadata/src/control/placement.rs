@@ -91,10 +91,10 @@ impl Placer {
             let rank = |at: &usize| {
                 let broker = &self.ring[*at];
                 let in_rack = chosen.iter().filter(|other| self.ring[**other].rack == broker.rack).count();
-                let load = if first.is_none() { broker.leaders } else { broker.replicas };
+                let leads = if first.is_none() { broker.leaders } else { 0 };
                 // Followers come after the leader on the ring, from another place for each partition.
                 let distance = first.map_or(*at, |first| (at + 2 * len - first - 1 - self.placed % len) % len);
-                (broker.fenced, in_rack, load, distance)
+                (broker.fenced, in_rack, leads, broker.replicas, distance)
             };
             let Some(next) = (0..len).filter(|at| !chosen.contains(at)).min_by_key(rank) else { break };
             if first.is_none() {

@@ -174,3 +174,6 @@ fn small<T: TryFrom<i32>>(value: i32, field: &'static str) -> Result<T, WireErro
 fn some<T>(value: Option<T>, field: &'static str) -> Result<T, WireError> {
     value.ok_or(WireError::Field(field))
 }
+
+#[cfg(test)]
+mod tests;

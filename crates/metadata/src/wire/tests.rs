@@ -1,0 +1,335 @@
+//! Values through bytes and back; noise; versions.
+
+use model::{
+    BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
+    PartitionEpoch, PartitionIndex, ProducerId, TopicId, TopicPartition, Uuid,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::*;
+use crate::records::*;
+
+fn id(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+fn brokers(numbers: &[i32]) -> Vec<BrokerId> {
+    numbers.iter().copied().map(BrokerId).collect()
+}
+
+fn partition() -> Partition {
+    Partition {
+        topic_id: TopicId(id(5)),
+        partition: PartitionIndex(3),
+        replicas: brokers(&[1, 2, 3]),
+        directories: vec![DirectoryId(id(1)), DirectoryId::NONE, DirectoryId(id(3))],
+        adding: brokers(&[4]),
+        removing: brokers(&[1]),
+        isr: brokers(&[1, 2]),
+        elr: brokers(&[3]),
+        last_known_elr: brokers(&[1, 2, 3]),
+        leader: BrokerId::NONE,
+        last_leader: BrokerId(2),
+        last_leader_directory: DirectoryId(id(2)),
+        leader_epoch: LeaderEpoch(7),
+        partition_epoch: PartitionEpoch(9),
+        leader_recovery_state: LeaderRecoveryState::Recovering,
+    }
+}
+
+fn listener() -> Listener {
+    let security_protocol = SecurityProtocol::SaslSsl;
+    Listener { name: "A".to_owned(), host: "h".to_owned(), port: 65_535, security_protocol }
+}
+
+fn records() -> Vec<MetadataRecord> {
+    let mut empty = partition();
+    empty.isr = vec![];
+    empty.leader = BrokerId(1);
+    vec![
+        MetadataRecord::ClusterId(ClusterId(id(1))),
+        MetadataRecord::FeatureLevel { name: "metadata.version".to_owned(), level: -3 },
+        MetadataRecord::RegisterBroker(Box::new(BrokerRegistration {
+            id: BrokerId(1),
+            epoch: BrokerEpoch::NONE,
+            incarnation: Incarnation(id(8)),
+            directories: vec![DirectoryId(id(1)), DirectoryId(id(2))],
+            offline_directories: vec![DirectoryId(id(2))],
+            listeners: vec![listener()],
+            rack: Some(String::new()),
+            features: supported_features(),
+            fenced: true,
+            in_controlled_shutdown: true,
+        })),
+        MetadataRecord::BrokerChange(BrokerChange {
+            id: BrokerId(1),
+            epoch: BrokerEpoch(6),
+            fenced: Some(false),
+            in_controlled_shutdown: None,
+            offline_directories: Some(vec![]),
+        }),
+        MetadataRecord::UnregisterBroker { id: BrokerId(1), epoch: BrokerEpoch(6) },
+        MetadataRecord::ControllerRegistration(Box::new(controller())),
+        MetadataRecord::Topic { id: TopicId(id(5)), name: "t".to_owned() },
+        MetadataRecord::RemoveTopic { id: TopicId(id(5)) },
+        MetadataRecord::Partition(Box::new(partition())),
+        MetadataRecord::PartitionChange(Box::new(PartitionChange::between(&partition(), &empty))),
+        MetadataRecord::PartitionChange(Box::new(PartitionChange::between(&partition(), &partition()))),
+        config(ConfigResource::Topic("t".to_owned()), Some("1")),
+        config(ConfigResource::Broker(BrokerId(4)), None),
+        config(ConfigResource::DefaultBroker, Some("")),
+        config(ConfigResource::Group("g".to_owned()), Some("1")),
+        config(ConfigResource::ClientMetrics("m".to_owned()), Some("1")),
+        MetadataRecord::ProducerIds { next: ProducerId(i64::MAX) },
+    ]
+}
+
+fn config(resource: ConfigResource, value: Option<&str>) -> MetadataRecord {
+    MetadataRecord::Config { resource, name: "n".to_owned(), value: value.map(str::to_owned) }
+}
+
+fn controller() -> ControllerRegistration {
+    ControllerRegistration {
+        id: BrokerId(2),
+        incarnation: Incarnation(id(3)),
+        directory: DirectoryId(id(4)),
+        listeners: vec![listener()],
+        features: supported_features(),
+    }
+}
+
+#[test]
+fn each_kind_of_record_reads_back_as_it_was_written() {
+    let records = records();
+    assert_eq!(decode_records(&encode_records(&records)), Ok(records.clone()));
+    assert_eq!(decode_records(&encode_records(&[])), Ok(vec![]));
+    let sum: usize = records.iter().map(encoded_len).sum();
+    assert!(encode_records(&records).len() <= sum + 2);
+}
+
+fn tp() -> TopicPartition {
+    TopicPartition { topic_id: TopicId(id(5)), partition: PartitionIndex(3) }
+}
+
+fn pair(value: Option<&str>) -> (String, Option<String>) {
+    ("n".to_owned(), value.map(str::to_owned))
+}
+
+fn broker_requests() -> Vec<ControlRequest> {
+    let (broker, epoch) = (BrokerId(1), BrokerEpoch(6));
+    let answer = RecoveryAnswer {
+        directory: DirectoryId(id(2)),
+        last_epoch: LeaderEpoch::NONE,
+        log_end: Offset(4),
+        lossy: true,
+        synced_before_ack: true,
+    };
+    vec![
+        ControlRequest::RegisterBroker(RegisterBroker {
+            broker,
+            cluster_id: ClusterId::NONE,
+            incarnation: Incarnation(id(8)),
+            directories: vec![DirectoryId(id(1))],
+            offline_directories: vec![DirectoryId(id(1))],
+            listeners: vec![listener()],
+            rack: None,
+            features: supported_features(),
+            previous_epoch: BrokerEpoch::NONE,
+            lossy: vec![tp()],
+        }),
+        ControlRequest::Heartbeat(Heartbeat {
+            broker,
+            epoch,
+            next_offset: MetadataOffset::NONE,
+            want_fence: true,
+            want_shutdown: false,
+            offline_directories: vec![DirectoryId(id(1))],
+            lossy: vec![tp()],
+        }),
+        ControlRequest::RegisterController(controller()),
+        ControlRequest::Suspect(Suspect { broker, epoch, reporter: BrokerId::NONE }),
+        ControlRequest::AlterPartitions(AlterPartitions {
+            broker,
+            epoch,
+            partitions: vec![AlterPartition {
+                partition: tp(),
+                leader_epoch: LeaderEpoch(1),
+                partition_epoch: PartitionEpoch(2),
+                isr: vec![(broker, epoch)],
+                leader_recovery_state: LeaderRecoveryState::Recovering,
+            }],
+        }),
+        ControlRequest::RecoveryReport(RecoveryReport { broker, epoch, answers: vec![(tp(), answer)] }),
+        ControlRequest::AllocateProducerIds { broker, epoch },
+        ControlRequest::UnregisterBroker { broker },
+    ]
+}
+
+fn admin_requests() -> Vec<ControlRequest> {
+    let of = ConfigResource::Broker(BrokerId(4));
+    let change = |operation| ConfigChange { name: "n".to_owned(), operation };
+    let more = |assignments| MorePartitions { name: "t".to_owned(), count: 4, assignments };
+    vec![
+        ControlRequest::CreateTopics(CreateTopics {
+            topics: vec![CreateTopic {
+                name: "t".to_owned(),
+                partitions: -1,
+                replication_factor: -1,
+                assignments: vec![(PartitionIndex(0), brokers(&[1, 2]))],
+                configs: vec![pair(Some("v")), pair(None)],
+            }],
+            validate_only: true,
+        }),
+        ControlRequest::DeleteTopics(DeleteTopics {
+            topics: vec![TopicRef::Name("t".to_owned()), TopicRef::Id(TopicId(id(5)))],
+        }),
+        ControlRequest::CreatePartitions(CreatePartitions {
+            topics: vec![more(None), more(Some(vec![])), more(Some(vec![brokers(&[1]), vec![]]))],
+            validate_only: false,
+        }),
+        ControlRequest::IncrementalAlterConfigs(IncrementalAlterConfigs {
+            resources: vec![(
+                of.clone(),
+                vec![
+                    change(ConfigOperation::Set(None)),
+                    change(ConfigOperation::Delete),
+                    change(ConfigOperation::Append(Some("a".to_owned()))),
+                    change(ConfigOperation::Subtract(Some(String::new()))),
+                ],
+            )],
+            validate_only: true,
+        }),
+        ControlRequest::AlterConfigs(AlterConfigs {
+            resources: vec![(of, vec![pair(Some("v")), pair(None)])],
+            validate_only: false,
+        }),
+        ControlRequest::ElectLeaders(ElectLeaders { election: ElectionType::Unclean, partitions: None }),
+        ControlRequest::ElectLeaders(ElectLeaders {
+            election: ElectionType::Preferred,
+            partitions: Some(vec![("t".to_owned(), PartitionIndex(2))]),
+        }),
+        ControlRequest::UpdateFeatures(UpdateFeatures {
+            updates: vec![FeatureUpdate { name: "f".to_owned(), level: 2, allow_downgrade: true }],
+            validate_only: true,
+        }),
+    ]
+}
+
+#[test]
+fn each_request_reads_back_as_it_was_written() {
+    for request in broker_requests().into_iter().chain(admin_requests()) {
+        assert_eq!(decode_request(&encode_request(&request)), Ok(request));
+    }
+}
+
+fn responses() -> Vec<ControlResponse> {
+    let error = || ControlError::new(ErrorCode::UnknownServerError, "why");
+    let of = ConfigResource::DefaultBroker;
+    let now = PartitionNow {
+        leader: BrokerId(1),
+        leader_epoch: LeaderEpoch(2),
+        isr: brokers(&[1]),
+        leader_recovery_state: LeaderRecoveryState::Recovering,
+        partition_epoch: PartitionEpoch(3),
+    };
+    let configs = [("n".to_owned(), "v".to_owned())].into();
+    let new = NewTopic { id: TopicId(id(5)), partitions: 4, replication_factor: 3, configs };
+    let by_name = TopicRef::Name("t".to_owned());
+    let name = || "t".to_owned();
+    vec![
+        ControlResponse::Refused(error()),
+        ControlResponse::Done,
+        ControlResponse::RegisterBroker { epoch: BrokerEpoch(4) },
+        ControlResponse::Heartbeat(HeartbeatAnswer {
+            is_fenced: true,
+            is_caught_up: false,
+            should_shut_down: true,
+            recovery_wanted: vec![tp()],
+        }),
+        ControlResponse::AlterPartitions(vec![
+            AlteredPartition { partition: tp(), result: Ok(now) },
+            AlteredPartition { partition: tp(), result: Err(ErrorCode::IneligibleReplica) },
+        ]),
+        ControlResponse::CreateTopics(vec![
+            CreatedTopic { name: name(), result: Ok(new) },
+            CreatedTopic { name: name(), result: Err(error()) },
+        ]),
+        ControlResponse::DeleteTopics(vec![
+            DeletedTopic { topic: by_name, result: Ok((name(), TopicId(id(5)))) },
+            DeletedTopic { topic: TopicRef::Id(TopicId(id(5))), result: Err(error()) },
+        ]),
+        ControlResponse::CreatePartitions(vec![TopicResult { name: name(), result: Err(error()) }]),
+        ControlResponse::IncrementalAlterConfigs(vec![ConfigResult { resource: of.clone(), result: Ok(()) }]),
+        ControlResponse::AlterConfigs(vec![ConfigResult { resource: of, result: Err(error()) }]),
+        ControlResponse::ElectLeaders(vec![ElectionResult {
+            topic: name(),
+            partition: PartitionIndex(2),
+            result: Err(error()),
+        }]),
+        ControlResponse::AllocateProducerIds { first: ProducerId(1_000), len: 1_000 },
+        ControlResponse::UpdateFeatures(vec![FeatureResult { name: name(), result: Ok(()) }]),
+    ]
+}
+
+#[test]
+fn each_response_reads_back_as_it_was_written() {
+    for response in responses() {
+        assert_eq!(decode_response(&encode_response(&response)), Ok(response));
+    }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_refused_by_its_version() {
+    // Field 1 is the version in each of the three.
+    let newer = [0x08, 0x02];
+    assert_eq!(decode_records(&newer), Err(WireError::Newer { found: 2 }));
+    assert_eq!(decode_request(&newer), Err(WireError::Newer { found: 2 }));
+    assert_eq!(decode_response(&newer), Err(WireError::Newer { found: 2 }));
+}
+
+#[test]
+fn a_kind_that_is_not_known_is_refused() {
+    // A record with field 200 only.
+    let record = [0xc2, 0x0c, 0x00];
+    let batch = [&[0x08, 0x01, 0x12, 0x03], &record[..]].concat();
+    assert_eq!(decode_records(&batch), Err(WireError::UnknownKind { what: "record", found: 1 }));
+    assert_eq!(decode_request(&[0x08, 0x01]), Err(WireError::UnknownKind { what: "request", found: 1 }));
+    assert_eq!(decode_records(&[]), Err(WireError::Field("version")));
+}
+
+/// The format on disk does not change: these bytes were written by version 1.
+#[test]
+fn version_1_is_what_it_was() {
+    let record = MetadataRecord::FeatureLevel { name: "f".to_owned(), level: 1 };
+    let bytes = [0x08, 0x01, 0x12, 0x07, 0x12, 0x05, 0x0a, 0x01, b'f', 0x10, 0x01];
+    assert_eq!(encode_records(&[record]), bytes);
+    assert_eq!(sum_of(&encode_records(&records())), 6_251_483_132_106_795_219);
+}
+
+/// A plain sum, enough to notice a change.
+fn sum_of(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+}
+
+proptest! {
+    #[test]
+    fn noise_is_an_error_or_a_value_but_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let versioned = [&[0x08, 0x01][..], &bytes].concat();
+        for bytes in [&bytes, &versioned] {
+            drop((decode_records(bytes), decode_request(bytes), decode_response(bytes)));
+        }
+    }
+
+    #[test]
+    fn a_damaged_message_is_an_error_or_a_value_that_reads_back(
+        which in 0..14usize, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>(),
+    ) {
+        let mut batch = encode_records(&records()[which..=which]);
+        let at = at.index(batch.len());
+        if cut { batch.truncate(at) } else { batch[at] = byte }
+        if let Ok(records) = decode_records(&batch) {
+            prop_assert_eq!(decode_records(&encode_records(&records)), Ok(records));
+        }
+    }
+}
