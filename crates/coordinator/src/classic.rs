@@ -47,6 +47,17 @@ pub struct Effects {
     pub writes: Vec<Write>,
 }
 
+/// The circumstances of one change, and what it asks for.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// The time.
+    pub now: Now,
+    /// The shard's configuration.
+    pub config: &'a GroupConfig,
+    /// What is asked of the shard.
+    pub fx: Effects,
+}
+
 /// A group's generation to store.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Write {
@@ -426,52 +437,36 @@ impl ClassicGroup {
 /// JoinGroup.
 impl ClassicGroup {
     /// Takes a JoinGroup: answers it, or parks it until the rebalance completes.
-    pub fn join(
-        &mut self,
-        token: Token,
-        request: JoinGroupRequest,
-        entropy: u128,
-        now: Now,
-        config: &GroupConfig,
-        fx: &mut Effects,
-    ) {
+    pub fn join(&mut self, token: Token, request: JoinGroupRequest, entropy: u128, turn: &mut Turn<'_>) {
         let refuse = |error| GroupResponse::JoinGroup(JoinGroupResponse::refused(&request.member_id, error));
-        if !self.accepts(&request.member_id, config) {
+        if !self.accepts(&request.member_id, turn.config) {
             let response = JoinGroupResponse::refused("", ErrorCode::GroupMaxSizeReached);
-            fx.replies.push((token, GroupResponse::JoinGroup(response)));
-            self.remove(&request.member_id, fx);
-            self.maybe_complete_join(now, fx);
+            turn.fx.replies.push((token, GroupResponse::JoinGroup(response)));
+            self.remove(&request.member_id, turn);
+            self.maybe_complete_join(turn);
         } else if !self.supports(&request) {
-            fx.replies.push((token, refuse(ErrorCode::InconsistentGroupProtocol)));
+            turn.fx.replies.push((token, refuse(ErrorCode::InconsistentGroupProtocol)));
         } else if request.member_id.is_empty() {
-            self.join_new(token, request, entropy, now, config, fx);
+            self.join_new(token, request, entropy, turn);
         } else if self.pending.contains_key(&request.member_id) && request.group_instance_id.is_none() {
             let member_id = request.member_id.clone();
-            self.add_and_rebalance(token, request, member_id, now, config, fx);
+            self.add_and_rebalance(token, request, member_id, turn);
         } else {
             match self.check_member(&request.member_id, request.group_instance_id.as_deref()) {
-                Err(error) => fx.replies.push((token, refuse(error))),
-                Ok(()) => self.rejoin(token, request, now, config, fx),
+                Err(error) => turn.fx.replies.push((token, refuse(error))),
+                Ok(()) => self.rejoin(token, request, turn),
             }
         }
     }
 
-    fn join_new(
-        &mut self,
-        token: Token,
-        request: JoinGroupRequest,
-        entropy: u128,
-        now: Now,
-        config: &GroupConfig,
-        fx: &mut Effects,
-    ) {
+    fn join_new(&mut self, token: Token, request: JoinGroupRequest, entropy: u128, turn: &mut Turn<'_>) {
         let member_id = self.new_member_id(&request, entropy);
         let known = request.group_instance_id.as_ref().and_then(|id| self.static_members.get(id)).cloned();
         if let Some(old_member_id) = known {
-            self.replace_static(token, request, &old_member_id, member_id, now, config, fx);
+            self.replace_static(token, request, &old_member_id, member_id, turn);
         } else if request.group_instance_id.is_none() && request.require_known_member_id {
             let error = if self.pending.len() < MAX_PENDING_MEMBERS {
-                let deadline = now.monotonic + millis(request.session_timeout_ms);
+                let deadline = turn.now.monotonic + millis(request.session_timeout_ms);
                 self.bytes += member_id.len();
                 self.pending.insert(member_id.clone(), deadline);
                 self.note_deadline(deadline);
@@ -479,86 +474,75 @@ impl ClassicGroup {
             } else {
                 JoinGroupResponse::refused("", ErrorCode::GroupMaxSizeReached)
             };
-            fx.replies.push((token, GroupResponse::JoinGroup(error)));
+            turn.fx.replies.push((token, GroupResponse::JoinGroup(error)));
         } else {
-            self.add_and_rebalance(token, request, member_id, now, config, fx);
+            self.add_and_rebalance(token, request, member_id, turn);
         }
     }
 
-    fn rejoin(&mut self, token: Token, request: JoinGroupRequest, now: Now, config: &GroupConfig, fx: &mut Effects) {
+    fn rejoin(&mut self, token: Token, request: JoinGroupRequest, turn: &mut Turn<'_>) {
         let member_id = request.member_id.clone();
         let same = self.members.get(&member_id).is_some_and(|member| member.protocols == request.protocols);
         let leads = self.leader.as_deref() == Some(&member_id);
         match self.phase {
             // The member did not get the answer that it had.
             Phase::CompletingRebalance { .. } if same => {
-                fx.replies.push((token, GroupResponse::JoinGroup(self.joined(&member_id))));
+                turn.fx.replies.push((token, GroupResponse::JoinGroup(self.joined(&member_id))));
             }
             Phase::Stable { .. } if same && !leads => {
-                fx.replies.push((token, GroupResponse::JoinGroup(self.joined(&member_id))));
+                turn.fx.replies.push((token, GroupResponse::JoinGroup(self.joined(&member_id))));
             }
             // A leader comes back to have the assignment made anew, for topics that changed.
             Phase::CompletingRebalance { .. } | Phase::Stable { .. } => {
                 self.update(&member_id, request);
-                self.park(&member_id, Parked::Join(token), fx);
-                self.prepare_rebalance(now, config, fx);
+                self.park(&member_id, Parked::Join(token), turn);
+                self.prepare_rebalance(turn);
             }
             Phase::PreparingRebalance { .. } => {
                 self.update(&member_id, request);
-                self.park(&member_id, Parked::Join(token), fx);
-                self.maybe_complete_join(now, fx);
+                self.park(&member_id, Parked::Join(token), turn);
+                self.maybe_complete_join(turn);
             }
             Phase::Empty => {
                 let response = JoinGroupResponse::refused(&member_id, ErrorCode::UnknownMemberId);
-                fx.replies.push((token, GroupResponse::JoinGroup(response)));
+                turn.fx.replies.push((token, GroupResponse::JoinGroup(response)));
             }
         }
     }
 
-    fn add_and_rebalance(
-        &mut self,
-        token: Token,
-        request: JoinGroupRequest,
-        member_id: String,
-        now: Now,
-        config: &GroupConfig,
-        fx: &mut Effects,
-    ) {
+    fn add_and_rebalance(&mut self, token: Token, request: JoinGroupRequest, member_id: String, turn: &mut Turn<'_>) {
         if let Phase::PreparingRebalance { initial: Some(initial), .. } = &mut self.phase {
             initial.member_added = true;
         }
         // Its session cannot end before it knows its id, but a client that is gone must not stay for ever.
-        let session_deadline = now.monotonic + config.new_member_join_timeout_ms;
+        let session_deadline = turn.now.monotonic + turn.config.new_member_join_timeout_ms;
         if self.members.is_empty() {
             self.protocol_type = Some(request.protocol_type.clone());
         }
         self.insert(member_id.clone(), Member::new(request, session_deadline));
-        self.park(&member_id, Parked::Join(token), fx);
+        self.park(&member_id, Parked::Join(token), turn);
         match self.phase {
-            Phase::PreparingRebalance { .. } => self.maybe_complete_join(now, fx),
+            Phase::PreparingRebalance { .. } => self.maybe_complete_join(turn),
             Phase::Empty | Phase::CompletingRebalance { .. } | Phase::Stable { .. } => {
-                self.prepare_rebalance(now, config, fx);
+                self.prepare_rebalance(turn);
             }
         }
     }
 
     /// A static member came back without its member id: it gets a new one, and the old one is fenced at once (`R54`).
-    #[expect(clippy::too_many_arguments, reason = "one step of JoinGroup, split off for length")]
     fn replace_static(
         &mut self,
         token: Token,
         request: JoinGroupRequest,
         old_member_id: &str,
         member_id: String,
-        now: Now,
-        config: &GroupConfig,
-        fx: &mut Effects,
+        turn: &mut Turn<'_>,
     ) {
         let previous_leader = self.leader.clone().unwrap_or_default();
         let supports_skip_assignment = request.supports_skip_assignment;
-        self.fence(old_member_id, fx);
+        self.fence(old_member_id, turn);
         let Some(mut member) = self.take(old_member_id) else { return };
-        member.session_deadline = now.monotonic + millis(request.session_timeout_ms);
+        member.session_deadline = turn.now.monotonic + millis(request.session_timeout_ms);
         member.owes_sync = false;
         member.is_new = false;
         if previous_leader == old_member_id {
@@ -566,16 +550,16 @@ impl ClassicGroup {
         }
         self.insert(member_id.clone(), member);
         self.update(&member_id, request);
-        self.park(&member_id, Parked::Join(token), fx);
+        self.park(&member_id, Parked::Join(token), turn);
         match self.phase {
             Phase::Stable { .. } if self.select_protocol() == self.protocol => {
                 let generation_id = self.generation_id;
                 let fact = self.to_fact(None);
                 let then = Stored::StaticMember { member_id, generation_id, previous_leader, supports_skip_assignment };
-                fx.writes.push(Write { fact, then: Some(then) });
+                turn.fx.writes.push(Write { fact, then: Some(then) });
             }
-            Phase::Stable { .. } | Phase::CompletingRebalance { .. } => self.prepare_rebalance(now, config, fx),
-            Phase::Empty | Phase::PreparingRebalance { .. } => self.maybe_complete_join(now, fx),
+            Phase::Stable { .. } | Phase::CompletingRebalance { .. } => self.prepare_rebalance(turn),
+            Phase::Empty | Phase::PreparingRebalance { .. } => self.maybe_complete_join(turn),
         }
     }
 
@@ -648,28 +632,28 @@ impl ClassicGroup {
 /// The rebalance.
 impl ClassicGroup {
     /// Asks every member to join a new generation. Of a loaded group that is over its size limit, too.
-    pub fn prepare_rebalance(&mut self, now: Now, config: &GroupConfig, fx: &mut Effects) {
+    pub fn prepare_rebalance(&mut self, turn: &mut Turn<'_>) {
         if let Phase::CompletingRebalance { .. } = self.phase {
-            self.give_assignments(&BTreeMap::new(), ErrorCode::RebalanceInProgress, now, fx);
+            self.give_assignments(&BTreeMap::new(), ErrorCode::RebalanceInProgress, turn);
         }
         self.members.values_mut().for_each(|member| member.owes_sync = false);
         let timeout_ms = self.rebalance_timeout_ms();
         let initial = self.is_empty().then(|| InitialDelay {
-            delay_ms: config.initial_rebalance_delay_ms,
-            remaining_ms: timeout_ms.saturating_sub(config.initial_rebalance_delay_ms),
+            delay_ms: turn.config.initial_rebalance_delay_ms,
+            remaining_ms: timeout_ms.saturating_sub(turn.config.initial_rebalance_delay_ms),
             member_added: false,
         });
         let wait_ms = initial.map_or(timeout_ms, |initial| initial.delay_ms);
-        self.enter(Phase::PreparingRebalance { deadline: now.monotonic + wait_ms, initial }, now);
+        self.enter(Phase::PreparingRebalance { deadline: turn.now.monotonic + wait_ms, initial }, turn.now);
         if initial.is_none() && self.all_joined() {
-            self.complete_join(now, fx);
+            self.complete_join(turn);
         }
     }
 
     /// Completes the rebalance where nobody is missing. The first members of a group wait for others all the same.
-    fn maybe_complete_join(&mut self, now: Now, fx: &mut Effects) {
+    fn maybe_complete_join(&mut self, turn: &mut Turn<'_>) {
         if matches!(self.phase, Phase::PreparingRebalance { initial: None, .. }) && self.all_joined() {
-            self.complete_join(now, fx);
+            self.complete_join(turn);
         }
     }
 
@@ -677,20 +661,20 @@ impl ClassicGroup {
         self.awaiting_join == self.members.len() && self.pending.is_empty()
     }
 
-    fn initial_delay_over(&mut self, mut initial: InitialDelay, now: Now, fx: &mut Effects) {
+    fn initial_delay_over(&mut self, mut initial: InitialDelay, turn: &mut Turn<'_>) {
         if !initial.member_added || initial.remaining_ms == 0 {
-            return self.complete_join(now, fx);
+            return self.complete_join(turn);
         }
         let wait_ms = initial.delay_ms.min(initial.remaining_ms);
         initial.remaining_ms = initial.remaining_ms.saturating_sub(wait_ms);
         initial.delay_ms = wait_ms;
         initial.member_added = false;
-        let deadline = now.monotonic + wait_ms;
+        let deadline = turn.now.monotonic + wait_ms;
         self.phase = Phase::PreparingRebalance { deadline, initial: Some(initial) };
         self.note_deadline(deadline);
     }
 
-    fn complete_join(&mut self, now: Now, fx: &mut Effects) {
+    fn complete_join(&mut self, turn: &mut Turn<'_>) {
         let missing: Vec<String> = self
             .members
             .iter()
@@ -698,12 +682,12 @@ impl ClassicGroup {
             .map(|(member_id, _)| member_id.clone())
             .collect();
         for member_id in missing {
-            self.remove(&member_id, fx);
+            self.remove(&member_id, turn);
         }
         if !self.members.is_empty() && !self.elect_joined_leader() {
             // Only static members, and none is back: they have until their sessions end.
             let wait_ms = self.rebalance_timeout_ms().max(MIN_REBALANCE_RETRY_MS);
-            let deadline = now.monotonic + wait_ms;
+            let deadline = turn.now.monotonic + wait_ms;
             self.phase = Phase::PreparingRebalance { deadline, initial: None };
             self.note_deadline(deadline);
             return;
@@ -712,22 +696,22 @@ impl ClassicGroup {
         self.protocol = self.select_protocol();
         self.subscribed_topics = self.read_subscriptions();
         if self.members.is_empty() {
-            self.enter(Phase::Empty, now);
+            self.enter(Phase::Empty, turn.now);
             let fact = self.to_fact(None);
-            fx.writes.push(Write { fact, then: None });
+            turn.fx.writes.push(Write { fact, then: None });
         } else {
-            self.begin_sync(now, fx);
+            self.begin_sync(turn);
         }
     }
 
-    fn begin_sync(&mut self, now: Now, fx: &mut Effects) {
-        let sync_deadline = Some(now.monotonic + self.rebalance_timeout_ms());
-        self.enter(Phase::CompletingRebalance { sync_deadline, storing: false }, now);
+    fn begin_sync(&mut self, turn: &mut Turn<'_>) {
+        let sync_deadline = Some(turn.now.monotonic + self.rebalance_timeout_ms());
+        self.enter(Phase::CompletingRebalance { sync_deadline, storing: false }, turn.now);
         let member_ids: Vec<String> = self.members.keys().cloned().collect();
         for member_id in member_ids {
             let response = self.joined(&member_id);
-            self.answer_join(&member_id, response, fx);
-            self.renew_session(&member_id, now);
+            self.answer_join(&member_id, response, turn);
+            self.renew_session(&member_id, turn.now);
             if let Some(member) = self.members.get_mut(&member_id) {
                 member.is_new = false;
                 member.owes_sync = true;
@@ -793,8 +777,8 @@ impl ClassicGroup {
 /// SyncGroup, Heartbeat, LeaveGroup, and the passing of time.
 impl ClassicGroup {
     /// Takes a SyncGroup: answers it, or parks it until the leader's assignment is stored.
-    pub fn sync(&mut self, token: Token, request: SyncGroupRequest, now: Now, fx: &mut Effects) {
-        let mut answer = |response| fx.replies.push((token, GroupResponse::SyncGroup(response)));
+    pub fn sync(&mut self, token: Token, request: SyncGroupRequest, turn: &mut Turn<'_>) {
+        let mut answer = |response| turn.fx.replies.push((token, GroupResponse::SyncGroup(response)));
         if let Err(error) = self.check_sync(&request) {
             return answer(SyncGroupResponse::refused(error));
         }
@@ -802,11 +786,11 @@ impl ClassicGroup {
             Phase::Empty => answer(SyncGroupResponse::refused(ErrorCode::UnknownMemberId)),
             Phase::PreparingRebalance { .. } => answer(SyncGroupResponse::refused(ErrorCode::RebalanceInProgress)),
             Phase::CompletingRebalance { storing, sync_deadline } => {
-                self.park(&request.member_id, Parked::Sync(token), fx);
+                self.park(&request.member_id, Parked::Sync(token), turn);
                 self.settle_sync(&request.member_id);
                 if self.leader.as_deref() == Some(&request.member_id) && !storing {
                     self.phase = Phase::CompletingRebalance { storing: true, sync_deadline };
-                    self.store_assignment(request, fx);
+                    self.store_assignment(request, turn);
                 }
             }
             Phase::Stable { .. } => {
@@ -815,7 +799,7 @@ impl ClassicGroup {
                 if !self.members.values().any(|member| member.owes_sync) {
                     self.phase = Phase::Stable { sync_deadline: None };
                 }
-                self.renew_session(&request.member_id, now);
+                self.renew_session(&request.member_id, turn.now);
             }
         }
     }
@@ -843,18 +827,12 @@ impl ClassicGroup {
     }
 
     /// Takes a LeaveGroup.
-    pub fn leave(
-        &mut self,
-        request: LeaveGroupRequest,
-        now: Now,
-        config: &GroupConfig,
-        fx: &mut Effects,
-    ) -> Vec<LeftMember> {
-        let left: Vec<LeftMember> = request.members.into_iter().map(|member| self.leave_one(member, fx)).collect();
+    pub fn leave(&mut self, request: LeaveGroupRequest, turn: &mut Turn<'_>) -> Vec<LeftMember> {
+        let left: Vec<LeftMember> = request.members.into_iter().map(|member| self.leave_one(member, turn)).collect();
         if left.iter().any(|member| member.error.is_none()) {
             match self.phase {
-                Phase::Stable { .. } | Phase::CompletingRebalance { .. } => self.prepare_rebalance(now, config, fx),
-                Phase::PreparingRebalance { .. } => self.maybe_complete_join(now, fx),
+                Phase::Stable { .. } | Phase::CompletingRebalance { .. } => self.prepare_rebalance(turn),
+                Phase::PreparingRebalance { .. } => self.maybe_complete_join(turn),
                 Phase::Empty => {}
             }
         }
@@ -862,13 +840,13 @@ impl ClassicGroup {
     }
 
     /// What was on its way to the log is stored.
-    pub fn stored(&mut self, then: Stored, now: Now, fx: &mut Effects) {
+    pub fn stored(&mut self, then: Stored, turn: &mut Turn<'_>) {
         match then {
             Stored::Assignment { generation_id, assignments } => {
                 if let Some(sync_deadline) = self.storing_deadline(generation_id) {
                     let owed = self.members.values().any(|member| member.owes_sync);
-                    self.enter(Phase::Stable { sync_deadline: sync_deadline.filter(|_| owed) }, now);
-                    self.give_assignments(&assignments, ErrorCode::None, now, fx);
+                    self.enter(Phase::Stable { sync_deadline: sync_deadline.filter(|_| owed) }, turn.now);
+                    self.give_assignments(&assignments, ErrorCode::None, turn);
                 }
             }
             Stored::StaticMember { member_id, generation_id, previous_leader, supports_skip_assignment } => {
@@ -881,63 +859,72 @@ impl ClassicGroup {
                         response.leader = previous_leader;
                         response.members = Vec::new();
                     }
-                    self.answer_join(&member_id, response, fx);
-                    self.renew_session(&member_id, now);
+                    self.answer_join(&member_id, response, turn);
+                    self.renew_session(&member_id, turn.now);
                 }
             }
         }
     }
 
     /// What was on its way to the log is not stored, as far as can be told.
-    pub fn not_stored(&mut self, then: Stored, error: ErrorCode, now: Now, config: &GroupConfig, fx: &mut Effects) {
+    pub fn not_stored(&mut self, then: Stored, error: ErrorCode, turn: &mut Turn<'_>) {
         match then {
             Stored::Assignment { generation_id, .. } => {
                 if self.storing_deadline(generation_id).is_some() {
-                    self.give_assignments(&BTreeMap::new(), error, now, fx);
-                    self.prepare_rebalance(now, config, fx);
+                    self.give_assignments(&BTreeMap::new(), error, turn);
+                    self.prepare_rebalance(turn);
                 }
             }
             Stored::StaticMember { member_id, generation_id, .. } => {
                 // The client does not learn the new id and will come back for another; the old one stays fenced.
                 if matches!(self.phase, Phase::Stable { .. }) && generation_id == self.generation_id {
-                    self.answer_join(&member_id, JoinGroupResponse::refused("", error), fx);
-                    self.renew_session(&member_id, now);
+                    self.answer_join(&member_id, JoinGroupResponse::refused("", error), turn);
+                    self.renew_session(&member_id, turn.now);
                 }
             }
         }
     }
 
     /// Carries out what is due.
-    pub fn handle_timeout(&mut self, now: Now, config: &GroupConfig, fx: &mut Effects) {
-        if self.earliest_deadline.is_none_or(|deadline| deadline > now.monotonic) {
+    pub fn handle_timeout(&mut self, turn: &mut Turn<'_>) {
+        if self.earliest_deadline.is_none_or(|deadline| deadline > turn.now.monotonic) {
             return;
         }
-        self.expire_members(now, config, fx);
-        if self.phase.deadline().is_some_and(|deadline| deadline <= now.monotonic) {
+        self.expire_members(turn);
+        if self.phase.deadline().is_some_and(|deadline| deadline <= turn.now.monotonic) {
             match self.phase {
                 Phase::Empty => {}
-                Phase::PreparingRebalance { initial: Some(initial), .. } => self.initial_delay_over(initial, now, fx),
-                Phase::PreparingRebalance { initial: None, .. } => self.complete_join(now, fx),
+                Phase::PreparingRebalance { initial: Some(initial), .. } => self.initial_delay_over(initial, turn),
+                Phase::PreparingRebalance { initial: None, .. } => self.complete_join(turn),
                 Phase::CompletingRebalance { storing, .. } => {
                     self.phase = Phase::CompletingRebalance { sync_deadline: None, storing };
-                    self.expire_sync(now, config, fx);
+                    self.expire_sync(turn);
                 }
                 Phase::Stable { .. } => {
                     self.phase = Phase::Stable { sync_deadline: None };
-                    self.expire_sync(now, config, fx);
+                    self.expire_sync(turn);
                 }
             }
         }
         self.refresh_deadline();
     }
 
-    /// Answers everything that is parked with `error`.
-    pub fn unload(&mut self, error: ErrorCode, fx: &mut Effects) {
-        let member_ids: Vec<String> = self.members.keys().cloned().collect();
-        for member_id in member_ids {
-            self.answer_join(&member_id, JoinGroupResponse::refused(&member_id, error), fx);
-            self.answer_sync(&member_id, SyncGroupResponse::refused(error), fx);
+    /// Takes everything that is parked, to be answered with `error`.
+    pub fn unload(&mut self, error: ErrorCode) -> Vec<(Token, GroupResponse)> {
+        self.awaiting_join = 0;
+        let mut replies = Vec::new();
+        for (member_id, member) in &mut self.members {
+            match std::mem::replace(&mut member.parked, Parked::Nothing) {
+                Parked::Nothing => {}
+                Parked::Join(token) => {
+                    replies.push((token, GroupResponse::JoinGroup(JoinGroupResponse::refused(member_id, error))));
+                }
+                Parked::Sync(token) => {
+                    replies.push((token, GroupResponse::SyncGroup(SyncGroupResponse::refused(error))));
+                }
+            }
         }
+        replies
     }
 
     fn check_sync(&self, request: &SyncGroupRequest) -> Result<(), ErrorCode> {
@@ -953,14 +940,14 @@ impl ClassicGroup {
         Ok(())
     }
 
-    fn store_assignment(&mut self, request: SyncGroupRequest, fx: &mut Effects) {
+    fn store_assignment(&mut self, request: SyncGroupRequest, turn: &mut Turn<'_>) {
         let mut assignments: BTreeMap<String, Bytes> =
             request.assignments.into_iter().map(|given| (given.member_id, given.assignment)).collect();
         assignments.retain(|member_id, _| self.members.contains_key(member_id));
         assignments.values_mut().for_each(|assignment| *assignment = Bytes::copy_from_slice(assignment));
         let fact = self.to_fact(Some(&assignments));
         let then = Stored::Assignment { generation_id: self.generation_id, assignments };
-        fx.writes.push(Write { fact, then: Some(then) });
+        turn.fx.writes.push(Write { fact, then: Some(then) });
     }
 
     /// The sync deadline, where the assignment of this generation is what the group waits for.
@@ -973,15 +960,15 @@ impl ClassicGroup {
         }
     }
 
-    fn give_assignments(&mut self, given: &BTreeMap<String, Bytes>, error: ErrorCode, now: Now, fx: &mut Effects) {
+    fn give_assignments(&mut self, given: &BTreeMap<String, Bytes>, error: ErrorCode, turn: &mut Turn<'_>) {
         let member_ids: Vec<String> = self.members.keys().cloned().collect();
         for member_id in member_ids {
             if let Some(member) = self.members.get_mut(&member_id) {
                 member.assignment = given.get(&member_id).cloned().unwrap_or_default();
             }
             let response = if error.is_none() { self.assigned(&member_id) } else { SyncGroupResponse::refused(error) };
-            if self.answer_sync(&member_id, response, fx) {
-                self.renew_session(&member_id, now);
+            if self.answer_sync(&member_id, response, turn) {
+                self.renew_session(&member_id, turn.now);
             }
         }
     }
@@ -995,10 +982,10 @@ impl ClassicGroup {
         }
     }
 
-    fn leave_one(&mut self, leaving: LeavingMember, fx: &mut Effects) -> LeftMember {
+    fn leave_one(&mut self, leaving: LeavingMember, turn: &mut Turn<'_>) -> LeftMember {
         let error = match self.check_leave(&leaving) {
             Ok(member_id) => {
-                self.remove(&member_id, fx);
+                self.remove(&member_id, turn);
                 ErrorCode::None
             }
             Err(error) => error,
@@ -1018,8 +1005,8 @@ impl ClassicGroup {
         Ok(leaving.member_id.clone())
     }
 
-    fn expire_members(&mut self, now: Now, config: &GroupConfig, fx: &mut Effects) {
-        let due = |deadline: Time| deadline <= now.monotonic;
+    fn expire_members(&mut self, turn: &mut Turn<'_>) {
+        let due = |deadline: Time| deadline <= turn.now.monotonic;
         let mut lost: Vec<String> = self.pending.iter().filter(|(_, d)| due(**d)).map(|(id, _)| id.clone()).collect();
         let member_lost = self.members.iter().filter(|(_, member)| member.expires_at().is_some_and(due));
         let members: Vec<String> = member_lost.map(|(id, _)| id.clone()).collect();
@@ -1029,13 +1016,13 @@ impl ClassicGroup {
             return;
         }
         for member_id in &lost {
-            self.remove(member_id, fx);
+            self.remove(member_id, turn);
         }
         match self.phase {
             Phase::Stable { .. } | Phase::CompletingRebalance { .. } if any_member => {
-                self.prepare_rebalance(now, config, fx);
+                self.prepare_rebalance(turn);
             }
-            Phase::PreparingRebalance { .. } if self.all_joined() => self.complete_join(now, fx),
+            Phase::PreparingRebalance { .. } if self.all_joined() => self.complete_join(turn),
             Phase::Empty
             | Phase::PreparingRebalance { .. }
             | Phase::CompletingRebalance { .. }
@@ -1044,16 +1031,16 @@ impl ClassicGroup {
     }
 
     /// Members that joined a generation and never fetched their assignment hold up their partitions: they go.
-    fn expire_sync(&mut self, now: Now, config: &GroupConfig, fx: &mut Effects) {
+    fn expire_sync(&mut self, turn: &mut Turn<'_>) {
         let silent: Vec<String> =
             self.members.iter().filter(|(_, member)| member.owes_sync).map(|(id, _)| id.clone()).collect();
         if silent.is_empty() {
             return;
         }
         for member_id in &silent {
-            self.remove(member_id, fx);
+            self.remove(member_id, turn);
         }
-        self.prepare_rebalance(now, config, fx);
+        self.prepare_rebalance(turn);
     }
 }
 
@@ -1087,9 +1074,9 @@ impl ClassicGroup {
     }
 
     /// Removes a member, or an id handed out. A parked request is answered so that a client that is there starts anew.
-    fn remove(&mut self, member_id: &str, fx: &mut Effects) {
-        self.answer_join(member_id, JoinGroupResponse::refused("", ErrorCode::UnknownMemberId), fx);
-        self.answer_sync(member_id, SyncGroupResponse::refused(ErrorCode::UnknownMemberId), fx);
+    fn remove(&mut self, member_id: &str, turn: &mut Turn<'_>) {
+        self.answer_join(member_id, JoinGroupResponse::refused("", ErrorCode::UnknownMemberId), turn);
+        self.answer_sync(member_id, SyncGroupResponse::refused(ErrorCode::UnknownMemberId), turn);
         if self.pending.remove(member_id).is_some() {
             self.bytes -= member_id.len();
         }
@@ -1099,9 +1086,9 @@ impl ClassicGroup {
         }
     }
 
-    fn fence(&mut self, member_id: &str, fx: &mut Effects) {
-        self.answer_join(member_id, JoinGroupResponse::refused(member_id, ErrorCode::FencedInstanceId), fx);
-        self.answer_sync(member_id, SyncGroupResponse::refused(ErrorCode::FencedInstanceId), fx);
+    fn fence(&mut self, member_id: &str, turn: &mut Turn<'_>) {
+        self.answer_join(member_id, JoinGroupResponse::refused(member_id, ErrorCode::FencedInstanceId), turn);
+        self.answer_sync(member_id, SyncGroupResponse::refused(ErrorCode::FencedInstanceId), turn);
     }
 
     fn update(&mut self, member_id: &str, request: JoinGroupRequest) {
@@ -1135,29 +1122,29 @@ impl ClassicGroup {
     }
 
     /// Parks a request. One that was parked before is answered: its client asked again, on another connection.
-    fn park(&mut self, member_id: &str, parked: Parked, fx: &mut Effects) {
-        self.answer_join(member_id, JoinGroupResponse::refused(member_id, ErrorCode::RebalanceInProgress), fx);
-        self.answer_sync(member_id, SyncGroupResponse::refused(ErrorCode::RebalanceInProgress), fx);
+    fn park(&mut self, member_id: &str, parked: Parked, turn: &mut Turn<'_>) {
+        self.answer_join(member_id, JoinGroupResponse::refused(member_id, ErrorCode::RebalanceInProgress), turn);
+        self.answer_sync(member_id, SyncGroupResponse::refused(ErrorCode::RebalanceInProgress), turn);
         if let Some(member) = self.members.get_mut(member_id) {
             member.parked = parked;
             self.awaiting_join += usize::from(member.awaits_join());
         }
     }
 
-    fn answer_join(&mut self, member_id: &str, response: JoinGroupResponse, fx: &mut Effects) -> bool {
+    fn answer_join(&mut self, member_id: &str, response: JoinGroupResponse, turn: &mut Turn<'_>) -> bool {
         let Some(member) = self.members.get_mut(member_id) else { return false };
         let Parked::Join(token) = member.parked else { return false };
         member.parked = Parked::Nothing;
         self.awaiting_join -= 1;
-        fx.replies.push((token, GroupResponse::JoinGroup(response)));
+        turn.fx.replies.push((token, GroupResponse::JoinGroup(response)));
         true
     }
 
-    fn answer_sync(&mut self, member_id: &str, response: SyncGroupResponse, fx: &mut Effects) -> bool {
+    fn answer_sync(&mut self, member_id: &str, response: SyncGroupResponse, turn: &mut Turn<'_>) -> bool {
         let Some(member) = self.members.get_mut(member_id) else { return false };
         let Parked::Sync(token) = member.parked else { return false };
         member.parked = Parked::Nothing;
-        fx.replies.push((token, GroupResponse::SyncGroup(response)));
+        turn.fx.replies.push((token, GroupResponse::SyncGroup(response)));
         true
     }
 

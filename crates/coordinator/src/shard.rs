@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{ErrorCode, PartitionIndex, Time, TopicId};
 
-use crate::classic::{ClassicGroup, Effects, Stored, Write, protocol_bytes};
+use crate::classic::{ClassicGroup, Effects, Stored, Turn, Write, protocol_bytes};
 use crate::config::GroupConfig;
 use crate::offsets;
 use crate::record::{CoordinatorRecord, Fact};
@@ -143,9 +143,9 @@ impl GroupShard {
             let too_large = group.size() > self.config.max_size;
             self.member_bytes += group.bytes();
             self.groups.insert(group_id.clone(), group);
-            self.change(&group_id, now, |group, config, fx| {
+            self.change(&group_id, now, |group, turn| {
                 if too_large {
-                    group.prepare_rebalance(now, config, fx);
+                    group.prepare_rebalance(turn);
                 }
             });
         }
@@ -204,7 +204,7 @@ impl GroupShard {
                 (Some(Waiting::Reply(token, response)), _) => self.reply(token, response),
                 (Some(Waiting::Fetch(token, request)), _) => self.answer_fetch((token, request)),
                 (Some(Waiting::Group(then)), Some(group_id)) => {
-                    self.change(&group_id, now, |group, _, fx| group.stored(then, now, fx));
+                    self.change(&group_id, now, |group, turn| group.stored(then, turn));
                 }
                 (Some(Waiting::Group(_)), None) | (None, _) => {}
             }
@@ -239,7 +239,7 @@ impl GroupShard {
             .map(|(_, group_id)| group_id.clone())
             .collect();
         for group_id in due {
-            self.change(&group_id, now, |group, config, fx| group.handle_timeout(now, config, fx));
+            self.change(&group_id, now, |group, turn| group.handle_timeout(turn));
         }
         if next_expiry <= now.monotonic {
             let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
@@ -252,11 +252,9 @@ impl GroupShard {
     /// with `error` (NOT_COORDINATOR).
     pub fn unload(&mut self, error: ErrorCode) {
         self.stage = Stage::Unloaded(error);
-        let mut fx = Effects::default();
         for group in self.groups.values_mut() {
-            group.unload(error, &mut fx);
+            self.replies.extend(group.unload(error));
         }
-        self.replies.extend(fx.replies);
         for operation in self.writes.take_all() {
             match operation.waiting {
                 Some(Waiting::Reply(token, response)) => self.reply(token, refuse(response, error)),
@@ -336,7 +334,7 @@ impl GroupShard {
         }
         let group_id = request.group_id.clone();
         self.groups.entry(group_id.clone()).or_insert_with(|| ClassicGroup::new(&group_id, now));
-        self.change(&group_id, now, |group, config, fx| group.join(token, request, entropy, now, config, fx));
+        self.change(&group_id, now, |group, turn| group.join(token, request, entropy, turn));
     }
 
     fn check_join(&self, request: &JoinGroupRequest) -> Result<(), ErrorCode> {
@@ -362,7 +360,7 @@ impl GroupShard {
     fn sync(&mut self, token: Token, request: SyncGroupRequest, now: Now) {
         let group_id = request.group_id.clone();
         let error = if group_id.is_empty() { ErrorCode::InvalidGroupId } else { ErrorCode::UnknownMemberId };
-        let served = self.change(&group_id, now, |group, _, fx| group.sync(token, request, now, fx));
+        let served = self.change(&group_id, now, |group, turn| group.sync(token, request, turn));
         if served.is_none() {
             self.reply(token, GroupResponse::SyncGroup(SyncGroupResponse::refused(error)));
         }
@@ -395,7 +393,7 @@ impl GroupShard {
             let response = LeaveGroupResponse { error: ErrorCode::None, members };
             return self.reply(token, GroupResponse::LeaveGroup(response));
         }
-        let left = self.change(&group_id, now, |group, config, fx| group.leave(request, now, config, fx));
+        let left = self.change(&group_id, now, |group, turn| group.leave(request, turn));
         let response = LeaveGroupResponse { error: ErrorCode::None, members: left.unwrap_or_default() };
         self.reply(token, GroupResponse::LeaveGroup(response));
     }
@@ -525,12 +523,13 @@ impl GroupShard {
         &mut self,
         group_id: &str,
         now: Now,
-        change: impl FnOnce(&mut ClassicGroup, &GroupConfig, &mut Effects) -> R,
+        change: impl FnOnce(&mut ClassicGroup, &mut Turn<'_>) -> R,
     ) -> Option<R> {
         let group = self.groups.get_mut(group_id)?;
-        let mut fx = Effects::default();
+        let mut turn = Turn { now, config: &self.config, fx: Effects::default() };
         let bytes = group.bytes();
-        let result = change(group, &self.config, &mut fx);
+        let result = change(group, &mut turn);
+        let fx = turn.fx;
         self.member_bytes = self.member_bytes - bytes + group.bytes();
         if group.is_void() && self.state.group(group_id).is_none() {
             self.groups.remove(group_id);
@@ -591,7 +590,7 @@ impl GroupShard {
     }
 
     fn not_stored(&mut self, group_id: &str, then: Stored, error: ErrorCode, now: Now) {
-        self.change(group_id, now, |group, config, fx| group.not_stored(then, error, now, config, fx));
+        self.change(group_id, now, |group, turn| group.not_stored(then, error, turn));
     }
 
     /// Members follow the log in two cases only. A group whose tombstone is committed is gone, unless somebody joined it
