@@ -83,7 +83,7 @@ fn emit_struct(out: &mut String, name: &str, fields: &[Field], scope: &Scope, js
     emit_read(out, fields, scope);
     emit_write(out, fields, scope);
     line(out, "}");
-    if name != scope.message.type_name() {
+    if is_nullable_struct(name, &scope.message.fields) {
         line(out, format!("impl Nullable for {name} {{"));
         line(
             out,
@@ -290,6 +290,12 @@ fn rust_type(field: &Field, scope: &Scope) -> String {
 
 fn is_number(field: &Field) -> bool {
     !field.array && matches!(field.base.as_str(), "int8" | "int16" | "int32" | "int64" | "uint16" | "float64")
+}
+
+/// Whether some field holds this struct or null.
+fn is_nullable_struct(name: &str, fields: &[Field]) -> bool {
+    let nullable = |field: &Field| field.base == name && !field.array && field.nullable.is_some();
+    fields.iter().any(|field| nullable(field) || is_nullable_struct(name, &field.fields))
 }
 
 /// Whether the default of the schema is the default of the Rust type: a nullable field is null only where the table says.
