@@ -799,7 +799,6 @@ impl ClassicGroup {
                 if !self.members.values().any(|member| member.owes_sync) {
                     self.phase = Phase::Stable { sync_deadline: None };
                 }
-                self.renew_session(&request.member_id, turn.now);
             }
         }
     }

@@ -275,6 +275,25 @@ fn a_leader_that_brings_no_assignment_is_removed_and_the_others_try_again() {
 }
 
 #[test]
+fn a_follower_that_never_fetches_its_assignment_is_removed_from_the_stable_group() {
+    let mut c = Context::new();
+    let tokens = [(); 2].map(|()| c.join(new_member()));
+    c.advance(0);
+    let joined = tokens.map(|token| c.joined(token));
+    let leader = joined[0].leader.clone();
+    let follower = joined.iter().find(|j| j.member_id != leader).unwrap().member_id.clone();
+    c.sync(&leader, 1, &[(&follower, "x")]);
+    assert_eq!(c.describe().state, "Stable");
+    for _ in 0..12 {
+        assert_eq!(c.heartbeat(&leader, 1), ErrorCode::None);
+        assert_eq!(c.heartbeat(&follower, 1), ErrorCode::None);
+        c.advance(5_000);
+    }
+    assert_eq!(c.heartbeat(&leader, 1), ErrorCode::RebalanceInProgress);
+    assert_eq!(c.heartbeat(&follower, 1), ErrorCode::UnknownMemberId);
+}
+
+#[test]
 fn a_follower_that_joins_again_with_the_same_words_disturbs_nobody_and_a_leader_does() {
     let mut c = Context::new();
     let (members, generation) = c.stable_group(2);

@@ -253,3 +253,18 @@ fn a_consumer_may_forget_topics_that_it_reads_no_longer() {
     let topics: Vec<&String> = c.shard.state().offsets(GROUP).unwrap().keys().collect();
     assert_eq!(topics, ["t"]);
 }
+
+#[test]
+fn an_offset_whose_next_commit_is_on_its_way_does_not_expire() {
+    let config = GroupConfig { offsets_retention_ms: 60_000, ..GroupConfig::default() };
+    let mut c = Context::with(config);
+    c.commit_offsets("", -1, 1);
+    c.advance(599_999);
+    c.log_works = false;
+    c.commit_offsets("", -1, 2);
+    c.advance(1);
+    c.commit();
+    c.log_works = true;
+    c.drain();
+    assert_eq!((c.fetch(), c.in_flight.is_some()), (2, false));
+}
