@@ -142,7 +142,8 @@ pub struct MemberAssignment {
     pub assignment: Bytes,
 }
 
-/// SyncGroup.
+/// SyncGroup. Version 5 and later must name protocol type and protocol; the gateway answers INCONSISTENT_GROUP_PROTOCOL
+/// where one is null.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SyncGroupRequest {
     /// The group.
