@@ -288,7 +288,8 @@ pub struct Identity {
 }
 
 /// A controller's decision did not come: what to tell the client.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+#[error("{error}: {message}")]
 pub struct ControlUnavailable {
     /// REQUEST_TIMED_OUT where the outcome is unknown, NOT_CONTROLLER where nobody decided.
     pub error: ErrorCode,
