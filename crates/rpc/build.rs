@@ -8,6 +8,7 @@ const PROTOS: &[&str] = &["replication.proto", "broker.proto", "raft.proto", "co
 fn main() {
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../../proto");
     let files: Vec<PathBuf> = PROTOS.iter().map(|name| root.join(name)).filter(|path| path.exists()).collect();
+    println!("cargo:rerun-if-changed={}", root.display());
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
     }

@@ -8,7 +8,9 @@
 //! here for form and bounded by [`net::MAX_MESSAGE`], and by the receiver for meaning.
 
 pub mod broker;
+pub mod controller;
 pub mod net;
+pub mod raft;
 pub mod replication;
 
 mod wire {
@@ -29,6 +31,12 @@ mod wire {
     }
     pub mod broker {
         tonic::include_proto!("ottla.broker.v1");
+    }
+    pub mod raft {
+        tonic::include_proto!("ottla.raft.v1");
+    }
+    pub mod controller {
+        tonic::include_proto!("ottla.controller.v1");
     }
 }
 

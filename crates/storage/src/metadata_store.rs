@@ -110,6 +110,20 @@ impl MetadataStore {
         Ok(())
     }
 
+    /// Puts `entries` in the place of all that is there, in one batch.
+    ///
+    /// # Errors
+    /// After any error the store is closed.
+    pub fn replace(&mut self, entries: Entries, position: &[u8]) -> Result<(), StoreError> {
+        let db = self.db.take().ok_or(StoreError::Closed)?;
+        let keys = guarded(|| Ok(db.scan_prefix([ENTRY]).keys().collect::<Result<Vec<_>, _>>()?))?;
+        self.db = Some(db);
+        let gone = keys.iter().map(|key| (key[1..].to_vec(), None));
+        let mut changes: BTreeMap<_, _> = gone.collect();
+        changes.extend(entries.into_iter().map(|(key, value)| (key, Some(value))));
+        self.commit(&changes, position)
+    }
+
     /// Writes what sled still holds in memory.
     ///
     /// # Errors
@@ -248,6 +262,20 @@ mod tests {
         let path = dir.path().join("image");
         filled(&path);
         assert_eq!(MetadataStore::open(&path, b"line").1, Some(state()));
+    }
+
+    #[test]
+    fn a_store_that_is_replaced_holds_the_new_entries_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        filled(&path);
+        let (mut store, _) = MetadataStore::open(&path, b"line");
+        let entries: Entries = [(b"n".to_vec(), b"1".to_vec())].into_iter().collect();
+        store.replace(entries.clone(), b"at 9").unwrap();
+        store.flush().unwrap();
+        drop(store);
+        let found = MetadataStore::open(&path, b"line").1;
+        assert_eq!(found, Some(StoredState { position: "at 9".into(), entries }));
     }
 
     #[test]

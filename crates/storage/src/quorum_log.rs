@@ -190,7 +190,7 @@ impl QuorumLog {
         if entries.is_empty() {
             return Ok(());
         }
-        let mut last = self.last().map(|(index, _)| index);
+        let mut last = self.places.last_key_value().map(|(index, _)| *index);
         let mut body = BytesMut::new();
         body.put_u8(KIND_ENTRIES);
         let mut offsets = Vec::with_capacity(entries.len());
@@ -358,7 +358,7 @@ impl QuorumLog {
                     let index = take_u64(&mut body).ok_or_else(|| bad("an entry is cut off"))?;
                     let id = take_bytes(&mut body).ok_or_else(|| bad("an entry's id is cut off"))?;
                     let payload = take_bytes(&mut body).ok_or_else(|| bad("an entry's payload is cut off"))?;
-                    if self.last().is_some_and(|(last, _)| index <= last) {
+                    if self.places.last_key_value().is_some_and(|(last, _)| index <= *last) {
                         return Err(bad("an entry's index does not ascend"));
                     }
                     let position = (at + whole - body.len() - payload.len()) as u64;

@@ -1,0 +1,426 @@
+//! The event loop of the active controller (`R65` to `R71`).
+//!
+//! ```text
+//!             active (R68)                     records applied, all answered
+//!  standby ───────────────► idle ──── decide ───► one proposal in flight ───┐
+//!     ▲                      ▲ │                    │ superseded: start over │
+//!     └── tenure over ───────┼─┘                    │ from the image applied │
+//!                            └──────────────────────┴────────────────────────┘
+//! ```
+//!
+//! Invariants: one proposal in flight; what queues up meanwhile is decided together (`R67`); an answer leaves only while
+//! the tenure is active at that moment (`R68`); what the core knows softly lives as long as the tenure (`R71`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use metadata::control::{ControlEvent, Suspicion};
+use metadata::{ClusterControl, ControlRequest, ControlResponse, Decision, MetadataRecord};
+use model::{BrokerId, ClusterId, Incarnation, MetadataOffset, Time, Uuid};
+use rpc::controller::{Reply, Tenure};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::raft::runtime::Random;
+use crate::raft::{ENTRY_MAX, Proposed, Quorum};
+use crate::supervision::Supervision;
+
+/// Requests that wait at most; who comes then waits at the door until its timeout.
+const QUEUE: usize = 1024;
+/// Requests decided together at most.
+const TOGETHER: usize = 256;
+/// How often the loop looks at suspicions and at its tenure when nothing else happens.
+const LOOK: Duration = Duration::from_millis(50);
+/// A suspect is asked twice, this long each (`R76`).
+const PROBE: Duration = Duration::from_millis(250);
+
+/// Monotonic time as the core counts it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Clock {
+        Clock { origin: Instant::now() }
+    }
+
+    fn now(self) -> Time {
+        Time(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(self, time: Time) -> Instant {
+        self.origin + Duration::from_millis(time.0)
+    }
+}
+
+#[derive(Debug)]
+enum Input {
+    Call { request: ControlRequest, reply: oneshot::Sender<Reply<ControlResponse>> },
+    Probed { suspicion: Suspicion, gone: bool },
+}
+
+/// The core, and the tenure that it decides for.
+#[derive(Debug)]
+struct Active {
+    tenure: Option<Tenure>,
+    control: ClusterControl,
+}
+
+/// Asks the loop. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlHandle {
+    inputs: mpsc::Sender<Input>,
+    active: Arc<Mutex<Active>>,
+    quorum: Arc<Quorum>,
+    clock: Clock,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct ControlLoop {
+    inputs: mpsc::Receiver<Input>,
+    handle: ControlHandle,
+    supervision: Arc<Supervision>,
+    internal_listener: String,
+    cluster_id: Option<ClusterId>,
+    random: Random,
+    probing: BTreeSet<(BrokerId, model::BrokerEpoch)>,
+}
+
+/// A decided batch with those who wait for it.
+#[derive(Default)]
+struct Pending {
+    records: Vec<MetadataRecord>,
+    parked: Vec<(oneshot::Sender<Reply<ControlResponse>>, ControlResponse)>,
+    events: Vec<ControlEvent>,
+}
+
+/// What the loop is configured with.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlConfig {
+    /// The name of the listener at which brokers are probed.
+    pub(crate) internal_listener: String,
+    /// The identity that a new cluster gets; a random one where there is none.
+    pub(crate) cluster_id: Option<ClusterId>,
+    pub(crate) settings: metadata::control::ControlSettings,
+}
+
+impl ControlHandle {
+    /// Asks, for at most `timeout`.
+    pub(crate) async fn call(&self, request: ControlRequest, timeout: Duration) -> Reply<ControlResponse> {
+        if !self.observe(&request) {
+            return self.not_controller();
+        }
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.inputs.send(Input::Call { request, reply }).await.ok()?;
+            answer.await.ok()
+        };
+        // A request that is given up may still be decided: to the caller, that outcome is unknown (R67).
+        tokio::time::timeout(timeout, asked).await.ok().flatten().unwrap_or_else(|| self.not_controller())
+    }
+
+    /// Notes what the arrival of a request tells (`R71`); false where this is not the active controller.
+    fn observe(&self, request: &ControlRequest) -> bool {
+        let Some(tenure) = self.quorum.contact.active() else { return false };
+        let mut active = self.lock();
+        if active.tenure == Some(tenure) {
+            active.control.observe(request, self.clock.now());
+        }
+        true
+    }
+
+    fn not_controller<T>(&self) -> Reply<T> {
+        let leader = self.quorum.leader().filter(|(id, _)| id.0 != self.quorum.me.id);
+        Reply::NotController { leader }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Active> {
+        self.active.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl ControlLoop {
+    pub(crate) fn new(
+        quorum: Arc<Quorum>,
+        supervision: Arc<Supervision>,
+        config: ControlConfig,
+        random: Random,
+    ) -> (ControlLoop, ControlHandle) {
+        let (sender, inputs) = mpsc::channel(QUEUE);
+        let active = Active { tenure: None, control: ClusterControl::new(config.settings) };
+        let handle =
+            ControlHandle { inputs: sender, active: Arc::new(Mutex::new(active)), quorum, clock: Clock::new() };
+        let control_loop = ControlLoop {
+            inputs,
+            handle: handle.clone(),
+            supervision,
+            internal_listener: config.internal_listener,
+            cluster_id: config.cluster_id,
+            random,
+            probing: BTreeSet::new(),
+        };
+        (control_loop, handle)
+    }
+
+    /// Runs until it is dropped.
+    pub(crate) async fn run(mut self) {
+        let mut reports = self.handle.quorum.reports();
+        loop {
+            match self.handle.quorum.contact.active() {
+                Some(tenure) => self.serve(tenure).await,
+                None => tokio::select! {
+                    Some(input) = self.inputs.recv() => self.turn_away(input),
+                    _ = reports.changed() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                },
+            }
+        }
+    }
+
+    /// Decides for one tenure, until it is over.
+    async fn serve(&mut self, tenure: Tenure) {
+        tracing::info!(term = tenure.term, node = %self.handle.quorum.me, "this controller is active");
+        let image = self.handle.quorum.image();
+        let unfounded = image.next_offset() == MetadataOffset(0);
+        let first = {
+            let mut active = self.handle.lock();
+            active.control.reset(image);
+            active.control.begin_tenure(self.handle.clock.now());
+            active.tenure = Some(tenure);
+            let id = self.cluster_id.unwrap_or_else(|| ClusterId(Uuid::from_u128(self.random.next_u128())));
+            if unfounded { active.control.first_records(id) } else { Vec::new() }
+        };
+        self.probing.clear();
+        let mut pending = Pending::default();
+        self.take(&mut pending, Decision { records: first, response: ControlResponse::Done, events: vec![] }, None);
+        loop {
+            if !self.settle(tenure, pending).await {
+                break;
+            }
+            pending = self.gather(tenure).await;
+            if !self.holds(tenure) {
+                self.refuse(pending);
+                break;
+            }
+        }
+        self.handle.lock().tenure = None;
+        tracing::info!(term = tenure.term, node = %self.handle.quorum.me, "this controller is no longer active");
+    }
+
+    /// Whether the tenure may still become active again, if it is not now.
+    fn holds(&self, tenure: Tenure) -> bool {
+        let contact = &self.handle.quorum.contact;
+        contact.leading() == Some(tenure) && !contact.has_given_up(tenure)
+    }
+
+    /// Waits for something to decide, and decides all there is.
+    async fn gather(&mut self, tenure: Tenure) -> Pending {
+        let mut pending = Pending::default();
+        let deadline = self.handle.lock().control.next_deadline();
+        let deadline = self.handle.clock.instant(deadline).min(Instant::now() + LOOK);
+        tokio::select! {
+            Some(input) = self.inputs.recv() => self.decide(&mut pending, input),
+            () = tokio::time::sleep_until(deadline) => {}
+        }
+        while pending.parked.len() < TOGETHER
+            && let Ok(input) = self.inputs.try_recv()
+        {
+            self.decide(&mut pending, input);
+        }
+        self.tick(&mut pending);
+        if self.handle.quorum.contact.active() == Some(tenure) {
+            self.probe_suspects();
+        }
+        pending
+    }
+
+    fn decide(&mut self, pending: &mut Pending, input: Input) {
+        let now = self.handle.clock.now();
+        let entropy = self.random.next_u128();
+        match input {
+            Input::Call { request, reply } => {
+                let decision = self.handle.lock().control.decide(&request, now, entropy);
+                self.take(pending, decision, Some(reply));
+            }
+            Input::Probed { suspicion, gone } => {
+                self.probing.remove(&(suspicion.broker, suspicion.epoch));
+                let mut active = self.handle.lock();
+                if gone {
+                    let decision = active.control.fence_suspect(&suspicion, now);
+                    drop(active);
+                    self.take(pending, decision, None);
+                } else {
+                    active.control.clear_suspicion(&suspicion);
+                }
+            }
+        }
+    }
+
+    /// What is due by the time alone.
+    fn tick(&mut self, pending: &mut Pending) {
+        let now = self.handle.clock.now();
+        let decision = {
+            let mut active = self.handle.lock();
+            (active.control.next_deadline() <= now).then(|| active.control.tick(now))
+        };
+        if let Some(decision) = decision {
+            self.take(pending, decision, None);
+        }
+    }
+
+    /// Replays a decision, so that the next one sees it, and parks its answer.
+    fn take(
+        &mut self,
+        pending: &mut Pending,
+        decision: Decision,
+        reply: Option<oneshot::Sender<Reply<ControlResponse>>>,
+    ) {
+        let mut active = self.handle.lock();
+        decision.records.iter().for_each(|record| active.control.replay(record));
+        pending.records.extend(decision.records);
+        pending.events.extend(decision.events);
+        pending.parked.extend(reply.map(|reply| (reply, decision.response)));
+    }
+
+    /// Has a batch applied and answers for it; false when the tenure is over.
+    async fn settle(&mut self, tenure: Tenure, pending: Pending) -> bool {
+        let mut base = self.handle.quorum.image().next_offset();
+        for part in in_parts(&pending.records) {
+            match self.propose(tenure, base, part).await {
+                Proposed::Applied(next) => base = next,
+                Proposed::Superseded => {
+                    tracing::warn!(term = tenure.term, %base, "a batch was superseded: deciding starts over");
+                    let image = self.handle.quorum.image();
+                    self.handle.lock().control.reset(image);
+                    self.refuse(pending);
+                    return true;
+                }
+                Proposed::TenureOver | Proposed::Dead => {
+                    self.handle.quorum.contact.give_up(tenure);
+                    self.refuse(pending);
+                    return false;
+                }
+            }
+        }
+        let decided = self.handle.lock().control.image().next_offset();
+        assert_eq!(decided, base, "what was decided is not what was applied");
+        pending.events.iter().for_each(tell);
+        for (reply, response) in pending.parked {
+            let active = self.handle.quorum.contact.active() == Some(tenure);
+            let answer = if active { Reply::Active(tenure, response) } else { self.handle.not_controller() };
+            // Who no longer waits wants no answer.
+            drop(reply.send(answer));
+        }
+        true
+    }
+
+    /// Proposes one entry, and waits until what becomes of it is known, or the tenure is over (`R67`).
+    async fn propose(&self, tenure: Tenure, base: MetadataOffset, records: &[MetadataRecord]) -> Proposed {
+        let records = metadata::wire::encode_records(records);
+        let proposed = self.handle.quorum.propose(tenure, base, records.into());
+        tokio::pin!(proposed);
+        let since = Instant::now();
+        loop {
+            tokio::select! {
+                outcome = &mut proposed => return outcome,
+                () = tokio::time::sleep(LOOK) => {
+                    if !self.holds(tenure) {
+                        return Proposed::TenureOver;
+                    }
+                    self.supervision.unresolved(&self.handle.quorum, tenure, since.elapsed());
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, pending: Pending) {
+        for (reply, _) in pending.parked {
+            drop(reply.send(self.handle.not_controller()));
+        }
+    }
+
+    fn turn_away(&self, input: Input) {
+        if let Input::Call { reply, .. } = input {
+            drop(reply.send(self.handle.not_controller()));
+        }
+    }
+
+    /// Asks those who are believed gone whether they are (`R76`).
+    fn probe_suspects(&mut self) {
+        let active = self.handle.lock();
+        let suspects = active.control.suspects(self.handle.clock.now());
+        let standing: BTreeMap<_, _> = suspects.into_iter().map(|s| ((s.broker, s.epoch), s)).collect();
+        for (key, suspicion) in standing {
+            let Some(broker) = active.control.image().broker(suspicion.broker) else { continue };
+            let Some(listener) = broker.listener(&self.internal_listener) else { continue };
+            if !self.probing.insert(key) {
+                continue;
+            }
+            let address = format!("{}:{}", listener.host, listener.port);
+            let (incarnation, inputs) = (broker.incarnation, self.handle.inputs.clone());
+            tokio::spawn(async move {
+                let gone = is_gone(&address, suspicion, incarnation).await;
+                // A loop that has ended needs no answer.
+                drop(inputs.send(Input::Probed { suspicion, gone }).await);
+            });
+        }
+    }
+}
+
+/// Whether a suspect is gone: refused, another incarnation, or silent twice (`R76`).
+async fn is_gone(address: &str, suspicion: Suspicion, incarnation: Incarnation) -> bool {
+    for _ in 0..2 {
+        if let Ok(probe) = rpc::broker::probe(address, PROBE).await {
+            return probe.incarnation != incarnation && probe.broker_epoch != suspicion.epoch;
+        }
+    }
+    true
+}
+
+/// Cuts a batch into entries that can be sent and synced within a heartbeat interval (`R67`).
+fn in_parts(records: &[MetadataRecord]) -> Vec<&[MetadataRecord]> {
+    let mut parts = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (at, record) in records.iter().enumerate() {
+        let len = metadata::wire::encoded_len(record);
+        if size + len > ENTRY_MAX && at > start {
+            parts.push(&records[start..at]);
+            (start, size) = (at, 0);
+        }
+        size += len;
+    }
+    if start < records.len() {
+        parts.push(&records[start..]);
+    }
+    parts
+}
+
+fn tell(event: &ControlEvent) {
+    match event {
+        ControlEvent::BrokerFenced { broker, epoch, reason } => {
+            tracing::warn!(%broker, %epoch, ?reason, "a broker is fenced");
+        }
+        ControlEvent::UncleanElection { partition, leader, potential_loss, .. } => {
+            tracing::error!(%partition, %leader, potential_loss, evidence = ?event, "a leader was elected uncleanly");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_is_cut_between_records() {
+        let record = |len: usize| MetadataRecord::FeatureLevel { name: "x".repeat(len), level: 1 };
+        let sizes = |records: &[MetadataRecord]| in_parts(records).iter().map(|part| part.len()).collect::<Vec<_>>();
+        assert!(sizes(&[]).is_empty());
+        assert_eq!(sizes(&vec![record(10); 100]), [100]);
+        assert_eq!(sizes(&vec![record(ENTRY_MAX / 2); 3]), [1, 1, 1]);
+        assert_eq!(sizes(&vec![record(ENTRY_MAX / 3); 5]), [2, 2, 1]);
+        assert_eq!(sizes(&[record(1), record(2 * ENTRY_MAX), record(1)]), [1, 1, 1]);
+    }
+}

@@ -1,0 +1,125 @@
+//! When this node was last in contact with a leader, or as a leader with a quorum (`R75`).
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use openraft::{LogId, ServerState};
+use rpc::controller::Tenure;
+use tokio::time::Instant;
+
+use crate::raft::types::{NodeId, RaftMetrics, tenure};
+
+/// openraft's metrics as they were last reported, with the time when they arrived here: they stand still while its core
+/// waits for the disk.
+#[derive(Debug)]
+pub(crate) struct Contact {
+    state: Mutex<State>,
+    started: Instant,
+    /// The lease of a follower, and the longest age at which a leader's quorum ack counts (`R68`).
+    lease: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    metrics: RaftMetrics,
+    reported: Instant,
+    heard: Instant,
+    /// A tenure of this node that is over for good although openraft may still show it (`R67`).
+    over: Option<Tenure>,
+}
+
+impl Contact {
+    pub(crate) fn new(metrics: RaftMetrics, lease: Duration) -> Contact {
+        let now = Instant::now();
+        let state = State { metrics, reported: now, heard: now, over: None };
+        Contact { state: Mutex::new(state), started: now, lease }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// New metrics were reported.
+    pub(crate) fn report(&self, metrics: RaftMetrics) {
+        let mut state = self.state();
+        state.reported = Instant::now();
+        state.metrics = metrics;
+    }
+
+    /// A leader's message was accepted.
+    pub(crate) fn heard(&self) {
+        self.state().heard = Instant::now();
+    }
+
+    /// The age of the last contact; for a leader, of its last quorum ack.
+    pub(crate) fn age(&self) -> Duration {
+        let state = self.state();
+        if state.metrics.state == ServerState::Leader {
+            return state.quorum_ack_age().unwrap_or(Duration::MAX);
+        }
+        state.heard.elapsed()
+    }
+
+    /// Whether an election of another node, which has `last`, may be started as far as this one knows (`R75`).
+    pub(crate) fn consents(&self, last: Option<LogId<NodeId>>, own_last: Option<LogId<NodeId>>) -> bool {
+        self.age() > self.lease && own_last <= last
+    }
+
+    /// Whether this node started less than a lease ago: openraft's own lease is void after a restart.
+    pub(crate) fn just_started(&self) -> bool {
+        self.started.elapsed() < self.lease
+    }
+
+    /// The tenure in which this node is the active controller, at this very moment (`R68`).
+    pub(crate) fn active(&self) -> Option<Tenure> {
+        let state = self.state();
+        let metrics = &state.metrics;
+        if metrics.state != ServerState::Leader || metrics.running_state.is_err() || !metrics.vote.committed {
+            return None;
+        }
+        if metrics.vote.leader_id.node_id != metrics.id {
+            return None;
+        }
+        let own_entry_applied = metrics.last_applied.is_some_and(|id| id.leader_id == metrics.vote.leader_id);
+        let fresh = state.quorum_ack_age().is_some_and(|age| age < self.lease);
+        let now = tenure(&metrics.vote.leader_id);
+        (own_entry_applied && fresh && state.over != Some(now)).then_some(now)
+    }
+
+    /// The tenure of this node as a leader, whether it is active or not.
+    pub(crate) fn leading(&self) -> Option<Tenure> {
+        let metrics = self.metrics();
+        let mine = metrics.state == ServerState::Leader && metrics.vote.leader_id.node_id == metrics.id;
+        (mine && metrics.vote.committed).then(|| tenure(&metrics.vote.leader_id))
+    }
+
+    /// That tenure will not become active again.
+    pub(crate) fn give_up(&self, over: Tenure) {
+        self.state().over = Some(over);
+    }
+
+    pub(crate) fn has_given_up(&self, tenure: Tenure) -> bool {
+        self.state().over == Some(tenure)
+    }
+
+    pub(crate) fn metrics(&self) -> RaftMetrics {
+        self.state().metrics.clone()
+    }
+
+    /// For how long the metrics have stood still.
+    pub(crate) fn silence(&self) -> Duration {
+        self.state().reported.elapsed()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl State {
+    fn quorum_ack_age(&self) -> Option<Duration> {
+        // A sole voter is its own quorum.
+        let ack = self.metrics.millis_since_quorum_ack?;
+        Some(self.reported.elapsed() + Duration::from_millis(ack))
+    }
+}

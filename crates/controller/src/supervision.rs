@@ -1,0 +1,85 @@
+//! When a controller gives up its tenure, and when its process must end (`R67`).
+//!
+//! A leader whose batch stays unresolved or whose metrics stand still for two seconds stops its heartbeats, so that the
+//! others elect; after ten seconds, or when openraft has stopped, nothing but a restart helps.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rpc::controller::Tenure;
+
+use crate::raft::Quorum;
+
+const RESIGN: Duration = Duration::from_secs(2);
+const FATAL: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What to do when this process cannot go on as a controller.
+pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// See the module.
+pub(crate) struct Supervision {
+    on_fatal: OnFatal,
+    resigned: Mutex<Option<Tenure>>,
+}
+
+impl fmt::Debug for Supervision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervision").field("resigned", &self.resigned).finish_non_exhaustive()
+    }
+}
+
+impl Supervision {
+    pub(crate) fn new(on_fatal: OnFatal) -> Supervision {
+        Supervision { on_fatal, resigned: Mutex::default() }
+    }
+
+    /// A proposal has been unresolved for so long.
+    pub(crate) fn unresolved(&self, quorum: &Quorum, tenure: Tenure, age: Duration) {
+        self.judge(quorum, tenure, age, "a proposal stays unresolved");
+    }
+
+    /// This process cannot go on.
+    pub(crate) fn fatal(&self, why: &str) {
+        tracing::error!(why, "this controller cannot go on");
+        (self.on_fatal)(why);
+    }
+
+    /// Runs until it is dropped.
+    pub(crate) async fn run(&self, quorum: &Quorum) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let leading = quorum.contact.leading();
+            if let Some(tenure) = leading {
+                self.judge(quorum, tenure, quorum.contact.silence(), "openraft's metrics stand still");
+            }
+            let mut resigned = self.resigned.lock().expect("no holder of the lock panics");
+            if resigned.is_some() && *resigned != leading {
+                *resigned = None;
+                quorum.raft.runtime_config().heartbeat(true);
+            }
+        }
+    }
+
+    fn judge(&self, quorum: &Quorum, tenure: Tenure, age: Duration, why: &str) {
+        if age >= FATAL {
+            self.fatal(why);
+        } else if age >= RESIGN {
+            self.resign(quorum, tenure, why);
+        }
+    }
+
+    fn resign(&self, quorum: &Quorum, tenure: Tenure, why: &str) {
+        let voters = quorum.contact.metrics().membership_config.membership().voter_ids().count();
+        let mut resigned = self.resigned.lock().expect("no holder of the lock panics");
+        // A sole voter has nobody to resign to.
+        if *resigned == Some(tenure) || voters == 1 {
+            return;
+        }
+        tracing::warn!(term = tenure.term, why, "this controller resigns");
+        *resigned = Some(tenure);
+        quorum.contact.give_up(tenure);
+        quorum.raft.runtime_config().heartbeat(false);
+    }
+}

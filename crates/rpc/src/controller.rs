@@ -1,0 +1,621 @@
+//! What nodes ask of the controllers (`R68` to `R71`): requests to the active one, the metadata from an offset on, and a
+//! description of the quorum; and the client that finds the active controller.
+//!
+//! Invariants: an answer and a stream event come from an active tenure and name it; the client keeps the highest tenure it
+//! has seen and hears nothing of a lower one (`R69`); records come in whole batches (`R70`).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use metadata::{ControlRequest, ControlResponse, MetadataRecord};
+use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::raft::{self, QuorumNode, RaftServer};
+use crate::wire::controller as wire;
+use crate::{INTERNAL_VERSION, RpcError, check_version, net, uuid_bytes, uuid_from};
+
+/// One leadership of the quorum (`R68`): the higher one is the newer one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tenure {
+    /// The term; it may have two leaders.
+    pub term: u64,
+    /// Which of them.
+    pub node: QuorumNode,
+}
+
+/// What a controller answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reply<T> {
+    /// The active controller's answer.
+    Active(Tenure, T),
+    /// This is not the active controller, or it does not know whether it still is: the outcome is unknown.
+    NotController {
+        /// Whom it follows.
+        leader: Option<(BrokerId, String)>,
+    },
+}
+
+/// What a follower of the metadata is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MetadataEvent {
+    /// All of the metadata, for an image that starts over.
+    Snapshot {
+        /// The offset of the next record.
+        next_offset: MetadataOffset,
+        /// The records that make the image.
+        records: Vec<MetadataRecord>,
+    },
+    /// A whole batch.
+    Batch {
+        /// The offset of its first record.
+        base: MetadataOffset,
+        /// Its records.
+        records: Vec<MetadataRecord>,
+    },
+    /// The node is of another cluster, or ahead of the quorum: it must stop. Nothing follows.
+    Refused(String),
+}
+
+/// What a controller knows of the quorum.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QuorumInfo {
+    /// The leader; `NONE` where it knows none.
+    pub leader: BrokerId,
+    /// The term.
+    pub term: u64,
+    /// Whether this controller is the active one.
+    pub active: bool,
+    /// The offset after the last record that it has applied.
+    pub next_offset: MetadataOffset,
+    /// The voters.
+    pub voters: Vec<QuorumReplica>,
+    /// Members that do not vote.
+    pub observers: Vec<QuorumReplica>,
+}
+
+/// A member of the quorum.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QuorumReplica {
+    /// Who.
+    pub node: QuorumNode,
+    /// Its CONTROLLER listener.
+    pub address: String,
+    /// One past its last log entry; 0 where that is unknown.
+    pub log_end: u64,
+    /// Since when it has not acknowledged anything; `None` where that is unknown.
+    pub last_acknowledged_ms: Option<u64>,
+}
+
+/// Answers for this controller.
+pub trait ControllerServer: Send + Sync + 'static {
+    /// Answers a request within `timeout`.
+    fn call(
+        self: Arc<Self>,
+        request: ControlRequest,
+        timeout: Duration,
+    ) -> impl Future<Output = Reply<ControlResponse>> + Send;
+
+    /// Sends the metadata from `next` on until the receiver goes away or this controller is no longer active.
+    fn follow(
+        self: Arc<Self>,
+        cluster: ClusterId,
+        next: MetadataOffset,
+        sender: FollowSender,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// What it knows of the quorum.
+    fn describe(&self) -> QuorumInfo;
+}
+
+/// Messages under way in one stream, before its writer waits.
+const QUEUE: usize = 8;
+/// How much of a snapshot one message carries.
+const SNAPSHOT_PART: usize = 1 << 20;
+/// A stream on which nothing came for so long is given up (`R69`).
+const SILENCE: Duration = Duration::from_secs(1);
+/// A call that is not answered for so long is tried elsewhere.
+const CALL_SILENCE: Duration = Duration::from_secs(5);
+/// The pause after all controllers were tried in vain, doubling.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(160);
+
+/// Sends to a follower of the metadata.
+#[derive(Clone, Debug)]
+pub struct FollowSender {
+    queue: mpsc::Sender<Result<wire::FollowResponse, Status>>,
+}
+
+impl FollowSender {
+    /// Sends an event of an active tenure; false when the receiver is gone.
+    pub async fn event(&self, tenure: Tenure, event: &MetadataEvent) -> bool {
+        match event {
+            MetadataEvent::Snapshot { next_offset, records } => self.snapshot(tenure, *next_offset, records).await,
+            MetadataEvent::Batch { base, records } => {
+                let records = metadata::wire::encode_records(records).into();
+                self.batch(tenure, *base, records).await
+            }
+            MetadataEvent::Refused(reason) => {
+                self.send(Some(tenure), wire::follow_response::Event::Refused(reason.clone())).await
+            }
+        }
+    }
+
+    /// Sends a batch that is already encoded.
+    pub async fn batch(&self, tenure: Tenure, base: MetadataOffset, records: Bytes) -> bool {
+        let batch = wire::Batch { base: base.0, records };
+        self.send(Some(tenure), wire::follow_response::Event::Batch(batch)).await
+    }
+
+    /// Says that there is nothing new.
+    pub async fn keep_alive(&self, tenure: Tenure) -> bool {
+        self.send(Some(tenure), wire::follow_response::Event::KeepAlive(wire::KeepAlive {})).await
+    }
+
+    /// Says that this controller is not, or no longer, active.
+    pub async fn not_controller(&self, leader: Option<(BrokerId, String)>) -> bool {
+        let event = wire::follow_response::Event::NotController(not_controller(leader));
+        self.send(None, event).await
+    }
+
+    /// Waits until the receiver is gone.
+    pub async fn closed(&self) {
+        self.queue.closed().await;
+    }
+
+    async fn snapshot(&self, tenure: Tenure, next: MetadataOffset, records: &[MetadataRecord]) -> bool {
+        let mut rest = records;
+        loop {
+            let mut size = 0;
+            // Records are taken until a part is full; at least one.
+            let taken = rest.iter().take_while(|record| {
+                let fits = size < SNAPSHOT_PART;
+                size += metadata::wire::encoded_len(record);
+                fits
+            });
+            let count = taken.count();
+            let (part, later) = rest.split_at(count);
+            rest = later;
+            let records = metadata::wire::encode_records(part).into();
+            let part = wire::SnapshotPart { next_offset: next.0, records, last: rest.is_empty() };
+            if !self.send(Some(tenure), wire::follow_response::Event::Snapshot(part)).await {
+                return false;
+            }
+            if rest.is_empty() {
+                return true;
+            }
+        }
+    }
+
+    async fn send(&self, tenure: Option<Tenure>, event: wire::follow_response::Event) -> bool {
+        let message =
+            wire::FollowResponse { version: INTERNAL_VERSION, tenure: tenure.map(tenure_to_wire), event: Some(event) };
+        self.queue.send(Ok(message)).await.is_ok()
+    }
+}
+
+/// What to put on the CONTROLLER listener.
+pub fn routes<S: ControllerServer, R: RaftServer>(server: Arc<S>, member: Arc<R>) -> Routes {
+    let service = wire::controller_server::ControllerServer::new(Service { server })
+        .max_decoding_message_size(net::MAX_MESSAGE)
+        .max_encoding_message_size(net::MAX_MESSAGE);
+    Routes::new(service).add_service(raft::service(member))
+}
+
+struct Service<S> {
+    server: Arc<S>,
+}
+
+type Events = Pin<Box<dyn Stream<Item = Result<wire::FollowResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<S: ControllerServer> wire::controller_server::Controller for Service<S> {
+    async fn call(&self, request: Request<wire::CallRequest>) -> Result<Response<wire::CallResponse>, Status> {
+        let request = request.into_inner();
+        check_version(request.version).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let decoded = metadata::wire::decode_request(&request.request);
+        let decoded = decoded.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let timeout = Duration::from_millis(u64::from(request.timeout_ms));
+        let result = match Arc::clone(&self.server).call(decoded, timeout).await {
+            Reply::Active(tenure, response) => wire::call_response::Result::Answer(wire::Answer {
+                tenure: Some(tenure_to_wire(tenure)),
+                response: metadata::wire::encode_response(&response).into(),
+            }),
+            Reply::NotController { leader } => wire::call_response::Result::NotController(not_controller(leader)),
+        };
+        Ok(Response::new(wire::CallResponse { version: INTERNAL_VERSION, result: Some(result) }))
+    }
+
+    type FollowStream = Events;
+
+    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Events>, Status> {
+        let request = request.into_inner();
+        let invalid = |error: RpcError| Status::invalid_argument(error.to_string());
+        check_version(request.version).map_err(invalid)?;
+        let cluster = ClusterId(uuid_from(&request.cluster_id).map_err(invalid)?);
+        let (queue, outgoing) = mpsc::channel(QUEUE);
+        let next = MetadataOffset(request.next_offset);
+        let server = Arc::clone(&self.server);
+        tokio::spawn(server.follow(cluster, next, FollowSender { queue }));
+        Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeResponse>, Status> {
+        check_version(request.get_ref().version).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(info_to_wire(self.server.describe())))
+    }
+}
+
+/// Why a call gave no answer.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum CallError {
+    /// No active controller answered in time: whether the request took effect is unknown.
+    #[error("no active controller answered in time; the outcome is unknown")]
+    Timeout,
+    /// The request is not one that this controller understands.
+    #[error("the controller refused the request: {0}")]
+    Refused(String),
+}
+
+/// Finds the active controller and asks it (`R69`). Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ControllerClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    controllers: Vec<Controller>,
+    state: Mutex<ClientState>,
+}
+
+#[derive(Debug)]
+struct Controller {
+    id: BrokerId,
+    address: String,
+    channel: Channel,
+}
+
+#[derive(Debug, Default)]
+struct ClientState {
+    /// The highest tenure seen.
+    newest: Option<Tenure>,
+    /// Which controller answered last, or is said to be active.
+    current: usize,
+}
+
+impl ControllerClient {
+    /// A client of the controllers of `controller.quorum.voters`, as (node.id, `host:port`).
+    ///
+    /// # Errors
+    /// [`RpcError::Unavailable`] where one is no `host:port`, [`RpcError::Invalid`] where there is none.
+    pub fn new(voters: &[(BrokerId, String)]) -> Result<ControllerClient, RpcError> {
+        if voters.is_empty() {
+            return Err(RpcError::Invalid("there is no controller to ask: set controller.quorum.voters"));
+        }
+        let controller = |(id, address): &(BrokerId, String)| {
+            Ok(Controller { id: *id, address: address.clone(), channel: net::connect_lazy(address)? })
+        };
+        let controllers = voters.iter().map(controller).collect::<Result<_, RpcError>>()?;
+        Ok(ControllerClient { shared: Arc::new(Shared { controllers, state: Mutex::default() }) })
+    }
+
+    /// Asks the active controller, whichever it is, until `deadline`. A request may reach a controller more than once.
+    ///
+    /// # Errors
+    /// [`CallError::Timeout`]: the outcome is unknown.
+    pub async fn call(&self, request: ControlRequest, deadline: Instant) -> Result<ControlResponse, CallError> {
+        let bytes = Bytes::from(metadata::wire::encode_request(&request));
+        let attempts = async {
+            let mut search = Search::default();
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let at = self.state().current;
+                match self.call_once(at, bytes.clone(), left.min(CALL_SILENCE)).await {
+                    Ok(Some(response)) => return Ok(response),
+                    Ok(None) => {}
+                    Err(RpcError::Refused { reason, .. }) => return Err(CallError::Refused(reason)),
+                    Err(error) => self.failed(at, &error),
+                }
+                search.pause(self.shared.controllers.len()).await;
+            }
+        };
+        tokio::time::timeout_at(deadline, attempts).await.unwrap_or(Err(CallError::Timeout))
+    }
+
+    /// The metadata from `next_offset` on, for a node of `cluster` (`NONE` where it does not know). Goes from one active
+    /// controller to the next by itself, and ends only after [`MetadataEvent::Refused`].
+    pub fn follow(
+        &self,
+        cluster: ClusterId,
+        next_offset: MetadataOffset,
+    ) -> impl Stream<Item = MetadataEvent> + Send + use<> {
+        let follow = Follow { client: self.clone(), cluster, next: next_offset, stream: None, ended: false };
+        stream::unfold(follow, |mut follow| async move { follow.next().await.map(|event| (event, follow)) })
+    }
+
+    /// What the controllers know of the quorum: the active one if there is one, else any that answers.
+    ///
+    /// # Errors
+    /// [`CallError::Timeout`] where none answers.
+    pub async fn describe(&self, deadline: Instant) -> Result<QuorumInfo, CallError> {
+        let mut found: Option<QuorumInfo> = None;
+        let count = self.shared.controllers.len();
+        let first = self.state().current;
+        for controller in (0..count).map(|i| &self.shared.controllers[(first + i) % count]) {
+            let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone());
+            let until = deadline.min(Instant::now() + SILENCE);
+            let asked = client.describe(wire::DescribeRequest { version: INTERNAL_VERSION });
+            let Ok(Ok(answer)) = tokio::time::timeout_at(until, asked).await else { continue };
+            let Ok(info) = info_from_wire(answer.into_inner()) else { continue };
+            if info.active {
+                return Ok(info);
+            }
+            if found.as_ref().is_none_or(|before| before.term < info.term) {
+                found = Some(info);
+            }
+        }
+        found.ok_or(CallError::Timeout)
+    }
+
+    /// The highest tenure seen.
+    #[must_use]
+    pub fn newest_tenure(&self) -> Option<Tenure> {
+        self.state().newest
+    }
+
+    async fn call_once(&self, at: usize, request: Bytes, left: Duration) -> Result<Option<ControlResponse>, RpcError> {
+        let controller = &self.shared.controllers[at];
+        let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone())
+            .max_decoding_message_size(net::MAX_MESSAGE)
+            .max_encoding_message_size(net::MAX_MESSAGE);
+        let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+        let asked = client.call(wire::CallRequest { version: INTERNAL_VERSION, request, timeout_ms });
+        let late = || RpcError::Unavailable { peer: controller.address.clone(), reason: "silence".to_owned() };
+        let answer = tokio::time::timeout(left, asked).await.map_err(|_| late())?;
+        let answer = answer.map_err(|status| RpcError::of(&controller.address, &status))?.into_inner();
+        check_version(answer.version)?;
+        match answer.result.ok_or(RpcError::Invalid("a call was answered with nothing"))? {
+            wire::call_response::Result::Answer(answer) => {
+                if !self.accept(at, tenure_from_wire(answer.tenure)?) {
+                    return Ok(None);
+                }
+                let response = metadata::wire::decode_response(&answer.response);
+                response.map(Some).map_err(|_| RpcError::Invalid("a control response does not decode"))
+            }
+            wire::call_response::Result::NotController(not) => {
+                self.redirect(at, &not);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Notes who answered; false where a newer controller is known (`R69`).
+    fn accept(&self, at: usize, tenure: Tenure) -> bool {
+        let mut state = self.state();
+        if state.newest.is_some_and(|newest| tenure < newest) {
+            state.current = (at + 1) % self.shared.controllers.len();
+            return false;
+        }
+        state.newest = Some(tenure);
+        state.current = at;
+        true
+    }
+
+    /// The one at `at` is not the active controller.
+    fn redirect(&self, at: usize, not: &wire::NotController) {
+        let count = self.shared.controllers.len();
+        let leader = self.shared.controllers.iter().position(|c| c.id.0 == not.leader_id);
+        let mut state = self.state();
+        if state.current == at {
+            state.current = leader.filter(|leader| *leader != at).unwrap_or((at + 1) % count);
+        }
+    }
+
+    fn failed(&self, at: usize, error: &RpcError) {
+        tracing::debug!(%error, "a controller did not answer");
+        let mut state = self.state();
+        if state.current == at {
+            state.current = (at + 1) % self.shared.controllers.len();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, ClientState> {
+        self.shared.state.lock().expect("no holder of the lock panics")
+    }
+}
+
+/// Pauses between attempts: none before all controllers were asked once.
+#[derive(Default)]
+struct Search {
+    attempts: u32,
+}
+
+impl Search {
+    async fn pause(&mut self, controllers: usize) {
+        self.attempts += 1;
+        let rounds = self.attempts / u32::try_from(controllers.max(1)).unwrap_or(1);
+        if rounds > 0 {
+            tokio::time::sleep((PAUSE_MIN * 2u32.pow(rounds.min(8) - 1)).min(PAUSE_MAX)).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The state of a stream of metadata across controllers.
+struct Follow {
+    client: ControllerClient,
+    cluster: ClusterId,
+    next: MetadataOffset,
+    stream: Option<(usize, Streaming<wire::FollowResponse>)>,
+    ended: bool,
+}
+
+impl Follow {
+    async fn next(&mut self) -> Option<MetadataEvent> {
+        let mut search = Search::default();
+        while !self.ended {
+            let Some((at, stream)) = self.stream.as_mut() else {
+                self.dial().await;
+                if self.stream.is_none() {
+                    search.pause(self.client.shared.controllers.len()).await;
+                }
+                continue;
+            };
+            let at = *at;
+            let event = match Self::event(&self.client, at, stream, self.next).await {
+                Ok(Some(event)) => event,
+                Ok(None) => {
+                    search = Search::default();
+                    continue;
+                }
+                Err(error) => {
+                    self.stream = None;
+                    self.client.failed(at, &error);
+                    search.pause(self.client.shared.controllers.len()).await;
+                    continue;
+                }
+            };
+            match &event {
+                MetadataEvent::Snapshot { next_offset, .. } => self.next = *next_offset,
+                MetadataEvent::Batch { base, records } => self.next = MetadataOffset(base.0 + records.len() as u64),
+                MetadataEvent::Refused(_) => self.ended = true,
+            }
+            return Some(event);
+        }
+        None
+    }
+
+    async fn dial(&mut self) {
+        let at = self.client.state().current;
+        let controller = &self.client.shared.controllers[at];
+        let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone())
+            .max_decoding_message_size(net::MAX_MESSAGE);
+        let request = wire::FollowRequest {
+            version: INTERNAL_VERSION,
+            cluster_id: uuid_bytes(self.cluster.0),
+            next_offset: self.next.0,
+        };
+        match tokio::time::timeout(SILENCE, client.follow(request)).await {
+            Ok(Ok(stream)) => self.stream = Some((at, stream.into_inner())),
+            Ok(Err(status)) => self.client.failed(at, &RpcError::of(&controller.address, &status)),
+            Err(_) => self.client.failed(at, &RpcError::Invalid("silence")),
+        }
+    }
+
+    /// The next event, `None` for a sign of life, or why the stream is of no more use.
+    async fn event(
+        client: &ControllerClient,
+        at: usize,
+        stream: &mut Streaming<wire::FollowResponse>,
+        next: MetadataOffset,
+    ) -> Result<Option<MetadataEvent>, RpcError> {
+        use wire::follow_response::Event;
+        let mut snapshot = Vec::new();
+        loop {
+            let message = tokio::time::timeout(SILENCE, stream.message()).await;
+            let message = message.map_err(|_| RpcError::Invalid("silence"))?;
+            let message = message.map_err(|status| RpcError::of(&client.shared.controllers[at].address, &status))?;
+            let message = message.ok_or(RpcError::Invalid("the stream ended"))?;
+            check_version(message.version)?;
+            let event = message.event.ok_or(RpcError::Invalid("an event without content"))?;
+            if let Event::NotController(not) = &event {
+                client.redirect(at, not);
+                return Err(RpcError::Invalid("not the active controller"));
+            }
+            if !client.accept(at, tenure_from_wire(message.tenure)?) {
+                return Err(RpcError::Invalid("a newer controller is known"));
+            }
+            match event {
+                Event::KeepAlive(_) | Event::NotController(_) => return Ok(None),
+                Event::Refused(reason) => return Ok(Some(MetadataEvent::Refused(reason))),
+                Event::Batch(batch) if batch.base == next.0 => {
+                    let records = records_from(&batch.records)?;
+                    return Ok(Some(MetadataEvent::Batch { base: next, records }));
+                }
+                Event::Batch(_) => return Err(RpcError::Invalid("a batch does not follow the one before")),
+                Event::Snapshot(part) => {
+                    snapshot.extend(records_from(&part.records)?);
+                    if part.last {
+                        let next_offset = MetadataOffset(part.next_offset);
+                        return Ok(Some(MetadataEvent::Snapshot { next_offset, records: snapshot }));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn records_from(bytes: &[u8]) -> Result<Vec<MetadataRecord>, RpcError> {
+    metadata::wire::decode_records(bytes).map_err(|_| RpcError::Invalid("metadata records do not decode"))
+}
+
+fn not_controller(leader: Option<(BrokerId, String)>) -> wire::NotController {
+    let (id, address) = leader.unwrap_or((BrokerId::NONE, String::new()));
+    wire::NotController { leader_id: id.0, leader_address: address }
+}
+
+fn tenure_to_wire(tenure: Tenure) -> wire::Tenure {
+    let node = tenure.node;
+    wire::Tenure { term: tenure.term, node_id: node.id.0, directory: uuid_bytes(node.directory.0) }
+}
+
+fn tenure_from_wire(tenure: Option<wire::Tenure>) -> Result<Tenure, RpcError> {
+    let tenure = tenure.ok_or(RpcError::Invalid("an answer without a tenure"))?;
+    let directory = DirectoryId(uuid_from(&tenure.directory)?);
+    Ok(Tenure { term: tenure.term, node: QuorumNode { id: BrokerId(tenure.node_id), directory } })
+}
+
+fn info_to_wire(info: QuorumInfo) -> wire::DescribeResponse {
+    let replica = |replica: QuorumReplica| wire::Replica {
+        id: replica.node.id.0,
+        directory: uuid_bytes(replica.node.directory.0),
+        log_end: replica.log_end,
+        address: replica.address,
+        last_acknowledged_ms: replica.last_acknowledged_ms.and_then(|ms| i64::try_from(ms).ok()).unwrap_or(-1),
+    };
+    wire::DescribeResponse {
+        version: INTERNAL_VERSION,
+        leader_id: info.leader.0,
+        term: info.term,
+        next_offset: info.next_offset.0,
+        voters: info.voters.into_iter().map(replica).collect(),
+        observers: info.observers.into_iter().map(replica).collect(),
+        active: info.active,
+    }
+}
+
+fn info_from_wire(info: wire::DescribeResponse) -> Result<QuorumInfo, RpcError> {
+    check_version(info.version)?;
+    let replica = |replica: wire::Replica| {
+        let node = QuorumNode { id: BrokerId(replica.id), directory: DirectoryId(uuid_from(&replica.directory)?) };
+        let last_acknowledged_ms = u64::try_from(replica.last_acknowledged_ms).ok();
+        Ok::<_, RpcError>(QuorumReplica {
+            node,
+            address: replica.address,
+            log_end: replica.log_end,
+            last_acknowledged_ms,
+        })
+    };
+    Ok(QuorumInfo {
+        leader: BrokerId(info.leader_id),
+        term: info.term,
+        active: info.active,
+        next_offset: MetadataOffset(info.next_offset),
+        voters: info.voters.into_iter().map(replica).collect::<Result<_, _>>()?,
+        observers: info.observers.into_iter().map(replica).collect::<Result<_, _>>()?,
+    })
+}
