@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use metadata::configs;
+use metadata::configs::{self, Scope};
 
 use crate::properties;
 
@@ -95,17 +95,31 @@ impl NodeConfig {
         ensure!(node_id >= 0, "node.id is {node_id}; it must be 0 or more");
         let roles: Vec<&str> = list(get("process.roles").unwrap_or("broker,controller"));
         for role in &roles {
-            ensure!(matches!(*role, "broker" | "controller"), "process.roles has {role:?}; known are broker and controller");
+            ensure!(
+                matches!(*role, "broker" | "controller"),
+                "process.roles has {role:?}; known are broker and controller"
+            );
         }
         let (is_broker, is_controller) = (roles.contains(&"broker"), roles.contains(&"controller"));
         ensure!(is_broker || is_controller, "process.roles is empty; give broker, controller or both");
-        ensure!(get("inter.broker.listener.name").is_none_or(|n| n == INTERNAL), "inter.broker.listener.name must be INTERNAL");
-        ensure!(get("controller.listener.names").is_none_or(|n| n == CONTROLLER), "controller.listener.names must be CONTROLLER");
-        let listeners = read_listeners(get("listeners").unwrap_or("PLAINTEXT://:9092,INTERNAL://:10092,CONTROLLER://:11092"))?;
+        ensure!(
+            get("inter.broker.listener.name").is_none_or(|n| n == INTERNAL),
+            "inter.broker.listener.name must be INTERNAL"
+        );
+        ensure!(
+            get("controller.listener.names").is_none_or(|n| n == CONTROLLER),
+            "controller.listener.names must be CONTROLLER"
+        );
+        let listeners =
+            read_listeners(get("listeners").unwrap_or("PLAINTEXT://:9092,INTERNAL://:10092,CONTROLLER://:11092"))?;
         let advertised = advertise(&listeners, get("advertised.listeners"))?;
-        let voters = read_voters(get("controller.quorum.voters").context("controller.quorum.voters is missing: id@host:port,…")?)?;
-        let log_dirs: Vec<PathBuf> =
-            list(get("log.dirs").or(get("log.dir")).context("log.dirs is missing")?).into_iter().map(PathBuf::from).collect();
+        let voters = read_voters(
+            get("controller.quorum.voters").context("controller.quorum.voters is missing: id@host:port,…")?,
+        )?;
+        let log_dirs: Vec<PathBuf> = list(get("log.dirs").or(get("log.dir")).context("log.dirs is missing")?)
+            .into_iter()
+            .map(PathBuf::from)
+            .collect();
         let metadata_dir = get("metadata.log.dir").map_or_else(|| log_dirs[0].clone(), PathBuf::from);
         let json_logs = match get("ottla.log.format").unwrap_or("text") {
             "text" => false,
@@ -140,7 +154,10 @@ impl NodeConfig {
         }
         if self.is_broker {
             ensure!(has(INTERNAL), "process.roles has broker, but listeners has no INTERNAL://host:port");
-            ensure!(self.kafka_listeners().next().is_some(), "process.roles has broker, but listeners has none for clients");
+            ensure!(
+                self.kafka_listeners().next().is_some(),
+                "process.roles has broker, but listeners has none for clients"
+            );
         }
         for listener in &self.advertised {
             let unroutable = matches!(listener.host.as_str(), "0.0.0.0" | "::" | "");
@@ -171,16 +188,27 @@ impl NodeConfig {
             Some(value) => value.parse().ok().with_context(|| format!("{name} is {value:?}, which is no valid number")),
         }
     }
+
+    /// A boolean that was given, or `default`.
+    pub(crate) fn boolean(&self, name: &str, default: bool) -> Result<bool> {
+        match self.given.get(name).map(|value| value.trim().to_lowercase()).filter(|value| !value.is_empty()) {
+            None => Ok(default),
+            Some(value) => value.parse().ok().with_context(|| format!("{name} is {value:?}; it must be true or false")),
+        }
+    }
 }
 
 fn check_names(given: &BTreeMap<String, String>) -> Result<()> {
-    let known: Vec<&str> = configs::broker_names().chain(OWN.iter().map(|(name, _)| *name)).collect();
+    let table = configs::all(Scope::Broker);
+    let known: Vec<&str> = table.keys().copied().chain(OWN.iter().map(|(name, _)| *name)).collect();
     for (name, value) in given {
-        // Kafka takes security settings per listener: `listener.name.<listener>.<name>`.
-        if known.contains(&name.as_str()) {
-            if let Err(reason) = configs::validate_broker(name, value) {
-                bail!("{reason}");
+        if let Some(definition) = table.get(name.as_str()) {
+            if let Err(reason) = definition.validate(value) {
+                bail!("{name}: {reason}");
             }
+            continue;
+        }
+        if known.contains(&name.as_str()) {
             continue;
         }
         let nearest = known.iter().min_by_key(|k| distance(k, name)).copied().unwrap_or_default();
@@ -213,7 +241,9 @@ fn read_listeners(text: &str) -> Result<Vec<Listener>> {
     let listeners: Vec<Listener> = list(text).into_iter().map(Listener::parse).collect::<Result<_>>()?;
     for (i, listener) in listeners.iter().enumerate() {
         let same = listeners[..i].iter().find(|other| other.name == listener.name || other.port == listener.port);
-        if let Some(other) = same.filter(|other| other.name == listener.name || (other.port != 0 && other.host == listener.host)) {
+        if let Some(other) =
+            same.filter(|other| other.name == listener.name || (other.port != 0 && other.host == listener.host))
+        {
             bail!("listeners {} and {} have the same name or port", other.name, listener.name);
         }
     }
@@ -222,7 +252,8 @@ fn read_listeners(text: &str) -> Result<Vec<Listener>> {
 
 /// A listener that is not advertised by name is advertised as it is bound.
 fn advertise(listeners: &[Listener], given: Option<&str>) -> Result<Vec<Listener>> {
-    let given: Vec<Listener> = list(given.unwrap_or_default()).into_iter().map(Listener::parse).collect::<Result<_>>()?;
+    let given: Vec<Listener> =
+        list(given.unwrap_or_default()).into_iter().map(Listener::parse).collect::<Result<_>>()?;
     for listener in &given {
         let bound = listeners.iter().any(|l| l.name == listener.name);
         ensure!(bound, "advertised.listeners has {}, which listeners does not have", listener.name);
@@ -272,9 +303,12 @@ mod tests {
 
     #[test]
     fn an_advertised_address_that_cannot_be_is_refused() {
-        let error = given("listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092").unwrap_err();
+        let error =
+            given("listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092").unwrap_err();
         assert!(error.to_string().contains("advertised.listeners"), "{error}");
-        let good = given("listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092\nadvertised.listeners=PLAINTEXT://node-1:9092");
+        let good = given(
+            "listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092\nadvertised.listeners=PLAINTEXT://node-1:9092",
+        );
         assert_eq!(good.unwrap().advertised[0].host, "node-1");
     }
 

@@ -34,7 +34,9 @@ struct Connection {
 impl Connection {
     async fn open(address: &str) -> Result<Connection> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-        let stream = connected.with_context(|| format!("{address} does not answer"))?.with_context(|| format!("cannot connect to {address}"))?;
+        let stream = connected
+            .with_context(|| format!("{address} does not answer"))?
+            .with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         let mut connection =
             Connection { stream, versions: BTreeMap::new(), correlation_id: 0, address: address.to_owned() };
@@ -150,11 +152,8 @@ impl KafkaClient {
     pub(crate) async fn coordinator(&mut self, group: &str) -> Result<String> {
         let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
-            let request = FindCoordinatorRequest {
-                key: group.to_owned(),
-                key_type: 0,
-                coordinator_keys: vec![group.to_owned()],
-            };
+            let request =
+                FindCoordinatorRequest { key: group.to_owned(), key_type: 0, coordinator_keys: vec![group.to_owned()] };
             let answer: FindCoordinatorResponse = self.any(&request).await?;
             let found = answer.coordinators.into_iter().next().context("FindCoordinator answered nothing")?;
             match ErrorCode::from_code(found.error_code) {

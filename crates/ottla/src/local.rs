@@ -5,7 +5,7 @@
 //! is told, with the command that starts it again; the others go on. Everything listens on loopback.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -120,7 +120,12 @@ impl LocalCluster {
             while !is_ready(node.ports.http).await {
                 let process = node.process.as_mut().context("the node was started")?;
                 if let Some(status) = process.try_wait()? {
-                    bail!("node {} ended with {status}: see {}\n{}", node.id, node.log_path().display(), node.last_lines());
+                    bail!(
+                        "node {} ended with {status}: see {}\n{}",
+                        node.id,
+                        node.log_path().display(),
+                        node.last_lines()
+                    );
                 }
                 if Instant::now() > deadline {
                     bail!("node {} is not ready after {limit:?}: see {}", node.id, node.log_path().display());
@@ -213,7 +218,8 @@ impl Node {
     }
 
     fn write_configuration(&self, voters: &str, count: u16, overrides: &[String]) -> Result<()> {
-        std::fs::create_dir_all(&self.directory).with_context(|| format!("cannot create {}", self.directory.display()))?;
+        std::fs::create_dir_all(&self.directory)
+            .with_context(|| format!("cannot create {}", self.directory.display()))?;
         let Ports { kafka, internal, controller, http } = self.ports;
         let zone = char::from(b'a' + u8::try_from((self.id - 1) % 3).unwrap_or(0));
         let (replicas, min_isr) = (count.min(3), count.min(2));
@@ -232,7 +238,8 @@ impl Node {
             text.push_str(line);
             text.push('\n');
         }
-        std::fs::write(self.config_path(), text).with_context(|| format!("cannot write {}", self.config_path().display()))
+        std::fs::write(self.config_path(), text)
+            .with_context(|| format!("cannot write {}", self.config_path().display()))
     }
 
     fn spawn(&self) -> Result<Child> {
@@ -265,8 +272,9 @@ fn check_ports(nodes: &[Node]) -> Result<()> {
     for node in nodes {
         let Ports { kafka, internal, controller, http } = node.ports;
         for port in [kafka, internal, controller, http] {
-            std::net::TcpListener::bind(("127.0.0.1", port))
-                .with_context(|| format!("port {port} of node {} is taken: stop what uses it, or give another --base-port", node.id))?;
+            std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| {
+                format!("port {port} of node {} is taken: stop what uses it, or give another --base-port", node.id)
+            })?;
         }
     }
     Ok(())
@@ -317,9 +325,4 @@ impl StatusLine {
             self.shown = 0;
         }
     }
-}
-
-/// Whether a directory holds a cluster's nodes.
-pub(crate) fn node_configuration(directory: &Path, id: u16) -> PathBuf {
-    directory.join(format!("node-{id}")).join("server.properties")
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use broker::api::BrokerApi;
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
-use controller::{Controller, ControllerConfig};
-use gateway::{Gateway, GatewayConfig};
+use controller::{Controller, ControllerConfig, ControllerHandle, Timeouts};
+use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
+use metadata::ControlSettings;
 use metadata::Listener as MetadataListener;
 use metadata::records::SecurityProtocol;
 use model::{BrokerId, ClusterId, DirectoryId, Incarnation, Uuid};
@@ -26,6 +26,8 @@ use crate::status::NodeStatus;
 const DISK_THREADS: usize = 8;
 /// Files open at once in the logs' pool.
 const OPEN_FILES: usize = 1024;
+/// How long produces that were appended may still be answered.
+const GATEWAY_LINGER: Duration = Duration::from_secs(1);
 /// A combined node keeps its controller so long while other brokers stop (`R77`).
 const CONTROLLER_LINGER: Duration = Duration::from_secs(5);
 
@@ -101,7 +103,11 @@ struct Directory {
 }
 
 fn open_directory(config: &NodeConfig) -> Result<Directory> {
-    ensure!(config.log_dirs.len() == 1, "log.dirs names {} directories; one is supported so far", config.log_dirs.len());
+    ensure!(
+        config.log_dirs.len() == 1,
+        "log.dirs names {} directories; one is supported so far",
+        config.log_dirs.len()
+    );
     let tail_bytes = config.number("ottla.tail.cache.bytes", storage::env::TAIL_BYTES_DEFAULT)?;
     let env = LogEnv::new(Arc::new(storage::disk::RealDisk), OPEN_FILES, tail_bytes);
     let data = DataDir::open(&env, &config.log_dirs[0])?;
@@ -145,18 +151,25 @@ async fn serve(config: NodeConfig) -> Result<()> {
     let _pid = config.pid_file.as_deref().map(PidFile::write).transpose()?;
     let directory = open_directory(&config)?;
     let http = match &config.http {
-        Some(address) => {
-            Some(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (ottla.http.listener)"))?)
-        }
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address} (ottla.http.listener)"))?,
+        ),
         None => None,
     };
-    let controller = match config.listener(CONTROLLER).filter(|_| config.is_controller) {
-        Some(listener) => Some(Controller::start(controller_config(&config, &directory)?, bind(listener).await?).await?),
-        None => None,
+    let incarnation = Incarnation(random_id()?);
+    let controller = if config.is_controller {
+        Some(Controller::start(controller_config(&config, &directory, incarnation)?).await?)
+    } else {
+        None
     };
-    let status = NodeStatus::new(config.node_id);
-    status.set_controller(controller.clone());
-    let serving = if config.is_broker { Some(start_broker(&config, directory, &status).await?) } else { None };
+    let status = NodeStatus::new(config.node_id, config.is_broker);
+    if let Some(controller) = &controller {
+        status.set_controller(controller.clone());
+    }
+    let serving =
+        if config.is_broker { Some(start_broker(&config, directory, incarnation, &status).await?) } else { None };
     if let Some(listener) = http {
         let source = Arc::clone(&status);
         tokio::spawn(async move {
@@ -170,39 +183,109 @@ async fn serve(config: NodeConfig) -> Result<()> {
     tracing::info!("stopping");
     if let Some((broker, gateway)) = serving {
         broker.shut_down().await;
-        gateway.stop().await;
+        gateway.stop(GATEWAY_LINGER).await;
     }
     if let Some(controller) = controller {
-        controller.shut_down(CONTROLLER_LINGER).await;
+        linger(&controller).await;
+        controller.shutdown().await;
     }
     tracing::info!("stopped");
     Ok(())
 }
 
+/// R77: other brokers may still be stopping, and need the quorum for it.
+async fn linger(controller: &ControllerHandle) {
+    let until = tokio::time::Instant::now() + CONTROLLER_LINGER;
+    while controller.is_active() && controller.stopping_brokers() > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn controller_config(config: &NodeConfig, directory: &Directory, incarnation: Incarnation) -> Result<ControllerConfig> {
+    let listener = config.listener(CONTROLLER).context("listeners has no CONTROLLER")?;
+    let address = listener.bind_address();
+    let bind = tokio_address(&address)?;
+    let defaults = ControlSettings::default();
+    let rebalance = config.boolean("auto.leader.rebalance.enable", true)?;
+    let rebalance_ms = config.number("leader.imbalance.check.interval.seconds", 300u64)? * 1000;
+    Ok(ControllerConfig {
+        node_id: BrokerId(config.node_id),
+        directory: directory.id,
+        incarnation,
+        disk: Arc::new(storage::disk::RealDisk),
+        path: config.metadata_dir.join("__cluster_metadata"),
+        keep_image: true,
+        voters: voters(config),
+        bind,
+        listeners: config.advertised.iter().filter(|l| l.name == CONTROLLER).map(metadata_listener).collect(),
+        internal_listener: INTERNAL.to_owned(),
+        cluster_id: (!directory.cluster_id.is_none()).then_some(directory.cluster_id),
+        settings: ControlSettings {
+            session_timeout_ms: config.number("broker.session.timeout.ms", defaults.session_timeout_ms)?,
+            recovery_wait_ms: config.number("ottla.recovery.wait.ms", defaults.recovery_wait_ms)?,
+            num_partitions: config.number("num.partitions", defaults.num_partitions)?,
+            default_replication_factor: config
+                .number("default.replication.factor", defaults.default_replication_factor)?,
+            min_insync_replicas: config.number("min.insync.replicas", defaults.min_insync_replicas)?,
+            unclean_leader_election: config
+                .boolean("unclean.leader.election.enable", defaults.unclean_leader_election)?,
+            leader_rebalance_ms: rebalance.then_some(rebalance_ms),
+            ..defaults
+        },
+        timeouts: Timeouts::default(),
+        seed: random_seed()?,
+        on_fatal: Arc::new(|reason| {
+            tracing::error!(reason, "the controller cannot go on; this process ends and must be started again");
+            std::process::abort();
+        }),
+    })
+}
+
+fn tokio_address(address: &str) -> Result<std::net::SocketAddr> {
+    use std::net::ToSocketAddrs;
+    let mut found = address.to_socket_addrs().with_context(|| format!("{address} is no address of this machine"))?;
+    found.next().with_context(|| format!("{address} is no address of this machine"))
+}
+
+fn voters(config: &NodeConfig) -> Vec<(BrokerId, String)> {
+    config.voters.iter().map(|voter| (BrokerId(voter.id), format!("{}:{}", voter.host, voter.port))).collect()
+}
+
+fn random_seed() -> Result<u64> {
+    Ok(u64::from_be_bytes(random_id()?.as_bytes()[..8].try_into()?))
+}
+
 async fn start_broker(
     config: &NodeConfig,
     directory: Directory,
+    incarnation: Incarnation,
     status: &Arc<NodeStatus>,
-) -> Result<(Arc<Broker>, gateway::GatewayHandle)> {
-    let internal = config.listener(INTERNAL).context("listeners has no INTERNAL")?;
-    let internal = bind(internal).await?;
+) -> Result<(Arc<Broker>, GatewayHandle)> {
+    let internal = bind(config.listener(INTERNAL).context("listeners has no INTERNAL")?).await?;
     let mut listeners = Vec::new();
     for listener in config.kafka_listeners() {
-        listeners.push((listener.name.clone(), bind(listener).await?));
+        listeners.push(BoundListener { name: listener.name.clone(), socket: bind(listener).await? });
     }
-    let voters = config.voters.iter().map(|voter| (BrokerId(voter.id), format!("{}:{}", voter.host, voter.port))).collect();
     let broker = Broker::start(BrokerParts {
-        config: broker_config(config, &directory)?,
+        config: broker_config(config, &directory, incarnation)?,
         clock: Arc::new(broker::clock::SystemClock::new()),
-        seed: u64::from_be_bytes(random_id()?.as_bytes()[..8].try_into()?),
+        seed: random_seed()?,
         cluster_id: directory.cluster_id,
         disk_pool: DiskPool::new(DISK_THREADS)?,
         data: directory.data,
-        controller: rpc::controller::ControllerClient::new(voters),
+        controller: rpc::controller::ControllerClient::new(&voters(config))?,
         internal,
     })
     .await?;
-    let gateway = Gateway::start(gateway_config(config, listeners)?, Arc::clone(&broker)).await?;
+    let gateway = Gateway::start(
+        GatewayConfig {
+            listeners,
+            limits: Limits::from_file(&config.given),
+            file: Arc::new(config.given.clone()),
+            session_seed: random_seed()?,
+        },
+        Arc::clone(&broker),
+    );
     status.set_broker(Arc::clone(&broker), gateway.metrics());
     let mut state = broker.state();
     tokio::spawn(async move {
@@ -214,19 +297,23 @@ async fn start_broker(
     Ok((broker, gateway))
 }
 
-fn broker_config(config: &NodeConfig, directory: &Directory) -> Result<BrokerConfig> {
-    let listener = |l: &Listener| MetadataListener {
-        name: l.name.clone(),
-        host: l.host.clone(),
-        port: l.port,
+fn metadata_listener(listener: &Listener) -> MetadataListener {
+    MetadataListener {
+        name: listener.name.clone(),
+        host: listener.host.clone(),
+        port: listener.port,
         security_protocol: SecurityProtocol::Plaintext,
-    };
-    let rack_aware = config.given.get("replica.selector.class").is_some_and(|class| class.ends_with("RackAwareReplicaSelector"));
+    }
+}
+
+fn broker_config(config: &NodeConfig, directory: &Directory, incarnation: Incarnation) -> Result<BrokerConfig> {
+    let rack_aware =
+        config.given.get("replica.selector.class").is_some_and(|class| class.ends_with("RackAwareReplicaSelector"));
     Ok(BrokerConfig {
         broker_id: BrokerId(config.node_id),
-        incarnation: Incarnation(random_id()?),
+        incarnation,
         rack: config.rack.clone(),
-        listeners: config.advertised.iter().filter(|l| l.name != CONTROLLER).map(listener).collect(),
+        listeners: config.advertised.iter().filter(|l| l.name != CONTROLLER).map(metadata_listener).collect(),
         internal_listener: INTERNAL.to_owned(),
         directory_id: directory.id,
         replica_lag_time_max_ms: config.number("replica.lag.time.max.ms", 30_000)?,
@@ -246,7 +333,8 @@ fn broker_config(config: &NodeConfig, directory: &Directory) -> Result<BrokerCon
 fn group_config(config: &NodeConfig) -> Result<broker::coordinator::GroupConfig> {
     let defaults = broker::coordinator::GroupConfig::default();
     Ok(broker::coordinator::GroupConfig {
-        initial_rebalance_delay_ms: config.number("group.initial.rebalance.delay.ms", defaults.initial_rebalance_delay_ms)?,
+        initial_rebalance_delay_ms: config
+            .number("group.initial.rebalance.delay.ms", defaults.initial_rebalance_delay_ms)?,
         min_session_timeout_ms: config.number("group.min.session.timeout.ms", defaults.min_session_timeout_ms)?,
         max_session_timeout_ms: config.number("group.max.session.timeout.ms", defaults.max_session_timeout_ms)?,
         max_size: config.number("group.max.size", defaults.max_size)?,

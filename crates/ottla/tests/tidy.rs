@@ -121,7 +121,8 @@ fn one_crate_knows_each_of_the_heavy_libraries() {
 
 #[test]
 fn pure_crates_touch_neither_clock_nor_file_nor_socket_nor_thread() {
-    let banned = ["std::fs", "std::net", "std::thread", "Instant::now", "SystemTime::now", "HashMap", "HashSet", "rand::"];
+    let banned =
+        ["std::fs", "std::net", "std::thread", "Instant::now", "SystemTime::now", "HashMap", "HashSet", "rand::"];
     for name in PURE {
         assert!(!dependencies()[*name].contains("tokio"), "{name} depends on tokio");
         for (path, text) in sources(name) {
@@ -152,7 +153,11 @@ fn only_the_binary_reads_environment_and_arguments() {
     for (name, _) in LAW.iter().filter(|(name, _)| *name != "ottla") {
         for (path, text) in sources(name) {
             let code = code(&text);
-            assert!(!code.contains("env::var") && !code.contains("env::args"), "{} reads the environment", path.display());
+            assert!(
+                !code.contains("env::var") && !code.contains("env::args"),
+                "{} reads the environment",
+                path.display()
+            );
         }
     }
 }

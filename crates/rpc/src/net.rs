@@ -54,9 +54,10 @@ fn endpoint(address: &str) -> Result<Endpoint, RpcError> {
         .keep_alive_while_idle(true))
 }
 
-/// Several services on one listener.
+/// Several services on one listener; the first one answers what none of them knows.
 pub fn merge(services: impl IntoIterator<Item = Routes>) -> Routes {
-    let merged = services.into_iter().map(Routes::into_axum_router).reduce(|all, next| all.merge(next));
+    let merged =
+        services.into_iter().map(Routes::into_axum_router).reduce(|all, next| all.merge(next.reset_fallback()));
     merged.map(Routes::from).unwrap_or_default()
 }
 

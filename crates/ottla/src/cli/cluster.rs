@@ -2,9 +2,7 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use protocol::messages::{
-    DescribeQuorumRequest, DescribeQuorumResponse, MetadataResponse, describe_quorum_request,
-};
+use protocol::messages::{DescribeQuorumRequest, DescribeQuorumResponse, MetadataResponse, describe_quorum_request};
 use serde_json::{Value, json};
 
 use super::output::Output;
@@ -41,13 +39,22 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
             (false, true) => "standby",
             (false, false) => "-",
         };
-        vec![json!(id), json!(broker.rack), json!(format!("{}:{}", broker.host, broker.port)), json!(role), json!(led(id)), json!(held(id))]
+        vec![
+            json!(id),
+            json!(broker.rack),
+            json!(format!("{}:{}", broker.host, broker.port)),
+            json!(role),
+            json!(led(id)),
+            json!(held(id)),
+        ]
     };
     let nodes: Vec<Vec<Value>> = metadata.brokers.iter().map(node).collect();
     let (under, offline) = in_trouble(&metadata);
     if output.json {
         let keys = ["node", "zone", "address", "controller", "leaders", "replicas"];
-        let object = |row: &Vec<Value>| -> Value { keys.iter().map(|k| (*k).to_owned()).zip(row.iter().cloned()).collect::<serde_json::Map<_, _>>().into() };
+        let object = |row: &Vec<Value>| -> Value {
+            keys.iter().map(|k| (*k).to_owned()).zip(row.iter().cloned()).collect::<serde_json::Map<_, _>>().into()
+        };
         let all = json!({
             "cluster_id": metadata.cluster_id,
             "nodes": nodes.iter().map(object).collect::<Vec<_>>(),
@@ -61,11 +68,17 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
     }
     println!("cluster {}", metadata.cluster_id.as_deref().unwrap_or("-"));
     println!("quorum  active controller {}, voters {:?}", quorum.leader, quorum.voters);
-    let missing: Vec<_> = quorum.voters.iter().filter(|id| metadata.brokers.iter().all(|b| b.node_id != **id)).collect();
+    let missing: Vec<_> =
+        quorum.voters.iter().filter(|id| metadata.brokers.iter().all(|b| b.node_id != **id)).collect();
     if !missing.is_empty() {
         println!("down    {missing:?}");
     }
-    println!("topics  {}, under-replicated partitions {}, offline partitions {}\n", metadata.topics.len(), under.len(), offline.len());
+    println!(
+        "topics  {}, under-replicated partitions {}, offline partitions {}\n",
+        metadata.topics.len(),
+        under.len(),
+        offline.len()
+    );
     output.rows(&["node", "zone", "address", "controller", "leaders", "replicas"], nodes)?;
     for (what, partitions) in [("under-replicated", under), ("offline", offline)] {
         if !partitions.is_empty() {

@@ -76,7 +76,12 @@ async fn list(client: &mut KafkaClient, output: Output) -> Result<()> {
         let answer: ListGroupsResponse = client.at(&address, &ListGroupsRequest::default()).await?;
         check(answer.error_code).with_context(|| format!("groups of {address}"))?;
         for group in answer.groups {
-            rows.push(vec![json!(group.group_id), json!(group.group_state), json!(group.group_type), json!(group.protocol_type)]);
+            rows.push(vec![
+                json!(group.group_id),
+                json!(group.group_state),
+                json!(group.group_type),
+                json!(group.protocol_type),
+            ]);
         }
     }
     rows.sort_by_key(|row| row[0].to_string());
@@ -96,15 +101,21 @@ async fn describe_one(client: &mut KafkaClient, address: &str, group: &str) -> R
 
 /// Committed offsets by topic and partition.
 async fn committed(client: &mut KafkaClient, address: &str, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
-    let asked = offset_fetch_request::OffsetFetchRequestGroup { group_id: group.to_owned(), topics: None, ..Default::default() };
-    let request = OffsetFetchRequest { group_id: group.to_owned(), topics: None, groups: vec![asked], require_stable: false };
+    let asked = offset_fetch_request::OffsetFetchRequestGroup {
+        group_id: group.to_owned(),
+        topics: None,
+        ..Default::default()
+    };
+    let request =
+        OffsetFetchRequest { group_id: group.to_owned(), topics: None, groups: vec![asked], require_stable: false };
     let answer: OffsetFetchResponse = client.at(address, &request).await?;
     let found = answer.groups.into_iter().next().context("OffsetFetch answered nothing")?;
     check(found.error_code)?;
     let mut offsets = BTreeMap::new();
     let names = topic_names(client).await?;
     for topic in found.topics {
-        let name = if topic.name.is_empty() { names.get(&topic.topic_id).cloned().unwrap_or_default() } else { topic.name };
+        let name =
+            if topic.name.is_empty() { names.get(&topic.topic_id).cloned().unwrap_or_default() } else { topic.name };
         for partition in topic.partitions {
             offsets.insert((name.clone(), partition.partition_index), partition.committed_offset);
         }
@@ -138,14 +149,24 @@ async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Resu
         .collect();
     if output.json {
         let columns = ["topic", "partition", "offset", "log_end", "lag"];
-        let object = |row: Vec<Value>| -> Value { columns.iter().map(|c| (*c).to_owned()).zip(row).collect::<serde_json::Map<_, _>>().into() };
+        let object = |row: Vec<Value>| -> Value {
+            columns.iter().map(|c| (*c).to_owned()).zip(row).collect::<serde_json::Map<_, _>>().into()
+        };
         let all = json!({ "group": group, "state": described.group_state, "protocol": described.protocol_data, "coordinator": address,
                           "members": members, "offsets": rows.into_iter().map(object).collect::<Vec<_>>() });
         return output.fact("", &all);
     }
-    println!("group {group}  state {}  assignor {}  coordinator {address}", described.group_state, described.protocol_data);
+    println!(
+        "group {group}  state {}  assignor {}  coordinator {address}",
+        described.group_state, described.protocol_data
+    );
     for member in &members {
-        println!("member {}  client {}  host {}", member["member"].as_str().unwrap_or("-"), member["client"].as_str().unwrap_or("-"), member["host"].as_str().unwrap_or("-"));
+        println!(
+            "member {}  client {}  host {}",
+            member["member"].as_str().unwrap_or("-"),
+            member["client"].as_str().unwrap_or("-"),
+            member["host"].as_str().unwrap_or("-")
+        );
     }
     output.rows(&["topic", "partition", "offset", "log_end", "lag"], rows)
 }
@@ -159,7 +180,10 @@ async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) 
         let ends = list_offsets(client, &options.topic, -1).await?;
         let mut found = list_offsets(client, &options.topic, timestamp).await?;
         // A partition without a record that late goes to its end, as Kafka's tool does.
-        found.iter_mut().filter(|(_, offset)| **offset < 0).for_each(|(p, offset)| *offset = ends.get(p).copied().unwrap_or(0));
+        found
+            .iter_mut()
+            .filter(|(_, offset)| **offset < 0)
+            .for_each(|(p, offset)| *offset = ends.get(p).copied().unwrap_or(0));
         found
     } else if let Some(offset) = options.to_offset {
         list_offsets(client, &options.topic, -1).await?.into_keys().map(|partition| (partition, offset)).collect()

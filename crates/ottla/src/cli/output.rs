@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::presets;
+use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value};
 
 /// How to print.
@@ -24,7 +25,7 @@ impl Output {
             return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?);
         }
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(columns.iter().map(|c| c.replace('_', " ").to_uppercase()));
         for row in rows {
             table.add_row(row.iter().map(text));
@@ -38,7 +39,11 @@ impl Output {
     /// Prints one fact: a sentence, or an object.
     pub(crate) fn fact(self, sentence: &str, object: &Value) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        if self.json { writeln!(out, "{object}")? } else { writeln!(out, "{sentence}")? }
+        if self.json {
+            writeln!(out, "{object}")?
+        } else {
+            writeln!(out, "{sentence}")?
+        }
         Ok(())
     }
 }

@@ -10,8 +10,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Codec, ErrorCode, Offset, Record, RecordBatch, RecordIter, TopicId, encode_batch, encode_records};
 use protocol::messages::{
-    FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, ProduceRequest, ProduceResponse, fetch_request,
-    list_offsets_request, metadata_response::MetadataResponseTopic, produce_request,
+    FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, ProduceRequest, ProduceResponse,
+    fetch_request, list_offsets_request, metadata_response::MetadataResponseTopic, produce_request,
 };
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -196,7 +196,13 @@ fn now_ms() -> i64 {
     elapsed.ok().and_then(|e| i64::try_from(e.as_millis()).ok()).unwrap_or(0)
 }
 
-async fn send(client: &mut KafkaClient, topic: &Topic, partition: i32, acks: i16, records: &[KeyAndValue]) -> Result<()> {
+async fn send(
+    client: &mut KafkaClient,
+    topic: &Topic,
+    partition: i32,
+    acks: i16,
+    records: &[KeyAndValue],
+) -> Result<()> {
     let encoded: Vec<Record> = (0..)
         .zip(records)
         .map(|(offset_delta, (key, value))| Record {
@@ -258,7 +264,11 @@ fn by_leader(topic: &Topic, next: &BTreeMap<i32, i64>) -> BTreeMap<String, Vec<(
     leaders
 }
 
-async fn start_offsets(client: &mut KafkaClient, topic: &Topic, options: &ConsumeOptions) -> Result<BTreeMap<i32, i64>> {
+async fn start_offsets(
+    client: &mut KafkaClient,
+    topic: &Topic,
+    options: &ConsumeOptions,
+) -> Result<BTreeMap<i32, i64>> {
     if let (Some(partition), Some(offset)) = (options.partition, options.offset) {
         return Ok(BTreeMap::from([(partition, offset)]));
     }
@@ -281,7 +291,8 @@ pub(super) async fn list_offsets(client: &mut KafkaClient, name: &str, timestamp
             timestamp,
         };
         let asked = ListOffsetsTopic { name: name.to_owned(), partitions: partitions.iter().map(partition).collect() };
-        let request = ListOffsetsRequest { replica_id: -1, isolation_level: 0, topics: vec![asked], timeout_ms: 10_000 };
+        let request =
+            ListOffsetsRequest { replica_id: -1, isolation_level: 0, topics: vec![asked], timeout_ms: 10_000 };
         let answer: ListOffsetsResponse = client.at(&address, &request).await?;
         for found in answer.topics.iter().flat_map(|topic| &topic.partitions) {
             check(found.error_code).with_context(|| format!("offsets of {name}-{}", found.partition_index))?;
@@ -304,8 +315,11 @@ async fn fetch(
         partition_max_bytes: FETCH_BYTES,
         ..Default::default()
     };
-    let asked =
-        FetchTopic { topic: topic.name.clone(), topic_id: topic.id.0, partitions: partitions.iter().map(partition).collect() };
+    let asked = FetchTopic {
+        topic: topic.name.clone(),
+        topic_id: topic.id.0,
+        partitions: partitions.iter().map(partition).collect(),
+    };
     let request = FetchRequest {
         max_wait_ms: 200,
         min_bytes: 1,
@@ -317,7 +331,8 @@ async fn fetch(
     check(answer.error_code)?;
     let mut batches = Vec::new();
     for partition in answer.responses.into_iter().flat_map(|topic| topic.partitions) {
-        check(partition.error_code).with_context(|| format!("cannot read {}-{}", topic.name, partition.partition_index))?;
+        check(partition.error_code)
+            .with_context(|| format!("cannot read {}-{}", topic.name, partition.partition_index))?;
         let records = partition.records.map(|records| records.to_bytes()).unwrap_or_default();
         for batch in RecordBatch::split_all(records)? {
             batches.push((partition.partition_index, batch));
@@ -371,8 +386,13 @@ mod tests {
     #[test]
     fn keys_hash_as_kafkas_clients_hash_them() {
         // Values of Apache Kafka's own test of its hash.
-        let cases: [(&[u8], i32); 5] =
-            [(b"21", -973_932_308), (b"foobar", -790_332_482), (b"a-little-bit-long-string", -985_981_536), (b"a-little-bit-longer-string", -1_486_304_829), (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971)];
+        let cases: [(&[u8], i32); 5] = [
+            (b"21", -973_932_308),
+            (b"foobar", -790_332_482),
+            (b"a-little-bit-long-string", -985_981_536),
+            (b"a-little-bit-longer-string", -1_486_304_829),
+            (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+        ];
         for (key, hash) in cases {
             assert_eq!(murmur2(key).cast_signed(), hash);
         }

@@ -121,9 +121,12 @@ async fn create(
     let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: TIMEOUT_MS, validate_only: false };
     let answer: CreateTopicsResponse = client.any(&request).await?;
     let topic = answer.topics.first().context("CreateTopics answered nothing")?;
-    check_message(topic.error_code, topic.error_message.as_deref()).with_context(|| format!("cannot create topic {name}"))?;
-    let sentence =
-        format!("created topic {name}: {} partitions, {} replicas each", topic.num_partitions, topic.replication_factor);
+    check_message(topic.error_code, topic.error_message.as_deref())
+        .with_context(|| format!("cannot create topic {name}"))?;
+    let sentence = format!(
+        "created topic {name}: {} partitions, {} replicas each",
+        topic.num_partitions, topic.replication_factor
+    );
     let object = json!({
         "topic": name, "topic_id": topic.topic_id.to_string(),
         "partitions": topic.num_partitions, "replication_factor": topic.replication_factor,
@@ -162,11 +165,16 @@ async fn describe(client: &mut KafkaClient, output: Output, name: &str) -> Resul
                     "replicas": p.replica_nodes, "isr": p.isr_nodes })
         };
         let all: Vec<Value> = partitions.iter().map(partition).collect();
-        let object = json!({ "topic": name, "topic_id": topic.topic_id.to_string(), "configs": configs, "partitions": all });
+        let object =
+            json!({ "topic": name, "topic_id": topic.topic_id.to_string(), "configs": configs, "partitions": all });
         return output.fact("", &object);
     }
     let shown: Vec<String> = configs.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    println!("topic {name}  id {}  configs {}", model::TopicId(topic.topic_id), if shown.is_empty() { "-".to_owned() } else { shown.join(",") });
+    println!(
+        "topic {name}  id {}  configs {}",
+        model::TopicId(topic.topic_id),
+        if shown.is_empty() { "-".to_owned() } else { shown.join(",") }
+    );
     let row = |p: &metadata_response::MetadataResponsePartition| {
         let leader = if p.leader_id < 0 { json!("none") } else { json!(p.leader_id) };
         vec![json!(p.partition_index), leader, json!(p.leader_epoch), json!(p.replica_nodes), json!(p.isr_nodes)]
@@ -194,7 +202,8 @@ async fn add_partitions(client: &mut KafkaClient, name: &str, count: i32) -> Res
     let request = CreatePartitionsRequest { topics: vec![topic], timeout_ms: TIMEOUT_MS, validate_only: false };
     let answer: CreatePartitionsResponse = client.any(&request).await?;
     let result = answer.results.first().context("CreatePartitions answered nothing")?;
-    check_message(result.error_code, result.error_message.as_deref()).with_context(|| format!("cannot add partitions to {name}"))
+    check_message(result.error_code, result.error_message.as_deref())
+        .with_context(|| format!("cannot add partitions to {name}"))
 }
 
 async fn alter_configs(client: &mut KafkaClient, name: &str, set: &[String], deleted: &[String]) -> Result<()> {
@@ -209,11 +218,13 @@ async fn alter_configs(client: &mut KafkaClient, name: &str, set: &[String], del
     let request = IncrementalAlterConfigsRequest { resources: vec![resource], validate_only: false };
     let answer: IncrementalAlterConfigsResponse = client.any(&request).await?;
     let result = answer.responses.first().context("IncrementalAlterConfigs answered nothing")?;
-    check_message(result.error_code, result.error_message.as_deref()).with_context(|| format!("cannot change topic {name}"))
+    check_message(result.error_code, result.error_message.as_deref())
+        .with_context(|| format!("cannot change topic {name}"))
 }
 
 async fn delete(client: &mut KafkaClient, output: Output, names: Vec<String>) -> Result<()> {
-    let topic = |name: &String| delete_topics_request::DeleteTopicState { name: Some(name.clone()), ..Default::default() };
+    let topic =
+        |name: &String| delete_topics_request::DeleteTopicState { name: Some(name.clone()), ..Default::default() };
     let request = DeleteTopicsRequest {
         topics: names.iter().map(topic).collect(),
         topic_names: names.clone(),

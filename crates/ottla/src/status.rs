@@ -1,0 +1,170 @@
+//! What a node's HTTP port shows: health, metrics under Kafka's known names, the node's state as JSON.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use broker::api::BrokerApi;
+use broker::{Broker, BrokerState};
+use console::{Family, Kind, Sample, Source};
+use controller::ControllerHandle;
+use gateway::GatewayMetrics;
+use serde_json::{Value, json};
+
+/// See the module. Parts come in as the node starts.
+#[derive(Debug, Default)]
+pub(crate) struct NodeStatus {
+    node_id: i32,
+    is_broker: bool,
+    controller: OnceLock<ControllerHandle>,
+    broker: OnceLock<(Arc<Broker>, Arc<GatewayMetrics>)>,
+}
+
+impl NodeStatus {
+    pub(crate) fn new(node_id: i32, is_broker: bool) -> Arc<NodeStatus> {
+        Arc::new(NodeStatus { node_id, is_broker, ..NodeStatus::default() })
+    }
+
+    pub(crate) fn set_controller(&self, controller: ControllerHandle) {
+        // Set once, by the start.
+        let _ = self.controller.set(controller);
+    }
+
+    pub(crate) fn set_broker(&self, broker: Arc<Broker>, gateway: Arc<GatewayMetrics>) {
+        let _ = self.broker.set((broker, gateway));
+    }
+
+    fn broker_state(&self) -> Option<BrokerState> {
+        self.broker.get().map(|(broker, _)| *broker.state().borrow())
+    }
+}
+
+impl Source for NodeStatus {
+    fn unready(&self) -> Option<String> {
+        match self.broker_state() {
+            Some(BrokerState::Running) => None,
+            Some(state) => Some(format!("the broker is {}", format!("{state:?}").to_lowercase())),
+            None if self.is_broker => Some("the broker recovers its logs".to_owned()),
+            None => self.controller.get().is_none().then(|| "the controller starts".to_owned()),
+        }
+    }
+
+    fn metrics(&self) -> Vec<Family> {
+        let mut families = Vec::new();
+        if let Some((broker, gateway)) = self.broker.get() {
+            broker_metrics(broker, &mut families);
+            gateway_metrics(gateway, &mut families);
+        }
+        if let Some(controller) = self.controller.get() {
+            let active = u8::from(controller.is_active());
+            families.push(gauge(
+                "kafka_controller_kafkacontroller_activecontrollercount",
+                "1 on the active controller",
+                f64::from(active),
+            ));
+        }
+        families
+    }
+
+    fn status(&self) -> Value {
+        let image = self.broker.get().map(|(broker, _)| broker.image());
+        let nodes: Vec<Value> = image
+            .iter()
+            .flat_map(|image| image.brokers().values())
+            .map(|b| json!({ "id": b.id.0, "rack": b.rack, "fenced": b.fenced, "epoch": b.epoch.0 }))
+            .collect();
+        json!({
+            "node": self.node_id,
+            "state": self.broker_state().map(|state| format!("{state:?}").to_lowercase()),
+            "metadata_offset": image.as_ref().map(|image| image.next_offset().0),
+            "nodes": nodes,
+        })
+    }
+}
+
+fn gauge(name: &str, help: &'static str, value: f64) -> Family {
+    Family::single(name, help, Kind::Gauge, value)
+}
+
+fn count(value: usize) -> f64 {
+    u32::try_from(value).map_or(f64::from(u32::MAX), f64::from)
+}
+
+fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
+    let metrics = broker.metrics();
+    let single = [
+        ("kafka_server_replicamanager_partitioncount", "Partitions with a replica here", metrics.partitions.len()),
+        ("kafka_server_replicamanager_leadercount", "Partitions led here", metrics.leaders),
+        (
+            "kafka_server_replicamanager_underreplicatedpartitions",
+            "Led here with an ISR smaller than the replicas",
+            metrics.under_replicated,
+        ),
+        (
+            "kafka_server_replicamanager_underminisrpartitioncount",
+            "Led here with an ISR below min.insync.replicas",
+            metrics.under_min_isr,
+        ),
+        (
+            "kafka_controller_kafkacontroller_offlinepartitionscount",
+            "Partitions of the cluster without a leader",
+            metrics.offline,
+        ),
+        ("ottla_log_tail_cache_bytes", "Bytes of recent batches in memory", metrics.tail_cache_bytes),
+        ("ottla_log_open_files", "Log files open", metrics.open_files),
+    ];
+    out.extend(single.map(|(name, help, value)| gauge(name, help, count(value))));
+    let labels = |p: &broker::PartitionMetrics| {
+        vec![("topic", p.topic.clone()), ("partition", p.partition.partition.to_string())]
+    };
+    let family = |name: &str, help, value: fn(&broker::PartitionMetrics) -> f64| Family {
+        name: name.to_owned(),
+        help,
+        kind: Kind::Gauge,
+        samples: metrics.partitions.iter().map(|p| Sample { labels: labels(p), value: value(p) }).collect(),
+    };
+    out.push(family("kafka_log_log_size", "Bytes of a partition's segments", |p| p.size.min(1 << 53) as f64));
+    out.push(family("kafka_log_log_logendoffset", "The offset after a partition's last record", |p| {
+        p.log_end.clamp(0, 1 << 53) as f64
+    }));
+}
+
+fn gateway_metrics(gateway: &GatewayMetrics, out: &mut Vec<Family>) {
+    let counted = |value: u64| value.min(1 << 53) as f64;
+    let used: Vec<_> = gateway.apis().filter(|(_, api)| api.requests.load(Ordering::Relaxed) > 0).collect();
+    let family = |name: &str, help, value: fn(&gateway::ApiMetrics) -> u64| Family {
+        name: name.to_owned(),
+        help,
+        kind: Kind::Counter,
+        samples: used
+            .iter()
+            .map(|(api, metrics)| Sample {
+                labels: vec![("request", api.name().to_owned())],
+                value: counted(value(metrics)),
+            })
+            .collect(),
+    };
+    out.push(family("kafka_network_requestmetrics_requests", "Requests answered", |m| {
+        m.requests.load(Ordering::Relaxed)
+    }));
+    out.push(family("kafka_network_requestmetrics_errors", "Error codes in answers", |m| {
+        m.errors.load(Ordering::Relaxed)
+    }));
+    out.push(family("ottla_request_bytes", "Bytes of requests", |m| m.request_bytes.load(Ordering::Relaxed)));
+    out.push(family("ottla_response_bytes", "Bytes of answers", |m| m.response_bytes.load(Ordering::Relaxed)));
+    out.push(family("ottla_request_latency_us", "All latencies together, in microseconds", |m| {
+        m.latency_sum_us.load(Ordering::Relaxed)
+    }));
+    let open = gateway.connections.load(Ordering::Relaxed);
+    out.push(gauge(
+        "kafka_server_socketservermetrics_connectioncount",
+        "Connections open",
+        counted(open.max(0).unsigned_abs()),
+    ));
+    for (name, help, value) in [
+        ("ottla_connections_accepted", "Connections accepted", &gateway.connections_accepted),
+        ("ottla_connections_refused", "Connections refused by a limit", &gateway.connections_refused),
+        ("ottla_bad_requests", "Connections closed because of what they sent", &gateway.bad_requests),
+    ] {
+        out.push(Family::single(name, help, Kind::Counter, counted(value.load(Ordering::Relaxed))));
+    }
+}
