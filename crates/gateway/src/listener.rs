@@ -1,0 +1,396 @@
+//! The listeners of a broker: accepting connections within the limits, sweeping over them, stopping.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use broker::api::BrokerApi;
+use metadata::configs::StaticConfig;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::budget::MemoryBudget;
+use crate::call::{ConnectionInfo, Principal, Shared};
+use crate::config::Limits;
+use crate::connection::Connection;
+use crate::metrics::GatewayMetrics;
+use crate::sessions::FetchSessions;
+use crate::watch::{Order, Watch};
+
+/// How often all connections are looked at, at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// A connection that was quiet for so long gives its buffers back.
+const TRIM_AFTER_MS: u64 = 2_000;
+/// How long a connection may hold memory that others wait for without moving a byte.
+const STALL_MS_MAX: u64 = 10_000;
+/// How long to wait after an accept failed, mostly for want of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A port that is open.
+#[derive(Debug)]
+pub struct BoundListener {
+    /// The listener's name; brokers register under it what clients of it are told.
+    pub name: String,
+    /// The socket.
+    pub socket: TcpListener,
+}
+
+/// What the gateway is started with.
+#[derive(Debug)]
+pub struct GatewayConfig {
+    /// Where to listen.
+    pub listeners: Vec<BoundListener>,
+    /// The limits.
+    pub limits: Limits,
+    /// The broker's own file under Kafka's names, shown by DescribeConfigs.
+    pub file: Arc<StaticConfig>,
+    /// Makes the ids of fetch sessions differ between brokers and runs: any number that is not the same twice.
+    pub session_seed: u64,
+}
+
+/// The Kafka listeners of a broker.
+#[derive(Debug)]
+pub struct Gateway;
+
+impl Gateway {
+    /// Serves the listeners until [`GatewayHandle::stop`]. To be called on a tokio runtime.
+    pub fn start<B: BrokerApi>(config: GatewayConfig, broker: Arc<B>) -> GatewayHandle {
+        let GatewayConfig { listeners, limits, file, session_seed } = config;
+        let metrics = Arc::new(GatewayMetrics::default());
+        let budget = MemoryBudget::new(limits.memory_bytes);
+        let connections = Arc::new(Connections {
+            slots: Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS))),
+            per_ip_max: limits.connections_per_ip_max,
+            metrics: Arc::clone(&metrics),
+            open: Mutex::default(),
+            none_left: Notify::new(),
+        });
+        let idle_ms_max = limits.connection_idle_ms_max;
+        let shared = Arc::new(Shared {
+            broker,
+            sessions: FetchSessions::new(limits.fetch_sessions_max, session_seed),
+            limits,
+            file,
+            budget: Arc::clone(&budget),
+            metrics: Arc::clone(&metrics),
+            coarse_ms: AtomicU64::new(0),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let addresses = listeners.iter().filter_map(|each| Some((each.name.clone(), each.socket.local_addr().ok()?)));
+        let addresses = addresses.collect();
+        for listener in listeners {
+            let acceptor = Acceptor {
+                name: listener.name.into(),
+                socket: listener.socket,
+                shared: Arc::clone(&shared),
+                connections: Arc::clone(&connections),
+            };
+            tokio::spawn(acceptor.run(stopped.clone()));
+        }
+        tokio::spawn(sweep(shared, Arc::clone(&connections), idle_ms_max, stopped));
+        GatewayHandle { metrics, budget, addresses, connections, stop }
+    }
+}
+
+/// The running gateway.
+#[derive(Debug)]
+pub struct GatewayHandle {
+    metrics: Arc<GatewayMetrics>,
+    budget: Arc<MemoryBudget>,
+    addresses: Vec<(String, SocketAddr)>,
+    connections: Arc<Connections>,
+    stop: watch::Sender<bool>,
+}
+
+impl GatewayHandle {
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<GatewayMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// The memory budget, for whoever else holds memory on behalf of clients.
+    #[must_use]
+    pub fn budget(&self) -> Arc<MemoryBudget> {
+        Arc::clone(&self.budget)
+    }
+
+    /// The listeners by name, with the addresses that they are bound to.
+    #[must_use]
+    pub fn addresses(&self) -> &[(String, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// Stops accepting, lets Produces that were appended be answered, and closes all connections: those that are not
+    /// done after `within` are cut.
+    pub async fn stop(&self, within: Duration) {
+        self.stop.send_replace(true);
+        self.connections.order_all(Order::Drain);
+        if tokio::time::timeout(within, self.connections.wait_until_none()).await.is_err() {
+            self.connections.abort_all();
+            self.connections.wait_until_none().await;
+        }
+    }
+}
+
+/// The connections that are open.
+#[derive(Debug)]
+struct Connections {
+    slots: Arc<Semaphore>,
+    per_ip_max: usize,
+    metrics: Arc<GatewayMetrics>,
+    open: Mutex<Open>,
+    none_left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next_id: u64,
+    stopping: bool,
+    by_id: BTreeMap<u64, Entry>,
+    per_ip: BTreeMap<IpAddr, usize>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    ip: IpAddr,
+    watch: Arc<Watch>,
+    abort: Option<AbortHandle>,
+}
+
+/// A place among the open connections, given back when dropped.
+#[derive(Debug)]
+struct Place {
+    connections: Arc<Connections>,
+    id: u64,
+    watch: Arc<Watch>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connections {
+    fn with_open<T>(&self, change: impl FnOnce(&mut Open) -> T) -> T {
+        change(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A place for a connection from `ip`, unless there are too many from there or the gateway stops.
+    fn enter(self: &Arc<Self>, ip: IpAddr, slot: OwnedSemaphorePermit) -> Option<Place> {
+        let watch = Arc::new(Watch::default());
+        let id = self.with_open(|open| {
+            if open.stopping || open.per_ip.get(&ip).copied().unwrap_or(0) >= self.per_ip_max {
+                return None;
+            }
+            *open.per_ip.entry(ip).or_default() += 1;
+            open.next_id += 1;
+            open.by_id.insert(open.next_id, Entry { ip, watch: Arc::clone(&watch), abort: None });
+            Some(open.next_id)
+        })?;
+        self.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        Some(Place { connections: Arc::clone(self), id, watch, _slot: slot })
+    }
+
+    fn set_abort(&self, id: u64, abort: AbortHandle) {
+        self.with_open(|open| {
+            if let Some(entry) = open.by_id.get_mut(&id) {
+                entry.abort = Some(abort);
+            }
+        });
+    }
+
+    fn leave(&self, id: u64) {
+        let left = self.with_open(|open| {
+            if let Some(Entry { ip, .. }) = open.by_id.remove(&id)
+                && let Some(count) = open.per_ip.get_mut(&ip)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    open.per_ip.remove(&ip);
+                }
+            }
+            open.by_id.len()
+        });
+        self.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        if left == 0 {
+            self.none_left.notify_waiters();
+        }
+    }
+
+    /// Asks something of all connections, for good if it is to drain: nobody enters any more.
+    fn order_all(&self, order: Order) {
+        self.with_open(|open| {
+            open.stopping |= order == Order::Drain;
+            open.by_id.values().for_each(|entry| entry.watch.order(order));
+        });
+    }
+
+    fn abort_all(&self) {
+        self.with_open(|open| {
+            open.by_id.values().filter_map(|entry| entry.abort.as_ref()).for_each(AbortHandle::abort)
+        });
+    }
+
+    async fn wait_until_none(&self) {
+        loop {
+            // Registered before the look, so that the last one to leave in between is not missed.
+            let none_left = self.none_left.notified();
+            if self.with_open(|open| open.by_id.is_empty()) {
+                return;
+            }
+            none_left.await;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.leave(self.id);
+    }
+}
+
+struct Acceptor<B> {
+    name: Arc<str>,
+    socket: TcpListener,
+    shared: Arc<Shared<B>>,
+    connections: Arc<Connections>,
+}
+
+impl<B: BrokerApi> Acceptor<B> {
+    async fn run(self, mut stopped: watch::Receiver<bool>) {
+        loop {
+            // Both branches may be dropped at any time: a slot that was not given and a connection that was not
+            // accepted are still there for the next.
+            tokio::select! {
+                () = self.accept() => {}
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+            }
+        }
+    }
+
+    async fn accept(&self) {
+        // Over `max.connections` nothing is accepted: clients wait in the socket's queue.
+        let slots = Arc::clone(&self.connections.slots);
+        let Ok(slot) = slots.acquire_owned().await else { return };
+        match self.socket.accept().await {
+            Ok((stream, peer)) => self.serve(stream, peer, slot),
+            Err(error) => {
+                tracing::warn!(listener = %self.name, %error, "cannot accept a connection: trying again");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit) {
+        self.shared.metrics.connections_accepted.fetch_add(1, Ordering::Relaxed);
+        let Some(place) = self.connections.enter(peer.ip(), slot) else {
+            self.shared.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(%peer, listener = %self.name, "closing the connection of {peer}: max.connections.per.ip is reached");
+            return;
+        };
+        // Both only make things better; a socket that refuses them still works.
+        let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_keepalive(true);
+        let info = ConnectionInfo { listener: Arc::clone(&self.name), peer, principal: Principal::Anonymous };
+        tracing::debug!(%peer, listener = %self.name, principal = %info.principal, "connection accepted");
+        place.watch.touch(self.shared.coarse_ms.load(Ordering::Relaxed));
+        let connection = Connection::new(Arc::clone(&self.shared), Arc::new(info), Arc::clone(&place.watch), stream);
+        let id = place.id;
+        let task = tokio::spawn(async move {
+            connection.run().await;
+            drop(place);
+        });
+        self.connections.set_abort(id, task.abort_handle());
+    }
+}
+
+/// Looks at all connections now and then: closes the idle ones, takes buffers back, and closes those that hold memory
+/// which others wait for.
+async fn sweep<B: BrokerApi>(
+    shared: Arc<Shared<B>>,
+    connections: Arc<Connections>,
+    idle_ms_max: Option<u64>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let every = idle_ms_max.map_or(SWEEP_EVERY, |idle| Duration::from_millis((idle / 4).max(1)).min(SWEEP_EVERY));
+    let start = Instant::now();
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // A tick that is dropped was not taken.
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+        let now_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        shared.coarse_ms.store(now_ms, Ordering::Relaxed);
+        let contended = shared.budget.is_contended();
+        let orders = connections.with_open(|open| {
+            let due =
+                |entry: &Entry| Some((Arc::clone(&entry.watch), due(&entry.watch, now_ms, idle_ms_max, contended)?));
+            open.by_id.values().filter_map(due).collect::<Vec<_>>()
+        });
+        for (watch, order) in orders {
+            if order == Order::CloseIdle {
+                shared.metrics.connections_idle_closed.fetch_add(1, Ordering::Relaxed);
+            }
+            watch.order(order);
+        }
+    }
+}
+
+/// What is to be asked of a connection.
+fn due(watch: &Watch, now_ms: u64, idle_ms_max: Option<u64>, contended: bool) -> Option<Order> {
+    let quiet_ms = now_ms.saturating_sub(watch.active_ms());
+    let standing = watch.standing();
+    if contended && standing.amid_transfer && quiet_ms > STALL_MS_MAX {
+        Some(Order::CloseStalled)
+    } else if idle_ms_max.is_some_and(|max| quiet_ms > max) && (!standing.busy || standing.amid_transfer) {
+        Some(Order::CloseIdle)
+    } else if standing.untrimmed && quiet_ms > TRIM_AFTER_MS {
+        Some(Order::Trim)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::Standing;
+
+    fn quiet(standing: Standing) -> Watch {
+        let watch = Watch::default();
+        watch.touch(1_000);
+        watch.publish(standing);
+        watch
+    }
+
+    #[test]
+    fn an_idle_connection_is_trimmed_then_closed() {
+        let watch = quiet(Standing { untrimmed: true, ..Standing::default() });
+        assert_eq!(due(&watch, 2_000, Some(600_000), false), None);
+        assert_eq!(due(&watch, 4_000, Some(600_000), false), Some(Order::Trim));
+        assert_eq!(due(&watch, 602_000, Some(600_000), false), Some(Order::CloseIdle));
+        assert_eq!(due(&watch, 602_000, None, false), Some(Order::Trim));
+    }
+
+    #[test]
+    fn a_connection_that_waits_for_an_answer_is_not_idle_unless_it_does_not_take_it() {
+        let waiting = quiet(Standing { busy: true, ..Standing::default() });
+        assert_eq!(due(&waiting, 602_000, Some(600_000), false), None);
+        let clogged = quiet(Standing { busy: true, amid_transfer: true, ..Standing::default() });
+        assert_eq!(due(&clogged, 602_000, Some(600_000), false), Some(Order::CloseIdle));
+    }
+
+    #[test]
+    fn a_connection_amid_a_transfer_is_closed_when_others_wait_for_memory() {
+        let stalled = quiet(Standing { amid_transfer: true, ..Standing::default() });
+        assert_eq!(due(&stalled, 12_000, Some(600_000), false), None);
+        assert_eq!(due(&stalled, 12_000, Some(600_000), true), Some(Order::CloseStalled));
+        let quiet = quiet(Standing::default());
+        assert_eq!(due(&quiet, 12_000, Some(600_000), true), None);
+    }
+}
