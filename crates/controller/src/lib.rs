@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::thread;
 
 use metadata::control::ControlSettings;
-use metadata::records::Listener;
+use metadata::records::{BrokerRegistration, Listener};
 use model::{BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset};
 use rpc::controller::QuorumInfo;
 use rpc::raft::QuorumNode;
@@ -166,6 +166,13 @@ impl ControllerHandle {
         self.quorum.contact.active().is_some()
     }
 
+    /// Brokers that are on their way out and not fenced yet: they need the quorum for it (`R77`).
+    #[must_use]
+    pub fn stopping_brokers(&self) -> usize {
+        let stops = |broker: &&Arc<BrokerRegistration>| broker.in_controlled_shutdown && !broker.fenced;
+        self.quorum.image().brokers().values().filter(stops).count()
+    }
+
     /// Stops it; what it acknowledged is durable.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
@@ -241,15 +248,22 @@ async fn serve(
         fatal.fatal("openraft has stopped");
     });
     let watched = Arc::clone(&quorum);
-    tasks.spawn(async move { supervision.run(&watched).await });
-    let server = rpc::net::serve(listener, routes, std::future::pending());
-    tokio::select! {
-        served = server => {
-            if let Err(error) = served {
-                tracing::error!(%error, "the CONTROLLER listener failed");
+    let supervisor = Arc::clone(&supervision);
+    tasks.spawn(async move { supervisor.run(&watched).await });
+    tasks.spawn(async move {
+        let served = rpc::net::serve(listener, routes, std::future::pending()).await;
+        tracing::error!(?served, "the CONTROLLER listener ended");
+    });
+    loop {
+        tokio::select! {
+            Some(ended) = tasks.join_next() => {
+                if ended.is_err() {
+                    // A controller without one of its tasks would look alive and do nothing.
+                    supervision.fatal("a task of the controller panicked");
+                }
             }
+            _ = stopping.wait_for(|stop| *stop) => break,
         }
-        _ = stopping.wait_for(|stop| *stop) => {}
     }
     // Nothing here holds what is not durable: the tasks may end anywhere.
     tasks.shutdown().await;
