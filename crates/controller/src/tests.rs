@@ -1,1 +1,433 @@
+//! Whole controllers over loopback: formation, elections, isolation, replacement, the metadata stream.
 
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use metadata::MetadataImage;
+use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBroker, Suspect, supported_features};
+use metadata::records::{Listener, SecurityProtocol};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Uuid};
+use rpc::controller::{ControllerClient, MetadataEvent};
+use storage::disk::{Crash, MemDisk};
+use tokio::time::Instant;
+
+use super::*;
+
+/// Far above what anything here takes, so that only a real hang fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Cluster {
+    voters: Vec<(BrokerId, String)>,
+    configs: Vec<ControllerConfig>,
+    handles: Vec<Option<ControllerHandle>>,
+}
+
+impl Cluster {
+    /// Three controllers that are configured but not started.
+    fn of_three(adjust: impl Fn(&mut ControllerConfig)) -> Cluster {
+        let reserve = |_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let reserved: Vec<_> = (0..3).map(reserve).collect();
+        let addresses: Vec<SocketAddr> = reserved.iter().map(|l| l.local_addr().unwrap()).collect();
+        let voters: Vec<_> = (1..).map(BrokerId).zip(addresses.iter().map(ToString::to_string)).collect();
+        let config = |(at, bind): (usize, &SocketAddr)| {
+            let mut config = ControllerConfig {
+                node_id: voters[at].0,
+                directory: DirectoryId(Uuid::from_u128(100 + at as u128)),
+                incarnation: Incarnation(Uuid::from_u128(200 + at as u128)),
+                disk: Arc::new(MemDisk::new()),
+                path: PathBuf::from("/metadata"),
+                keep_image: false,
+                voters: voters.clone(),
+                bind: *bind,
+                listeners: Vec::new(),
+                internal_listener: "INTERNAL".to_owned(),
+                cluster_id: None,
+                settings: ControlSettings::default(),
+                timeouts: Timeouts::default(),
+                seed: 1000 + at as u64,
+                on_fatal: Arc::new(|why| panic!("{why}")),
+            };
+            adjust(&mut config);
+            config
+        };
+        let configs = addresses.iter().enumerate().map(config).collect();
+        Cluster { voters: voters.clone(), configs, handles: vec![None, None, None] }
+    }
+
+    async fn start(&mut self, at: usize) {
+        self.handles[at] = Some(Controller::start(self.configs[at].clone()).await.unwrap());
+    }
+
+    async fn start_all(&mut self) {
+        for at in 0..3 {
+            self.start(at).await;
+        }
+    }
+
+    async fn stop(&mut self, at: usize) {
+        self.handles[at].take().unwrap().shutdown().await;
+    }
+
+    fn handle(&self, at: usize) -> &ControllerHandle {
+        self.handles[at].as_ref().unwrap()
+    }
+
+    fn client(&self) -> ControllerClient {
+        ControllerClient::new(&self.voters).unwrap()
+    }
+
+    /// The active controller, once there is one, and how long that took.
+    async fn active(&self) -> (usize, Duration) {
+        let since = Instant::now();
+        let find = || (0..3).find(|at| self.handles[*at].as_ref().is_some_and(ControllerHandle::is_active));
+        until("an active controller", || find().is_some()).await;
+        (find().unwrap_or(0), since.elapsed())
+    }
+
+    async fn register(&self, broker: i32) -> BrokerEpoch {
+        register(&self.client(), broker, 1).await
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < PATIENCE, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn register(client: &ControllerClient, broker: i32, port: u16) -> BrokerEpoch {
+    let listener = Listener {
+        name: "INTERNAL".to_owned(),
+        host: "127.0.0.1".to_owned(),
+        port,
+        security_protocol: SecurityProtocol::Plaintext,
+    };
+    let request = ControlRequest::RegisterBroker(RegisterBroker {
+        broker: BrokerId(broker),
+        cluster_id: ClusterId::NONE,
+        incarnation: Incarnation(Uuid::from_u128(300)),
+        directories: vec![DirectoryId(Uuid::from_u128(400 + u128::from(broker.unsigned_abs())))],
+        offline_directories: Vec::new(),
+        listeners: vec![listener],
+        rack: None,
+        features: supported_features(),
+        previous_epoch: BrokerEpoch::NONE,
+        lossy: Vec::new(),
+    });
+    match client.call(request, Instant::now() + PATIENCE).await {
+        Ok(ControlResponse::RegisterBroker { epoch }) => epoch,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Follows until `image` is at least at `end`; says how many snapshots came.
+async fn follow(
+    events: &mut (impl Stream<Item = MetadataEvent> + Unpin),
+    image: &mut MetadataImage,
+    end: MetadataOffset,
+) -> u32 {
+    let mut snapshots = 0;
+    while image.next_offset() < end {
+        match tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap() {
+            MetadataEvent::Snapshot { next_offset, records } => {
+                snapshots += 1;
+                *image = MetadataImage::from_snapshot(next_offset, &records);
+            }
+            MetadataEvent::Batch { base, records } => {
+                assert_eq!(base, image.next_offset());
+                records.iter().for_each(|record| image.apply(record));
+            }
+            MetadataEvent::Refused(reason) => panic!("{reason}"),
+        }
+    }
+    snapshots
+}
+
+fn said(what: &str, took: Duration) {
+    println!("{what}: {} ms", took.as_millis());
+}
+
+#[tokio::test]
+async fn three_controllers_form_a_quorum_and_survive_the_loss_of_their_leader() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::of_three(|config| {
+        config.disk = Arc::new(storage::disk::RealDisk);
+        config.path = dir.path().join(config.node_id.to_string());
+        config.keep_image = true;
+    });
+    let since = Instant::now();
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    said("formation", since.elapsed());
+    let since = Instant::now();
+    let epoch = cluster.register(7).await;
+    said("first registration", since.elapsed());
+    let mut image = MetadataImage::default();
+    let client = cluster.client();
+    let mut events = pin!(client.follow(ClusterId::NONE, MetadataOffset(0)));
+    follow(&mut events, &mut image, MetadataOffset(epoch_offset(epoch) + 1)).await;
+    assert_eq!(image.broker_epoch(BrokerId(7)), epoch);
+
+    cluster.stop(leader).await;
+    let (second, took) = cluster.active().await;
+    assert_ne!(second, leader);
+    said("failover", took);
+    let since = Instant::now();
+    let later = register(&client, 8, 1).await;
+    said("first registration after it", since.elapsed());
+    assert!(later > epoch);
+    follow(&mut events, &mut image, MetadataOffset(epoch_offset(later) + 1)).await;
+    assert_eq!((image.broker_epoch(BrokerId(7)), image.broker_epoch(BrokerId(8))), (epoch, later));
+
+    cluster.start(leader).await;
+    let back = cluster.handle(leader).clone();
+    until("the lost leader's return", || back.status().next_offset >= image.next_offset()).await;
+    assert_eq!(back.status().cluster_id, image.cluster_id());
+    until("all controllers' registrations", || back.quorum.image().controllers().len() == 3).await;
+}
+
+#[tokio::test]
+async fn a_power_cut_of_all_controllers_loses_nothing_acknowledged() {
+    let mut disks: Vec<MemDisk> = (0..3).map(|_| MemDisk::new()).collect();
+    let at = |config: &ControllerConfig| usize::try_from(config.node_id.0 - 1).unwrap();
+    let mut cluster = Cluster::of_three(|config| {
+        config.disk = Arc::new(disks[at(config)].clone());
+        config.timeouts.snapshot_every = 15;
+        config.timeouts.snapshot_keep = 2;
+    });
+    cluster.start_all().await;
+    let client = cluster.client();
+    let mut epochs = Vec::new();
+    for round in 0..4u64 {
+        for broker in 0..10 {
+            let broker = i32::try_from(round * 10 + broker).unwrap();
+            epochs.push((BrokerId(broker), register(&client, broker, 1).await));
+        }
+        // The power goes everywhere, in the middle of whatever the disks are doing.
+        disks = disks.iter().map(MemDisk::fork).collect();
+        for (at, disk) in (0u64..).zip(&disks) {
+            disk.crash(Crash::Scatter(round * 3 + at));
+        }
+        for (at, disk) in disks.iter().enumerate() {
+            cluster.stop(at).await;
+            cluster.configs[at].disk = Arc::new(disk.clone());
+        }
+        cluster.start_all().await;
+        let (active, _) = cluster.active().await;
+        let image = cluster.handle(active).quorum.image();
+        for (broker, epoch) in &epochs {
+            assert_eq!(image.broker_epoch(*broker), *epoch, "round {round}");
+        }
+    }
+}
+
+fn epoch_offset(epoch: BrokerEpoch) -> u64 {
+    u64::try_from(epoch.0).unwrap()
+}
+
+#[tokio::test]
+async fn a_quorum_waits_for_a_voter_that_is_missing() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start(0).await;
+    cluster.start(1).await;
+    // Ten times as long as forming takes.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for at in 0..2 {
+        let status = cluster.handle(at).status();
+        assert_eq!((status.quorum.leader, status.quorum.voters.len()), (BrokerId::NONE, 0), "{status:?}");
+    }
+    let since = Instant::now();
+    cluster.start(2).await;
+    cluster.active().await;
+    said("formation after the last voter came", since.elapsed());
+    cluster.register(1).await;
+    let ids: Vec<_> = (0..3).map(|at| cluster.handle(at).clone()).collect();
+    until("one cluster id", || {
+        let ids: Vec<_> = ids.iter().map(|h| h.status().cluster_id).collect();
+        !ids[0].is_none() && ids.iter().all(|id| *id == ids[0])
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_isolated_leader_stops_answering_and_gives_way() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    cluster.register(1).await;
+    let old = cluster.handle(leader).clone();
+    let term = old.status().quorum.term;
+    old.quorum.links.cut.lock().unwrap().extend([1, 2, 3]);
+    let since = Instant::now();
+    until("the end of its activity", || !old.is_active()).await;
+    said("an isolated leader is inactive after", since.elapsed());
+    let alone = ControllerClient::new(&cluster.voters[leader..=leader]).unwrap();
+    let request = ControlRequest::UnregisterBroker { broker: BrokerId(1) };
+    let deadline = Instant::now() + Duration::from_millis(500);
+    assert_eq!(alone.call(request, deadline).await, Err(rpc::controller::CallError::Timeout));
+    let (second, _) = cluster.active().await;
+    assert_ne!(second, leader);
+    said("another is active after", since.elapsed());
+    let epoch = cluster.register(2).await;
+    old.quorum.links.cut.lock().unwrap().clear();
+    until("the old leader's return", || old.quorum.image().broker_epoch(BrokerId(2)) == epoch).await;
+    let status = old.status();
+    assert!(status.quorum.term > term && !status.quorum.active, "{status:?}");
+    assert_eq!(old.quorum.image().brokers().len(), 2);
+}
+
+#[tokio::test]
+async fn an_isolated_follower_does_not_depose_the_leader() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    let alone = cluster.handle((leader + 1) % 3).clone();
+    alone.quorum.links.cut.lock().unwrap().extend([1, 2, 3]);
+    let lease = Timeouts::default().election_max;
+    until("silence", || alone.quorum.contact.age() > 3 * lease).await;
+    let (term, active) = (alone.status().quorum.term, cluster.handle(leader).status().quorum.term);
+    assert_eq!(term, active, "it has started no election");
+    alone.quorum.links.cut.lock().unwrap().clear();
+    let epoch = cluster.register(4).await;
+    until("its return", || alone.quorum.image().broker_epoch(BrokerId(4)) == epoch).await;
+}
+
+#[tokio::test]
+async fn a_restarted_controller_catches_up_by_snapshot() {
+    let mut cluster = Cluster::of_three(|config| {
+        config.timeouts.snapshot_every = 20;
+        config.timeouts.snapshot_keep = 2;
+    });
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    let behind = (leader + 1) % 3;
+    cluster.register(1).await;
+    cluster.stop(behind).await;
+    let client = cluster.client();
+    let mut last = BrokerEpoch::NONE;
+    for broker in 2..150 {
+        last = register(&client, broker, 1).await;
+    }
+    let leading = cluster.handle(leader).clone();
+    until("a purge", || leading.quorum.contact.metrics().purged.is_some_and(|id| id.index > 60)).await;
+    cluster.start(behind).await;
+    let back = cluster.handle(behind).clone();
+    assert!(back.status().next_offset.0 < 100);
+    until("catching up", || back.quorum.image().broker_epoch(BrokerId(149)) == last).await;
+    let snapshot = back.quorum.contact.metrics().snapshot;
+    assert!(snapshot.is_some_and(|id| id.index > 60), "{snapshot:?}");
+    assert_eq!(back.quorum.image(), leading.quorum.image());
+    // It works from the snapshot after another restart too.
+    cluster.stop(behind).await;
+    cluster.start(behind).await;
+    let back = cluster.handle(behind).clone();
+    until("starting over", || back.quorum.image() == leading.quorum.image()).await;
+    // A follower of the metadata that asks for what nobody keeps is given the image.
+    let mut image = MetadataImage::default();
+    cluster.stop(leader).await;
+    let mut events = pin!(client.follow(leading.status().cluster_id, MetadataOffset(0)));
+    follow(&mut events, &mut image, MetadataOffset(epoch_offset(last) + 1)).await;
+    assert_eq!(image.brokers().len(), 149);
+}
+
+#[tokio::test]
+async fn a_voter_with_a_wiped_disk_is_replaced_by_its_successor() {
+    let mut cluster = Cluster::of_three(|config| config.timeouts.replace_after = Duration::from_millis(600));
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    let epoch = cluster.register(1).await;
+    let wiped = (leader + 1) % 3;
+    cluster.stop(wiped).await;
+    cluster.configs[wiped].disk = Arc::new(MemDisk::new());
+    let fresh = DirectoryId(Uuid::from_u128(999));
+    cluster.configs[wiped].directory = fresh;
+    let since = Instant::now();
+    cluster.start(wiped).await;
+    let leading = cluster.handle(leader).clone();
+    let directories = |handle: &ControllerHandle| {
+        let voters = handle.status().quorum.voters;
+        voters.iter().map(|voter| (voter.node.id, voter.node.directory)).collect::<BTreeMap<_, _>>()
+    };
+    let id = cluster.voters[wiped].0;
+    // Committed, not only begun: before, the old configuration is needed too.
+    let settled = || {
+        let metrics = leading.quorum.contact.metrics();
+        let membership = &metrics.membership_config;
+        membership.membership().get_joint_config().len() == 1 && *membership.log_id() <= metrics.last_applied
+    };
+    until("the replacement", || directories(&leading).get(&id) == Some(&fresh) && settled()).await;
+    said("replacement", since.elapsed());
+    assert_eq!(leading.status().quorum.voters.len(), 3);
+    let new = cluster.handle(wiped).clone();
+    until("its metadata", || new.quorum.image().broker_epoch(BrokerId(1)) == epoch).await;
+    // With the third one gone it is needed, and counts.
+    let other = 3 - leader - wiped;
+    cluster.stop(other).await;
+    cluster.register(2).await;
+}
+
+#[tokio::test]
+async fn a_suspect_that_is_gone_is_fenced_and_one_that_lives_is_not() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    let client = cluster.client();
+    let alive = serve_broker().await;
+    let ports = [1, alive, alive];
+    let mut epochs = Vec::new();
+    for (broker, port) in (1..).zip(ports) {
+        epochs.push(register(&client, broker, port).await);
+    }
+    for (broker, epoch) in (1..).zip(&epochs) {
+        let heartbeat = ControlRequest::Heartbeat(Heartbeat {
+            broker: BrokerId(broker),
+            epoch: *epoch,
+            next_offset: MetadataOffset(1 << 40),
+            want_fence: false,
+            want_shutdown: false,
+            offline_directories: Vec::new(),
+            lossy: Vec::new(),
+        });
+        let answer = client.call(heartbeat, Instant::now() + PATIENCE).await;
+        assert!(matches!(&answer, Ok(ControlResponse::Heartbeat(now)) if !now.is_fenced), "{answer:?}");
+    }
+    let (leader, _) = cluster.active().await;
+    let handle = cluster.handle(leader).clone();
+    let suspect = |broker: i32, epoch| {
+        ControlRequest::Suspect(Suspect { broker: BrokerId(broker), epoch, reporter: BrokerId(3) })
+    };
+    let since = Instant::now();
+    for (broker, epoch) in [(2, epochs[1]), (1, epochs[0])] {
+        client.call(suspect(broker, epoch), Instant::now() + PATIENCE).await.unwrap();
+        until("judgement", || handle.quorum.image().broker(BrokerId(1)).is_some_and(|b| b.fenced) || broker == 2).await;
+    }
+    said("suspicion to fence", since.elapsed());
+    let image = handle.quorum.image();
+    let fenced: Vec<_> = image.brokers().values().map(|broker| broker.fenced).collect();
+    assert_eq!(fenced, [true, false, false]);
+}
+
+/// A broker that says it is the incarnation that registered.
+async fn serve_broker() -> u16 {
+    struct Peer;
+    impl rpc::broker::BrokerPeer for Peer {
+        fn identity(&self) -> rpc::broker::Probe {
+            rpc::broker::Probe {
+                cluster_id: ClusterId::NONE,
+                broker_id: BrokerId(2),
+                incarnation: Incarnation(Uuid::from_u128(300)),
+                broker_epoch: BrokerEpoch::NONE,
+            }
+        }
+    }
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(rpc::net::serve(listener, rpc::broker::routes(Arc::new(Peer)), std::future::pending()));
+    port
+}

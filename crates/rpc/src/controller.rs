@@ -619,3 +619,160 @@ fn info_from_wire(info: wire::DescribeResponse) -> Result<QuorumInfo, RpcError> 
         observers: info.observers.into_iter().map(replica).collect::<Result<_, _>>()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metadata::control::UpdateFeatures;
+    use model::Uuid;
+
+    /// A controller that answers as it is told.
+    struct Fake {
+        tenure: Mutex<Option<Tenure>>,
+        leader: Option<(BrokerId, String)>,
+    }
+
+    impl Fake {
+        fn reply<T>(&self, answer: T) -> Reply<T> {
+            let tenure = *self.tenure.lock().unwrap();
+            tenure.map_or(Reply::NotController { leader: self.leader.clone() }, |tenure| Reply::Active(tenure, answer))
+        }
+    }
+
+    impl ControllerServer for Fake {
+        async fn call(self: Arc<Self>, _: ControlRequest, _: Duration) -> Reply<ControlResponse> {
+            self.reply(ControlResponse::Done)
+        }
+
+        async fn follow(self: Arc<Self>, _: ClusterId, next: MetadataOffset, sender: FollowSender) {
+            let Reply::Active(tenure, ()) = self.reply(()) else {
+                sender.not_controller(self.leader.clone()).await;
+                return;
+            };
+            let records = vec![MetadataRecord::ProducerIds { next: model::ProducerId(5) }; 3];
+            let event = if next.0 == 0 {
+                MetadataEvent::Snapshot { next_offset: MetadataOffset(40), records }
+            } else {
+                MetadataEvent::Batch { base: next, records }
+            };
+            sender.event(tenure, &event).await;
+        }
+
+        fn describe(&self) -> QuorumInfo {
+            QuorumInfo {
+                leader: BrokerId(1),
+                term: 4,
+                active: self.tenure.lock().unwrap().is_some(),
+                next_offset: MetadataOffset(9),
+                voters: vec![QuorumReplica {
+                    node: node(1),
+                    address: "a:1".to_owned(),
+                    log_end: 7,
+                    last_acknowledged_ms: None,
+                }],
+                observers: Vec::new(),
+            }
+        }
+    }
+
+    impl RaftServer for Fake {
+        async fn call(
+            self: Arc<Self>,
+            _: QuorumNode,
+            _: QuorumNode,
+            _: raft::RaftCall,
+        ) -> Result<raft::RaftAnswer, String> {
+            Err("not here".to_owned())
+        }
+
+        fn snapshot_arriving(&self, _: QuorumNode, _: raft::RaftVote) {}
+
+        async fn install_snapshot(
+            self: Arc<Self>,
+            _: QuorumNode,
+            to: QuorumNode,
+            vote: raft::RaftVote,
+            meta: Bytes,
+            data: Bytes,
+        ) -> Result<raft::RaftVote, String> {
+            if to != node(1) || &meta[..] != b"meta" {
+                return Err("not me".to_owned());
+            }
+            Ok(raft::RaftVote { term: data.len() as u64, ..vote })
+        }
+    }
+
+    fn node(id: i32) -> QuorumNode {
+        QuorumNode { id: BrokerId(id), directory: DirectoryId(Uuid::from_u128(9)) }
+    }
+
+    fn tenure(term: u64, id: i32) -> Tenure {
+        Tenure { term, node: node(id) }
+    }
+
+    async fn serve(tenure: Option<Tenure>, leader: Option<(BrokerId, String)>) -> (Arc<Fake>, String) {
+        let fake = Arc::new(Fake { tenure: Mutex::new(tenure), leader });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let routes = routes(Arc::clone(&fake), Arc::clone(&fake));
+        tokio::spawn(net::serve(listener, routes, std::future::pending()));
+        (fake, address)
+    }
+
+    fn request() -> ControlRequest {
+        ControlRequest::UpdateFeatures(UpdateFeatures { updates: Vec::new(), validate_only: true })
+    }
+
+    fn in_ms(ms: u64) -> Instant {
+        Instant::now() + Duration::from_millis(ms)
+    }
+
+    #[tokio::test]
+    async fn a_client_finds_the_active_controller_and_keeps_to_the_newest() {
+        let (newer, second) = serve(Some(tenure(5, 2)), None).await;
+        let (_, third) = serve(Some(tenure(4, 3)), None).await;
+        let (_, first) = serve(None, Some((BrokerId(2), second.clone()))).await;
+        let voters = [(BrokerId(1), first), (BrokerId(2), second), (BrokerId(3), third)];
+        let client = ControllerClient::new(&voters).unwrap();
+        assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
+        assert_eq!(client.newest_tenure(), Some(tenure(5, 2)));
+        *newer.tenure.lock().unwrap() = None;
+        // The third still believes in an older tenure: nobody hears it.
+        assert_eq!(client.call(request(), in_ms(400)).await, Err(CallError::Timeout));
+        *newer.tenure.lock().unwrap() = Some(tenure(6, 2));
+        assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
+        let described = client.describe(in_ms(20_000)).await.unwrap();
+        assert_eq!((described.active, described.voters[0].log_end, described.voters[0].node), (true, 7, node(1)));
+    }
+
+    #[tokio::test]
+    async fn a_follower_goes_on_where_it_stands_on_the_next_stream() {
+        let (_, first) = serve(None, None).await;
+        let (_, second) = serve(Some(tenure(5, 2)), None).await;
+        let voters = [(BrokerId(1), first), (BrokerId(2), second)];
+        let client = ControllerClient::new(&voters).unwrap();
+        let mut events = std::pin::pin!(client.follow(ClusterId::NONE, MetadataOffset(0)));
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(match events.next().await.unwrap() {
+                MetadataEvent::Snapshot { next_offset, records } => (next_offset.0, records.len()),
+                MetadataEvent::Batch { base, records } => (base.0, records.len()),
+                MetadataEvent::Refused(reason) => panic!("{reason}"),
+            });
+        }
+        assert_eq!(seen, [(40, 3), (40, 3), (43, 3)]);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_travels_in_parts_and_a_refusal_is_told() {
+        let (_, address) = serve(None, None).await;
+        let vote = raft::RaftVote { term: 1, node: node(2), committed: true };
+        let data = Bytes::from(vec![7; 3 * SNAPSHOT_PART + 5]);
+        let send = async |to| {
+            let peer = raft::RaftPeer::new(&address, node(2), to).unwrap();
+            peer.install_snapshot(vote, Bytes::from_static(b"meta"), data.clone(), Duration::from_secs(20)).await
+        };
+        assert_eq!(send(node(1)).await.unwrap().term, data.len() as u64);
+        assert!(matches!(send(node(3)).await, Err(RpcError::Refused { .. })));
+    }
+}

@@ -72,6 +72,11 @@ impl ImageKeeper {
         *self.touched.lock().expect("no holder of the lock panics") = Touched { keys: BTreeSet::new(), all: true };
     }
 
+    /// Closes the store: nothing more is written.
+    pub(crate) fn close(&self) {
+        self.store.lock().expect("no holder of the lock panics").take();
+    }
+
     /// What was touched since the last call; to be taken together with the image.
     pub(crate) fn take(&self) -> Touched {
         std::mem::take(&mut *self.touched.lock().expect("no holder of the lock panics"))

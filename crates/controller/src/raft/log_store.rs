@@ -260,7 +260,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             saved.await;
         };
-        let result = appended.as_ref().map(|()| ()).map_err(|error| std::io::Error::other(error.to_string()));
+        let result = appended.as_ref().copied().map_err(|error| std::io::Error::other(error.to_string()));
         callback.log_io_completed(result);
         appended.map_err(|error| StorageIOError::write_logs(&error).into())
     }

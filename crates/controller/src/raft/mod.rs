@@ -158,7 +158,7 @@ impl Quorum {
         let was_blank = log_store.last().is_none() && !log_store.has_voted();
         let addresses: BTreeMap<i32, String> = config.voters.iter().map(|(id, a)| (id.0, a.clone())).collect();
         let links = Arc::new(Links::new(config.me, addresses));
-        let raft_config = raft_config(&config.timeouts).map_err(|error| OpenError::Raft(error.to_string()))?;
+        let raft_config = raft_config(&config.timeouts)?;
         let me = NodeId::new(config.me);
         let network = Network { links: Arc::clone(&links) };
         let raft = Raft::new(me, Arc::new(raft_config), network, log_store.clone(), machine.clone()).await;
@@ -215,7 +215,7 @@ impl Quorum {
             Batch { term: tenure.term, node: NodeId::new(tenure.node), base: base.0, records: RecordBytes(records) };
         match self.raft.client_write(batch).await {
             Ok(written) => match written.data {
-                Applied::Applied { next_offset } => Proposed::Applied(MetadataOffset(next_offset)),
+                Applied::Records { next_offset } => Proposed::Applied(MetadataOffset(next_offset)),
                 Applied::Superseded | Applied::Nothing => Proposed::Superseded,
             },
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Proposed::TenureOver,
@@ -280,6 +280,7 @@ impl Quorum {
             tracing::warn!("openraft's core had panicked");
         }
         self.machine.keep().await;
+        self.machine.close();
     }
 }
 
@@ -346,7 +347,7 @@ fn open_keeper(
     keeper
 }
 
-fn raft_config(timeouts: &Timeouts) -> Result<Config, openraft::ConfigError> {
+fn raft_config(timeouts: &Timeouts) -> Result<Config, OpenError> {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
         cluster_name: "ottla".to_owned(),
@@ -363,5 +364,5 @@ fn raft_config(timeouts: &Timeouts) -> Result<Config, openraft::ConfigError> {
         replication_lag_threshold: 2 * (timeouts.snapshot_every + timeouts.snapshot_keep),
         ..Config::default()
     };
-    config.validate()
+    config.validate().map_err(|error| OpenError::Raft(error.to_string()))
 }

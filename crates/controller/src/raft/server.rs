@@ -17,6 +17,7 @@ use crate::raft::{Quorum, codec};
 impl RaftServer for Quorum {
     async fn call(self: Arc<Self>, from: QuorumNode, to: QuorumNode, call: RaftCall) -> Result<RaftAnswer, String> {
         self.check_route(from, to)?;
+        check_form(from, &call)?;
         match call {
             RaftCall::Meet => {
                 let empty = self.is_empty();
@@ -30,11 +31,16 @@ impl RaftServer for Quorum {
             RaftCall::Vote { vote, last } => self.answer_vote(vote, last).await,
             RaftCall::Append { vote, previous, leader_commit, entries } => {
                 let entries = entries.into_iter().map(codec::entry_from_wire).collect::<Result<Vec<_>, _>>();
+                let entries = entries.map_err(|error| error.to_string())?;
+                let first = previous.map_or(0, |id| id.index.saturating_add(1));
+                if !entries.iter().map(|entry| entry.log_id.index).eq((first..).take(entries.len())) {
+                    return Err(format!("entries do not follow each other from {first} on"));
+                }
                 let request = AppendEntriesRequest {
                     vote: vote_from_wire(vote),
                     prev_log_id: previous.map(log_id_from_wire),
                     leader_commit: leader_commit.map(log_id_from_wire),
-                    entries: entries.map_err(|error| error.to_string())?,
+                    entries,
                 };
                 let result = self.raft.append_entries(request).await.map_err(|error| error.to_string())?;
                 if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
@@ -63,6 +69,7 @@ impl RaftServer for Quorum {
         data: Bytes,
     ) -> Result<RaftVote, String> {
         self.check_route(from, to)?;
+        check_vote(from, vote, true)?;
         let vote = vote_from_wire(vote);
         let meta: SnapshotMeta = codec::from_json(&meta).map_err(|error| error.to_string())?;
         let snapshot = Snapshot { meta, snapshot: Box::new(Cursor::new(data.to_vec())) };
@@ -112,6 +119,19 @@ impl Quorum {
             last: answer.last_log_id.as_ref().map(log_id_to_wire),
         })
     }
+}
+
+/// A leader speaks with a committed vote for itself, a candidate with one that is not committed.
+fn check_form(from: QuorumNode, call: &RaftCall) -> Result<(), String> {
+    match call {
+        RaftCall::Append { vote, .. } => check_vote(from, *vote, true),
+        RaftCall::Vote { vote, .. } => check_vote(from, *vote, false),
+        RaftCall::MayElect { .. } | RaftCall::Meet => Ok(()),
+    }
+}
+
+fn check_vote(from: QuorumNode, vote: RaftVote, committed: bool) -> Result<(), String> {
+    if vote.node == from && vote.committed == committed { Ok(()) } else { Err(format!("{vote:?} is not {from:?}'s")) }
 }
 
 fn append_result(result: &AppendEntriesResponse<NodeId>) -> AppendResult {

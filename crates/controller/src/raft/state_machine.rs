@@ -82,7 +82,7 @@ impl StateMachine {
         self.shared.machine.lock().expect("no holder of the lock panics")
     }
 
-    fn apply_entry(&self, entry: Entry) -> Result<Applied, StorageError> {
+    fn apply_entry(&self, entry: Entry) -> Result<Applied, UnknownRecords> {
         let mut machine = self.machine();
         let applied = match entry.payload {
             EntryPayload::Blank => Applied::Nothing,
@@ -90,10 +90,7 @@ impl StateMachine {
                 machine.position.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Applied::Nothing
             }
-            EntryPayload::Normal(batch) => {
-                let applied = self.apply_batch(&mut machine, &entry.log_id, &batch);
-                applied.map_err(|error| StorageIOError::apply(entry.log_id, &error))?
-            }
+            EntryPayload::Normal(batch) => self.apply_batch(&mut machine, &entry.log_id, &batch)?,
         };
         machine.position.applied = Some(entry.log_id);
         Ok(applied)
@@ -121,7 +118,7 @@ impl StateMachine {
         let next_offset = machine.image.next_offset();
         machine.position.next_offset = next_offset.0;
         self.shared.published.publish(machine.image.clone(), next, batch.records.0.clone());
-        Ok(Applied::Applied { next_offset: next_offset.0 })
+        Ok(Applied::Records { next_offset: next_offset.0 })
     }
 
     async fn save(&self, meta: &SnapshotMeta, data: Bytes) -> Result<(), StoreError> {
@@ -142,6 +139,11 @@ impl StateMachine {
             (self.shared.keeper.take(), machine.position.clone(), machine.image.clone())
         };
         self.shared.keeper.write(&self.shared.pool, touched, position, image).await;
+    }
+
+    /// Closes the copy in sled: handles to this machine may live on.
+    pub(crate) fn close(&self) {
+        self.shared.keeper.close();
     }
 }
 
@@ -191,7 +193,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        entries.into_iter().map(|entry| self.apply_entry(entry)).collect()
+        let mut applied = Vec::new();
+        for entry in entries {
+            let log_id = entry.log_id;
+            applied.push(self.apply_entry(entry).map_err(|error| StorageIOError::apply(log_id, &error))?);
+        }
+        Ok(applied)
     }
 
     async fn get_snapshot_builder(&mut self) -> StateMachine {

@@ -241,12 +241,12 @@ async fn an_entry_of_another_tenure_or_offset_changes_nothing() {
         Applied::Superseded,
         Applied::Superseded,
         Applied::Superseded,
-        Applied::Applied { next_offset: 2 },
+        Applied::Records { next_offset: 2 },
         Applied::Superseded,
         Applied::Superseded,
         Applied::Superseded,
         Applied::Superseded,
-        Applied::Applied { next_offset: 3 },
+        Applied::Records { next_offset: 3 },
     ];
     assert_eq!(machine.apply(entries).await.unwrap(), expected);
     assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(3, 9)));
@@ -318,14 +318,18 @@ async fn nothing_acknowledged_is_lost_in_power_cuts_at_random_instants() {
                 log.blocking_append((next..next + count).map(|i| blank(1, i))).await.unwrap();
                 next += count;
                 acknowledged = next - 1;
-                if random.next() % 4 == 0 {
+                if random.next().is_multiple_of(4) {
                     let applied = machine.applied_state().await.unwrap().0.map_or(0, |id| id.index);
                     machine.apply((applied + 1..next).map(|i| blank(1, i))).await.unwrap();
                     machine.build_snapshot().await.unwrap();
                     log.purge(log_id(1, next - 1 - random.next() % 2)).await.unwrap();
                 }
             }
-            disk.crash(if random.next() % 2 == 0 { Crash::LoseUnsynced } else { Crash::Scatter(random.next()) });
+            disk.crash(if random.next().is_multiple_of(2) {
+                Crash::LoseUnsynced
+            } else {
+                Crash::Scatter(random.next())
+            });
             (log, machine) = open(&disk).unwrap();
             let last = log.get_log_state().await.unwrap().last_log_id.map_or(0, |id| id.index);
             assert_eq!(last, acknowledged, "seed {seed}");

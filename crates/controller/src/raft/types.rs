@@ -64,7 +64,7 @@ pub(crate) struct RecordBytes(pub(crate) Bytes);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Applied {
     /// Its records are part of the image; the next one gets this offset.
-    Applied { next_offset: u64 },
+    Records { next_offset: u64 },
     /// It was decided by another tenure or on another offset: nothing changed (`R66`).
     Superseded,
     /// It carried no records.
