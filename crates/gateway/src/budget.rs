@@ -105,7 +105,7 @@ impl MemoryBudget {
 
 /// The place of one connection in the queue for memory.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     budget: Arc<MemoryBudget>,
     /// Set while it waits, and until it was admitted after it was woken.
     ticket: Option<u64>,
@@ -114,18 +114,18 @@ pub struct Admission {
 impl Admission {
     /// Nobody waits yet.
     #[must_use]
-    pub fn new(budget: &Arc<MemoryBudget>) -> Self {
+    pub(crate) fn new(budget: &Arc<MemoryBudget>) -> Self {
         Self { budget: Arc::clone(budget), ticket: None }
     }
 
     /// Whether it waits.
     #[must_use]
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.ticket.is_some()
     }
 
     /// Charges `bytes` if there is room; else the task is woken when there is.
-    pub fn poll_admit(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<Charge> {
+    pub(crate) fn poll_admit(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<Charge> {
         if let Some(charge) = self.budget.try_admit(bytes) {
             self.leave();
             return Poll::Ready(charge);

@@ -176,7 +176,7 @@ impl<B: BrokerApi> Connection<B> {
             order @ (Order::CloseIdle | Order::CloseStalled) => return Poll::Ready(End::Ordered(order)),
         }
         let turned = self.turn(cx);
-        if let Poll::Ready(_) = &turned {
+        if turned.is_ready() {
             // What is answered already is still sent, as far as the socket takes it at once.
             let _ = self.write(cx);
         }

@@ -181,9 +181,10 @@ mod tests {
         input.poll_next(&mut Context::from_waker(Waker::noop()))
     }
 
-    fn feed(input: &mut Input, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let read = input.poll_read_from(&mut bytes, &mut Context::from_waker(Waker::noop()));
+    fn feed(input: &mut Input, bytes: &[u8]) {
+        let mut source = std::io::Cursor::new(bytes);
+        while source.position() < u64::try_from(bytes.len()).unwrap() {
+            let read = input.poll_read_from(&mut source, &mut Context::from_waker(Waker::noop()));
             assert!(matches!(read, Poll::Ready(Ok(count)) if count > 0));
         }
     }

@@ -43,8 +43,7 @@ async fn fetch<B: BrokerApi>(call: &Call<B>, request: FetchRequest) -> Result<Fe
     let found = read(call, &wanted, limits, isolation, rack).await;
     let summaries: Vec<(&Wanted, Found)> = wanted.iter().zip(found.iter().map(summary)).collect();
     let told = plan.select(&summaries)?;
-    let mut response = FetchResponse::default();
-    response.session_id = match plan {
+    let session_id = match plan {
         FetchPlan::Full { remember: true } => {
             let told = summaries.into_iter().map(|(wanted, found)| (wanted.clone(), found)).collect();
             call.shared.sessions.remember(by_id, told, now_ms)
@@ -52,6 +51,7 @@ async fn fetch<B: BrokerApi>(call: &Call<B>, request: FetchRequest) -> Result<Fe
         FetchPlan::Full { remember: false } => NO_SESSION,
         FetchPlan::Incremental { id, .. } => id,
     };
+    let mut response = FetchResponse { session_id, ..Default::default() };
     let chosen = wanted.into_iter().zip(found).zip(told).filter_map(|(pair, told)| told.then_some(pair));
     chosen.for_each(|(wanted, data)| push(&mut response, wanted.topic, data));
     if call.version >= TELLS_LEADER {
