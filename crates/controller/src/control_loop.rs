@@ -220,7 +220,9 @@ impl ControlLoop {
     async fn gather(&mut self, tenure: Tenure) -> Pending {
         let mut pending = Pending::default();
         let deadline = self.handle.lock().control.next_deadline();
-        let deadline = self.handle.clock.instant(deadline).min(Instant::now() + LOOK);
+        // At least a moment: a deadline that stays in the past must not spin.
+        let (soonest, latest) = (Instant::now() + Duration::from_millis(1), Instant::now() + LOOK);
+        let deadline = self.handle.clock.instant(deadline).clamp(soonest, latest);
         tokio::select! {
             Some(input) = self.inputs.recv() => self.decide(&mut pending, input),
             () = tokio::time::sleep_until(deadline) => {}

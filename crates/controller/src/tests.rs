@@ -1,10 +1,11 @@
 //! Whole controllers over loopback: formation, elections, isolation, replacement, the metadata stream.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -13,7 +14,7 @@ use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBrok
 use metadata::records::{Listener, SecurityProtocol};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Uuid};
 use rpc::controller::{ControllerClient, MetadataEvent};
-use storage::disk::{Crash, MemDisk};
+use storage::disk::{Call, Crash, DirEntry, Disk, DiskFile, FaultKind, MemDisk, OpenMode};
 use tokio::time::Instant;
 
 use super::*;
@@ -274,13 +275,143 @@ async fn an_isolated_leader_stops_answering_and_gives_way() {
     assert_eq!(alone.call(request, deadline).await, Err(rpc::controller::CallError::Timeout));
     let (second, _) = cluster.active().await;
     assert_ne!(second, leader);
-    said("another is active after", since.elapsed());
     let epoch = cluster.register(2).await;
     old.quorum.links.cut.lock().unwrap().clear();
     until("the old leader's return", || old.quorum.image().broker_epoch(BrokerId(2)) == epoch).await;
     let status = old.status();
     assert!(status.quorum.term > term && !status.quorum.active, "{status:?}");
     assert_eq!(old.quorum.image().brokers().len(), 2);
+}
+
+/// A disk whose syncs can be held up.
+#[derive(Debug, Clone, Default)]
+struct GatedDisk {
+    disk: MemDisk,
+    held: Arc<(Mutex<bool>, Condvar)>,
+}
+
+#[derive(Debug)]
+struct GatedFile {
+    file: Arc<dyn DiskFile>,
+    held: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl GatedDisk {
+    fn hold(&self, held: bool) {
+        *self.held.0.lock().unwrap() = held;
+        self.held.1.notify_all();
+    }
+}
+
+impl Disk for GatedDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(GatedFile { file: self.disk.open(path, mode)?, held: Arc::clone(&self.held) }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        self.disk.list(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_dir_all(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
+        self.disk.space(path)
+    }
+}
+
+impl DiskFile for GatedFile {
+    fn read_at(&self, into: &mut [u8], position: u64) -> io::Result<usize> {
+        self.file.read_at(into, position)
+    }
+
+    fn write_at(&self, from: &[io::IoSlice<'_>], position: u64) -> io::Result<usize> {
+        self.file.write_at(from, position)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let held = self.held.0.lock().unwrap();
+        drop(self.held.1.wait_while(held, |held| *held).unwrap());
+        self.file.sync_data()
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        self.file.truncate(size)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn preallocate(&self, size: u64) -> io::Result<()> {
+        self.file.preallocate(size)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.file.try_lock()
+    }
+}
+
+#[tokio::test]
+async fn a_leader_whose_disk_stalls_stops_answering_and_its_batch_is_superseded() {
+    let disks: Vec<GatedDisk> = (0..3).map(|_| GatedDisk::default()).collect();
+    let mut cluster = Cluster::of_three(|config| {
+        config.disk = Arc::new(disks[usize::try_from(config.node_id.0 - 1).unwrap()].clone());
+    });
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    cluster.register(1).await;
+    let old = cluster.handle(leader).clone();
+    disks[leader].hold(true);
+    let stalled = ControllerClient::new(&cluster.voters[leader..=leader]).unwrap();
+    let hanging = tokio::spawn(async move { register(&stalled, 2, 1).await });
+    until("the end of its activity", || !old.is_active()).await;
+    let (second, _) = cluster.active().await;
+    assert_ne!(second, leader);
+    let others: Vec<_> = cluster.voters.iter().filter(|(id, _)| *id != cluster.voters[leader].0).cloned().collect();
+    let epoch = register(&ControllerClient::new(&others).unwrap(), 3, 1).await;
+    hanging.abort();
+    disks[leader].hold(false);
+    until("its return", || old.quorum.image().broker_epoch(BrokerId(3)) == epoch).await;
+    let (active, _) = cluster.active().await;
+    assert_eq!(old.quorum.image().brokers().keys().filter(|id| id.0 == 2).count(), 0, "its batch has no effect");
+    assert!(cluster.handle(active).status().quorum.term > 1);
+}
+
+#[tokio::test]
+async fn a_controller_whose_disk_fails_asks_for_its_end_and_the_others_go_on() {
+    let disks: Vec<MemDisk> = (0..3).map(|_| MemDisk::new()).collect();
+    let fatal = Arc::new(Mutex::new(Vec::new()));
+    let mut cluster = Cluster::of_three(|config| {
+        config.disk = Arc::new(disks[usize::try_from(config.node_id.0 - 1).unwrap()].clone());
+        let (fatal, id) = (Arc::clone(&fatal), config.node_id.0);
+        config.on_fatal = Arc::new(move |_| fatal.lock().unwrap().push(id));
+    });
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    let epoch = cluster.register(1).await;
+    disks[leader].fail(Call::SyncData, 0, FaultKind::Eio);
+    assert!(cluster.register(2).await > epoch);
+    until("the wish to end", || !fatal.lock().unwrap().is_empty()).await;
+    assert!(fatal.lock().unwrap().iter().all(|id| *id == cluster.voters[leader].0.0));
+    assert!(!cluster.handle(leader).is_active());
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ struct State {
     metrics: RaftMetrics,
     reported: Instant,
     heard: Instant,
+    /// When this node became what it is in the quorum.
+    since: Instant,
     /// A tenure of this node that is over for good although openraft may still show it (`R67`).
     over: Option<Tenure>,
 }
@@ -31,7 +33,7 @@ struct State {
 impl Contact {
     pub(crate) fn new(metrics: RaftMetrics, lease: Duration) -> Contact {
         let now = Instant::now();
-        let state = State { metrics, reported: now, heard: now, over: None };
+        let state = State { metrics, reported: now, heard: now, since: now, over: None };
         Contact { state: Mutex::new(state), started: now, lease }
     }
 
@@ -43,6 +45,9 @@ impl Contact {
     pub(crate) fn report(&self, metrics: RaftMetrics) {
         let mut state = self.state();
         state.reported = Instant::now();
+        if (state.metrics.state, state.metrics.vote) != (metrics.state, metrics.vote) {
+            state.since = state.reported;
+        }
         state.metrics = metrics;
     }
 
@@ -51,11 +56,11 @@ impl Contact {
         self.state().heard = Instant::now();
     }
 
-    /// The age of the last contact; for a leader, of its last quorum ack.
+    /// The age of the last contact; for a leader, of its last quorum ack, or of its election before the first one.
     pub(crate) fn age(&self) -> Duration {
         let state = self.state();
         if state.metrics.state == ServerState::Leader {
-            return state.quorum_ack_age().unwrap_or(Duration::MAX);
+            return state.quorum_ack_age().unwrap_or_else(|| state.since.elapsed());
         }
         state.heard.elapsed()
     }
@@ -118,7 +123,6 @@ impl Contact {
 
 impl State {
     fn quorum_ack_age(&self) -> Option<Duration> {
-        // A sole voter is its own quorum.
         let ack = self.metrics.millis_since_quorum_ack?;
         Some(self.reported.elapsed() + Duration::from_millis(ack))
     }

@@ -46,7 +46,7 @@ async fn wait_for_silence(quorum: &Quorum, patience: Duration) {
         if voter && metrics.state != ServerState::Leader && age >= patience {
             return;
         }
-        let rest = patience.saturating_sub(age).max(Duration::from_millis(5));
+        let rest = patience.saturating_sub(age).max(Duration::from_millis(20));
         tokio::time::sleep(rest).await;
     }
 }
