@@ -355,10 +355,9 @@ impl ClientBatches {
         if header.is_control() {
             return Err(BatchError::Invalid("clients may not write control batches"));
         }
-        if header.has_producer_id() != (header.base_sequence >= 0)
-            || header.has_producer_id() != (header.producer_epoch.0 >= 0)
-        {
-            return Err(BatchError::Invalid("producer id, producer epoch and sequence disagree"));
+        // Without a producer id, sequence and epoch mean nothing: clients differ in what they write there.
+        if header.has_producer_id() && (header.base_sequence < 0 || header.producer_epoch.0 < 0) {
+            return Err(BatchError::Invalid("a batch with a producer id needs an epoch and a sequence"));
         }
         if header.is_transactional() && !header.has_producer_id() {
             return Err(BatchError::Invalid("a transactional batch needs a producer id"));
