@@ -126,9 +126,10 @@ pub(crate) fn encoded<R: Response + ErrorCount>(response: &R, version: i16, corr
     }
 }
 
+/// Reads the body. Bytes that follow it are let through, as Kafka does.
 fn body<R: Request>(head: &RequestHead, decoder: &mut Decoder) -> Result<R, BadRequest> {
     let (api, version) = (head.api.name(), head.version);
-    R::decode_all(decoder, version).map_err(|why| BadRequest::BadBody { api, version, why })
+    R::decode(decoder, version).map_err(|why| BadRequest::BadBody { api, version, why })
 }
 
 fn answer<B, R, F>(

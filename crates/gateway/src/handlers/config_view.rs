@@ -13,6 +13,8 @@ use crate::call::Call;
 pub(crate) struct Entry {
     /// Which.
     pub(crate) definition: &'static ConfigDefinition,
+    /// Its value.
+    value: Option<String>,
     /// Where its value comes from.
     pub(crate) source: ConfigSource,
     /// Where its value might come from, the one that counts first.
@@ -31,13 +33,16 @@ pub(crate) struct Synonym {
 
 impl Entry {
     fn new(definition: &'static ConfigDefinition, synonyms: Vec<Synonym>) -> Self {
-        let source = synonyms.first().map_or(ConfigSource::Default, |first| first.source);
-        Self { definition, source, synonyms }
+        let (value, source) = match synonyms.first() {
+            Some(first) => (Some(first.value.clone()), first.source),
+            None => (definition.default_value().map(str::to_owned), ConfigSource::Default),
+        };
+        Self { definition, value, source, synonyms }
     }
 
     /// The value; none where there is none, and where it is a secret.
     pub(crate) fn shown_value(&self) -> Option<String> {
-        self.synonyms.first().and_then(|first| self.shown(&first.value))
+        self.value.as_deref().and_then(|value| self.shown(value))
     }
 
     /// A value of it, unless it is a secret.
@@ -85,8 +90,8 @@ impl<'a> ConfigView<'a> {
             let mut synonyms = own(definition, set, ConfigSource::Topic);
             if let Some(name) = definition.broker_synonym {
                 synonyms.extend(self.of_broker(name));
+                synonyms.extend(configs::broker(name).and_then(by_default));
             }
-            synonyms.extend(by_default(definition, definition.broker_synonym.unwrap_or(definition.name)));
             Entry::new(definition, synonyms)
         };
         configs::all(Scope::Topic).values().map(entry).collect()
@@ -96,7 +101,10 @@ impl<'a> ConfigView<'a> {
     pub(crate) fn group(&self, set: Option<&ConfigMap>) -> Vec<Entry> {
         let entry = |definition: &'static ConfigDefinition| {
             let mut synonyms = own(definition, set, ConfigSource::Group);
-            synonyms.extend(by_default(definition, definition.name));
+            // The broker has what groups get where nothing is set for them, under a longer name.
+            let broker = configs::broker(&format!("group.{}", definition.name));
+            synonyms.extend(broker.into_iter().flat_map(|broker| self.of_broker(broker.name)));
+            synonyms.extend(by_default(broker.unwrap_or(definition)));
             Entry::new(definition, synonyms)
         };
         configs::all(Scope::Group).values().map(entry).collect()
@@ -106,7 +114,7 @@ impl<'a> ConfigView<'a> {
     pub(crate) fn broker(&self) -> Vec<Entry> {
         let entry = |definition: &'static ConfigDefinition| {
             let mut synonyms = self.of_broker(definition.name);
-            synonyms.extend(by_default(definition, definition.name));
+            synonyms.extend(by_default(definition));
             Entry::new(definition, synonyms)
         };
         configs::all(Scope::Broker).values().map(entry).collect()
@@ -148,7 +156,7 @@ fn own(definition: &ConfigDefinition, set: Option<&ConfigMap>, source: ConfigSou
     value.map(|value| Synonym { name: definition.name, value: value.clone(), source }).into_iter().collect()
 }
 
-fn by_default(definition: &ConfigDefinition, name: &'static str) -> Option<Synonym> {
+fn by_default(definition: &ConfigDefinition) -> Option<Synonym> {
     let value = definition.default_value()?.to_owned();
-    Some(Synonym { name, value, source: ConfigSource::Default })
+    Some(Synonym { name: definition.name, value, source: ConfigSource::Default })
 }
