@@ -59,7 +59,7 @@ pub(crate) async fn stop_signal() {
 
 fn start_logging(config: &NodeConfig) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("OTTLA_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let filter = EnvFilter::try_from_env("OTTLA_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if config.json_logs {
         builder.json().init();
