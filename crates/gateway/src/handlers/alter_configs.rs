@@ -1,5 +1,7 @@
 //! AlterConfigs: whole new configs of resources.
 
+use std::collections::BTreeSet;
+
 use broker::api::BrokerApi;
 use metadata::control::AlterConfigs;
 use metadata::records::ConfigResource;
@@ -16,8 +18,10 @@ pub(crate) const TIMEOUT_MS: u64 = 30_000;
 /// Has the controller change them.
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: AlterConfigsRequest) -> AlterConfigsResponse {
     let (mut checked, mut resources) = (Vec::new(), Vec::new());
+    let named = request.resources.iter().map(|each| (each.resource_type, each.resource_name.as_str()));
+    let repeated = repeated(named);
     for resource in request.resources {
-        let found = resource_of(resource.resource_type, &resource.resource_name);
+        let found = resource_of(&repeated, resource.resource_type, &resource.resource_name);
         let configs = resource.configs.into_iter().map(|config| (config.name, config.value)).collect();
         resources.extend(found.as_ref().ok().map(|found| (found.clone(), configs)));
         checked.push((resource.resource_type, resource.resource_name, found.map(|_| ())));
@@ -39,8 +43,21 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: AlterConfigsReq
     AlterConfigsResponse { responses: responses.collect(), ..Default::default() }
 }
 
+/// The resources that stand in a request more than once: as in Kafka none of them is changed.
+pub(crate) fn repeated<'a>(named: impl Iterator<Item = (i8, &'a str)>) -> BTreeSet<(i8, String)> {
+    let mut seen = BTreeSet::new();
+    named.filter(|each| !seen.insert(*each)).map(|(type_code, name)| (type_code, name.to_owned())).collect()
+}
+
 /// The resource of a request.
-pub(crate) fn resource_of(type_code: i8, name: &str) -> Result<ConfigResource, Refusal> {
+pub(crate) fn resource_of(
+    repeated: &BTreeSet<(i8, String)>,
+    type_code: i8,
+    name: &str,
+) -> Result<ConfigResource, Refusal> {
+    if repeated.contains(&(type_code, name.to_owned())) {
+        return Err(Refusal::Repeated("a resource"));
+    }
     ConfigResource::from_kafka(type_code, name)
         .ok_or_else(|| Refusal::UnknownResource(format!("no configs of type {type_code} and name {name:?} can be set")))
 }

@@ -1,5 +1,7 @@
 //! CreateTopics.
 
+use std::collections::BTreeSet;
+
 use broker::api::BrokerApi;
 use metadata::control::{CreateTopic, CreateTopics, CreatedTopic, NewTopic};
 use model::{BrokerId, PartitionIndex};
@@ -17,10 +19,14 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: CreateTopicsReq
     let names: Vec<String> = request.topics.iter().map(|topic| topic.name.clone()).collect();
     let topics = request.topics.into_iter().map(wanted).collect();
     let create = CreateTopics { topics, validate_only: request.validate_only };
-    let topics = match ask_controller!(call, CreateTopics, create, millis(request.timeout_ms)) {
-        Ok(created) => created.into_iter().map(|topic| told(&call, topic)).collect(),
-        Err(refusal) => names.into_iter().map(|name| refused(name, &refusal)).collect(),
-    };
+    let mut topics: Vec<CreatableTopicResult> =
+        match ask_controller!(call, CreateTopics, create, millis(request.timeout_ms)) {
+            Ok(created) => created.into_iter().map(|topic| told(&call, topic)).collect(),
+            Err(refusal) => names.into_iter().map(|name| refused(name, &refusal)).collect(),
+        };
+    // A name that stands in the request more than once is refused, and told of once.
+    let mut seen = BTreeSet::new();
+    topics.retain(|topic| seen.insert(topic.name.clone()));
     CreateTopicsResponse { topics, ..Default::default() }
 }
 

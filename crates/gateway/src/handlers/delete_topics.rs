@@ -1,6 +1,6 @@
 //! DeleteTopics: by name, or by id from version 6 on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use broker::api::BrokerApi;
 use metadata::control::{DeleteTopics, DeletedTopic, TopicRef};
@@ -24,8 +24,11 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: DeleteTopicsReq
     } else {
         request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil())).collect()
     };
+    // What stands in the request more than once is refused, and told of once.
     let mut times = BTreeMap::new();
     asked.iter().for_each(|topic| *times.entry(topic.clone()).or_insert(0) += 1);
+    let mut seen = BTreeSet::new();
+    let asked: Vec<_> = asked.into_iter().filter(|topic| seen.insert(topic.clone())).collect();
     let enabled = call.shared.limits.delete_topics;
     let checked: Vec<Result<TopicRef, Refusal>> = asked
         .iter()

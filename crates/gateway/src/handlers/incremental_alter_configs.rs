@@ -7,7 +7,7 @@ use protocol::messages::incremental_alter_configs_response::AlterConfigsResource
 use protocol::messages::{IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse};
 
 use crate::call::Call;
-use crate::handlers::alter_configs::{TIMEOUT_MS, outcomes, resource_of};
+use crate::handlers::alter_configs::{TIMEOUT_MS, outcomes, repeated, resource_of};
 use crate::handlers::ask_controller;
 use crate::refusal::Refusal;
 
@@ -17,8 +17,10 @@ pub(crate) async fn handle<B: BrokerApi>(
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
     let (mut checked, mut resources) = (Vec::new(), Vec::new());
+    let named = request.resources.iter().map(|each| (each.resource_type, each.resource_name.as_str()));
+    let repeated = repeated(named);
     for resource in request.resources {
-        let found = resource_of(resource.resource_type, &resource.resource_name).and_then(|found| {
+        let found = resource_of(&repeated, resource.resource_type, &resource.resource_name).and_then(|found| {
             let changes = resource.configs.into_iter().map(change).collect::<Result<Vec<_>, _>>()?;
             resources.push((found, changes));
             Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use broker::api::{self, BrokerApi, ListedOffset, OffsetSpec};
 use model::{LeaderEpoch, TopicPartition};
+use protocol::messages::list_offsets_request::ListOffsetsTopic;
 use protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
 
@@ -16,17 +17,23 @@ use crate::resolve::{self, ByPartition};
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: ListOffsetsRequest) -> ListOffsetsResponse {
     let image = call.image();
     let isolation = isolation(request.isolation_level);
-    let (mut seen, mut asked, mut slots) = (BTreeSet::new(), Vec::new(), Vec::new());
+    let repeated = repeated(&request.topics);
+    let (mut told_once, mut asked, mut slots) = (BTreeSet::new(), Vec::new(), Vec::new());
     for topic in request.topics {
         let found = resolve::by_name(&image, &topic.name);
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for each in topic.partitions {
+            let again =
+                if repeated.is_empty() { None } else { repeated.get(&(topic.name.clone(), each.partition_index)) };
+            if again.is_some_and(|again| !told_once.insert(again)) {
+                continue;
+            }
             let resolved = isolation.clone().and_then(|_| {
-                let partition = resolve::partition(&found, each.partition_index)?;
-                let spec = spec(each.timestamp, call.version)?;
-                if !seen.insert(partition) {
+                if again.is_some() {
                     return Err(Refusal::Repeated("a partition"));
                 }
+                let spec = spec(each.timestamp, call.version)?;
+                let partition = resolve::partition(&found, each.partition_index)?;
                 let current_leader_epoch = LeaderEpoch(each.current_leader_epoch);
                 asked.push(api::ListOffsetsPartition { partition, current_leader_epoch, spec });
                 Ok(partition)
@@ -49,6 +56,13 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: ListOffsetsRequ
         partitions: partitions.into_iter().map(&mut answer).collect(),
     });
     ListOffsetsResponse { topics: topics.collect(), ..Default::default() }
+}
+
+/// The partitions that stand in the request more than once: as in Kafka each is refused, and told of once.
+fn repeated(topics: &[ListOffsetsTopic]) -> BTreeSet<(String, i32)> {
+    let all = topics.iter().flat_map(|topic| topic.partitions.iter().map(|each| (&topic.name, each.partition_index)));
+    let mut seen = BTreeSet::new();
+    all.filter(|key| !seen.insert(*key)).map(|(name, index)| (name.clone(), index)).collect()
 }
 
 fn told(partition_index: i32, listed: Result<ListedOffset, Refusal>) -> ListOffsetsPartitionResponse {

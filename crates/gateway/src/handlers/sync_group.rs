@@ -2,13 +2,22 @@
 
 use broker::api::BrokerApi;
 use broker::coordinator::request::{self, MemberAssignment};
+use model::ErrorCode;
 use protocol::messages::{SyncGroupRequest, SyncGroupResponse};
 
 use crate::call::Call;
 use crate::handlers::ask_group;
 
+/// The first version that names the protocol, which has to be done (KIP-559).
+const NAMES_PROTOCOL: i16 = 5;
+
 /// Asks the coordinator.
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: SyncGroupRequest) -> SyncGroupResponse {
+    let named = request.protocol_type.is_some() && request.protocol_name.is_some();
+    if call.version >= NAMES_PROTOCOL && !named {
+        let error_code = ErrorCode::InconsistentGroupProtocol.code();
+        return SyncGroupResponse { error_code, ..Default::default() };
+    }
     let assignments = request
         .assignments
         .into_iter()

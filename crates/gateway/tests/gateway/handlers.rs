@@ -434,7 +434,7 @@ async fn a_controller_that_is_away_is_told_for_each_topic() {
     let response = client.ask(&DeleteTopicsRequest { topics, ..Default::default() }, 6).await;
     let codes: Vec<_> = response.responses.iter().map(|topic| ErrorCode::from_code(topic.error_code)).collect();
     let invalid = ErrorCode::InvalidRequest;
-    assert_eq!(codes, [ErrorCode::NotController, invalid, invalid, invalid, invalid]);
+    assert_eq!(codes, [ErrorCode::NotController, invalid, invalid, invalid], "what is repeated is told of once");
 }
 
 #[tokio::test]
@@ -450,4 +450,42 @@ async fn the_cluster_is_described_to_brokers_clients_only() {
         let request = DescribeClusterRequest { endpoint_type, ..Default::default() };
         assert_eq!(client.ask(&request, 1).await.error_code, code.code());
     }
+}
+
+#[tokio::test]
+async fn what_stands_twice_in_a_request_is_refused_and_told_of_once() {
+    let served = Served::start().await;
+    served.broker.topic("a", 2);
+    let client = &mut served.client().await;
+    let partition = |partition_index| list_offsets_request::ListOffsetsPartition {
+        partition_index,
+        timestamp: -1,
+        ..Default::default()
+    };
+    let partitions = [0, 1, 0].map(partition).to_vec();
+    let topics = vec![list_offsets_request::ListOffsetsTopic { name: owned("a"), partitions }];
+    let response = client.ask(&ListOffsetsRequest { topics, ..Default::default() }, 5).await;
+    let told = response.topics[0].partitions.iter().map(|p| (p.partition_index, p.offset, p.error_code));
+    assert_eq!(told.collect::<Vec<_>>(), [(0, -1, ErrorCode::InvalidRequest.code()), (1, 11, 0)]);
+    let resource = |name: &str| incremental_alter_configs_request::AlterConfigsResource {
+        resource_type: 2,
+        resource_name: owned(name),
+        configs: Vec::new(),
+    };
+    let resources = ["a", "b", "a"].map(resource).to_vec();
+    let request = IncrementalAlterConfigsRequest { resources, ..Default::default() };
+    let codes: Vec<i16> = client.ask(&request, 1).await.responses.iter().map(|each| each.error_code).collect();
+    let (invalid, away) = (ErrorCode::InvalidRequest.code(), ErrorCode::NotController.code());
+    assert_eq!(codes, [invalid, away, invalid]);
+}
+
+#[tokio::test]
+async fn a_sync_from_version_5_on_names_its_protocol() {
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let mut request = SyncGroupRequest { protocol_type: Some(owned("consumer")), ..Default::default() };
+    assert_eq!(client.ask(&request, 4).await.error_code, 0);
+    assert_eq!(client.ask(&request, 5).await.error_code, ErrorCode::InconsistentGroupProtocol.code());
+    request.protocol_name = Some(owned("range"));
+    assert_eq!(client.ask(&request, 5).await.error_code, 0);
 }
