@@ -36,6 +36,8 @@ pub(crate) fn run(file: &Path, overrides: &[String], end_with_parent: bool) -> R
     if end_with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
+    // Huge pages would make an idle node several times its size: most of each would stay empty.
+    rustix::thread::disable_transparent_huge_pages(true)?;
     let config = NodeConfig::load(file, overrides)?;
     start_logging(&config);
     abort_on_panic();
