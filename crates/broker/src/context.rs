@@ -1,12 +1,12 @@
 //! What every part of a broker shares: who it is, the newest metadata, the partitions, and the queues of its tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
-use model::{BrokerEpoch, BrokerId, ClusterId, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
@@ -14,8 +14,9 @@ use tokio::sync::{Notify, watch};
 use crate::clock::{Chance, Clock};
 use crate::config::BrokerConfig;
 use crate::follower_streams::FollowerStreams;
+use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
-use crate::partition::Partition;
+use crate::partition::{Checkpointed, Partition};
 use crate::timers::Timers;
 
 /// See the module.
@@ -30,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) follower_streams: FollowerStreams,
     pub(crate) isr: IsrProposals,
     pub(crate) timers: Timers,
+    /// For tasks that begin where a thread of the disk pool may be running.
+    pub(crate) runtime: tokio::runtime::Handle,
     partitions: RwLock<BTreeMap<TopicPartition, Arc<Partition>>>,
     /// The newest image, and who waits for a newer one.
     image: watch::Sender<Arc<MetadataImage>>,
@@ -44,7 +47,12 @@ pub(crate) struct Context {
     /// Leaderships of internal topics that changed.
     leaderships: Mutex<Vec<(TopicPartition, bool)>>,
     pub(crate) leadership_moved: Notify,
-    directory_failed: AtomicBool,
+    /// Replicas whose log failed in this process while the directory is in use (`R78`).
+    failed_replicas: Mutex<BTreeSet<TopicPartition>>,
+    /// What the checkpoints hold of logs that the metadata has not claimed yet.
+    pub(crate) unclaimed: Mutex<BTreeMap<TopicPartition, (Arc<str>, Checkpointed)>>,
+    /// Held while the checkpoints are written.
+    pub(crate) checkpoints: Mutex<()>,
     /// Wakes the heartbeat before its time.
     pub(crate) heartbeat_wanted: Notify,
 }
@@ -72,6 +80,7 @@ impl Context {
             follower_streams: FollowerStreams::default(),
             isr: IsrProposals::default(),
             timers: Timers::default(),
+            runtime: tokio::runtime::Handle::current(),
             partitions: RwLock::default(),
             image: watch::Sender::new(Arc::new(MetadataImage::default())),
             registration: Mutex::new(None),
@@ -82,7 +91,9 @@ impl Context {
             suspected: Notify::new(),
             leaderships: Mutex::default(),
             leadership_moved: Notify::new(),
-            directory_failed: AtomicBool::new(false),
+            failed_replicas: Mutex::default(),
+            unclaimed: Mutex::default(),
+            checkpoints: Mutex::new(()),
             heartbeat_wanted: Notify::new(),
         })
     }
@@ -167,7 +178,7 @@ impl Context {
     ///
     /// # Errors
     /// Where the directory is another cluster's, or cannot be written.
-    pub(crate) fn join_cluster(&self, cluster: ClusterId) -> Result<(), String> {
+    pub(crate) async fn join_cluster(self: &Arc<Self>, cluster: ClusterId) -> Result<(), String> {
         if cluster.is_none() || cluster == self.cluster_on_disk || self.joined.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -179,7 +190,9 @@ impl Context {
             node_id: self.config.broker_id,
             directory_id: self.config.directory_id,
         };
-        self.data.write_meta(&meta).map_err(|error| error.to_string())?;
+        let context = Arc::clone(self);
+        let written = self.disk_pool.run(move || context.data.write_meta(&meta)).await;
+        written.map_err(|error| error.to_string())?;
         self.joined.store(true, Ordering::Release);
         Ok(())
     }
@@ -216,9 +229,13 @@ impl Context {
         std::mem::take(&mut self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A partition began or ceased to be led here. Called with the partition's lock held, so it only notes it.
-    pub(crate) fn leadership_changed(&self, id: TopicPartition, leads: bool) {
-        self.leaderships.lock().unwrap_or_else(PoisonError::into_inner).push((id, leads));
+    /// A partition began or ceased to be led here; only the groups' topic matters. Called with the partition's lock held,
+    /// so it only notes it.
+    pub(crate) fn leadership_changed(&self, partition: &Partition, leads: bool) {
+        if &**partition.topic() != OFFSETS_TOPIC {
+            return;
+        }
+        self.leaderships.lock().unwrap_or_else(PoisonError::into_inner).push((partition.id(), leads));
         self.leadership_moved.notify_one();
     }
 
@@ -226,15 +243,27 @@ impl Context {
         std::mem::take(&mut self.leaderships.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A log failed for good (`R30`): the controller must hear of it.
-    pub(crate) fn log_failed(&self) {
-        self.directory_failed.store(true, Ordering::Release);
+    /// The log of a replica failed for good: the controller must hear of it, or of the whole directory (`R30`, `R78`).
+    pub(crate) fn replica_failed(&self, id: TopicPartition) {
+        if !self.directory_failed() {
+            self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        }
         self.heartbeat_wanted.notify_one();
+    }
+
+    /// Replicas that can no longer be trusted, in a directory that is in use.
+    pub(crate) fn failed_replicas(&self) -> Vec<TopicPartition> {
+        self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// The log directory, where it is out of use.
+    pub(crate) fn offline_directories(&self) -> Vec<DirectoryId> {
+        if self.directory_failed() { vec![self.config.directory_id] } else { Vec::new() }
     }
 
     /// Whether the log directory is out of use.
     pub(crate) fn directory_failed(&self) -> bool {
-        self.directory_failed.load(Ordering::Acquire)
+        self.data.env().health().failure().is_some()
     }
 
     /// Between half of `duration` and all of it.

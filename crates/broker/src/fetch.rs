@@ -30,37 +30,33 @@ pub(crate) fn unanswered(partition: TopicPartition, error: ErrorCode) -> Fetched
 
 /// Reads for a consumer; waits up to `max_wait_ms` for `min_bytes`.
 pub(crate) async fn fetch(context: &Arc<Context>, request: FetchRequest) -> Vec<Fetched> {
-    let waiter = Arc::new(FetchWaiter::default());
-    let waits = request.max_wait_ms > 0 && request.min_bytes > 0;
-    let first = read_all(context, &request, waits.then_some(&waiter)).await;
-    if !waits || is_enough(&first, request.min_bytes) {
-        return first;
+    let mut newest = read_all(context, &request, None).await;
+    if request.max_wait_ms == 0 || is_enough(&newest, &request) {
+        return newest;
     }
-    let mut newest = first;
     let until_enough = async {
+        let waiter = Arc::new(FetchWaiter::default());
         loop {
-            waiter.moved().await;
+            // Each partition lists the waiter under the lock that it is read under: no move is missed.
             newest = read_all(context, &request, Some(&waiter)).await;
-            if is_enough(&newest, request.min_bytes) {
+            if is_enough(&newest, &request) {
                 return;
             }
+            waiter.moved().await;
         }
     };
     // A read that is cut off by the time has read nothing that anybody saw.
-    let ended = tokio::time::timeout(Duration::from_millis(request.max_wait_ms), until_enough).await;
-    match ended {
-        Ok(()) => newest,
-        Err(_) => read_all(context, &request, None).await,
-    }
+    let _ = tokio::time::timeout(Duration::from_millis(request.max_wait_ms), until_enough).await;
+    newest
 }
 
 /// Errors and divergences are answered at once, as Kafka does.
-fn is_enough(answers: &[Fetched], min_bytes: usize) -> bool {
+fn is_enough(answers: &[Fetched], request: &FetchRequest) -> bool {
     let speaks = |fetched: &Fetched| {
         !fetched.error.is_none() || fetched.diverging.is_some() || fetched.preferred_replica.is_some()
     };
     let bytes: usize = answers.iter().flat_map(|fetched| &fetched.records).map(Bytes::len).sum();
-    bytes >= min_bytes || answers.iter().any(speaks)
+    bytes >= request.min_bytes.min(request.max_bytes) || answers.iter().any(speaks)
 }
 
 async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option<&Arc<FetchWaiter>>) -> Vec<Fetched> {
@@ -84,10 +80,7 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
             match context.disk_pool.run(move || cold.run()).await {
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => fetched.records = vec![bytes],
-                Err(error) => {
-                    tracing::error!(partition = %position.partition, %error, "a read for a consumer failed");
-                    fetched.error = ErrorCode::KafkaStorageError;
-                }
+                Err(error) => fetched.error = partition.read_failed(context, position.fetch_offset, error).await,
             }
         }
         if let Some(nearer) = nearest_replica(context, request, position.partition, &fetched) {

@@ -14,9 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use model::{BrokerId, TopicPartition};
+use model::{BrokerEpoch, BrokerId, TopicPartition};
+use rpc::RpcError;
 use rpc::replication::{FollowerFrame, FollowerSender, Hello, LeaderFrame, LeaderFrames, dial};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::partition::Partition;
@@ -26,14 +28,17 @@ const FRAMES_A_TURN: usize = 16;
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
+/// A stream that stood for so long was of use: after its end, dial at once (`R63`).
+const STEADY: Duration = Duration::from_secs(1);
+
 /// All streams on which this broker follows.
 #[derive(Debug, Default)]
 pub(crate) struct FollowerStreams {
     streams: Mutex<BTreeMap<(BrokerId, u32), Arc<FollowerStream>>>,
-    /// On which stream each partition that follows is.
-    assignments: Mutex<BTreeMap<TopicPartition, Arc<FollowerStream>>>,
     /// Counts up with each stream of this process (`R56`).
     stream_no: AtomicU64,
+    /// Counts the opens of all streams: no two have the same handle.
+    handles: AtomicU64,
 }
 
 /// One stream, connected or trying to be.
@@ -52,37 +57,61 @@ struct Work {
     to_open: BTreeSet<TopicPartition>,
     /// Assigned partitions whose acknowledgement moved outside of a frame's handling.
     to_ack: BTreeSet<TopicPartition>,
+    /// Sessions that are over.
+    to_close: BTreeSet<u64>,
     stopped: bool,
 }
 
+/// Why there is no stream.
+#[derive(thiserror::Error, Debug)]
+enum NoStream {
+    #[error("{0}")]
+    NotYet(&'static str),
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+}
+
 impl FollowerStreams {
-    /// From now on `partition` follows `leader`; opens a session as soon as the stream stands.
-    pub(crate) fn assign(&self, context: &Arc<Context>, leader: BrokerId, partition: &Arc<Partition>) {
-        self.unassign(partition.id());
+    /// From now on `partition`, which was on `before` with its newest session `handle`, follows `leader`; opens a session as
+    /// soon as the stream stands.
+    pub(crate) fn assign(
+        &self,
+        context: &Arc<Context>,
+        leader: BrokerId,
+        partition: &Arc<Partition>,
+        before: Option<Arc<FollowerStream>>,
+        handle: Option<u64>,
+    ) -> Arc<FollowerStream> {
         let lane = lane_of(partition.id(), context.config.num_replica_fetchers);
+        if let Some(before) = before {
+            if (before.leader, before.lane) == (leader, lane) {
+                before.want_session(partition.id());
+                return before;
+            }
+            self.unassign(&before, partition.id(), handle);
+        }
         let mut streams = lock(&self.streams);
         let stream = Arc::clone(streams.entry((leader, lane)).or_insert_with(|| self.start(context, leader, lane)));
         let mut work = lock(&stream.work);
         work.assigned.insert(partition.id(), Arc::clone(partition));
         work.to_open.insert(partition.id());
         drop(work);
-        drop(streams);
         stream.wake.notify_one();
-        lock(&self.assignments).insert(partition.id(), stream);
+        stream
     }
 
-    /// `partition` follows nobody any more. A stream without partitions ends.
-    pub(crate) fn unassign(&self, partition: TopicPartition) {
-        let Some(stream) = lock(&self.assignments).remove(&partition) else { return };
+    /// `partition` follows on `stream` no longer, where its newest session was `handle`. A stream without partitions ends.
+    pub(crate) fn unassign(&self, stream: &Arc<FollowerStream>, partition: TopicPartition, handle: Option<u64>) {
         let mut streams = lock(&self.streams);
         let mut work = lock(&stream.work);
         work.assigned.remove(&partition);
         work.to_open.remove(&partition);
         work.to_ack.remove(&partition);
+        work.to_close.extend(handle);
         if work.assigned.is_empty() {
             work.stopped = true;
             let key = (stream.leader, stream.lane);
-            if streams.get(&key).is_some_and(|current| Arc::ptr_eq(current, &stream)) {
+            if streams.get(&key).is_some_and(|current| Arc::ptr_eq(current, stream)) {
                 streams.remove(&key);
             }
         }
@@ -90,76 +119,94 @@ impl FollowerStreams {
         stream.wake.notify_one();
     }
 
-    /// The session of `partition` ended, or its log was truncated: open anew.
-    pub(crate) fn reopen(&self, partition: TopicPartition) {
-        self.mark(partition, |work| &mut work.to_open);
-    }
-
-    /// What `partition` may acknowledge has moved (a sync returned).
-    pub(crate) fn ack_moved(&self, partition: TopicPartition) {
-        self.mark(partition, |work| &mut work.to_ack);
-    }
-
     /// Ends every stream, as the broker stops.
     pub(crate) fn stop(&self) {
-        lock(&self.assignments).clear();
         for stream in std::mem::take(&mut *lock(&self.streams)).into_values() {
-            lock(&stream.work).stopped = true;
+            *lock(&stream.work) = Work { stopped: true, ..Work::default() };
             stream.wake.notify_one();
         }
     }
 
-    fn mark(&self, partition: TopicPartition, set: impl Fn(&mut Work) -> &mut BTreeSet<TopicPartition>) {
-        let Some(stream) = lock(&self.assignments).get(&partition).cloned() else { return };
-        let mut work = lock(&stream.work);
-        if work.assigned.contains_key(&partition) {
-            set(&mut work).insert(partition);
-        }
-        drop(work);
-        stream.wake.notify_one();
-    }
-
     fn start(&self, context: &Arc<Context>, leader: BrokerId, lane: u32) -> Arc<FollowerStream> {
         let stream = Arc::new(FollowerStream { leader, lane, work: Mutex::default(), wake: Notify::new() });
-        let (context, running) = (Arc::clone(context), Arc::clone(&stream));
+        let (task_context, running) = (Arc::clone(context), Arc::clone(&stream));
         let first_no = self.stream_no.fetch_add(1 << 32, Ordering::Relaxed) + (1 << 32);
-        tokio::spawn(async move { running.run(context, first_no).await });
+        context.runtime.spawn(async move { running.run(task_context, first_no).await });
         stream
+    }
+
+    fn next_handle(&self) -> u64 {
+        self.handles.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
 /// A connection's own state: which handle is which partition's newest session.
 struct Connection {
     sender: FollowerSender,
-    next_handle: u64,
+    /// The leader's registration, as the hello meant it.
+    leader_epoch: BrokerEpoch,
     by_handle: BTreeMap<u64, Arc<Partition>>,
     handles: BTreeMap<TopicPartition, u64>,
+}
+
+/// What partitions ask of their stream, with their lock held.
+impl FollowerStream {
+    /// A session of `partition` is wanted, or another one in the place of the one that ended.
+    pub(crate) fn want_session(&self, partition: TopicPartition) {
+        self.mark(partition, |work| work.to_open.insert(partition));
+    }
+
+    /// A session of `partition` is over: the leader is to hear of it.
+    pub(crate) fn close_session(&self, partition: TopicPartition, handle: u64) {
+        self.mark(partition, |work| work.to_close.insert(handle));
+    }
+
+    /// What `partition` may acknowledge has moved.
+    pub(crate) fn ack_moved(&self, partition: TopicPartition) {
+        self.mark(partition, |work| work.to_ack.insert(partition));
+    }
+
+    fn mark(&self, partition: TopicPartition, insert: impl FnOnce(&mut Work) -> bool) {
+        let mut work = lock(&self.work);
+        if work.assigned.contains_key(&partition) && insert(&mut work) {
+            drop(work);
+            self.wake.notify_one();
+        }
+    }
 }
 
 impl FollowerStream {
     /// Dials until told to stop. Stream numbers count up from `stream_no` by one a connection; streams of one process
     /// start 2^32 apart.
     async fn run(self: Arc<Self>, context: Arc<Context>, mut stream_no: u64) {
-        let mut retry = FIRST_RETRY;
+        let mut pause = None;
         while !self.is_stopped() {
             stream_no += 1;
+            let dialled = Instant::now();
             match self.connect(&context, stream_no).await {
-                Ok((sender, frames)) => {
-                    retry = FIRST_RETRY;
-                    self.serve(&context, sender, frames).await;
-                    // R63: dial at once, then back off.
-                    context.suspect(self.leader);
+                Ok((mut connection, frames)) => {
+                    self.serve(&context, &mut connection, frames).await;
+                    connection.lose_sessions(&context);
+                    if !self.is_stopped() {
+                        context.suspect(self.leader);
+                    }
+                    if dialled.elapsed() >= STEADY {
+                        pause = None;
+                    }
                 }
                 Err(reason) => {
                     tracing::debug!(leader = %self.leader, lane = self.lane, %reason, "cannot follow");
-                    context.suspect(self.leader);
-                    let pause = context.jitter(retry);
-                    // Dropping the wake-up is safe: the sets keep what it was for.
-                    let _ = tokio::time::timeout(pause, self.stop_notified()).await;
-                    retry = (retry * 2).min(LAST_RETRY);
+                    if let NoStream::Rpc(RpcError::Unavailable { .. }) = reason {
+                        context.suspect(self.leader);
+                    }
                 }
             }
-            self.close_sessions(&context);
+            // R63: dial at once, then back off.
+            if let Some(pause) = pause {
+                // Dropping the wake-up is safe: the sets keep what it was for.
+                let _ = tokio::time::timeout(context.jitter(pause), self.stop_notified()).await;
+            }
+            pause = Some(pause.map_or(FIRST_RETRY, |pause: Duration| (pause * 2).min(LAST_RETRY)));
         }
     }
 
@@ -169,9 +216,11 @@ impl FollowerStream {
         }
     }
 
-    async fn connect(&self, context: &Context, stream_no: u64) -> Result<(FollowerSender, LeaderFrames), String> {
-        let (address, leader_epoch) = context.internal_address(self.leader).ok_or("the leader is not registered")?;
-        let (follower_epoch, cluster_id) = context.registration().ok_or("this broker is not registered yet")?;
+    async fn connect(&self, context: &Context, stream_no: u64) -> Result<(Connection, LeaderFrames), NoStream> {
+        let leader = context.internal_address(self.leader);
+        let (address, leader_epoch) = leader.ok_or(NoStream::NotYet("the leader is not registered"))?;
+        let own = context.registration();
+        let (follower_epoch, cluster_id) = own.ok_or(NoStream::NotYet("this broker is not registered yet"))?;
         let hello = Hello {
             cluster_id,
             follower: context.config.broker_id,
@@ -182,30 +231,30 @@ impl FollowerStream {
             leader_epoch,
             lane: self.lane,
         };
-        dial(&address, hello).await.map_err(|error| error.to_string())
+        let (sender, frames) = dial(&address, hello).await?;
+        let connection = Connection { sender, leader_epoch, by_handle: BTreeMap::new(), handles: BTreeMap::new() };
+        Ok((connection, frames))
     }
 
-    async fn serve(&self, context: &Arc<Context>, sender: FollowerSender, mut frames: LeaderFrames) {
-        let mut connection =
-            Connection { sender, next_handle: 0, by_handle: BTreeMap::new(), handles: BTreeMap::new() };
+    async fn serve(&self, context: &Arc<Context>, connection: &mut Connection, mut frames: LeaderFrames) {
         {
             let mut work = lock(&self.work);
-            let all: BTreeSet<_> = work.assigned.keys().copied().collect();
-            work.to_open = all;
+            work.to_open = work.assigned.keys().copied().collect();
+            work.to_close.clear();
         }
-        if !self.send_work(&mut connection, &BTreeSet::new()).await {
+        if !self.send_work(context, connection, &BTreeSet::new()).await {
             return;
         }
         loop {
             // Both branches may be dropped: a notification leaves its work in the sets, and `next` reads whole frames.
             tokio::select! {
                 () = self.wake.notified() => {
-                    if self.is_stopped() || !self.send_work(&mut connection, &BTreeSet::new()).await {
+                    if self.is_stopped() || !self.send_work(context, connection, &BTreeSet::new()).await {
                         return;
                     }
                 }
                 frame = frames.next() => {
-                    if !self.handle_frames(context, &mut connection, &mut frames, frame).await {
+                    if !self.handle_frames(context, connection, &mut frames, frame).await {
                         return;
                     }
                 }
@@ -219,43 +268,48 @@ impl FollowerStream {
         context: &Arc<Context>,
         connection: &mut Connection,
         frames: &mut LeaderFrames,
-        first: Result<Option<LeaderFrame>, rpc::RpcError>,
+        first: Result<Option<LeaderFrame>, RpcError>,
     ) -> bool {
         let mut touched = BTreeSet::new();
-        let mut frame = first;
-        let mut open = true;
-        for _ in 0..FRAMES_A_TURN {
+        let mut next = Some(first);
+        for turn in 1..=FRAMES_A_TURN {
+            let Some(frame) = next.take() else { break };
             match frame {
-                Ok(Some(frame)) => handle_frame(context, connection, frame, &mut touched),
-                Ok(None) => open = false,
+                Ok(Some(frame)) if frame.hello.is_none_or(|epoch| epoch == connection.leader_epoch) => {
+                    handle_frame(context, connection, frame, &mut touched);
+                }
+                // R5, R56: another incarnation than the one meant.
+                Ok(Some(_)) => {
+                    tracing::warn!(leader = %self.leader, "another incarnation of the leader answered");
+                    return false;
+                }
+                Ok(None) => return false,
                 Err(error) => {
                     tracing::info!(leader = %self.leader, lane = self.lane, %error, "the replication stream broke");
-                    open = false;
+                    return false;
                 }
             }
-            match if open { frames.next().now_or_never() } else { None } {
-                Some(next) => frame = next,
-                None => break,
+            if turn < FRAMES_A_TURN {
+                next = frames.next().now_or_never();
             }
         }
-        open && self.send_work(connection, &touched).await
+        self.send_work(context, connection, &touched).await
     }
 
     /// Sends opens, acknowledgements and closes, where there are any. False where the stream is over.
-    async fn send_work(&self, connection: &mut Connection, touched: &BTreeSet<u64>) -> bool {
-        let (to_open, to_ack, gone) = {
+    async fn send_work(&self, context: &Arc<Context>, connection: &mut Connection, touched: &BTreeSet<u64>) -> bool {
+        let (to_open, to_ack, to_close) = {
             let mut work = lock(&self.work);
             let to_open: Vec<Arc<Partition>> =
                 std::mem::take(&mut work.to_open).iter().filter_map(|id| work.assigned.get(id).cloned()).collect();
-            let to_ack = std::mem::take(&mut work.to_ack);
-            let gone: Vec<TopicPartition> =
-                connection.handles.keys().filter(|id| !work.assigned.contains_key(id)).copied().collect();
-            (to_open, to_ack, gone)
+            (to_open, std::mem::take(&mut work.to_ack), std::mem::take(&mut work.to_close))
         };
         let mut frame = FollowerFrame::default();
-        for id in gone {
-            if let Some(handle) = connection.handles.remove(&id) {
-                connection.by_handle.remove(&handle);
+        for handle in to_close {
+            if let Some(partition) = connection.by_handle.remove(&handle) {
+                if connection.handles.get(&partition.id()) == Some(&handle) {
+                    connection.handles.remove(&partition.id());
+                }
                 frame.closes.push(handle);
             }
         }
@@ -265,9 +319,8 @@ impl FollowerStream {
             frame.acks.extend(connection.by_handle.get(&handle).and_then(|partition| partition.next_ack(handle)));
         }
         for partition in to_open {
-            connection.next_handle += 1;
-            let handle = connection.next_handle;
-            let Some(open) = partition.open_session(handle) else { continue };
+            let handle = context.follower_streams.next_handle();
+            let Some(open) = partition.open_session(context, handle) else { continue };
             if let Some(old) = connection.handles.insert(partition.id(), handle) {
                 connection.by_handle.remove(&old);
             }
@@ -277,16 +330,17 @@ impl FollowerStream {
         frame == FollowerFrame::default() || connection.sender.send(frame).await
     }
 
-    /// The connection is gone: no session of it counts any more.
-    fn close_sessions(&self, context: &Arc<Context>) {
-        let partitions: Vec<_> = lock(&self.work).assigned.values().cloned().collect();
-        for partition in partitions {
-            partition.session_lost(context);
-        }
-    }
-
     fn is_stopped(&self) -> bool {
         lock(&self.work).stopped
+    }
+}
+
+impl Connection {
+    /// The connection is gone: no session of it counts any more.
+    fn lose_sessions(self, context: &Arc<Context>) {
+        for (handle, partition) in self.by_handle {
+            partition.session_lost(context, handle);
+        }
     }
 }
 

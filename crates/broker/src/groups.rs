@@ -9,6 +9,7 @@
 //! a shard's lock may be held while its partition is locked, never the reverse.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -38,7 +39,9 @@ const LOAD_BYTES: usize = 1 << 20;
 pub(crate) struct Groups {
     context: Arc<Context>,
     shards: RwLock<BTreeMap<PartitionIndex, Arc<Shard>>>,
-    /// A shard's next deadline may have moved.
+    /// When [`Groups::keep_time`] looks next, in monotonic milliseconds.
+    looks_at: AtomicU64,
+    /// A shard has an earlier deadline.
     timers_moved: Notify,
 }
 
@@ -51,14 +54,28 @@ struct Shard {
 #[derive(Debug)]
 struct ShardInner {
     core: GroupShard,
-    loaded: bool,
+    stage: Stage,
     waiting: BTreeMap<Token, oneshot::Sender<GroupResponse>>,
     next_token: u64,
 }
 
+/// The life of a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Loading,
+    Serving,
+    /// The leadership ended.
+    Gone,
+}
+
 impl Groups {
     pub(crate) fn new(context: Arc<Context>) -> Arc<Groups> {
-        Arc::new(Groups { context, shards: RwLock::default(), timers_moved: Notify::new() })
+        Arc::new(Groups {
+            context,
+            shards: RwLock::default(),
+            looks_at: AtomicU64::new(0),
+            timers_moved: Notify::new(),
+        })
     }
 
     /// Asks the coordinator of the request's group, if it is here.
@@ -83,8 +100,10 @@ impl Groups {
     ) -> Result<GroupResponse, ErrorCode> {
         let answered = {
             let mut inner = shard.lock();
-            if !inner.loaded {
-                return Err(ErrorCode::CoordinatorLoadInProgress);
+            match inner.stage {
+                Stage::Loading => return Err(ErrorCode::CoordinatorLoadInProgress),
+                Stage::Gone => return Err(ErrorCode::NotCoordinator),
+                Stage::Serving => {}
             }
             let (answer, answered) = oneshot::channel();
             inner.next_token += 1;
@@ -103,8 +122,11 @@ impl Groups {
         let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         let mut all = coordinator::request::ListGroupsResponse { error: ErrorCode::None, groups: Vec::new() };
         for shard in shards {
-            if let GroupResponse::ListGroups(listed) = self.ask_shard(&shard, request.clone()).await? {
-                all.groups.extend(listed.groups);
+            match self.ask_shard(&shard, request.clone()).await {
+                Ok(GroupResponse::ListGroups(listed)) => all.groups.extend(listed.groups),
+                // Its groups are another broker's by now.
+                Ok(_) | Err(ErrorCode::NotCoordinator) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(GroupResponse::ListGroups(all))
@@ -142,7 +164,9 @@ impl Groups {
                 Output::Append { batch, records } => self.append(shard, batch, &records),
             }
         }
-        self.timers_moved.notify_one();
+        if inner.core.poll_timeout().is_some_and(|due| due.0 < self.looks_at.load(Ordering::Acquire)) {
+            self.timers_moved.notify_one();
+        }
     }
 
     /// Appends with acks=all; a task of its own tells the core what came of it.
@@ -177,8 +201,12 @@ impl Groups {
         match self.replay(&shard, end).await {
             Ok(records) => {
                 let mut inner = shard.lock();
+                // The leadership may have ended meanwhile.
+                if inner.stage != Stage::Loading {
+                    return;
+                }
                 inner.core.finish_load(self.now());
-                inner.loaded = true;
+                inner.stage = Stage::Serving;
                 self.drain(&shard, &mut inner);
                 let ms = self.context.clock.monotonic().since(started);
                 tracing::info!(partition = %shard.partition.id().partition, records, ms, "coordinates groups");
@@ -196,13 +224,14 @@ impl Groups {
             if !self.is_current(shard) {
                 return None;
             }
+            // Listed before the look, so that no move in between is missed.
+            let waiter = Arc::default();
+            shard.partition.wake_at_next_move(&waiter);
             match shard.partition.latest(LeaderEpoch::NONE) {
                 Ok((end, _)) => return Some(end),
                 Err(ErrorCode::OffsetNotAvailable) => {}
                 Err(_) => return None,
             }
-            let waiter = Arc::default();
-            shard.partition.wake_at_next_move(&waiter);
             // The leadership may end without a move of the watermark: look again now and then.
             let _ = tokio::time::timeout(Duration::from_millis(100), waiter.moved()).await;
         }
@@ -238,7 +267,7 @@ impl Groups {
         let index = partition.id().partition;
         let inner = ShardInner {
             core: GroupShard::new(self.context.config.groups.clone()),
-            loaded: false,
+            stage: Stage::Loading,
             waiting: BTreeMap::new(),
             next_token: 0,
         };
@@ -253,9 +282,18 @@ impl Groups {
         let gone = self.shards.write().unwrap_or_else(PoisonError::into_inner).remove(&index);
         if let Some(shard) = gone {
             let mut inner = shard.lock();
+            inner.stage = Stage::Gone;
             inner.core.unload(ErrorCode::NotCoordinator);
             self.drain(&shard, &mut inner);
             inner.waiting.clear();
+        }
+    }
+
+    /// Ends all shards, as the broker stops.
+    pub(crate) fn stop(self: &Arc<Self>) {
+        let all: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        for index in all {
+            self.end(index);
         }
     }
 
@@ -264,25 +302,19 @@ impl Groups {
         loop {
             self.context.leadership_moved.notified().await;
             for (id, leads) in self.context.take_leaderships() {
-                let Some(partition) = self.context.partition(id) else {
-                    self.end_if_offsets(id.topic_id, id.partition);
-                    continue;
-                };
-                if &**partition.topic() != OFFSETS_TOPIC {
-                    continue;
-                }
-                match (leads, self.shard(id.partition)) {
-                    (true, None) => self.begin(partition),
-                    (false, Some(_)) => self.end(id.partition),
-                    (true, Some(_)) | (false, None) => {}
+                let current = self.shard(id.partition);
+                match self.context.partition(id).filter(|_| leads) {
+                    // The same leader in a newer epoch keeps what it has.
+                    Some(partition)
+                        if current.as_ref().is_some_and(|shard| Arc::ptr_eq(&shard.partition, &partition)) => {}
+                    Some(partition) => {
+                        self.end(id.partition);
+                        self.begin(partition);
+                    }
+                    None if current.is_some_and(|shard| shard.partition.id() == id) => self.end(id.partition),
+                    None => {}
                 }
             }
-        }
-    }
-
-    fn end_if_offsets(self: &Arc<Self>, topic: TopicId, index: PartitionIndex) {
-        if self.shard(index).is_some_and(|shard| shard.partition.id().topic_id == topic) {
-            self.end(index);
         }
     }
 
@@ -302,7 +334,7 @@ impl Groups {
             let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
             for shard in shards {
                 let mut inner = shard.lock();
-                if inner.loaded {
+                if inner.stage == Stage::Serving {
                     inner.core.handle_topics_deleted(&gone, self.now());
                     self.drain(&shard, &mut inner);
                 }
@@ -313,11 +345,13 @@ impl Groups {
     /// Calls the shards at their deadlines, until the broker stops.
     pub(crate) async fn keep_time(self: Arc<Self>) {
         loop {
+            // A deadline that moves while this looks around is looked at again.
+            self.looks_at.store(u64::MAX, Ordering::Release);
             let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
             let mut next: Option<Time> = None;
             for shard in shards {
                 let mut inner = shard.lock();
-                if !inner.loaded {
+                if inner.stage != Stage::Serving {
                     continue;
                 }
                 let now = self.now();
@@ -327,6 +361,7 @@ impl Groups {
                 }
                 next = next.into_iter().chain(inner.core.poll_timeout()).min();
             }
+            self.looks_at.store(next.map_or(u64::MAX, |due| due.0), Ordering::Release);
             let wait = next.map_or(3_600_000, |due| due.since(self.context.clock.monotonic()).max(1));
             // Dropping either is safe: the deadlines are asked for again.
             tokio::select! {

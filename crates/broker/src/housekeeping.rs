@@ -2,7 +2,7 @@
 //!
 //! Invariant: a checkpoint holds only what an fdatasync covered (`R25`, `R31`).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use model::{Offset, PartitionIndex};
@@ -14,57 +14,76 @@ use crate::partition::Checkpointed;
 /// Between rounds of the background flusher (performance lesson: recovery scans what follows the last round).
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Syncs dirty logs in turn and writes the checkpoints, until the broker stops.
+/// Syncs dirty logs in turn and writes the checkpoints where they moved, until the broker stops.
 pub(crate) async fn flush_in_background(context: Arc<Context>) {
+    let mut written = Vec::new();
     loop {
         tokio::time::sleep(FLUSH_INTERVAL).await;
-        flush_round(&context, false).await;
+        for partition in context.partitions() {
+            partition.flush(&context).await;
+        }
+        let lines = checkpoint_lines(&context);
+        if lines != written && write_checkpoints(&context).await {
+            written = lines;
+        }
     }
 }
 
-/// One round; `all` also completes indexes and producer snapshots, for a clean shutdown.
-pub(crate) async fn flush_round(context: &Arc<Context>, all: bool) {
-    let mut changed = false;
+/// Brings everything to the disk, for a clean shutdown. True where nothing is missing (`R10`).
+pub(crate) async fn complete(context: &Arc<Context>) -> bool {
+    let mut whole = true;
     for partition in context.partitions() {
-        changed |= partition.flush(context, all).await;
+        whole &= partition.complete(context).await;
     }
-    if changed || all {
-        write_checkpoints(context).await;
-    }
+    write_checkpoints(context).await && whole
 }
 
-/// Writes recovery points, log starts and high watermarks.
-async fn write_checkpoints(context: &Arc<Context>) {
-    let offsets: Vec<(Arc<str>, PartitionIndex, Checkpointed)> = context
-        .partitions()
-        .iter()
-        .map(|partition| (Arc::clone(partition.topic()), partition.id().partition, partition.checkpoints()))
-        .collect();
+type Line = (Arc<str>, PartitionIndex, Checkpointed);
+
+fn checkpoint_lines(context: &Context) -> Vec<Line> {
+    let unclaimed = context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+    let unclaimed = unclaimed.iter().map(|(id, (topic, all))| (Arc::clone(topic), id.partition, *all));
+    let mut lines: Vec<Line> = unclaimed.collect();
+    lines.extend(
+        context
+            .partitions()
+            .iter()
+            .map(|partition| (Arc::clone(partition.topic()), partition.id().partition, partition.checkpoints())),
+    );
+    lines
+}
+
+/// Writes recovery points, log starts and high watermarks, as they are when it is its turn; says whether it did.
+pub(crate) async fn write_checkpoints(context: &Arc<Context>) -> bool {
     let job_context = Arc::clone(context);
     let write = move || {
+        // One after the other: a writer that nobody waits for any more may still be at it.
+        let _turn = job_context.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = checkpoint_lines(&job_context);
         let line = |offset: fn(&Checkpointed) -> Offset| {
-            offsets.iter().map(move |(topic, index, all)| (&**topic, *index, offset(all)))
+            lines.iter().map(move |(topic, index, all)| (&**topic, *index, offset(all)))
         };
         let data = &job_context.data;
         data.write_checkpoint(Checkpoint::RecoveryPoint, line(|all| all.recovery_point))?;
         data.write_checkpoint(Checkpoint::LogStart, line(|all| all.log_start))?;
         data.write_checkpoint(Checkpoint::HighWatermark, line(|all| all.high_watermark))
     };
-    if let Err(error) = context.disk_pool.run(write).await {
+    let written = context.disk_pool.run(write).await;
+    if let Err(error) = &written {
         tracing::error!(%error, "cannot write the checkpoints; the next start will take longer");
     }
+    written.is_ok()
 }
 
-/// Retention, rolling by time, expiry of producers, until the broker stops.
+/// Retention, rolling by time, expiry of producers, until the broker stops. Files that were deleted are freed in the first
+/// round after their time.
 pub(crate) async fn retain(context: Arc<Context>) {
-    // The configured interval is for deletion; files that wait for it are freed within a second or two of their time.
-    let interval = Duration::from_millis(context.config.log_retention_check_interval_ms);
+    let interval = Duration::from_millis(context.config.log_retention_check_interval_ms.max(1));
     loop {
         tokio::time::sleep(interval).await;
         for partition in context.partitions() {
-            let (context, partition) = (Arc::clone(&context), partition);
-            let pool = context.disk_pool.clone();
-            pool.run(move || partition.retain(&context)).await;
+            let (job_context, pool) = (Arc::clone(&context), context.disk_pool.clone());
+            pool.run(move || partition.retain(&job_context)).await;
         }
     }
 }

@@ -8,7 +8,6 @@
 //! locked (partitions call in here with their own lock held).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,10 +16,11 @@ use rpc::replication::{
     Answer, Data, FollowerFrame, FollowerFrames, Hello, LeaderFrame, LeaderSender, Open, OpenAnswer, Progress,
     ReplicationServer,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::partition::{NextData, OpenVerdict, Partition};
+use crate::partition::{NextData, Opening, Partition};
 
 /// Payload of one message, at most, but for a single larger batch.
 const FRAME_BYTES: usize = 1 << 20;
@@ -28,6 +28,9 @@ const FRAME_BYTES: usize = 1 << 20;
 const PROGRESS_DELAY: Duration = Duration::from_millis(5);
 /// How long a hello or an open from the future is held until metadata arrives (`R56`, `R57`).
 const PARK: Duration = Duration::from_secs(1);
+
+/// Opens that one stream may have parked.
+const PARKED_MAX: usize = 100_000;
 
 /// One follower's stream, as its partitions' sessions know it.
 #[derive(Debug)]
@@ -38,9 +41,11 @@ pub(crate) struct LeaderStream {
     pub(crate) follower_epoch: BrokerEpoch,
     /// Orders the streams of one follower's process.
     pub(crate) stream_no: u64,
+    /// This broker's registration that it was opened under.
+    own_epoch: BrokerEpoch,
     queues: Mutex<Queues>,
     wake: Notify,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -53,15 +58,15 @@ struct Queues {
 }
 
 impl LeaderStream {
-    /// A stream without a connection, for its queues.
-    fn new(hello: &Hello) -> LeaderStream {
+    fn new(hello: &Hello, own_epoch: BrokerEpoch) -> LeaderStream {
         LeaderStream {
             follower: hello.follower,
             follower_epoch: hello.follower_epoch,
             stream_no: hello.stream_no,
+            own_epoch,
             queues: Mutex::default(),
             wake: Notify::new(),
-            closed: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
         }
     }
 
@@ -77,7 +82,8 @@ impl LeaderStream {
         self.wake.notify_one();
     }
 
-    fn push_answer(&self, answer: OpenAnswer) {
+    /// The answer to an open, in order with what its session gives.
+    pub(crate) fn push_answer(&self, answer: OpenAnswer) {
         lock(&self.queues).answers.push(answer);
         self.wake.notify_one();
     }
@@ -89,13 +95,12 @@ impl LeaderStream {
 
     /// Ends the stream: nothing still in it counts.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.wake.notify_one();
+        self.closed.send_replace(true);
     }
 
     /// Whether it has ended.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        *self.closed.borrow()
     }
 }
 
@@ -122,10 +127,12 @@ impl LeaderStreams {
         }
     }
 
-    /// Closes the streams of followers whose registration changed (`R56`).
+    /// Closes the streams of followers whose registration changed, and all where this broker's did (`R56`).
     fn close_superseded(&self) {
+        let own_epoch = self.context.registration().map(|(epoch, _)| epoch);
         lock(&self.streams).retain(|_, stream| {
-            let current = self.context.broker_epoch_of(stream.follower) == Some(stream.follower_epoch);
+            let current = self.context.broker_epoch_of(stream.follower) == Some(stream.follower_epoch)
+                && own_epoch == Some(stream.own_epoch);
             if !current {
                 stream.close();
             }
@@ -151,7 +158,7 @@ impl LeaderStreams {
         if hello.leader != context.config.broker_id {
             return Err(format!("this is broker {}, not {}", context.config.broker_id, hello.leader));
         }
-        if hello.leader_epoch < own_epoch {
+        if hello.leader_epoch != own_epoch {
             return Err(format!("this broker is registered as epoch {own_epoch}, not {}", hello.leader_epoch));
         }
         let known = context
@@ -160,15 +167,15 @@ impl LeaderStreams {
             })
             .await;
         match known {
-            Some(known) if known == hello.follower_epoch && hello.leader_epoch == own_epoch => Ok(own_epoch),
+            Some(known) if known == hello.follower_epoch => Ok(own_epoch),
             // R8: a registration older than the one in force.
             Some(known) => Err(format!("broker {} is registered as epoch {known}", hello.follower)),
             None => Err(format!("the registration of broker {} has not arrived here yet", hello.follower)),
         }
     }
 
-    fn admit(&self, hello: &Hello) -> Result<Arc<LeaderStream>, String> {
-        let stream = Arc::new(LeaderStream::new(hello));
+    fn admit(&self, hello: &Hello, own_epoch: BrokerEpoch) -> Result<Arc<LeaderStream>, String> {
+        let stream = Arc::new(LeaderStream::new(hello, own_epoch));
         let mut streams = lock(&self.streams);
         if let Some(old) = streams.get(&(hello.follower, hello.lane)) {
             if (old.follower_epoch, old.stream_no) >= (hello.follower_epoch, hello.stream_no) {
@@ -181,159 +188,213 @@ impl LeaderStreams {
     }
 
     async fn read(self: Arc<Self>, stream: Arc<LeaderStream>, mut frames: FollowerFrames) {
-        let mut by_handle: BTreeMap<u64, TopicPartition> = BTreeMap::new();
+        let mut sessions = Sessions::default();
+        let mut closed = stream.closed.subscribe();
+        let mut images = self.context.images();
         loop {
-            let closed = async {
-                while !stream.is_closed() {
-                    tokio::time::sleep(PARK).await;
+            let parked_until = sessions.parked_until();
+            // Any branch may be dropped: `next` reads whole frames, the others only look.
+            tokio::select! {
+                _ = closed.wait_for(|closed| *closed) => break,
+                frame = frames.next() => match frame {
+                    Ok(Some(frame)) => self.handle_frame(&stream, &mut sessions, frame),
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::info!(follower = %stream.follower, %error, "a follower's replication stream broke");
+                        self.context.suspect(stream.follower);
+                        break;
+                    }
+                },
+                changed = images.changed(), if parked_until.is_some() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    images.borrow_and_update();
+                    for (open, until) in sessions.take_parked() {
+                        self.open(&stream, &mut sessions, open, until);
+                    }
                 }
-            };
-            // Dropping `closed` loses nothing: it only looks.
-            let frame = tokio::select! { frame = frames.next() => frame, () = closed => break };
-            match frame {
-                Ok(Some(frame)) if !stream.is_closed() => self.handle_frame(&stream, &mut by_handle, frame),
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::info!(follower = %stream.follower, %error, "a follower's replication stream broke");
-                    self.context.suspect(stream.follower);
-                    break;
-                }
+                () = until(parked_until) => sessions.refuse_parked(&stream, Instant::now()),
             }
         }
         stream.close();
-        for partition in by_handle.into_values().filter_map(|id| self.context.partition(id)) {
+        for partition in sessions.by_handle.into_values() {
             partition.follower_stream_closed(&self.context, &stream);
         }
     }
 
-    fn handle_frame(
-        self: &Arc<Self>,
-        stream: &Arc<LeaderStream>,
-        by_handle: &mut BTreeMap<u64, TopicPartition>,
-        frame: FollowerFrame,
-    ) {
+    fn handle_frame(&self, stream: &Arc<LeaderStream>, sessions: &mut Sessions, frame: FollowerFrame) {
         for handle in frame.closes {
-            by_handle.remove(&handle);
-        }
-        for open in frame.opens {
-            by_handle.insert(open.handle, open.partition);
-            match self.context.partition(open.partition) {
-                Some(partition) => self.open(stream, &partition, open),
-                None => self.park_open(stream, open),
+            if let Some(partition) = sessions.close(handle) {
+                partition.follower_session_closed(&self.context, stream, handle);
             }
+        }
+        let until = Instant::now() + PARK;
+        for open in frame.opens {
+            self.open(stream, sessions, open, until);
         }
         for ack in frame.acks {
-            if let Some(partition) = by_handle.get(&ack.handle).and_then(|id| self.context.partition(*id)) {
-                if let Err(reason) = partition.handle_ack(&self.context, stream, ack) {
-                    tracing::warn!(follower = %stream.follower, partition = %partition.id(), reason, "closing a replication stream");
-                    stream.close();
-                    return;
-                }
+            if let Some(partition) = sessions.by_handle.get(&ack.handle)
+                && let Err(reason) = partition.handle_ack(&self.context, stream, ack)
+            {
+                tracing::warn!(follower = %stream.follower, partition = %partition.id(), reason, "closing a replication stream");
+                stream.close();
+                return;
             }
         }
     }
 
-    fn open(self: &Arc<Self>, stream: &Arc<LeaderStream>, partition: &Arc<Partition>, open: Open) {
-        match partition.handle_open(&self.context, stream, open) {
-            OpenVerdict::Answer(answer) => {
-                stream.push_answer(OpenAnswer { handle: open.handle, open_no: open.open_no, answer });
+    /// R57: an open that is ahead of this broker's metadata is held rather than refused.
+    fn open(&self, stream: &Arc<LeaderStream>, sessions: &mut Sessions, open: Open, until: Instant) {
+        let partition = self.context.partition(open.partition);
+        match partition.as_ref().map_or(Opening::Park, |partition| partition.handle_open(&self.context, stream, open)) {
+            Opening::Done => sessions.opened(open, partition),
+            Opening::Park if sessions.parked.len() < PARKED_MAX => {
+                sessions.parked.insert(open.partition, (open, until));
             }
-            OpenVerdict::Park => self.park_open(stream, open),
-            OpenVerdict::Ignore => {}
+            Opening::Park => stream.refuse(open.handle, open.open_no, ErrorCode::UnknownLeaderEpoch),
         }
     }
 
-    /// R57: the open is ahead of this broker's metadata; hold it rather than refuse.
-    fn park_open(self: &Arc<Self>, stream: &Arc<LeaderStream>, open: Open) {
-        let (streams, stream) = (Arc::clone(self), Arc::clone(stream));
-        tokio::spawn(async move {
-            let context = &streams.context;
-            let answer = context
-                .wait_metadata(PARK, || match context.partition(open.partition)?.handle_open(context, &stream, open) {
-                    OpenVerdict::Answer(answer) => Some(Some(answer)),
-                    OpenVerdict::Ignore => Some(None),
-                    OpenVerdict::Park => None,
-                })
-                .await;
-            let refused = Answer::Refused(ErrorCode::UnknownLeaderEpoch.code());
-            let Some(answer) = answer.unwrap_or(Some(refused)) else { return };
-            stream.push_answer(OpenAnswer { handle: open.handle, open_no: open.open_no, answer });
-        });
-    }
-
-    async fn write(self: Arc<Self>, stream: Arc<LeaderStream>, sender: LeaderSender, own_epoch: BrokerEpoch) {
-        let hello = LeaderFrame { hello: Some(own_epoch), ..LeaderFrame::default() };
-        let mut open = sender.send(hello).await;
-        while open && !stream.is_closed() {
-            let frame = self.next_frame(&stream).await;
-            open = frame == LeaderFrame::default() || sender.send(frame).await;
+    async fn write(self: Arc<Self>, stream: Arc<LeaderStream>, sender: LeaderSender) {
+        let mut closed = stream.closed.subscribe();
+        let mut frame = LeaderFrame { hello: Some(stream.own_epoch), ..LeaderFrame::default() };
+        loop {
+            // What is dropped when the stream closes counts for nobody.
+            let sent = tokio::select! {
+                sent = sender.send(frame) => sent,
+                _ = closed.wait_for(|closed| *closed) => false,
+            };
+            if !sent {
+                break;
+            }
+            frame = tokio::select! {
+                next = self.next_frame(&stream) => next,
+                _ = closed.wait_for(|closed| *closed) => break,
+            };
         }
         stream.close();
     }
 
     /// Waits until there is something to say, then says as much as fits.
     async fn next_frame(&self, stream: &Arc<LeaderStream>) -> LeaderFrame {
-        let mut queues = take_queues(stream);
-        if queues.answers.is_empty() && queues.ready.is_empty() {
-            if queues.moved.is_empty() {
+        let mut moved: Vec<Arc<Partition>> = Vec::new();
+        let mut moved_until: Option<Instant> = None;
+        loop {
+            let (ready, answers) = {
+                let mut queues = lock(&stream.queues);
+                moved.append(&mut queues.moved);
+                (std::mem::take(&mut queues.ready), !queues.answers.is_empty())
+            };
+            if !ready.is_empty() || answers || moved_until.is_some_and(|until| until <= Instant::now()) {
+                let data = self.collect(stream, ready).await;
+                let progress: Vec<Progress> =
+                    moved.drain(..).filter_map(|partition| partition.next_progress(stream)).collect();
+                // Last: the answer that opened a session was listed before the session could give anything.
+                let answers = std::mem::take(&mut lock(&stream.queues).answers);
+                let frame = LeaderFrame { hello: None, answers, progress, data };
+                if frame != LeaderFrame::default() {
+                    return frame;
+                }
+                moved_until = None;
+            } else if moved.is_empty() {
                 stream.wake.notified().await;
             } else {
-                // Data may come for the watermark to ride on; a notification lost here is found in the queues below.
-                let _ = tokio::time::timeout(PROGRESS_DELAY, stream.wake.notified()).await;
+                // R60: data may come for the watermarks to ride on.
+                let until = *moved_until.get_or_insert_with(|| Instant::now() + PROGRESS_DELAY);
+                let _ = tokio::time::timeout_at(until, stream.wake.notified()).await;
             }
-            let more = take_queues(stream);
-            queues.answers.extend(more.answers);
-            queues.ready.extend(more.ready);
-            queues.moved.extend(more.moved);
         }
-        let data = self.collect(stream, queues.ready).await;
-        let progress: Vec<Progress> =
-            queues.moved.iter().filter_map(|partition| partition.next_progress(stream)).collect();
-        LeaderFrame { hello: None, answers: queues.answers, progress, data }
     }
 
-    /// The partitions' data, in turns, up to the size of a message; who has more, or had no turn, stays on the list.
+    /// The partitions' data, in turns, up to the size of a message; who had no turn has one before those who have more.
     async fn collect(&self, stream: &Arc<LeaderStream>, ready: Vec<Arc<Partition>>) -> Vec<Data> {
         let (mut data, mut bytes) = (Vec::new(), 0);
         let mut waiting = ready.into_iter();
         for partition in waiting.by_ref() {
-            let mut next = partition.next_data(&self.context, stream, FRAME_BYTES - bytes.min(FRAME_BYTES));
+            let room = FRAME_BYTES.saturating_sub(bytes);
+            let mut next = partition.next_data(&self.context, stream, room, data.is_empty());
             if let NextData::Cold(cold) = next {
                 next = cold.read(&self.context).await;
             }
-            if let NextData::Data { data: frame, more } = next {
+            if let NextData::Data(frame) = next {
                 bytes += frame.batches.iter().map(bytes::Bytes::len).sum::<usize>();
                 data.push(frame);
-                if more {
-                    partition.requeue(stream);
-                }
             }
             if bytes >= FRAME_BYTES {
                 break;
             }
         }
-        let rest: Vec<_> = waiting.collect();
+        let mut rest: Vec<_> = waiting.collect();
         if !rest.is_empty() {
-            lock(&stream.queues).ready.extend(rest);
-            stream.wake.notify_one();
+            let mut queues = lock(&stream.queues);
+            rest.append(&mut queues.ready);
+            queues.ready = rest;
         }
         data
+    }
+}
+
+/// What the reader of one stream knows of its sessions.
+#[derive(Default)]
+struct Sessions {
+    by_handle: BTreeMap<u64, Arc<Partition>>,
+    /// The newest handle of each partition.
+    handles: BTreeMap<TopicPartition, u64>,
+    /// The newest open of each partition that is ahead of the metadata, and when it is refused.
+    parked: BTreeMap<TopicPartition, (Open, Instant)>,
+}
+
+impl Sessions {
+    fn opened(&mut self, open: Open, partition: Option<Arc<Partition>>) {
+        self.parked.remove(&open.partition);
+        if let Some(old) = self.handles.insert(open.partition, open.handle) {
+            self.by_handle.remove(&old);
+        }
+        self.by_handle.extend(partition.map(|partition| (open.handle, partition)));
+    }
+
+    fn close(&mut self, handle: u64) -> Option<Arc<Partition>> {
+        self.parked.retain(|_, (open, _)| open.handle != handle);
+        let partition = self.by_handle.remove(&handle)?;
+        self.handles.remove(&partition.id());
+        Some(partition)
+    }
+
+    fn take_parked(&mut self) -> Vec<(Open, Instant)> {
+        std::mem::take(&mut self.parked).into_values().collect()
+    }
+
+    fn parked_until(&self) -> Option<Instant> {
+        self.parked.values().map(|(_, until)| *until).min()
+    }
+
+    fn refuse_parked(&mut self, stream: &LeaderStream, now: Instant) {
+        self.parked.retain(|_, (open, until)| {
+            if *until <= now {
+                stream.refuse(open.handle, open.open_no, ErrorCode::UnknownLeaderEpoch);
+            }
+            *until > now
+        });
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
 impl ReplicationServer for LeaderStreams {
     async fn accept(self: Arc<Self>, hello: Hello, frames: FollowerFrames, sender: LeaderSender) -> Result<(), String> {
         let own_epoch = self.check(&hello).await?;
-        let stream = self.admit(&hello)?;
+        let stream = self.admit(&hello, own_epoch)?;
         tracing::debug!(follower = %hello.follower, lane = hello.lane, stream_no = hello.stream_no, "a follower's stream");
         tokio::spawn(Arc::clone(&self).read(Arc::clone(&stream), frames));
-        tokio::spawn(self.write(stream, sender, own_epoch));
+        tokio::spawn(self.write(stream, sender));
         Ok(())
     }
-}
-
-fn take_queues(stream: &LeaderStream) -> Queues {
-    std::mem::take(&mut *lock(&stream.queues))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

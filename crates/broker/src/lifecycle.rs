@@ -15,6 +15,7 @@ use metadata::control::{
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use rpc::controller::MetadataEvent;
 use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::context::Context;
 use crate::loading::Replicas;
@@ -79,6 +80,12 @@ impl Lifecycle {
         self.state.send_replace(BrokerState::Stopped);
     }
 
+    /// This broker cannot go on: the process is to end.
+    fn give_up(&self) {
+        self.may_stop.notify_one();
+        self.state.send_replace(BrokerState::Stopped);
+    }
+
     fn stops(&self) -> bool {
         self.stop_wanted.load(Ordering::Acquire)
     }
@@ -106,9 +113,13 @@ pub(crate) async fn keep_registered(
     previous_epoch: BrokerEpoch,
     lossy: Vec<TopicPartition>,
 ) {
-    let mut epoch = register(&context, previous_epoch, &lossy).await;
+    let Some(mut epoch) = register(&context, &lifecycle, previous_epoch, &lossy).await else { return };
     let mut silent_since: Option<tokio::time::Instant> = None;
+    let mut images = context.images();
     loop {
+        let asked = tokio::time::Instant::now();
+        // An image that comes while the heartbeat is under way is one that it did not tell of.
+        images.borrow_and_update();
         match heartbeat(&context, &lifecycle, epoch).await {
             Ok(answer) => {
                 silent_since = None;
@@ -121,12 +132,15 @@ pub(crate) async fn keep_registered(
             }
             Err(HeartbeatError::Stale) => {
                 tracing::warn!(%epoch, "the controller knows this broker no longer; registering again");
-                epoch = register(&context, BrokerEpoch::NONE, &lossy).await;
+                match register(&context, &lifecycle, BrokerEpoch::NONE, &lossy).await {
+                    Some(registered) => epoch = registered,
+                    None => return,
+                }
                 continue;
             }
             Err(HeartbeatError::NoAnswer) => {
-                let since = *silent_since.get_or_insert_with(tokio::time::Instant::now);
-                if lifecycle.stops() && since.elapsed() > STOP_WITHOUT_CONTROLLER {
+                let since = *silent_since.get_or_insert(asked);
+                if lifecycle.stops() && since.elapsed() >= STOP_WITHOUT_CONTROLLER {
                     tracing::warn!("no active controller to hand over to; stopping without");
                     lifecycle.may_stop.notify_one();
                     return;
@@ -135,12 +149,11 @@ pub(crate) async fn keep_registered(
         }
         let state = *lifecycle.state.borrow();
         let pause = match state {
+            _ if silent_since.is_some() => FENCED_INTERVAL,
             BrokerState::Starting | BrokerState::Fenced => FENCED_INTERVAL,
             BrokerState::Stopping | BrokerState::Stopped => STOPPING_INTERVAL,
             BrokerState::Running => Duration::from_millis(context.config.broker_heartbeat_interval_ms),
         };
-        let mut images = context.images();
-        images.borrow_and_update();
         // Whichever comes first; the others are asked again next time.
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -151,27 +164,37 @@ pub(crate) async fn keep_registered(
     }
 }
 
-async fn register(context: &Arc<Context>, previous_epoch: BrokerEpoch, lossy: &[TopicPartition]) -> BrokerEpoch {
+/// None where the broker is to stop: what is not registered has nothing to hand over.
+async fn register(
+    context: &Arc<Context>,
+    lifecycle: &Lifecycle,
+    previous_epoch: BrokerEpoch,
+    lossy: &[TopicPartition],
+) -> Option<BrokerEpoch> {
     let config = &context.config;
     let mut warned = None;
     loop {
+        if lifecycle.stops() {
+            lifecycle.may_stop.notify_one();
+            return None;
+        }
         let request = RegisterBroker {
             broker: config.broker_id,
             cluster_id: context.known_cluster(),
             incarnation: config.incarnation,
             directories: vec![config.directory_id],
-            offline_directories: Vec::new(),
+            offline_directories: context.offline_directories(),
             listeners: config.listeners.clone(),
             rack: config.rack.clone(),
             features: metadata::control::supported_features(),
             previous_epoch,
-            lossy: lossy.to_vec(),
+            lossy: lossy.iter().copied().chain(context.failed_replicas()).collect(),
         };
         let reason = match context.ask(ControlRequest::RegisterBroker(request), CALL_TIMEOUT).await {
             Ok(ControlResponse::RegisterBroker { epoch }) => {
                 tracing::info!(%epoch, "registered");
                 context.registered(epoch);
-                return epoch;
+                return Some(epoch);
             }
             Ok(ControlResponse::Refused(error)) => error.to_string(),
             Ok(other) => format!("an answer to another question: {other:?}"),
@@ -181,7 +204,7 @@ async fn register(context: &Arc<Context>, previous_epoch: BrokerEpoch, lossy: &[
             tracing::warn!(reason, "cannot register yet; trying again");
             warned = Some(reason);
         }
-        tokio::time::sleep(context.jitter(FENCED_INTERVAL)).await;
+        let _ = tokio::time::timeout(context.jitter(FENCED_INTERVAL), lifecycle.stop.notified()).await;
     }
 }
 
@@ -196,15 +219,14 @@ async fn heartbeat(
     lifecycle: &Lifecycle,
     epoch: BrokerEpoch,
 ) -> Result<HeartbeatAnswer, HeartbeatError> {
-    let offline = if context.directory_failed() { vec![context.config.directory_id] } else { Vec::new() };
     let request = Heartbeat {
         broker: context.config.broker_id,
         epoch,
         next_offset: context.image().next_offset(),
         want_fence: false,
         want_shutdown: lifecycle.stops(),
-        offline_directories: offline,
-        lossy: Vec::new(),
+        offline_directories: context.offline_directories(),
+        lossy: context.failed_replicas(),
     };
     match context.ask(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
         Ok(ControlResponse::Heartbeat(answer)) => Ok(answer),
@@ -236,8 +258,9 @@ async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[T
     }
 }
 
-/// Follows the metadata: applies each batch to the replicas, then publishes the image.
-pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replicas) {
+/// Follows the metadata: applies each batch to the replicas, then publishes the image. Returns where this node cannot
+/// follow that quorum (`R69`).
+pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecycle>, mut replicas: Replicas) {
     let mut strays_dropped = false;
     loop {
         let next = context.image().next_offset();
@@ -258,17 +281,14 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replica
                     break;
                 }
                 MetadataEvent::Refused(reason) => {
-                    tracing::error!(
-                        reason,
-                        "this node cannot follow that quorum; stop it and look at its data directory"
-                    );
-                    return;
+                    tracing::error!(reason, "this node cannot follow that quorum; look at its data directory");
+                    return lifecycle.give_up();
                 }
             };
             let after = Arc::new(after);
-            if let Err(error) = context.join_cluster(after.cluster_id()) {
+            if let Err(error) = context.join_cluster(after.cluster_id()).await {
                 tracing::error!(%error, "this directory cannot follow that cluster");
-                continue;
+                return lifecycle.give_up();
             }
             replicas.apply(&before, &after).await;
             context.publish(Arc::clone(&after));
@@ -284,7 +304,9 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, mut replicas: Replica
 
 /// Watches the other brokers, and tells the controller who seems to be gone (`R76`).
 pub(crate) async fn watch_peers(context: Arc<Context>) {
-    let mut watches: BTreeMap<BrokerId, (BrokerEpoch, tokio::task::JoinHandle<()>)> = BTreeMap::new();
+    // The tasks end with this one.
+    let mut tasks = JoinSet::new();
+    let mut watches: BTreeMap<BrokerId, (BrokerEpoch, AbortHandle)> = BTreeMap::new();
     let mut images = context.images();
     loop {
         let image = Arc::clone(&images.borrow_and_update());
@@ -295,10 +317,10 @@ pub(crate) async fn watch_peers(context: Arc<Context>) {
             }
             keep
         });
+        while tasks.try_join_next().is_some() {}
         for broker in image.alive_brokers().filter(|broker| broker.id != context.config.broker_id) {
             watches.entry(broker.id).or_insert_with(|| {
-                let task = tokio::spawn(watch_peer(Arc::clone(&context), broker.id, broker.epoch));
-                (broker.epoch, task)
+                (broker.epoch, tasks.spawn(watch_peer(Arc::clone(&context), broker.id, broker.epoch)))
             });
         }
         tokio::select! {
@@ -308,14 +330,19 @@ pub(crate) async fn watch_peers(context: Arc<Context>) {
     }
 }
 
+/// Until the metadata has another registration of `broker`.
 async fn watch_peer(context: Arc<Context>, broker: BrokerId, epoch: BrokerEpoch) {
     loop {
-        let Some((address, _)) = context.internal_address(broker) else { return };
-        if let Ok((probe, mut watch)) = rpc::broker::watch(&address, Duration::from_millis(500)).await {
-            if probe.broker_epoch > epoch {
+        if let Some((address, _)) = context.internal_address(broker)
+            && let Ok((probe, mut watch)) = rpc::broker::watch(&address, Duration::from_millis(500)).await
+        {
+            if probe.broker_id == broker && probe.broker_epoch > epoch {
                 return;
             }
-            watch.ended().await;
+            // R5: another process at that address is not the broker.
+            if probe.broker_id == broker && probe.broker_epoch == epoch {
+                watch.ended().await;
+            }
         }
         context.suspect(broker);
         tokio::time::sleep(SUSPECT_PAUSE).await;

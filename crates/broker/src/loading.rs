@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use metadata::{MetadataDelta, MetadataImage};
 use model::{BrokerEpoch, BrokerId, Offset, PartitionIndex, TopicId, TopicPartition};
@@ -11,7 +11,8 @@ use replication::{Member, PartitionState, ReplicaConfig};
 use storage::{Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict};
 
 use crate::context::Context;
-use crate::partition::{Partition, Parts};
+use crate::housekeeping::write_checkpoints;
+use crate::partition::{Checkpointed, Partition, Parts};
 use crate::topic_settings::TopicSettings;
 
 /// A log that was found on disk and recovered, waiting for the metadata to claim it.
@@ -21,6 +22,7 @@ struct Found {
     log: Log,
     recovered: Recovered,
     producers: ProducerTable,
+    snapshot_at: Offset,
     high_watermark: Offset,
 }
 
@@ -58,6 +60,14 @@ impl Replicas {
         if total > 0 {
             tracing::info!(partitions = found.len(), of = total, clean, "recovered the logs");
         }
+        context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).extend(found.iter().map(|(id, found)| {
+            let held = Checkpointed {
+                recovery_point: found.log.recovery_point(),
+                log_start: found.log.log_start(),
+                high_watermark: found.high_watermark,
+            };
+            (*id, (Arc::from(found.topic.as_str()), held))
+        }));
         Ok(Replicas { context: Arc::clone(context), found, settings: BTreeMap::new() })
     }
 
@@ -75,14 +85,18 @@ impl Replicas {
             self.settings.clear();
         }
         let mut told: BTreeSet<TopicPartition> = BTreeSet::new();
+        let mut gone = Vec::new();
         for (id, change) in &delta.partitions {
-            match &change.after {
-                Some(partition) if partition.replicas.contains(&me) => {
-                    self.ensure(after, *id).await;
-                    told.insert(*id);
-                }
-                _ => self.remove(*id, "the metadata no longer places it here").await,
+            if change.after.as_ref().is_some_and(|partition| partition.replicas.contains(&me)) {
+                told.insert(*id);
+            } else {
+                gone.push(*id);
             }
+        }
+        // First what goes: a topic that is made again has the same names on disk.
+        self.remove(&gone).await;
+        for id in &told {
+            self.ensure(after, *id).await;
         }
         // What the metadata says of replicas' brokers and of configs reaches the cores by the same path.
         if !delta.brokers.is_empty() || !delta.configs.is_empty() {
@@ -95,10 +109,10 @@ impl Replicas {
 
     /// Deletes what is on disk but not in the metadata: called once the metadata is known to be current.
     pub(crate) async fn drop_strays(&mut self) {
-        for (id, found) in std::mem::take(&mut self.found) {
-            tracing::warn!(topic = found.topic, partition = %id.partition, "deleting a replica that the metadata does not place here");
-            drop(found.log);
-            delete(&self.context, &found.topic, id.partition).await;
+        let strays: Vec<TopicPartition> = self.found.keys().copied().collect();
+        if !strays.is_empty() {
+            tracing::warn!(count = strays.len(), "deleting replicas that the metadata does not place here");
+            self.remove(&strays).await;
         }
     }
 
@@ -109,19 +123,18 @@ impl Replicas {
         let Some(topic) = image.topic(id.topic_id) else { return };
         let settings = self.settings(image, id.topic_id, &topic.name);
         let found = match self.found.remove(&id) {
-            Some(mut found) => {
-                found.log.set_config(Arc::clone(&settings.log));
-                found
-            }
-            None => match self.create(&topic.name, id) {
+            Some(found) => found,
+            None => match self.create(&topic.name, id).await {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::error!(topic = %topic.name, partition = %id.partition, %error, "cannot create a partition's log");
-                    self.context.log_failed();
+                    self.context.replica_failed(id);
                     return;
                 }
             },
         };
+        let mut log = found.log;
+        log.set_config(Arc::clone(&settings.log));
         let partition = Partition::new(Parts {
             id,
             topic: Arc::clone(&topic.name),
@@ -132,17 +145,26 @@ impl Replicas {
                 opens_before: self.context.opens_before(),
                 rules: model::Rules::all(),
             },
-            log: found.log,
+            log,
             epochs: found.recovered.epochs,
             high_watermark: found.high_watermark,
             producers: found.producers,
+            snapshot_at: found.snapshot_at,
             settings,
         });
         self.context.insert_partition(&partition);
+        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    fn create(&self, topic: &str, id: TopicPartition) -> Result<Found, LogError> {
-        let path = self.context.data.partition_path(topic, id.partition);
+    /// A log for a partition that has none here.
+    async fn create(&mut self, topic: &Arc<str>, id: TopicPartition) -> Result<Found, LogError> {
+        // A topic of that name was deleted while this broker was away.
+        let namesake = |(other, found): (&TopicPartition, &Found)| {
+            (found.topic == **topic && other.partition == id.partition).then_some(*other)
+        };
+        if let Some(old) = self.found.iter().find_map(namesake) {
+            self.remove(&[old]).await;
+        }
         let hints = OpenHints {
             topic_id: id.topic_id,
             recovery_point: Offset::ZERO,
@@ -150,16 +172,46 @@ impl Replicas {
             log_start: Offset::ZERO,
             high_watermark: Offset::ZERO,
         };
-        open(&self.context, topic, path, hints)
+        let (context, name) = (Arc::clone(&self.context), Arc::clone(topic));
+        let opening = move || {
+            let path = context.data.partition_path(&name, id.partition);
+            match open(&context, &name, path.clone(), hints) {
+                // What lies there could not be told to be this partition's, and is fetched again.
+                Err(error @ (LogError::UnknownTopic(_) | LogError::WrongTopic { .. })) => {
+                    tracing::error!(%error, "taking a directory out of use");
+                    if let Err(error) = context.data.delete_partition(&name, id.partition) {
+                        tracing::error!(%error, "cannot take a directory out of use");
+                    }
+                    open(&context, &name, path, hints)
+                }
+                other => other,
+            }
+        };
+        self.context.disk_pool.run(opening).await
     }
 
-    async fn remove(&mut self, id: TopicPartition, why: &str) {
-        if let Some(partition) = self.context.remove_partition(id) {
-            tracing::info!(topic = %partition.topic(), partition = %id.partition, why, "deleting a replica");
-            partition.stop(&self.context, true);
-            delete(&self.context, partition.topic(), id.partition).await;
-        } else if let Some(found) = self.found.remove(&id) {
-            delete(&self.context, &found.topic, id.partition).await;
+    /// Takes replicas off this broker and deletes them.
+    async fn remove(&mut self, ids: &[TopicPartition]) {
+        let mut names = Vec::new();
+        for id in ids {
+            if let Some(partition) = self.context.remove_partition(*id) {
+                partition.stop(&self.context, true);
+                // A job that is under way would miss its files.
+                partition.settled().await;
+                names.push((Arc::clone(partition.topic()), id.partition));
+            } else if let Some(found) = self.found.remove(id) {
+                names.push((Arc::from(found.topic.as_str()), id.partition));
+            }
+            self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        }
+        if names.is_empty() {
+            return;
+        }
+        // The checkpoints know names only: what they say of these would be taken for another topic's of that name.
+        write_checkpoints(&self.context).await;
+        for (topic, partition) in names {
+            tracing::info!(%topic, %partition, "deleting a replica");
+            delete(&self.context, &topic, partition).await;
         }
     }
 
@@ -226,21 +278,21 @@ fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
     if let Verdict::Lossy { first_bad } = recovered.verdict {
         tracing::error!(directory = %path.display(), %first_bad, "the log is corrupt; it will be fetched from the leader again");
     }
-    let producers = load_producers(&log)?;
-    Ok(Found { topic: topic.to_owned(), log, recovered, producers, high_watermark: hints.high_watermark })
+    let (producers, snapshot_at) = load_producers(&log)?;
+    Ok(Found { topic: topic.to_owned(), log, recovered, producers, snapshot_at, high_watermark: hints.high_watermark })
 }
 
-/// The producers' state as the log says: the newest snapshot, and the batches after it (`R41`).
-pub(crate) fn load_producers(log: &Log) -> Result<ProducerTable, LogError> {
+/// The producers' state as the log says: the newest snapshot, and the batches after it; and the snapshot's offset (`R41`).
+pub(crate) fn load_producers(log: &Log) -> Result<(ProducerTable, Offset), LogError> {
     let restored =
         log.latest_producer_snapshot(log.log_end())?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
-    let (from, mut table) = restored.unwrap_or((log.log_start(), ProducerTable::default()));
+    let (from, mut table) = restored.unwrap_or_else(|| (log.log_start(), ProducerTable::default()));
     log.scan(from.max(log.log_start()), |header, _| {
         if let Some(batch) = ProducerBatch::of(header, -1) {
             table.append(&batch);
         }
     })?;
-    Ok(table)
+    Ok((table, from))
 }
 
 /// Takes a partition's files out of use on the disk pool, then frees their space.

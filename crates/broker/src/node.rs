@@ -1,7 +1,7 @@
 //! A whole broker: its parts put together, its tasks started and stopped, and the [`BrokerApi`] that listeners call.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use coordinator::{GroupRequest, GroupResponse};
@@ -12,7 +12,7 @@ use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::ControllerClient;
 use storage::{DataDir, DiskPool};
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{
@@ -64,7 +64,8 @@ pub struct Broker {
     leader_streams: Arc<LeaderStreams>,
     producer_ids: Mutex<ProducerIdBlock>,
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
-    stop_serving: Arc<Notify>,
+    /// The registration that the last clean shutdown was proven for; it stays proven until this run is registered.
+    previous_epoch: BrokerEpoch,
 }
 
 /// Producer ids that were given to this broker and are not used yet (`R42`).
@@ -104,14 +105,14 @@ impl Broker {
             leader_streams: Arc::clone(&leader_streams),
             producer_ids: Mutex::default(),
             tasks: std::sync::Mutex::default(),
-            stop_serving: Arc::new(Notify::new()),
+            previous_epoch,
         });
         broker.serve_peers(parts.internal);
         broker.spawn(isr::run(Arc::clone(&context)));
         broker.spawn(timers::run(Arc::clone(&context)));
         broker.spawn(housekeeping::flush_in_background(Arc::clone(&context)));
         broker.spawn(housekeeping::retain(Arc::clone(&context)));
-        broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), replicas));
+        broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), Arc::clone(&lifecycle), replicas));
         broker.spawn(lifecycle::watch_peers(Arc::clone(&context)));
         broker.spawn(lifecycle::keep_registered(context, lifecycle, previous_epoch, lossy));
         broker.spawn(Arc::clone(&groups).follow_leaderships());
@@ -122,7 +123,7 @@ impl Broker {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(tokio::spawn(task));
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task));
     }
 
     fn serve_peers(self: &Arc<Self>, listener: TcpListener) {
@@ -131,9 +132,9 @@ impl Broker {
             rpc::replication::routes(Arc::clone(&self.leader_streams)),
             rpc::broker::routes(identity),
         ]);
-        let stop = Arc::clone(&self.stop_serving);
+        // Ends with its task: streams that never end by themselves would hold up an orderly end.
         self.spawn(async move {
-            if let Err(error) = rpc::net::serve(listener, routes, async move { stop.notified().await }).await {
+            if let Err(error) = rpc::net::serve(listener, routes, std::future::pending()).await {
                 tracing::error!(%error, "the INTERNAL listener failed");
             }
         });
@@ -154,20 +155,35 @@ impl Broker {
     /// A controlled shutdown (`R32`, `R77`): leaderships move, everything is flushed, the clean-shutdown file is written.
     pub async fn shut_down(&self) {
         self.lifecycle.shut_down().await;
-        self.context.follower_streams.stop();
-        for partition in self.context.partitions() {
-            partition.stop(&self.context, false);
-        }
-        self.leader_streams.stop();
-        for task in std::mem::take(&mut *self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)) {
+        // From here on nothing gives a replica a role again, so that nothing is written behind the flush (R10).
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in &tasks {
             task.abort();
         }
-        housekeeping::flush_round(&self.context, true).await;
-        let Some((epoch, _)) = self.context.registration().filter(|_| !self.context.directory_failed()) else { return };
+        for task in &mut tasks {
+            // Aborted.
+            let _ = task.await;
+        }
+        self.stop_serving(false);
+        let complete = housekeeping::complete(&self.context).await;
+        let epoch = self.context.registration().map_or(self.previous_epoch, |(epoch, _)| epoch);
+        if !complete || self.context.directory_failed() || epoch == BrokerEpoch::NONE {
+            tracing::warn!("the shutdown is not proven clean; the next start recovers the logs");
+            return;
+        }
         let context = Arc::clone(&self.context);
         if let Err(error) = self.context.disk_pool.run(move || context.data.write_clean_shutdown(epoch)).await {
             tracing::error!(%error, "cannot prove the clean shutdown; the next start recovers the logs");
         }
+    }
+
+    fn stop_serving(&self, removed: bool) {
+        self.context.follower_streams.stop();
+        for partition in self.context.partitions() {
+            partition.stop(&self.context, removed);
+        }
+        self.leader_streams.stop();
+        self.groups.stop();
     }
 
     /// After a decision: waits a little until this broker's image shows it, so that a client which asks here next sees it.
@@ -218,6 +234,16 @@ impl Broker {
             },
             _ => Err(ErrorCode::CoordinatorNotAvailable),
         }
+    }
+}
+
+impl Drop for Broker {
+    /// Without a shutdown before, the broker ends as a process that is killed does: nothing more is written.
+    fn drop(&mut self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+        self.stop_serving(true);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{ErrorCode, LeaderEpoch, Offset, RecordIter, TopicPartition};
+use model::{ErrorCode, LeaderEpoch, Offset, RecordIter, TimestampType, TopicPartition};
 use rpc::controller::CallError;
 use storage::TimeMatch;
 
@@ -85,10 +85,11 @@ fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, spec: OffsetSpec) -> 
             RecordIter::new(payload, header.record_count)
                 .filter_map(Result::ok)
                 .map(|record| {
-                    (
-                        header.base_timestamp + record.timestamp_delta,
-                        header.base_offset + i64::from(record.offset_delta),
-                    )
+                    let at = match header.timestamp_type() {
+                        TimestampType::CreateTime => header.base_timestamp.saturating_add(record.timestamp_delta),
+                        TimestampType::LogAppendTime => header.max_timestamp,
+                    };
+                    (at, header.base_offset + i64::from(record.offset_delta))
                 })
                 .find(|(at, _)| *at >= timestamp)
                 .map(|(at, offset)| (at, offset, header.leader_epoch))

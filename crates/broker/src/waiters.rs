@@ -3,7 +3,7 @@
 //! Invariant: an acks=all result is released at one place only, [`ProduceWaiters::release`], called when a partition's
 //! high watermark moved or its leadership ended (architecture invariant 6).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -11,6 +11,9 @@ use model::{ErrorCode, Offset};
 use tokio::sync::Notify;
 
 use crate::api::Produced;
+
+/// Fewer waiting fetches than this are not swept.
+const SWEEP_MIN: usize = 16;
 
 /// A produce request under way: the results of its partitions, some of them still to come.
 #[derive(Debug)]
@@ -101,13 +104,14 @@ struct ProduceWaiter {
 impl ProduceWaiters {
     /// `request`'s result at `index` waits until the high watermark is `end` or more.
     pub(crate) fn push(&mut self, end: Offset, request: &Arc<PendingProduce>, index: usize) {
-        self.waiting.push_back(ProduceWaiter { end, request: Arc::downgrade(request), index });
+        // Appends come in order; only a duplicate may wait for an older end.
+        let at = self.waiting.partition_point(|waiter| waiter.end <= end);
+        self.waiting.insert(at, ProduceWaiter { end, request: Arc::downgrade(request), index });
     }
 
     /// Answers all whose records are below `high_watermark` with what `verdict` says of their end.
     pub(crate) fn release(&mut self, high_watermark: Offset, verdict: impl Fn(Offset) -> ErrorCode) {
         while let Some(waiter) = self.waiting.front() {
-            // Appends come in order, but for a duplicate that waits for an older end: it stands behind and waits longer.
             if waiter.end > high_watermark {
                 break;
             }
@@ -152,25 +156,27 @@ impl FetchWaiter {
     }
 }
 
-/// The fetches that wait at one partition.
+/// The fetches that wait at one partition, each once, by the address that is theirs while they are listed here.
 #[derive(Debug, Default)]
 pub(crate) struct FetchWaiters {
-    waiting: Vec<Weak<FetchWaiter>>,
+    waiting: BTreeMap<usize, Weak<FetchWaiter>>,
+    /// Entries at which those of fetches that have ended are swept.
+    sweep_at: usize,
 }
 
 impl FetchWaiters {
     /// Wakes `waiter` at the next move, once.
     pub(crate) fn push(&mut self, waiter: &Arc<FetchWaiter>) {
-        // Fetches that have given up leave dead entries: they are swept before the list would grow.
-        if self.waiting.len() == self.waiting.capacity() {
-            self.waiting.retain(|waiter| waiter.strong_count() > 0);
+        self.waiting.entry(Arc::as_ptr(waiter).addr()).or_insert_with(|| Arc::downgrade(waiter));
+        if self.waiting.len() > self.sweep_at {
+            self.waiting.retain(|_, waiter| waiter.strong_count() > 0);
+            self.sweep_at = (self.waiting.len() * 2).max(SWEEP_MIN);
         }
-        self.waiting.push(Arc::downgrade(waiter));
     }
 
     /// Wakes all.
     pub(crate) fn wake(&mut self) {
-        for waiter in self.waiting.drain(..) {
+        for waiter in std::mem::take(&mut self.waiting).into_values() {
             if let Some(waiter) = waiter.upgrade() {
                 waiter.wake();
             }
@@ -244,5 +250,28 @@ mod tests {
         waiters.wake();
         waiter.moved().await;
         assert!(!waiter.moved.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn a_fetch_is_listed_once_and_one_that_ended_not_for_long() {
+        let mut waiters = FetchWaiters::default();
+        let stays = Arc::new(FetchWaiter::default());
+        for _ in 0..1000 {
+            waiters.push(&stays);
+            waiters.push(&Arc::new(FetchWaiter::default()));
+        }
+        assert!(waiters.waiting.len() <= SWEEP_MIN + 1, "{}", waiters.waiting.len());
+        waiters.wake();
+        assert!(stays.moved.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn a_duplicate_that_waits_for_an_older_end_does_not_wait_for_newer_ones() {
+        let mut waiters = ProduceWaiters::default();
+        let (new, old) = (PendingProduce::new(1), PendingProduce::new(1));
+        waiters.push(Offset(20), &new, new.push(produced(), true));
+        waiters.push(Offset(10), &old, old.push(produced(), true));
+        waiters.release(Offset(10), |_| ErrorCode::None);
+        assert!(old.is_done() && !new.is_done());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::ErrorCode;
+use model::{ErrorCode, Offset};
 use replication::{Action, ProduceVerdict};
 use storage::LogError;
 
@@ -16,7 +16,7 @@ impl Partition {
         while let Some(action) = inner.replica.poll_action() {
             self.act(context, inner, action);
         }
-        if let Some(due) = inner.replica.poll_timeout()
+        if let Some(due) = inner.replica.poll_timeout().into_iter().chain(inner.reopen_at).min()
             && inner.timer.is_none_or(|set| due < set)
         {
             inner.timer = Some(due);
@@ -28,19 +28,25 @@ impl Partition {
         match action {
             Action::LeaderStarted { leader_epoch } => {
                 tracing::info!(topic = %self.topic, partition = %self.id.partition, %leader_epoch, "leads");
-                context.leadership_changed(self.id, true);
+                self.unassign(context, inner);
+                self.accept_loss(context, inner);
+                context.leadership_changed(self, true);
             }
             Action::LeaderStopped => {
                 inner.produce_waiters.fail_all(ErrorCode::NotLeaderOrFollower);
                 inner.fetch_waiters.wake();
-                context.leadership_changed(self.id, false);
+                context.leadership_changed(self, false);
             }
             Action::FollowerStarted { leader, leader_epoch } => {
                 tracing::info!(topic = %self.topic, partition = %self.id.partition, %leader, %leader_epoch, "follows");
                 inner.fetch_waiters.wake();
-                context.follower_streams.assign(context, leader, self);
+                let (before, handle) = (inner.follows.take(), inner.handle.take().map(|(handle, _)| handle));
+                inner.follows = Some(context.follower_streams.assign(context, leader, self, before, handle));
             }
-            Action::FollowerStopped => context.follower_streams.unassign(self.id),
+            Action::FollowerStopped => {
+                inner.fetch_waiters.wake();
+                self.unassign(context, inner);
+            }
             Action::HighWatermark(high_watermark) => {
                 let replica = &inner.replica;
                 inner.produce_waiters.release(high_watermark, |end| match replica.produce_verdict(end) {
@@ -67,22 +73,57 @@ impl Partition {
             Action::EpochsChanged => inner.epochs_changed = true,
             Action::TruncateTo(end) => {
                 tracing::info!(topic = %self.topic, partition = %self.id.partition, %end, "cutting the log where it parts from the leader's");
-                let cut = inner.log.truncate_to(end).and_then(|_| reload_producers(inner));
-                self.check_log(context, inner, cut);
+                if let Err(error) = inner.log.truncate_to(end).and_then(|_| reload_producers(inner)) {
+                    self.fail(context, inner, &error);
+                }
             }
             Action::ResetTo(start) => {
                 tracing::info!(topic = %self.topic, partition = %self.id.partition, %start, "starting the log anew where the leader's starts");
-                let reset = inner.log.reset_to(start).and_then(|()| reload_producers(inner));
-                self.check_log(context, inner, reset);
+                if let Err(error) = inner.log.reset_to(start).and_then(|()| reload_producers(inner)) {
+                    self.fail(context, inner, &error);
+                }
             }
             Action::AdvanceLogStart(start) => {
                 let advanced = inner.log.advance_log_start(start).map(drop);
                 self.check_log(context, inner, advanced);
             }
             Action::Sync => self.sync(context, inner),
-            Action::OpenSession { .. } => context.follower_streams.reopen(self.id),
-            Action::CloseSession { .. } => inner.handle = None,
-            Action::AckDirty => context.follower_streams.ack_moved(self.id),
+            Action::OpenSession { .. } => {
+                if let Some(stream) = &inner.follows {
+                    stream.want_session(self.id);
+                }
+            }
+            Action::CloseSession { .. } => {
+                if let (Some((handle, _)), Some(stream)) = (inner.handle.take(), &inner.follows) {
+                    stream.close_session(self.id, handle);
+                }
+            }
+            Action::AckDirty => {
+                if let Some(stream) = inner.follows.as_ref().filter(|_| !inner.in_frame) {
+                    stream.ack_moved(self.id);
+                }
+            }
+        }
+    }
+
+    fn unassign(&self, context: &Context, inner: &mut Inner) {
+        let handle = inner.handle.take().map(|(handle, _)| handle);
+        if let Some(stream) = inner.follows.take() {
+            context.follower_streams.unassign(&stream, self.id, handle);
+        }
+    }
+
+    /// R29: a log that was found lossy takes records again once the controller knows and this replica follows a leader that
+    /// took its open, or was chosen to lead all the same (`R35`).
+    pub(super) fn accept_loss(&self, context: &Arc<Context>, inner: &mut Inner) {
+        let Some(first_bad) = inner.log.lossy_from() else { return };
+        tracing::error!(
+            topic = %self.topic, partition = %self.id.partition, %first_bad,
+            "records from here on were lost on this disk"
+        );
+        let end = inner.log.log_end();
+        if let Err(error) = inner.log.truncate_to(end) {
+            self.fail(context, inner, &error);
         }
     }
 
@@ -94,6 +135,9 @@ impl Partition {
 
     /// Syncs the log on the disk pool; one sync at a time, each covering all that was written before it.
     fn sync(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) {
+        if inner.failed.is_some() || inner.removed {
+            return;
+        }
         if inner.sync != SyncState::Idle {
             inner.sync = SyncState::Wanted;
             return;
@@ -106,95 +150,157 @@ impl Partition {
             Err(error) => return self.log_failed(context, inner, &error),
         };
         inner.sync = SyncState::Running;
-        let (partition, context) = (Arc::clone(self), Arc::clone(context));
-        tokio::spawn(async move {
-            let outcome = context.disk_pool.run(move || ticket.run()).await;
-            partition.handle(&context, |inner, now| {
+        inner.jobs += 1;
+        let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
+        context.runtime.spawn(async move {
+            let outcome = task_context.disk_pool.run(move || ticket.run()).await;
+            partition.handle(&task_context, |inner, now| {
+                partition.job_ended(inner);
                 let wanted = std::mem::replace(&mut inner.sync, SyncState::Idle) == SyncState::Wanted;
                 match inner.log.finish_sync(outcome) {
                     Ok(_) => inner.replica.handle_synced(point, now),
-                    Err(error) => {
-                        partition.log_failed(&context, inner, &error);
-                        return;
-                    }
+                    Err(error) => return partition.log_failed(&task_context, inner, &error),
                 }
                 if wanted {
-                    partition.sync(&context, inner);
+                    partition.sync(&task_context, inner);
                 }
             });
         });
     }
 
-    /// One round of the background flusher: the epochs, then the records (`R25`). With `all`, for a clean shutdown, the
-    /// indexes and a producer snapshot too. True where something became durable.
-    pub(crate) async fn flush(self: &Arc<Self>, context: &Arc<Context>, all: bool) -> bool {
-        let epochs = {
-            let mut inner = self.lock();
-            if inner.failed.is_some() || inner.removed {
-                return false;
-            }
-            let changed = std::mem::take(&mut inner.epochs_changed) || all;
-            let cache = inner.replica.epochs().clone();
-            if changed { inner.log.start_epoch_checkpoint(&cache) } else { Ok(None) }
-        };
-        let mut moved = false;
-        match epochs {
-            Ok(Some(checkpoint)) => {
-                let done = context.disk_pool.run(move || checkpoint.run()).await;
-                self.handle(context, |inner, _| {
-                    let finished = inner.log.finish_epoch_checkpoint(done);
-                    self.check_log(context, inner, finished);
-                });
-                moved = true;
-            }
-            Ok(None) => {}
-            Err(error) => self.handle(context, |inner, _| self.log_failed(context, inner, &error)),
+    fn job_ended(&self, inner: &mut Inner) {
+        inner.jobs -= 1;
+        if inner.jobs == 0 {
+            self.quiet.notify_waiters();
         }
-        if all {
-            let (partition, pool_context) = (Arc::clone(self), Arc::clone(context));
-            context.disk_pool.run(move || partition.settle(&pool_context)).await;
-            return true;
-        }
-        self.handle(context, |inner, _| {
+    }
+
+    /// One round of the background flusher: the epochs, then the records (`R25`), and a producer snapshot after a roll
+    /// (`R41`).
+    pub(crate) async fn flush(self: &Arc<Self>, context: &Arc<Context>) {
+        self.checkpoint_epochs(context).await;
+        let rolled = self.handle(context, |inner, _| {
             if inner.log.needs_sync() {
-                moved = true;
                 self.sync(context, inner);
             }
+            let newest = inner.log.segments().last().map_or(Offset::ZERO, |(base, _)| base);
+            let rolled = newest > inner.snapshot_at && inner.failed.is_none() && !inner.removed;
+            inner.jobs += u32::from(rolled);
+            rolled
         });
-        moved
-    }
-
-    /// Completes everything on disk; blocks.
-    fn settle(self: &Arc<Self>, context: &Arc<Context>) {
-        self.handle(context, |inner, _| {
-            let end = inner.log.log_end();
-            let settled = if inner.producers.is_empty() {
-                Ok(())
-            } else {
-                inner.log.write_producer_snapshot(end, &inner.producers.snapshot(end))
+        if rolled {
+            let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
+            let job = move || {
+                partition.handle(&task_context, |inner, _| {
+                    partition.job_ended(inner);
+                    let written = snapshot_producers(inner);
+                    partition.check_log(&task_context, inner, written);
+                });
             };
-            let settled = settled.and_then(|()| inner.log.settle()).map(drop);
-            self.check_log(context, inner, settled);
-        });
-    }
-
-    /// R30: the log takes nothing any more; the controller will hear of the directory.
-    pub(super) fn log_failed(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) {
-        if let LogError::NoSpace(_) = error {
-            // The log is as it was: reads go on, and writes are refused until there is space again.
-            tracing::warn!(topic = %self.topic, partition = %self.id.partition, %error, "a write was refused");
-        } else if inner.failed.is_none() {
-            tracing::error!(topic = %self.topic, partition = %self.id.partition, %error, "the log failed; this replica serves no longer");
-            inner.failed = Some(error.to_string());
-            inner.produce_waiters.fail_all(ErrorCode::KafkaStorageError);
-            inner.fetch_waiters.wake();
-            context.log_failed();
+            let pool = context.disk_pool.clone();
+            // A task of its own, as above.
+            let _ = context.runtime.spawn(async move { pool.run(job).await }).await;
         }
     }
+
+    /// Brings all of it to the disk, for a clean shutdown: the epochs, the producers, the records, the indexes. The replica
+    /// must have no role any more. True where nothing is missing (`R10`).
+    pub(crate) async fn complete(self: &Arc<Self>, context: &Arc<Context>) -> bool {
+        self.settled().await;
+        self.lock().epochs_changed = true;
+        self.checkpoint_epochs(context).await;
+        let (partition, pool_context) = (Arc::clone(self), Arc::clone(context));
+        context.disk_pool.run(move || partition.settle(&pool_context)).await
+    }
+
+    async fn checkpoint_epochs(self: &Arc<Self>, context: &Arc<Context>) {
+        let checkpoint = self.handle(context, |inner, _| {
+            if !inner.epochs_changed || inner.failed.is_some() || inner.removed {
+                return None;
+            }
+            match inner.log.start_epoch_checkpoint(inner.replica.epochs()) {
+                Ok(Some(checkpoint)) => {
+                    inner.epochs_changed = false;
+                    inner.jobs += 1;
+                    Some(checkpoint)
+                }
+                // There is no directory before the first append: again in the next round.
+                Ok(None) => None,
+                Err(error) => {
+                    self.log_failed(context, inner, &error);
+                    None
+                }
+            }
+        });
+        let Some(checkpoint) = checkpoint else { return };
+        let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
+        // A task of its own: it ends also where the flusher is stopped meanwhile.
+        let written = context.runtime.spawn(async move {
+            let done = task_context.disk_pool.run(move || checkpoint.run()).await;
+            partition.handle(&task_context, |inner, _| {
+                partition.job_ended(inner);
+                if let Err(error) = inner.log.finish_epoch_checkpoint(done) {
+                    inner.epochs_changed = true;
+                    partition.log_failed(&task_context, inner, &error);
+                }
+            });
+        });
+        // It fails only where the runtime ends.
+        let _ = written.await;
+    }
+
+    /// Blocks.
+    fn settle(self: &Arc<Self>, context: &Arc<Context>) -> bool {
+        self.handle(context, |inner, _| {
+            if inner.removed {
+                return true;
+            }
+            if inner.failed.is_some() {
+                return false;
+            }
+            let snapshot = if inner.log.log_end() > inner.snapshot_at { snapshot_producers(inner) } else { Ok(()) };
+            let settled = snapshot.and_then(|()| inner.log.settle()).map(drop);
+            let done = settled.is_ok() && !inner.log.needs_sync() && inner.log.recovery_point() == inner.log.log_end();
+            self.check_log(context, inner, settled);
+            done
+        })
+    }
+
+    /// What an error of the log means: where there is no space the log is as it was, reads go on, and writes are refused
+    /// until there is space again; anything else ends this replica.
+    pub(super) fn log_failed(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) {
+        match error {
+            LogError::NoSpace(_) if std::mem::replace(&mut inner.no_space, true) => {}
+            LogError::NoSpace(_) => {
+                tracing::warn!(topic = %self.topic, partition = %self.id.partition, %error, "writes are refused");
+            }
+            _ => self.fail(context, inner, error),
+        }
+    }
+
+    /// R30: the replica takes no role any more, and the controller will hear why.
+    fn fail(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) {
+        if inner.failed.is_some() {
+            return;
+        }
+        tracing::error!(topic = %self.topic, partition = %self.id.partition, %error, "the log failed; this replica serves no longer");
+        inner.failed = Some(error.to_string());
+        inner.produce_waiters.fail_all(ErrorCode::KafkaStorageError);
+        inner.fetch_waiters.wake();
+        inner.replica.handle_stop();
+        context.replica_failed(self.id);
+    }
+}
+
+fn snapshot_producers(inner: &mut Inner) -> Result<(), LogError> {
+    let end = inner.log.log_end();
+    inner.log.write_producer_snapshot(end, &inner.producers.snapshot(end))?;
+    inner.snapshot_at = end;
+    Ok(())
 }
 
 /// After a cut, the producers' state is what the log still says (`R41`).
 fn reload_producers(inner: &mut Inner) -> Result<(), LogError> {
-    inner.producers = load_producers(&inner.log)?;
+    (inner.producers, inner.snapshot_at) = load_producers(&inner.log)?;
     Ok(())
 }

@@ -24,14 +24,15 @@ impl Partition {
         records: BytesMut,
         request: &Arc<PendingProduce>,
     ) {
-        let checked = ClientBatches::check(records);
-        let mut inner = self.lock();
         let now = context.clock.monotonic();
         let wall = context.clock.wall();
-        match checked
+        // All that costs time is checked without the lock.
+        let settings = Arc::clone(&self.lock().settings);
+        let checked = ClientBatches::check(records)
             .map_err(|error| self.refuse_batch(&error))
-            .and_then(|batch| self.append(context, &mut inner, acks, batch, (now, wall)))
-        {
+            .and_then(|batch| self.check_settings(&settings, &batch, wall).map(|()| batch));
+        let mut inner = self.lock();
+        match self.append(context, &mut inner, acks, checked, (now, wall)) {
             Ok(Appended { base_offset, end, log_append_time }) => {
                 let verdict = match acks {
                     Acks::All => inner.replica.produce_verdict(end),
@@ -68,7 +69,7 @@ impl Partition {
         context: &Arc<Context>,
         inner: &mut Inner,
         acks: Acks,
-        mut batch: ClientBatches,
+        checked: Result<ClientBatches, Box<Produced>>,
         (now, wall): (Time, Time),
     ) -> Result<Appended, Box<Produced>> {
         if let Some(reason) = &inner.failed {
@@ -80,7 +81,7 @@ impl Partition {
             Acks::None => 0,
         };
         inner.replica.check_produce(required).map_err(|error| self.refuse(error, "the append was refused"))?;
-        self.check_settings(&inner.settings, &batch, wall)?;
+        let mut batch = checked?;
         let header = *batch.header();
         if let Some(producer) = ProducerBatch::of(&header, -1) {
             match inner.producers.check(&producer, Rules::all()) {
@@ -103,6 +104,7 @@ impl Partition {
             self.log_failed(context, inner, &error);
             return Err(self.refuse(ErrorCode::KafkaStorageError, &error.to_string()));
         }
+        inner.no_space = false;
         if let Some(producer) = ProducerBatch::of(batch.header(), -1) {
             inner.producers.append(&producer);
         }

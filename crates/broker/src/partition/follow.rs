@@ -2,20 +2,27 @@
 
 use std::sync::Arc;
 
-use model::{ErrorCode, RecordBatch};
+use model::{ErrorCode, RecordBatch, Time};
 use replication::producers::ProducerBatch;
 use replication::{Answer, BatchInfo, DataHeader, DataVerdict};
 use rpc::replication as wire;
+use storage::LogError;
 
 use super::{Inner, Partition};
 use crate::context::Context;
 
+/// How long a follower whose disk is full waits before it asks for records again.
+const NO_SPACE_PAUSE_MS: u64 = 1000;
+
 impl Partition {
-    /// The open to send on a stream that stands, if a session is wanted; `handle` names it there.
-    pub(crate) fn open_session(&self, handle: u64) -> Option<wire::Open> {
-        let mut inner = self.lock();
-        let open = inner.replica.open_request()?;
-        inner.handle = Some((handle, open.open_no));
+    /// The open to send on a stream that stands, if a session is wanted and may be opened now; `handle` names it there.
+    pub(crate) fn open_session(self: &Arc<Self>, context: &Arc<Context>, handle: u64) -> Option<wire::Open> {
+        // Where the log has to be synced first (R59), the core asks for that instead.
+        let open = self.handle(context, |inner, _| {
+            let open = inner.replica.open_request()?;
+            inner.handle = Some((handle, open.open_no));
+            Some(open)
+        })?;
         Some(wire::Open {
             handle,
             partition: self.id,
@@ -65,8 +72,8 @@ impl Partition {
             leader_log_end: data.leader_log_end,
             batches: &infos,
         };
-        self.handle(context, |inner, _| match inner.replica.check_data(open_no, &header) {
-            DataVerdict::Append => self.append_replicated(context, inner, open_no, &header, &batches),
+        self.handle_in_frame(context, |inner, now| match inner.replica.check_data(open_no, &header) {
+            DataVerdict::Append => self.append_replicated(context, inner, open_no, &header, &batches, now),
             DataVerdict::Drop => {}
             DataVerdict::EndSession => {
                 tracing::info!(partition = %self.id, topic = %self.topic, "a frame does not continue the log; opening anew");
@@ -81,27 +88,44 @@ impl Partition {
         open_no: u64,
         header: &DataHeader<'_>,
         batches: &[RecordBatch],
+        now: Time,
     ) {
-        if inner.failed.is_some() {
-            inner.replica.handle_bad_data(open_no);
-            return;
+        self.accept_loss(context, inner);
+        match inner.log.append(batches) {
+            Ok(_) => {
+                inner.no_space = false;
+                for batch in batches.iter().filter_map(|batch| ProducerBatch::of(batch.header(), -1)) {
+                    inner.producers.append(&batch);
+                }
+                inner.replica.handle_follower_append(header);
+            }
+            Err(error @ LogError::NoSpace(_)) => {
+                self.log_failed(context, inner, &error);
+                // The session ends, and another one waits: what does not fit now does not fit at once.
+                inner.replica.handle_session_lost();
+                inner.reopen_at = Some(now + NO_SPACE_PAUSE_MS);
+            }
+            Err(error) => {
+                self.log_failed(context, inner, &error);
+                inner.replica.handle_bad_data(open_no);
+            }
         }
-        if let Err(error) = inner.log.append(batches) {
-            self.log_failed(context, inner, &error);
-            inner.replica.handle_bad_data(open_no);
-            return;
-        }
-        for batch in batches.iter().filter_map(|batch| ProducerBatch::of(batch.header(), -1)) {
-            inner.producers.append(&batch);
-        }
-        inner.replica.handle_follower_append(header);
     }
 
-    /// The leader's watermarks (`R60`); true where an acknowledgement may follow.
+    /// The leader's watermarks (`R60`).
     pub(crate) fn handle_progress(self: &Arc<Self>, context: &Arc<Context>, progress: wire::Progress) {
-        self.handle(context, |inner, _| {
+        self.handle_in_frame(context, |inner, _| {
             inner.replica.handle_progress(progress.open_no, progress.high_watermark, progress.log_start);
         });
+    }
+
+    /// As `handle`, for an input after which the stream's task asks for the acknowledgement by itself.
+    fn handle_in_frame(self: &Arc<Self>, context: &Arc<Context>, input: impl FnOnce(&mut Inner, Time)) {
+        let mut inner = self.lock();
+        inner.in_frame = true;
+        input(&mut inner, context.clock.monotonic());
+        self.carry_out(context, &mut inner);
+        inner.in_frame = false;
     }
 
     /// The acknowledgement to send on the session named `handle`, if it says anything new (`R59`).
@@ -115,11 +139,14 @@ impl Partition {
         Some(wire::Ack { handle, open_no, log_end: ack.log_end, log_start: ack.log_start })
     }
 
-    /// The stream is gone; a session is wanted again when the next one stands.
-    pub(crate) fn session_lost(self: &Arc<Self>, context: &Arc<Context>) {
+    /// The stream of the session named `handle` is gone; a session is wanted again when the next one stands.
+    pub(crate) fn session_lost(self: &Arc<Self>, context: &Arc<Context>, handle: u64) {
         self.handle(context, |inner, _| {
-            inner.handle = None;
-            inner.replica.handle_session_lost();
+            // The partition may have a newer session on another stream by now.
+            if inner.handle.is_some_and(|(current, _)| current == handle) {
+                inner.handle = None;
+                inner.replica.handle_session_lost();
+            }
         });
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{BatchHeader, BrokerId, LeaderEpoch, Offset};
+use model::{BatchHeader, BrokerId, ErrorCode, LeaderEpoch, Offset};
 use replication::{Ack, Answer, Open, SendPlan, Session};
 use rpc::replication as wire;
 use storage::{ColdRead, Read};
@@ -12,15 +12,13 @@ use super::{Inner, Link, Partition};
 use crate::context::Context;
 use crate::leader_streams::LeaderStream;
 
-/// The leader's answer to an open.
-#[derive(Debug)]
-pub(crate) enum OpenVerdict {
-    /// Send this.
-    Answer(wire::Answer),
+/// What came of an open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Opening {
+    /// The answer is on the stream's list, or there is to be none.
+    Done,
     /// Wait for metadata, then ask again.
     Park,
-    /// Send nothing.
-    Ignore,
 }
 
 /// What a partition has for a follower's stream.
@@ -28,8 +26,8 @@ pub(crate) enum OpenVerdict {
 pub(crate) enum NextData {
     /// Nothing.
     Nothing,
-    /// Records, and whether there are more.
-    Data { data: wire::Data, more: bool },
+    /// Records.
+    Data(wire::Data),
     /// Records that must be read from disk first.
     Cold(Box<ColdData>),
 }
@@ -38,20 +36,35 @@ pub(crate) enum NextData {
 #[derive(Debug)]
 pub(crate) struct ColdData {
     partition: Arc<Partition>,
-    follower: BrokerId,
-    plan: SendPlan,
+    turn: Turn,
     read: ColdRead,
 }
 
+/// One partition's turn in a message.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    follower: BrokerId,
+    plan: SendPlan,
+    /// Bytes that the message had room for.
+    room: usize,
+    /// The message was empty.
+    first: bool,
+}
+
 impl Partition {
-    /// A follower opens a session on `stream` (`R57`).
+    /// A follower opens a session on `stream` (`R57`). The answer is put on the stream's list under this lock: no data of
+    /// the session can come before it.
     pub(crate) fn handle_open(
         self: &Arc<Self>,
         context: &Arc<Context>,
         stream: &Arc<LeaderStream>,
         open: wire::Open,
-    ) -> OpenVerdict {
+    ) -> Opening {
         self.handle(context, |inner, now| {
+            if inner.failed.is_some() {
+                stream.refuse(open.handle, open.open_no, ErrorCode::KafkaStorageError);
+                return Opening::Done;
+            }
             let request = Open {
                 open_no: open.open_no,
                 leader_epoch: open.leader_epoch,
@@ -61,15 +74,20 @@ impl Partition {
             };
             let session = session_of(stream, open.open_no);
             match inner.replica.handle_open(stream.follower, session, request, now) {
-                replication::OpenVerdict::Park => OpenVerdict::Park,
-                replication::OpenVerdict::Ignore => OpenVerdict::Ignore,
+                replication::OpenVerdict::Park => return Opening::Park,
+                replication::OpenVerdict::Ignore => {}
                 replication::OpenVerdict::Answer(answer) => {
-                    if matches!(answer, Answer::Opened { .. }) {
-                        inner.link(stream, open.handle, open.open_no);
+                    match answer {
+                        Answer::Opened { .. } => inner.link(stream, open.handle, open.open_no),
+                        // The session is the greatest, but not current: the one before is void.
+                        Answer::Diverging { .. } | Answer::OutOfRange { .. } => inner.unlink(stream.follower),
+                        Answer::Refused(_) => {}
                     }
-                    OpenVerdict::Answer(answer_to_wire(answer))
+                    let answer = answer_to_wire(answer);
+                    stream.push_answer(wire::OpenAnswer { handle: open.handle, open_no: open.open_no, answer });
                 }
             }
+            Opening::Done
         })
     }
 
@@ -86,8 +104,26 @@ impl Partition {
         self.handle(context, |inner, now| {
             let session = session_of(stream, ack.open_no);
             let ack = Ack { open_no: ack.open_no, log_end: ack.log_end, log_start: ack.log_start };
-            inner.replica.handle_ack(stream.follower, session, ack, now).map_err(|error| error.to_string())
+            inner.replica.handle_ack(stream.follower, session, ack, now).map_err(|error| error.to_string())?;
+            // The window has room again, whether it was full or only too full for the next batch.
+            self.queue_ready(inner, stream.follower);
+            Ok(())
         })
+    }
+
+    /// The follower ended the session that it named `handle`.
+    pub(crate) fn follower_session_closed(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        stream: &Arc<LeaderStream>,
+        handle: u64,
+    ) {
+        self.handle(context, |inner, now| {
+            let closed = |link: &Link| Arc::ptr_eq(&link.stream, stream) && link.handle == handle;
+            let Some(at) = inner.links.iter().position(closed) else { return };
+            let session = session_of(stream, inner.links.swap_remove(at).open_no);
+            inner.replica.handle_session_closed(stream.follower, session, now);
+        });
     }
 
     /// The stream is gone: nothing still in it counts (`R56`).
@@ -98,12 +134,14 @@ impl Partition {
         });
     }
 
-    /// The next records for `stream`'s follower, of at most `budget` bytes but for one larger batch.
+    /// The next records for `stream`'s follower: of at most `room` bytes, but for one larger batch where the message is
+    /// empty so far (`first`).
     pub(crate) fn next_data(
         self: &Arc<Self>,
         context: &Arc<Context>,
         stream: &Arc<LeaderStream>,
-        budget: usize,
+        room: usize,
+        first: bool,
     ) -> NextData {
         let mut inner = self.lock();
         let Some(link) = inner.links.iter_mut().find(|link| Arc::ptr_eq(&link.stream, stream)) else {
@@ -111,30 +149,37 @@ impl Partition {
         };
         link.queued_data = false;
         let Some(plan) = inner.replica.next_send(stream.follower) else { return NextData::Nothing };
-        let max_bytes = usize::try_from(plan.max_bytes).unwrap_or(usize::MAX).min(budget);
-        match inner.log.read(plan.prev_offset, plan.leader_log_end, max_bytes, plan.at_least_one) {
-            Ok(Read::Memory(batches)) => self.sent(&mut inner, stream.follower, &plan, batches),
-            Ok(Read::Cold(read)) => NextData::Cold(Box::new(ColdData {
-                partition: Arc::clone(self),
-                follower: stream.follower,
-                plan,
-                read,
-            })),
+        let turn = Turn { follower: stream.follower, plan, room, first };
+        match inner.log.read(plan.prev_offset, plan.leader_log_end, turn.max_bytes(), first || plan.at_least_one) {
+            Ok(Read::Memory(batches)) => self.sent(&mut inner, &turn, batches),
+            Ok(Read::Cold(read)) => NextData::Cold(Box::new(ColdData { partition: Arc::clone(self), turn, read })),
             Err(error) => {
                 self.log_failed(context, &mut inner, &error);
+                self.carry_out(context, &mut inner);
                 NextData::Nothing
             }
         }
     }
 
-    /// Notes that a frame is on its way, and makes it.
-    fn sent(&self, inner: &mut Inner, follower: BrokerId, plan: &SendPlan, batches: Vec<Bytes>) -> NextData {
-        let Some((end, last_epoch)) = last_of(&batches) else { return NextData::Nothing };
-        let Some(link) = inner.links.iter().find(|link| link.follower == follower) else { return NextData::Nothing };
-        let (handle, open_no) = (link.handle, link.open_no);
+    /// Notes that a frame is on its way, and makes it; whoever has more goes back on the list.
+    fn sent(self: &Arc<Self>, inner: &mut Inner, turn: &Turn, batches: Vec<Bytes>) -> NextData {
+        let Turn { follower, plan, .. } = turn;
         let bytes: usize = batches.iter().map(Bytes::len).sum();
-        inner.replica.handle_sent(follower, plan, end, last_epoch, u64::try_from(bytes).unwrap_or(u64::MAX));
-        let data = wire::Data {
+        let found = last_of(&batches);
+        let fits = plan.at_least_one || bytes <= turn.window();
+        let (Some((end, last_epoch)), true) = (found, fits) else {
+            // The next batch is too large: for what is left of the message, then it is the first of another one; or for
+            // what is left of the window, then an acknowledgement makes room.
+            if !turn.first && turn.room < turn.window() {
+                self.queue_ready(inner, *follower);
+            }
+            return NextData::Nothing;
+        };
+        let Some(link) = inner.links.iter().find(|link| link.follower == *follower) else { return NextData::Nothing };
+        let (handle, open_no) = (link.handle, link.open_no);
+        inner.replica.handle_sent(*follower, plan, end, last_epoch, u64::try_from(bytes).unwrap_or(u64::MAX));
+        self.queue_ready(inner, *follower);
+        NextData::Data(wire::Data {
             handle,
             open_no,
             prev_offset: plan.prev_offset,
@@ -143,24 +188,25 @@ impl Partition {
             log_start: plan.log_start,
             leader_log_end: plan.leader_log_end,
             batches,
+        })
+    }
+
+    /// Puts this partition on the ready list of the follower's stream, where it has data and is not there yet.
+    fn queue_ready(self: &Arc<Self>, inner: &mut Inner, follower: BrokerId) {
+        let Some(link) = inner.links.iter_mut().find(|link| link.follower == follower && !link.queued_data) else {
+            return;
         };
-        NextData::Data { data, more: inner.replica.next_send(follower).is_some() }
-    }
-
-    /// There is more for `stream` than one turn took.
-    pub(crate) fn requeue(self: &Arc<Self>, stream: &Arc<LeaderStream>) {
-        let mut inner = self.lock();
-        self.queue_data(&mut inner, stream.follower);
-    }
-
-    /// Puts this partition on the ready list of the follower's stream, and on its progress list, each at most once.
-    pub(super) fn queue_data(self: &Arc<Self>, inner: &mut Inner, follower: BrokerId) {
-        let has_data = inner.replica.next_send(follower).is_some();
-        let Some(link) = inner.links.iter_mut().find(|link| link.follower == follower) else { return };
-        if has_data && !link.queued_data {
+        if inner.replica.next_send(follower).is_some() {
             link.queued_data = true;
             link.stream.push_ready(Arc::clone(self));
-        } else if !has_data && !link.queued_progress {
+        }
+    }
+
+    /// As `queue_ready`; where there is no data, the watermarks may have moved.
+    pub(super) fn queue_data(self: &Arc<Self>, inner: &mut Inner, follower: BrokerId) {
+        self.queue_ready(inner, follower);
+        let waits = |link: &&mut Link| link.follower == follower && !link.queued_data && !link.queued_progress;
+        if let Some(link) = inner.links.iter_mut().find(waits) {
             link.queued_progress = true;
             link.stream.push_moved(Arc::clone(self));
         }
@@ -182,32 +228,47 @@ impl Partition {
     }
 }
 
+impl Turn {
+    /// Bytes that the session's window has room for.
+    fn window(&self) -> usize {
+        usize::try_from(self.plan.max_bytes).unwrap_or(usize::MAX)
+    }
+
+    fn max_bytes(&self) -> usize {
+        self.window().min(self.room)
+    }
+}
+
 impl ColdData {
     /// Reads on the disk pool, then sends if the session still stands where it stood.
     pub(crate) async fn read(self: Box<Self>, context: &Arc<Context>) -> NextData {
-        let ColdData { partition, follower, plan, read } = *self;
-        let batches = context.disk_pool.run(move || read.run()).await;
-        let mut inner = partition.lock();
-        let batches = match batches {
-            Ok(bytes) if bytes.is_empty() => return NextData::Nothing,
+        let ColdData { partition, turn, read } = *self;
+        let batches = match context.disk_pool.run(move || read.run()).await {
+            Ok(bytes) if bytes.is_empty() => Vec::new(),
             Ok(bytes) => vec![bytes],
             Err(error) => {
-                partition.log_failed(context, &mut inner, &error);
+                partition.read_failed(context, turn.plan.prev_offset, error).await;
+                partition.queue_ready(&mut partition.lock(), turn.follower);
                 return NextData::Nothing;
             }
         };
-        let current = inner.replica.next_send(follower);
-        let unchanged = current.is_some_and(|now| {
+        let mut inner = partition.lock();
+        let plan = &turn.plan;
+        let unchanged = inner.replica.next_send(turn.follower).is_some_and(|now| {
             (now.session, now.prev_offset, now.prev_epoch) == (plan.session, plan.prev_offset, plan.prev_epoch)
         });
-        if unchanged { partition.sent(&mut inner, follower, &plan, batches) } else { NextData::Nothing }
+        if unchanged { partition.sent(&mut inner, &turn, batches) } else { NextData::Nothing }
     }
 }
 
 impl Inner {
-    /// The newest session of a follower replaces its link.
+    /// The newest session of a follower replaces its link. On the same stream it keeps its places in the stream's lists.
     fn link(&mut self, stream: &Arc<LeaderStream>, handle: u64, open_no: u64) {
-        self.links.retain(|link| link.follower != stream.follower);
+        if let Some(link) = self.links.iter_mut().find(|link| Arc::ptr_eq(&link.stream, stream)) {
+            (link.handle, link.open_no) = (handle, open_no);
+            return;
+        }
+        self.unlink(stream.follower);
         self.links.push(Link {
             follower: stream.follower,
             stream: Arc::clone(stream),
@@ -216,6 +277,10 @@ impl Inner {
             queued_data: false,
             queued_progress: false,
         });
+    }
+
+    fn unlink(&mut self, follower: BrokerId) {
+        self.links.retain(|link| link.follower != follower);
     }
 }
 

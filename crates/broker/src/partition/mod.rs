@@ -23,14 +23,16 @@ use model::{BrokerId, DirectoryId, EpochCache, Offset, Time, TopicPartition};
 use replication::producers::ProducerTable;
 use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use storage::Log;
+use tokio::sync::Notify;
 
 use crate::api::CurrentLeader;
 use crate::context::Context;
+use crate::follower_streams::FollowerStream;
 use crate::leader_streams::LeaderStream;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
 
-pub(crate) use lead::{NextData, OpenVerdict};
+pub(crate) use lead::{NextData, Opening};
 pub(crate) use read::{PartitionRead, ReadResult};
 
 /// See the module.
@@ -39,6 +41,8 @@ pub(crate) struct Partition {
     id: TopicPartition,
     topic: Arc<str>,
     inner: Mutex<Inner>,
+    /// The last job of the disk pool ended.
+    quiet: Notify,
 }
 
 /// What the lock protects.
@@ -54,9 +58,21 @@ pub(crate) struct Inner {
     fetch_waiters: FetchWaiters,
     /// The stream of each follower that has a session here.
     links: Vec<Link>,
+    /// The stream that this follower is assigned to.
+    follows: Option<Arc<FollowerStream>>,
     /// This follower's own session on its stream: handle and open number.
     handle: Option<(u64, u64)>,
+    /// The stream's task asks for the acknowledgement once the input at hand is handled.
+    in_frame: bool,
+    /// When to ask for a session again, after the disk was full.
+    reopen_at: Option<Time>,
     sync: SyncState,
+    /// Jobs of the disk pool that write in this log's directory.
+    jobs: u32,
+    /// The newest producer snapshot is of this offset (`R41`).
+    snapshot_at: Offset,
+    /// A write was refused for want of space, and none has succeeded since.
+    no_space: bool,
     /// The epoch cache is newer than its checkpoint.
     epochs_changed: bool,
     /// When this partition's entry in the broker's timers is due.
@@ -97,6 +113,8 @@ pub(crate) struct Parts {
     /// As checkpointed: a hint (`R19`).
     pub(crate) high_watermark: Offset,
     pub(crate) producers: ProducerTable,
+    /// The offset of the newest producer snapshot.
+    pub(crate) snapshot_at: Offset,
     pub(crate) settings: Arc<TopicSettings>,
 }
 
@@ -119,14 +137,20 @@ impl Partition {
             produce_waiters: ProduceWaiters::default(),
             fetch_waiters: FetchWaiters::default(),
             links: Vec::new(),
+            follows: None,
             handle: None,
+            in_frame: false,
+            reopen_at: None,
             sync: SyncState::Idle,
+            jobs: 0,
+            snapshot_at: parts.snapshot_at,
+            no_space: false,
             epochs_changed: false,
             timer: None,
             failed: None,
             removed: false,
         };
-        Arc::new(Partition { id: parts.id, topic: parts.topic, inner: Mutex::new(inner) })
+        Arc::new(Partition { id: parts.id, topic: parts.topic, inner: Mutex::new(inner), quiet: Notify::new() })
     }
 
     /// Which partition.
@@ -166,7 +190,10 @@ impl Partition {
                 inner.settings = Arc::clone(settings);
             }
             inner.leader = state.leader;
-            inner.replica.handle_metadata(state, now);
+            // R30: a replica whose log failed takes no role again in this process.
+            if inner.failed.is_none() {
+                inner.replica.handle_metadata(state, now);
+            }
         });
     }
 
@@ -175,6 +202,11 @@ impl Partition {
         self.handle(context, |inner, now| {
             inner.timer = None;
             inner.replica.handle_timeout(now);
+            if inner.reopen_at.take_if(|at| *at <= now).is_some()
+                && let Some(stream) = &inner.follows
+            {
+                stream.want_session(self.id);
+            }
         });
     }
 
@@ -193,6 +225,17 @@ impl Partition {
 }
 
 impl Partition {
+    /// Returns when no job of the disk pool writes in this log's directory.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            if self.lock().jobs == 0 {
+                return;
+            }
+            quiet.await;
+        }
+    }
+
     /// Wakes `waiter` when the high watermark or the leadership moves next.
     pub(crate) fn wake_at_next_move(&self, waiter: &Arc<FetchWaiter>) {
         self.lock().fetch_waiters.push(waiter);
@@ -223,7 +266,7 @@ impl Partition {
 }
 
 /// What the checkpoints hold of a partition.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Checkpointed {
     pub(crate) recovery_point: Offset,
     pub(crate) log_start: Offset,

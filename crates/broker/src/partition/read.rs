@@ -75,23 +75,58 @@ impl Partition {
         }
         match inner.replica.fetch_position(position.fetch_offset) {
             FetchPosition::OutOfRange => fetched.error = ErrorCode::OffsetOutOfRange,
-            FetchPosition::Wait => {}
+            FetchPosition::Wait => {
+                if let Some(waiter) = waiter {
+                    inner.fetch_waiters.push(waiter);
+                }
+            }
             FetchPosition::Readable => {
                 let max = request.max_bytes.min(position.max_bytes);
+                if max == 0 && !request.min_one {
+                    return ReadResult { fetched, cold: None };
+                }
+                if let Some(waiter) = waiter {
+                    inner.fetch_waiters.push(waiter);
+                }
                 match inner.log.read(position.fetch_offset, log.high_watermark, max, request.min_one) {
                     Ok(Read::Memory(batches)) => fetched.records = batches,
                     Ok(Read::Cold(cold)) => return ReadResult { fetched, cold: Some(cold) },
                     Err(error) => {
                         self.log_failed(context, &mut inner, &error);
+                        self.carry_out(context, &mut inner);
                         fetched.error = ErrorCode::KafkaStorageError;
                     }
                 }
             }
         }
-        if let Some(waiter) = waiter.filter(|_| fetched.error.is_none() && fetched.records.is_empty()) {
-            inner.fetch_waiters.push(waiter);
-        }
         ReadResult { fetched, cold: None }
+    }
+
+    /// A read at `from` without the lock failed: a fault of the disk, or only overtaken by a deletion. Says what a client is
+    /// to hear: nothing in the latter case.
+    pub(crate) async fn read_failed(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        from: Offset,
+        error: LogError,
+    ) -> ErrorCode {
+        let (partition, job_context) = (Arc::clone(self), Arc::clone(context));
+        let judge = move || {
+            partition.handle(&job_context, |inner, _| {
+                let found = match error {
+                    LogError::Gone(_) => inner.log.read_now(from, inner.log.log_end(), 1, true).map(drop),
+                    other => Err(other),
+                };
+                match found {
+                    Ok(()) | Err(LogError::OutOfRange { .. }) => ErrorCode::None,
+                    Err(error) => {
+                        partition.log_failed(&job_context, inner, &error);
+                        ErrorCode::KafkaStorageError
+                    }
+                }
+            })
+        };
+        context.disk_pool.run(judge).await
     }
 
     fn check_read(
@@ -176,6 +211,9 @@ impl Partition {
         offset: Offset,
     ) -> Result<Offset, ErrorCode> {
         self.handle(context, |inner, _| {
+            if inner.failed.is_some() {
+                return Err(ErrorCode::KafkaStorageError);
+            }
             inner.replica.check_leader(LeaderEpoch::NONE)?;
             let log = inner.replica.log();
             let target = if offset == Offset::NONE { log.high_watermark } else { offset };

@@ -11,6 +11,10 @@ use crate::env::DirHealth;
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LogError {
+    /// A segment was deleted or cut while it was read without the log: read again. Where that says the same, bytes are
+    /// missing.
+    #[error("{} was deleted or cut while it was read", .0.display())]
+    Gone(PathBuf),
     /// An earlier or this call failed in a way that ends the use of the whole log directory (`R30`).
     #[error("the log directory is offline: {0}")]
     DirectoryOffline(String),

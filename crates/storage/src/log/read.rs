@@ -158,6 +158,9 @@ impl ColdSegment {
     }
 
     fn failed(&self, error: &io::Error) -> LogError {
+        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
+            return LogError::Gone(self.files.path(FileKind::Log));
+        }
         LogError::fatal(&self.files.env.health, &self.files.path(FileKind::Log), "cannot read", error)
     }
 }

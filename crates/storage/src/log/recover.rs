@@ -293,6 +293,10 @@ impl Log {
             tracing::warn!(dir = %self.dir.display(), ?verdict, "the log was not sound");
         }
         let epochs = self.recover_epochs(&recovery, verdict)?;
+        if self.condition == Condition::Usable {
+            // Of records that a crash took: others will stand at their offsets (R41).
+            self.forget_snapshots_above(self.log_end)?;
+        }
         Ok((self, Recovered { epochs, verdict }))
     }
 
