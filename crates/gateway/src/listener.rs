@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use broker::api::BrokerApi;
+use futures_util::FutureExt;
 use metadata::configs::StaticConfig;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -58,8 +59,14 @@ pub struct GatewayConfig {
 pub struct Gateway;
 
 impl Gateway {
-    /// Serves the listeners until [`GatewayHandle::stop`]. To be called on a tokio runtime.
-    pub fn start<B: BrokerApi>(config: GatewayConfig, broker: Arc<B>) -> GatewayHandle {
+    /// Serves the listeners from `ready` until [`GatewayHandle::stop`]; before, clients wait in the sockets' queues. A
+    /// broker that does not know the metadata yet would tell them that their topics do not exist, and they would believe
+    /// it. To be called on a tokio runtime.
+    pub fn start<B: BrokerApi>(
+        config: GatewayConfig,
+        broker: Arc<B>,
+        ready: impl Future<Output = ()> + Send + 'static,
+    ) -> GatewayHandle {
         let GatewayConfig { listeners, limits, file, session_seed } = config;
         let metrics = Arc::new(GatewayMetrics::default());
         let budget = MemoryBudget::new(limits.memory_bytes);
@@ -83,6 +90,7 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let addresses = listeners.iter().filter_map(|each| Some((each.name.clone(), each.socket.local_addr().ok()?)));
         let addresses = addresses.collect();
+        let ready = ready.shared();
         for listener in listeners {
             let acceptor = Acceptor {
                 name: listener.name.into(),
@@ -90,7 +98,7 @@ impl Gateway {
                 shared: Arc::clone(&shared),
                 connections: Arc::clone(&connections),
             };
-            tokio::spawn(acceptor.run(stopped.clone()));
+            tokio::spawn(acceptor.run(ready.clone(), stopped.clone()));
         }
         tokio::spawn(sweep(shared, Arc::clone(&connections), idle_ms_max, stopped));
         GatewayHandle { metrics, budget, addresses, connections, stop }
@@ -259,7 +267,11 @@ struct Acceptor<B> {
 }
 
 impl<B: BrokerApi> Acceptor<B> {
-    async fn run(self, mut stopped: watch::Receiver<bool>) {
+    async fn run(self, ready: impl Future<Output = ()>, mut stopped: watch::Receiver<bool>) {
+        tokio::select! {
+            () = ready => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
         loop {
             // Both branches may be dropped at any time: a slot that was not given and a connection that was not
             // accepted are still there for the next.

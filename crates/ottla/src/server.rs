@@ -279,6 +279,7 @@ async fn start_broker(
         internal,
     })
     .await?;
+    let mut serves = broker.state();
     let gateway = Gateway::start(
         GatewayConfig {
             listeners,
@@ -287,15 +288,14 @@ async fn start_broker(
             session_seed: random_seed()?,
         },
         Arc::clone(&broker),
+        async move {
+            // The first time only. The sender lives as long as the broker.
+            if serves.wait_for(|state| *state == BrokerState::Running).await.is_ok() {
+                tracing::info!("serving");
+            }
+        },
     );
     status.set_broker(Arc::clone(&broker), gateway.metrics());
-    let mut state = broker.state();
-    tokio::spawn(async move {
-        // The first time that it serves is worth a line.
-        if state.wait_for(|state| *state == BrokerState::Running).await.is_ok() {
-            tracing::info!("serving");
-        }
-    });
     Ok((broker, gateway))
 }
 

@@ -10,6 +10,7 @@ use protocol::messages::produce_request::{PartitionProduceData, TopicProduceData
 use protocol::messages::*;
 use protocol::{ApiKey, encode_request};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
 
 use crate::fake::{Client, Served};
 
@@ -25,6 +26,18 @@ fn codes(response: &ProduceResponse) -> Vec<i16> {
 
 async fn is_alive(client: &mut Client) -> bool {
     !client.ask(&ApiVersionsRequest::default(), 0).await.api_keys.is_empty()
+}
+
+#[tokio::test]
+async fn clients_wait_in_the_queue_until_the_broker_is_ready() {
+    let (ready, told) = oneshot::channel();
+    let served = Served::from(Limits::default(), async { told.await.unwrap() }).await;
+    let client = &mut served.client().await;
+    let id = client.send(&ApiVersionsRequest::default(), 0).await;
+    let early = tokio::time::timeout(Duration::from_millis(100), client.frame()).await;
+    assert!(early.is_err(), "answered before the broker was ready");
+    ready.send(()).unwrap();
+    assert_eq!(client.receive::<ApiVersionsRequest>(0).await.0, id);
 }
 
 #[tokio::test]

@@ -299,6 +299,11 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn with(limits: Limits) -> Served {
+        Served::from(limits, std::future::ready(())).await
+    }
+
+    /// Served from `ready` on.
+    pub(crate) async fn from(limits: Limits, ready: impl Future<Output = ()> + Send + 'static) -> Served {
         let (broker, appends) = Fake::new();
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -306,7 +311,7 @@ impl Served {
         let file = file.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
         let listeners = vec![BoundListener { name: LISTENER.to_owned(), socket }];
         let config = GatewayConfig { listeners, limits, file: Arc::new(file), session_seed: 42 };
-        let handle = Gateway::start(config, Arc::clone(&broker));
+        let handle = Gateway::start(config, Arc::clone(&broker), ready);
         Served { broker, appends, handle, address }
     }
 
