@@ -1,13 +1,15 @@
 //! When a controller gives up its tenure, and when its process must end (`R67`).
 //!
 //! A leader whose batch stays unresolved or whose metrics stand still for two seconds stops its heartbeats, so that the
-//! others elect; after ten seconds, or when openraft has stopped, nothing but a restart helps.
+//! others elect; after ten seconds, or when openraft has stopped, nothing but a restart helps. The ten seconds are of a
+//! process that runs: one that was paused starts to count when it goes on.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rpc::controller::Tenure;
+use tokio::time::Instant;
 
 use crate::raft::Quorum;
 
@@ -22,6 +24,25 @@ pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Supervision {
     on_fatal: OnFatal,
     resigned: Mutex<Option<Tenure>>,
+    awake: Mutex<Awake>,
+}
+
+/// Since when this process runs without a pause, as far as it can tell from how often it looks.
+#[derive(Debug)]
+struct Awake {
+    since: Instant,
+    looked: Instant,
+}
+
+impl Awake {
+    /// How long nothing has paused the process.
+    fn look(&mut self, now: Instant) -> Duration {
+        if now - self.looked >= RESIGN {
+            self.since = now;
+        }
+        self.looked = now;
+        now - self.since
+    }
 }
 
 impl fmt::Debug for Supervision {
@@ -32,7 +53,8 @@ impl fmt::Debug for Supervision {
 
 impl Supervision {
     pub(crate) fn new(on_fatal: OnFatal) -> Supervision {
-        Supervision { on_fatal, resigned: Mutex::default() }
+        let now = Instant::now();
+        Supervision { on_fatal, resigned: Mutex::default(), awake: Mutex::new(Awake { since: now, looked: now }) }
     }
 
     /// A proposal has been unresolved for so long.
@@ -50,6 +72,7 @@ impl Supervision {
     pub(crate) async fn run(&self, quorum: &Quorum) {
         loop {
             tokio::time::sleep(LOOK).await;
+            self.awake();
             let leading = quorum.contact.leading();
             if let Some(tenure) = leading {
                 self.judge(quorum, tenure, quorum.contact.silence(), "openraft's metrics stand still");
@@ -63,11 +86,15 @@ impl Supervision {
     }
 
     fn judge(&self, quorum: &Quorum, tenure: Tenure, age: Duration, why: &str) {
-        if age >= FATAL {
+        if age.min(self.awake()) >= FATAL {
             self.fatal(why);
         } else if age >= RESIGN {
             self.resign(quorum, tenure, why);
         }
+    }
+
+    fn awake(&self) -> Duration {
+        self.awake.lock().expect("no holder of the lock panics").look(Instant::now())
     }
 
     fn resign(&self, quorum: &Quorum, tenure: Tenure, why: &str) {
@@ -81,5 +108,25 @@ impl Supervision {
         *resigned = Some(tenure);
         quorum.contact.give_up(tenure);
         quorum.raft.runtime_config().heartbeat(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_the_process_was_paused_makes_nothing_fatal() {
+        let start = Instant::now();
+        let mut awake = Awake { since: start, looked: start };
+        let mut now = start;
+        while now < start + 2 * FATAL {
+            now += LOOK;
+            awake.look(now);
+        }
+        assert!(awake.look(now) >= FATAL, "a process that runs counts all of it");
+        now += 2 * FATAL;
+        assert_eq!(awake.look(now), Duration::ZERO);
+        assert_eq!(awake.look(now + LOOK), LOOK);
     }
 }
