@@ -1,6 +1,6 @@
 //! Decoding compressed batches, for the few questions that need their records: never on the data path.
 //!
-//! Invariant: what comes out is at most [`LIMIT`] bytes, whatever the input claims.
+//! Invariant: what comes out is at most `LIMIT` bytes, whatever the input claims.
 
 use std::io::{self, Read};
 

@@ -1,6 +1,6 @@
 //! Everything on disk: partition logs, their recovery and retention, checkpoints, data directories.
 //!
-//! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`env`] (what
+//! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`mod@env`] (what
 //! logs share), [`log`](mod@log) (one partition's log; its parts beside it), [`data_dir`] (one log directory).
 //! The metadata quorum: [`quorum_log`], [`quorum_vote`], [`quorum_snapshot`], and its image in [`metadata_store`].
 //!
