@@ -254,6 +254,8 @@ fn the_newest_sound_producer_snapshot_is_given_and_none_outlives_a_truncation() 
     let latest = |world: &World, max| world.log.latest_producer_snapshot(Offset(max)).unwrap().map(|(o, _)| o.0);
     assert_eq!(world.log.latest_producer_snapshot(Offset(50)).unwrap().unwrap().1, "state 45");
     assert_eq!([latest(&world, 100), latest(&world, 44), latest(&world, 29)], [Some(60), Some(30), None]);
+    // Without this the records would be gone, and a snapshot of lost records goes with them.
+    world.log.sync_now().unwrap();
     world.disk.crash(Crash::LoseUnsynced);
     let path = Path::new(DIR).join("00000000000000000060.snapshot");
     let damaged = world.disk.open(&path, crate::disk::OpenMode::Existing).unwrap();
