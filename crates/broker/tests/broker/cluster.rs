@@ -1,0 +1,506 @@
+//! Whole clusters in one process: brokers over disks in memory and a controller that is `metadata::control` behind the real
+//! gRPC service, without a quorum. Brokers and controller talk over TCP on the loopback.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use broker::api::{
+    Acks, BrokerApi, FetchPartition, FetchRequest, Fetched, Isolation, ProducePartition, ProduceRequest, Produced,
+};
+use broker::clock::{Clock, SystemClock};
+use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
+use bytes::{Bytes, BytesMut};
+use metadata::control::{CreateTopic, CreateTopics, Suspect, Suspicion};
+use metadata::records::SecurityProtocol;
+use metadata::{
+    ClusterControl, ControlRequest, ControlResponse, ControlSettings, Decision, Listener, MetadataImage, MetadataRecord,
+};
+use model::{
+    BrokerEpoch, BrokerId, ClusterId, Codec, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
+    PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, TopicPartition, Uuid, encode_batch,
+    encode_records,
+};
+use rpc::controller::{ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
+use rpc::raft::{QuorumNode, RaftAnswer, RaftCall, RaftServer, RaftVote};
+use storage::disk::{Crash, MemDisk};
+use storage::{DataDir, DiskPool, LogEnv};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub(crate) const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `look` finds something.
+pub(crate) async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < until, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Waits for a future, but not for ever.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+/// The only controller, always active.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    state: Mutex<ControllerState>,
+    next: watch::Sender<MetadataOffset>,
+    clock: SystemClock,
+    pub(crate) address: String,
+}
+
+#[derive(Debug)]
+struct ControllerState {
+    control: ClusterControl,
+    batches: Vec<(MetadataOffset, Vec<MetadataRecord>)>,
+    decisions: u128,
+}
+
+fn tenure() -> Tenure {
+    Tenure { term: 1, node: QuorumNode { id: BrokerId(1), directory: DirectoryId(Uuid::from_u128(1)) } }
+}
+
+impl Controller {
+    async fn start(min_isr: u32) -> Arc<Controller> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let settings = ControlSettings {
+            min_insync_replicas: min_isr,
+            leader_rebalance_ms: None,
+            recovery_wait_ms: 1_000,
+            ..ControlSettings::default()
+        };
+        let clock = SystemClock::new();
+        let mut control = ClusterControl::new(settings);
+        control.begin_tenure(clock.monotonic());
+        let first = control.first_records(CLUSTER);
+        let controller = Arc::new(Controller {
+            state: Mutex::new(ControllerState { control, batches: Vec::new(), decisions: 0 }),
+            next: watch::Sender::new(MetadataOffset(0)),
+            clock,
+            address: listener.local_addr().unwrap().to_string(),
+        });
+        controller.commit(&mut controller.lock(), &first);
+        let routes = rpc::controller::routes(Arc::clone(&controller), Arc::new(NoQuorum));
+        tokio::spawn(rpc::net::serve(listener, routes, std::future::pending()));
+        tokio::spawn(Arc::clone(&controller).keep_time());
+        controller
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ControllerState> {
+        self.state.lock().unwrap()
+    }
+
+    pub(crate) fn image(&self) -> MetadataImage {
+        self.lock().control.image().clone()
+    }
+
+    pub(crate) fn ask(&self, request: &ControlRequest) -> ControlResponse {
+        let mut state = self.lock();
+        state.control.observe(request, self.clock.monotonic());
+        state.decisions += 1;
+        let entropy = state.decisions << 64 | 0x5eed;
+        let decision = state.control.decide(request, self.clock.monotonic(), entropy);
+        self.take(&mut state, decision)
+    }
+
+    fn take(&self, state: &mut ControllerState, decision: Decision) -> ControlResponse {
+        self.commit(state, &decision.records);
+        decision.response
+    }
+
+    fn commit(&self, state: &mut ControllerState, records: &[MetadataRecord]) {
+        if records.is_empty() {
+            return;
+        }
+        let base = state.control.image().next_offset();
+        records.iter().for_each(|record| state.control.replay(record));
+        state.batches.push((base, records.to_vec()));
+        self.next.send_replace(state.control.image().next_offset());
+    }
+
+    /// Probes suspects and decides what is due, as the real one does (`R9`, `R76`).
+    async fn keep_time(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = self.clock.monotonic();
+            let suspects = {
+                let mut state = self.lock();
+                let due = state.control.tick(now);
+                self.take(&mut state, due);
+                state.control.suspects(now)
+            };
+            for suspicion in suspects {
+                self.judge(&suspicion).await;
+            }
+        }
+    }
+
+    async fn judge(&self, suspicion: &Suspicion) {
+        let address = self.image().broker(suspicion.broker).map(|broker| {
+            let listener = broker.listener("INTERNAL").unwrap();
+            format!("{}:{}", listener.host, listener.port)
+        });
+        let Some(address) = address else { return };
+        let answer = rpc::broker::probe(&address, Duration::from_millis(500)).await;
+        let mut state = self.lock();
+        if answer.is_ok_and(|probe| probe.broker_epoch == suspicion.epoch) {
+            state.control.clear_suspicion(suspicion);
+        } else {
+            let fenced = state.control.fence_suspect(suspicion, self.clock.monotonic());
+            self.take(&mut state, fenced);
+        }
+    }
+}
+
+impl ControllerServer for Controller {
+    async fn call(self: Arc<Self>, request: ControlRequest, _: Duration) -> Reply<ControlResponse> {
+        Reply::Active(tenure(), self.ask(&request))
+    }
+
+    async fn follow(self: Arc<Self>, _: ClusterId, mut next: MetadataOffset, sender: FollowSender) {
+        let mut moved = self.next.subscribe();
+        loop {
+            moved.borrow_and_update();
+            let batch = self.lock().batches.iter().find(|(base, _)| *base == next).cloned();
+            let sent = match batch {
+                Some((base, records)) => {
+                    next = MetadataOffset(base.0 + records.len() as u64);
+                    sender.event(tenure(), &MetadataEvent::Batch { base, records }).await
+                }
+                None => {
+                    let _ = tokio::time::timeout(Duration::from_millis(200), moved.changed()).await;
+                    sender.keep_alive(tenure()).await
+                }
+            };
+            if !sent {
+                return;
+            }
+        }
+    }
+
+    fn describe(&self) -> QuorumInfo {
+        QuorumInfo {
+            leader: BrokerId(1),
+            term: 1,
+            active: true,
+            next_offset: *self.next.borrow(),
+            voters: Vec::new(),
+            observers: Vec::new(),
+        }
+    }
+}
+
+struct NoQuorum;
+
+impl RaftServer for NoQuorum {
+    async fn call(self: Arc<Self>, _: QuorumNode, _: QuorumNode, _: RaftCall) -> Result<RaftAnswer, String> {
+        Err("there is no quorum here".to_owned())
+    }
+
+    fn snapshot_arriving(&self, _: QuorumNode, _: RaftVote) {}
+
+    async fn install_snapshot(
+        self: Arc<Self>,
+        _: QuorumNode,
+        _: QuorumNode,
+        _: RaftVote,
+        _: Bytes,
+        _: Bytes,
+    ) -> Result<RaftVote, String> {
+        Err("there is no quorum here".to_owned())
+    }
+}
+
+/// See the module.
+pub(crate) struct Cluster {
+    pub(crate) controller: Arc<Controller>,
+    pub(crate) brokers: BTreeMap<i32, Arc<Broker>>,
+    disks: BTreeMap<i32, MemDisk>,
+    starts: u128,
+    /// Bytes of each broker's tail cache.
+    pub(crate) tail_bytes: usize,
+}
+
+impl Cluster {
+    pub(crate) async fn start(brokers: i32, min_isr: u32) -> Cluster {
+        let mut cluster = Cluster {
+            controller: Controller::start(min_isr).await,
+            brokers: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            starts: 0,
+            tail_bytes: 16 << 20,
+        };
+        for id in 1..=brokers {
+            cluster.start_broker(id).await;
+        }
+        cluster
+    }
+
+    /// Starts a broker over its disk as it is, and waits until it serves.
+    pub(crate) async fn start_broker(&mut self, id: i32) {
+        self.starts += 1;
+        let disk = self.disks.entry(id).or_default().clone();
+        let env = LogEnv::new(Arc::new(disk), 1024, self.tail_bytes);
+        let data = DataDir::open(&env, "/data".as_ref()).unwrap();
+        let cluster_id = data.meta().unwrap().and_then(|meta| meta.cluster_id).unwrap_or(ClusterId::NONE);
+        let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = internal.local_addr().unwrap().port();
+        let broker = Broker::start(BrokerParts {
+            config: config(id, self.starts, port),
+            clock: Arc::new(SystemClock::new()),
+            seed: 7,
+            cluster_id,
+            disk_pool: DiskPool::new(2).unwrap(),
+            data,
+            controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
+                .unwrap(),
+            internal,
+        });
+        let broker = broker.await.unwrap();
+        let mut state = broker.state();
+        soon("a broker to serve", state.wait_for(|state| *state == BrokerState::Running)).await.unwrap();
+        self.brokers.insert(id, broker);
+    }
+
+    pub(crate) fn broker(&self, id: i32) -> &Arc<Broker> {
+        &self.brokers[&id]
+    }
+
+    pub(crate) fn disk(&self, id: i32) -> &MemDisk {
+        &self.disks[&id]
+    }
+
+    /// The process is gone at once; `how` says what its disk has.
+    pub(crate) async fn kill(&mut self, id: i32, how: Crash) {
+        let broker = self.brokers.remove(&id).unwrap();
+        let epoch = self.controller.image().broker_epoch(BrokerId(id));
+        drop(broker);
+        self.disks[&id].crash(how);
+        // What its peers' broken connections would say.
+        self.controller.ask(&ControlRequest::Suspect(Suspect {
+            broker: BrokerId(id),
+            epoch,
+            reporter: BrokerId(id % 3 + 1),
+        }));
+    }
+
+    /// Kills, and waits until the controller has fenced it.
+    pub(crate) async fn kill_and_fence(&mut self, id: i32, how: Crash) {
+        self.kill(id, how).await;
+        let controller = &self.controller;
+        eventually("the killed broker is fenced", || {
+            controller.image().broker(BrokerId(id)).is_none_or(|broker| broker.fenced).then_some(())
+        })
+        .await;
+    }
+
+    /// A controlled shutdown; what no sync covered is lost with the machine.
+    pub(crate) async fn shut_down(&mut self, id: i32) {
+        let broker = self.brokers.remove(&id).unwrap();
+        soon("a controlled shutdown", broker.shut_down()).await;
+        drop(broker);
+        self.disks[&id].crash(Crash::LoseUnsynced);
+    }
+
+    /// A topic of one partition on these brokers, the first of them its leader; waits until all of them know it.
+    pub(crate) async fn topic(&self, name: &str, replicas: &[i32], configs: &[(&str, &str)]) -> TopicPartition {
+        let topic = CreateTopic {
+            name: name.to_owned(),
+            partitions: -1,
+            replication_factor: -1,
+            assignments: vec![(PartitionIndex(0), replicas.iter().map(|id| BrokerId(*id)).collect())],
+            configs: configs.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect(),
+        };
+        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+        let ControlResponse::CreateTopics(created) = self.controller.ask(&request) else { panic!("another answer") };
+        let id = created[0].result.as_ref().unwrap().id;
+        let id = TopicPartition { topic_id: id, partition: PartitionIndex(0) };
+        for broker in self.brokers.values() {
+            eventually("the topic is known", || broker.image().partition(id).map(|_| ())).await;
+        }
+        id
+    }
+
+    pub(crate) fn isr(&self, id: TopicPartition) -> Vec<i32> {
+        let image = self.controller.image();
+        let mut isr: Vec<i32> = image.partition(id).unwrap().isr.iter().map(|id| id.0).collect();
+        isr.sort_unstable();
+        isr
+    }
+
+    pub(crate) async fn wait_isr(&self, id: TopicPartition, isr: &[i32]) {
+        eventually(&format!("the ISR is {isr:?}"), || (self.isr(id) == isr).then_some(())).await;
+    }
+
+    /// Waits until a live broker leads, and knows it.
+    pub(crate) async fn wait_leader(&self, id: TopicPartition) -> i32 {
+        eventually("the partition has a leader", || {
+            let leader = self.controller.image().partition(id)?.leader;
+            let metrics = self.brokers.get(&leader.0)?.metrics();
+            metrics.partitions.iter().any(|p| p.partition == id && p.leads).then_some(leader.0)
+        })
+        .await
+    }
+
+    pub(crate) fn log_end(&self, broker: i32, id: TopicPartition) -> i64 {
+        let metrics = self.broker(broker).metrics();
+        metrics.partitions.iter().find(|partition| partition.partition == id).map_or(-1, |partition| partition.log_end)
+    }
+}
+
+fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
+    BrokerConfig {
+        broker_id: BrokerId(id),
+        incarnation: Incarnation(Uuid::from_u128(1_000 + start)),
+        rack: None,
+        listeners: vec![Listener {
+            name: "INTERNAL".to_owned(),
+            host: "127.0.0.1".to_owned(),
+            port,
+            security_protocol: SecurityProtocol::Plaintext,
+        }],
+        internal_listener: "INTERNAL".to_owned(),
+        directory_id: DirectoryId(Uuid::from_u128(500 + u128::from(id.unsigned_abs()))),
+        replica_lag_time_max_ms: 30_000,
+        replica_fetch_max_bytes: 1 << 20,
+        num_replica_fetchers: 1,
+        broker_heartbeat_interval_ms: 500,
+        log_retention_check_interval_ms: 50,
+        producer_id_expiration_ms: 86_400_000,
+        offsets_topic_num_partitions: 2,
+        offsets_topic_replication_factor: 2,
+        rack_aware_reads: true,
+        file: BTreeMap::new(),
+        groups: coordinator::GroupConfig { initial_rebalance_delay_ms: 0, ..coordinator::GroupConfig::default() },
+    }
+}
+
+/// A batch of these values.
+pub(crate) fn batch(values: &[&str]) -> BytesMut {
+    batch_of(values, None)
+}
+
+/// The same, of an idempotent producer: id, epoch, first sequence.
+pub(crate) fn batch_of(values: &[&str], producer: Option<(i64, i16, i32)>) -> BytesMut {
+    let records: Vec<Record> = (0..)
+        .zip(values)
+        .map(|(offset_delta, value)| Record {
+            offset_delta,
+            value: Some(Bytes::copy_from_slice(value.as_bytes())),
+            ..Record::default()
+        })
+        .collect();
+    let now = i64::try_from(SystemClock::new().wall().0).unwrap();
+    let producer = producer.map(|(id, epoch, sequence)| (ProducerId(id), ProducerEpoch(epoch), sequence));
+    encode_batch(&encode_records(&records), Codec::None, i32::try_from(values.len()).unwrap(), now, now, producer)
+}
+
+/// A batch as a leader of `epoch` wrote it at `offset`.
+pub(crate) fn written(values: &[&str], offset: i64, epoch: i32) -> Bytes {
+    let batch = model::ClientBatches::check(batch(values)).unwrap();
+    batch.stamp(Offset(offset), LeaderEpoch(epoch)).bytes().clone()
+}
+
+/// Begins a produce; the append is done when this returns.
+pub(crate) fn begin_produce(
+    broker: &Broker,
+    id: TopicPartition,
+    acks: Acks,
+    records: BytesMut,
+) -> Pin<Box<dyn Future<Output = Produced> + Send>> {
+    let partitions = vec![ProducePartition { partition: id, records }];
+    let answer = broker.produce(ProduceRequest { acks, timeout_ms: 25_000, partitions });
+    Box::pin(async move { answer.await.remove(0) })
+}
+
+pub(crate) async fn produce(broker: &Broker, id: TopicPartition, acks: Acks, records: BytesMut) -> Produced {
+    soon("a produce to be answered", begin_produce(broker, id, acks, records)).await
+}
+
+/// Produces until it succeeds with the outcome known; answers its offset.
+pub(crate) async fn produce_ok(broker: &Broker, id: TopicPartition, values: &[&str]) -> i64 {
+    let produced = produce(broker, id, Acks::All, batch(values)).await;
+    assert_eq!(produced.error, ErrorCode::None, "{:?}", produced.message);
+    produced.base_offset.0
+}
+
+pub(crate) fn fetch_request(id: TopicPartition, offset: i64) -> FetchRequest {
+    FetchRequest {
+        max_wait_ms: 0,
+        min_bytes: 1,
+        max_bytes: 50 << 20,
+        isolation: Isolation::ReadUncommitted,
+        rack: None,
+        partitions: vec![FetchPartition {
+            partition: id,
+            current_leader_epoch: LeaderEpoch::NONE,
+            fetch_offset: Offset(offset),
+            last_fetched_epoch: LeaderEpoch::NONE,
+            max_bytes: 10 << 20,
+        }],
+    }
+}
+
+pub(crate) async fn fetch(broker: &Broker, id: TopicPartition, offset: i64) -> Fetched {
+    soon("a fetch to be answered", broker.fetch(fetch_request(id, offset))).await.remove(0)
+}
+
+/// All values from `offset` on that a consumer sees at this broker, leader or not.
+pub(crate) async fn values(broker: &Broker, id: TopicPartition, offset: i64) -> Vec<String> {
+    let (mut next, mut found) = (offset, Vec::new());
+    loop {
+        let request = FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, next) };
+        let fetched = soon("a fetch to be answered", broker.fetch(request)).await.remove(0);
+        assert_eq!(fetched.error, ErrorCode::None);
+        if fetched.records.is_empty() {
+            return found;
+        }
+        for chunk in fetched.records {
+            for batch in RecordBatch::split_all(chunk).unwrap() {
+                next = batch.header().next_offset().0;
+                let records = RecordIter::new(batch.payload(), batch.header().record_count);
+                found.extend(records.map(|record| String::from_utf8(record.unwrap().value.unwrap().to_vec()).unwrap()));
+            }
+        }
+    }
+}
+
+/// A broker that the test plays itself, registered and unfenced; `port` is where it listens, if it does.
+pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> BrokerEpoch {
+    let played = config(id, u128::from(port) << 32 | 9, port);
+    let register = metadata::control::RegisterBroker {
+        broker: played.broker_id,
+        cluster_id: CLUSTER,
+        incarnation: played.incarnation,
+        directories: vec![played.directory_id],
+        offline_directories: Vec::new(),
+        listeners: played.listeners,
+        rack: None,
+        features: metadata::control::supported_features(),
+        previous_epoch: controller.image().broker_epoch(BrokerId(id)),
+        lossy: Vec::new(),
+    };
+    let ControlResponse::RegisterBroker { epoch } = controller.ask(&ControlRequest::RegisterBroker(register)) else {
+        panic!("the registration was refused");
+    };
+    let heartbeat = metadata::control::Heartbeat {
+        broker: BrokerId(id),
+        epoch,
+        next_offset: controller.image().next_offset(),
+        want_fence: false,
+        want_shutdown: false,
+        offline_directories: Vec::new(),
+        lossy: Vec::new(),
+    };
+    controller.ask(&ControlRequest::Heartbeat(heartbeat));
+    epoch
+}

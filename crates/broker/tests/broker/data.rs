@@ -1,0 +1,208 @@
+//! Produce, fetch, offsets.
+
+use std::time::Duration;
+
+use broker::api::{Acks, BrokerApi, FetchRequest, ListOffsetsPartition, OffsetSpec};
+use model::{ErrorCode, LeaderEpoch, Offset};
+use storage::disk::Crash;
+
+use crate::cluster::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_produced_with_any_acks_is_read_back_in_order_from_leader_and_follower() {
+    let cluster = Cluster::start(3, 2).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    let leader = cluster.wait_leader(id).await;
+    let broker = cluster.broker(leader);
+    assert_eq!(produce(broker, id, Acks::None, batch(&["a", "b"])).await.base_offset, Offset(0));
+    assert_eq!(produce(broker, id, Acks::Leader, batch(&["c"])).await.base_offset, Offset(2));
+    assert_eq!(produce_ok(broker, id, &["d"]).await, 3);
+    for follower in [1, 2, 3] {
+        eventually("the replica has all", || (cluster.log_end(follower, id) == 4).then_some(())).await;
+        let mut read = Vec::new();
+        // The last high watermark travels after the last record (R60).
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while read.len() < 4 && tokio::time::Instant::now() < deadline {
+            read = values(cluster.broker(follower), id, 0).await;
+        }
+        assert_eq!(read, ["a", "b", "c", "d"], "broker {follower}");
+    }
+    let elsewhere = produce(cluster.broker(leader % 3 + 1), id, Acks::Leader, batch(&["x"])).await;
+    assert_eq!(elsewhere.error, ErrorCode::NotLeaderOrFollower);
+    assert_eq!(elsewhere.current_leader.unwrap().leader.0, leader);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sequence_that_comes_twice_is_answered_with_its_first_offset_also_by_the_next_leader() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    let leader = cluster.wait_leader(id).await;
+    let once = || batch_of(&["a", "b"], Some((5, 0, 0)));
+    assert_eq!(produce(cluster.broker(leader), id, Acks::All, once()).await.base_offset, Offset(0));
+    assert_eq!(produce_ok(cluster.broker(leader), id, &["other"]).await, 2);
+    let again = produce(cluster.broker(leader), id, Acks::All, once()).await;
+    assert_eq!((again.error, again.base_offset), (ErrorCode::None, Offset(0)));
+    let gap = produce(cluster.broker(leader), id, Acks::All, batch_of(&["c"], Some((5, 0, 9)))).await;
+    assert_eq!(gap.error, ErrorCode::OutOfOrderSequenceNumber);
+    cluster.kill_and_fence(leader, Crash::KeepAll).await;
+    let next = cluster.wait_leader(id).await;
+    let again = produce(cluster.broker(next), id, Acks::All, once()).await;
+    assert_eq!((again.error, again.base_offset), (ErrorCode::None, Offset(0)));
+    let third = produce(cluster.broker(next), id, Acks::All, batch_of(&["c"], Some((5, 0, 2)))).await;
+    assert_eq!((third.error, third.base_offset), (ErrorCode::None, Offset(3)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_poll_is_answered_when_enough_is_there_and_not_before() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let one = batch(&["0123456789"]).len();
+    let request = FetchRequest { max_wait_ms: 25_000, min_bytes: 2 * one, ..fetch_request(id, 0) };
+    let broker = std::sync::Arc::clone(cluster.broker(1));
+    let mut poll = tokio::spawn(async move { broker.fetch(request).await });
+    produce_ok(cluster.broker(1), id, &["0123456789"]).await;
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut poll).await;
+    assert!(early.is_err(), "answered with less than it asked for");
+    let began = tokio::time::Instant::now();
+    produce_ok(cluster.broker(1), id, &["0123456789"]).await;
+    let fetched = soon("the poll", poll).await.unwrap().remove(0);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(fetched.records.iter().map(bytes::Bytes::len).sum::<usize>(), 2 * one);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_is_answered_with_little_when_its_time_is_up_and_with_errors_at_once() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    let patient = FetchRequest { max_wait_ms: 50, min_bytes: 1_000_000, ..fetch_request(id, 0) };
+    assert!(!cluster.broker(1).fetch(patient).await[0].records.is_empty());
+    let lost = FetchRequest { max_wait_ms: 25_000, ..fetch_request(id, 99) };
+    let fetched = soon("an error", cluster.broker(1).fetch(lost)).await.remove(0);
+    assert_eq!(fetched.error, ErrorCode::OffsetOutOfRange);
+    let tiny = FetchRequest { max_bytes: 1, ..fetch_request(id, 0) };
+    assert!(!cluster.broker(1).fetch(tiny).await[0].records.is_empty(), "the first batch is given whatever its size");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_records_are_gone_from_all_replicas_and_stay_gone_after_a_kill() {
+    let mut cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    for value in ["a", "b", "c", "d"] {
+        produce_ok(cluster.broker(1), id, &[value]).await;
+    }
+    let deleted = soon("the deletion", cluster.broker(1).delete_records(vec![(id, Offset(2))], 25_000)).await;
+    assert_eq!((deleted[0].error, deleted[0].low_watermark), (ErrorCode::None, Offset(2)));
+    assert_eq!(fetch(cluster.broker(1), id, 1).await.error, ErrorCode::OffsetOutOfRange);
+    let too_far = cluster.broker(1).delete_records(vec![(id, Offset(9))], 1_000).await;
+    assert_eq!(too_far[0].error, ErrorCode::OffsetOutOfRange);
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    assert_eq!(cluster.wait_leader(id).await, 2);
+    let asked =
+        ListOffsetsPartition { partition: id, current_leader_epoch: LeaderEpoch::NONE, spec: OffsetSpec::Earliest };
+    let listed = cluster.broker(2).list_offsets(broker::api::Isolation::ReadUncommitted, vec![asked]).await;
+    assert_eq!(listed[0].offset, Offset(2));
+    assert_eq!(values(cluster.broker(2), id, 2).await, ["c", "d"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_moves_the_log_start_on_leader_and_follower() {
+    let cluster = Cluster::start(2, 1).await;
+    let configs = [("segment.bytes", "1048576"), ("retention.bytes", "1500000"), ("file.delete.delay.ms", "0")];
+    let id = cluster.topic("t", &[1, 2], &configs).await;
+    cluster.wait_leader(id).await;
+    let large = "x".repeat(400_000);
+    for _ in 0..10 {
+        produce_ok(cluster.broker(1), id, &[&large]).await;
+    }
+    let asked =
+        ListOffsetsPartition { partition: id, current_leader_epoch: LeaderEpoch::NONE, spec: OffsetSpec::Earliest };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let listed = cluster.broker(1).list_offsets(broker::api::Isolation::ReadUncommitted, vec![asked]).await;
+        if listed[0].offset > Offset(0) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nothing was deleted");
+    }
+    eventually("the follower deletes too", || {
+        let logs = cluster.broker(2).describe_log_dirs();
+        logs[0]
+            .replicas
+            .iter()
+            .find(|replica| replica.partition == id)
+            .filter(|replica| replica.size < 3_000_000)
+            .map(drop)
+    })
+    .await;
+    assert_eq!(produce_ok(cluster.broker(1), id, &["more"]).await, 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_space() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.disk(1).set_capacity(Some(1));
+    let refused = produce(cluster.broker(1), id, Acks::All, batch(&["b"])).await;
+    assert_eq!(refused.error, ErrorCode::KafkaStorageError);
+    assert_eq!(values(cluster.broker(1), id, 0).await, ["a"]);
+    cluster.disk(1).set_capacity(None);
+    assert_eq!(produce_ok(cluster.broker(1), id, &["c"]).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_disk_is_full_tries_again_and_catches_up() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.disk(2).set_capacity(Some(1));
+    let waiting = begin_produce(cluster.broker(1), id, Acks::All, batch(&["b"]));
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["c"])).await;
+    assert_eq!(cluster.log_end(2, id), 1);
+    cluster.disk(2).set_capacity(None);
+    assert_eq!(soon("the follower to catch up", waiting).await.error, ErrorCode::None);
+    eventually("all is there", || (cluster.log_end(2, id) == 3).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_directory_is_reported_and_another_broker_leads() {
+    let cluster = Cluster::start(3, 1).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.disk(1).fail(storage::disk::Call::Write, 0, storage::disk::FaultKind::Eio);
+    let failed = produce(cluster.broker(1), id, Acks::All, batch(&["b"])).await;
+    assert_eq!(failed.error, ErrorCode::KafkaStorageError);
+    let next = eventually("another broker leads", || {
+        Some(cluster.controller.image().partition(id)?.leader.0).filter(|leader| [2, 3].contains(leader))
+    })
+    .await;
+    eventually("it knows", || {
+        let metrics = cluster.broker(next).metrics();
+        metrics.partitions.iter().any(|partition| partition.leads).then_some(())
+    })
+    .await;
+    assert_eq!(produce_ok(cluster.broker(next), id, &["c"]).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_are_found_by_time() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    produce_ok(cluster.broker(1), id, &["b"]).await;
+    let list = async |spec| {
+        let asked = ListOffsetsPartition { partition: id, current_leader_epoch: LeaderEpoch::NONE, spec };
+        cluster.broker(1).list_offsets(broker::api::Isolation::ReadUncommitted, vec![asked]).await[0].offset
+    };
+    assert_eq!(list(OffsetSpec::Timestamp(0)).await, Offset(0));
+    assert_eq!(list(OffsetSpec::Timestamp(i64::MAX)).await, Offset::NONE);
+    assert_eq!(list(OffsetSpec::Latest).await, Offset(2));
+}

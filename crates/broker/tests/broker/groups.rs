@@ -1,0 +1,116 @@
+//! Groups through a broker's shards.
+
+use broker::api::BrokerApi;
+use bytes::Bytes;
+use coordinator::request::{
+    JoinGroupRequest, JoinProtocol, MemberAssignment, OffsetCommitRequest, OffsetFetchRequest, OffsetToCommit,
+    SyncGroupRequest, TopicOffsetsToCommit,
+};
+use coordinator::{GroupRequest, GroupResponse};
+use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId};
+use storage::disk::Crash;
+
+use crate::cluster::*;
+
+/// Asks again while the coordinator is on its way.
+async fn ask(cluster: &Cluster, request: &GroupRequest) -> GroupResponse {
+    let asked = async {
+        loop {
+            for broker in cluster.brokers.values() {
+                match broker.find_group_coordinator("g").await {
+                    Ok(id) if cluster.brokers.contains_key(&id.0) => {
+                        if let Ok(answer) = cluster.broker(id.0).group(request.clone()).await {
+                            return answer;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the coordinator", asked).await
+}
+
+fn join(member_id: &str) -> GroupRequest {
+    GroupRequest::JoinGroup(JoinGroupRequest {
+        group_id: "g".to_owned(),
+        member_id: member_id.to_owned(),
+        group_instance_id: None,
+        client_id: "c".to_owned(),
+        client_host: "/127.0.0.1".to_owned(),
+        session_timeout_ms: 30_000,
+        rebalance_timeout_ms: 30_000,
+        protocol_type: "consumer".to_owned(),
+        protocols: vec![JoinProtocol { name: "range".to_owned(), metadata: Bytes::from_static(b"m") }],
+        require_known_member_id: false,
+        supports_skip_assignment: false,
+        reason: None,
+    })
+}
+
+fn commit(generation_id: i32, member_id: &str, offset: i64) -> GroupRequest {
+    GroupRequest::OffsetCommit(OffsetCommitRequest {
+        group_id: "g".to_owned(),
+        generation_id,
+        member_id: member_id.to_owned(),
+        group_instance_id: None,
+        retention_time_ms: -1,
+        topics: vec![TopicOffsetsToCommit {
+            name: "t".to_owned(),
+            topic_id: TopicId::NONE,
+            partitions: vec![OffsetToCommit {
+                partition: PartitionIndex(0),
+                offset: Offset(offset),
+                leader_epoch: LeaderEpoch::NONE,
+                metadata: String::new(),
+            }],
+        }],
+        supports_group_id_not_found: true,
+    })
+}
+
+async fn committed(cluster: &Cluster) -> Offset {
+    let fetch = OffsetFetchRequest { group_id: "g".to_owned(), topics: None, require_stable: true };
+    let GroupResponse::OffsetFetch(fetched) = ask(cluster, &GroupRequest::OffsetFetch(fetch)).await else {
+        panic!("another answer")
+    };
+    assert_eq!(fetched.error, ErrorCode::None);
+    fetched.topics[0].partitions[0].offset
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_keeps_its_offsets_and_members_when_its_coordinator_moves() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let GroupResponse::JoinGroup(joined) = ask(&cluster, &join("")).await else { panic!("another answer") };
+    assert_eq!((joined.error, joined.generation_id), (ErrorCode::None, 1));
+    let member = joined.member_id.clone();
+    let sync = SyncGroupRequest {
+        group_id: "g".to_owned(),
+        generation_id: 1,
+        member_id: member.clone(),
+        group_instance_id: None,
+        protocol_type: None,
+        protocol_name: None,
+        assignments: vec![MemberAssignment { member_id: member.clone(), assignment: Bytes::from_static(b"all") }],
+    };
+    let GroupResponse::SyncGroup(synced) = ask(&cluster, &GroupRequest::SyncGroup(sync)).await else {
+        panic!("another answer")
+    };
+    assert_eq!((synced.error, &synced.assignment[..]), (ErrorCode::None, &b"all"[..]));
+    for offset in [5, 7] {
+        let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(1, &member, offset)).await else {
+            panic!("another answer")
+        };
+        assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None);
+    }
+    assert_eq!(committed(&cluster).await, Offset(7));
+    let coordinator = cluster.broker(1).find_group_coordinator("g").await.unwrap();
+    cluster.kill_and_fence(coordinator.0, Crash::KeepAll).await;
+    assert_eq!(committed(&cluster).await, Offset(7));
+    let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(1, &member, 9)).await else {
+        panic!("another answer")
+    };
+    assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None, "the member and its generation are known");
+    assert_eq!(committed(&cluster).await, Offset(9));
+}

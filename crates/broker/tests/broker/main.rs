@@ -1,0 +1,9 @@
+//! Brokers as wholes: over TCP, with a controller that is the real core, on disks in memory.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cluster;
+mod data;
+mod groups;
+mod peers;
+mod restarts;

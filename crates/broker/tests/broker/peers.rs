@@ -1,0 +1,454 @@
+//! The replication protocol against peers that the test plays itself: what counts, and what hostile frames come to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use broker::api::Acks;
+use bytes::Bytes;
+use metadata::ControlRequest;
+use metadata::control::Heartbeat;
+use model::{
+    BrokerEpoch, BrokerId, ClusterId, ErrorCode, Incarnation, LeaderEpoch, Offset, PartitionIndex, TopicId,
+    TopicPartition, Uuid,
+};
+use rpc::broker::{BrokerPeer, Probe};
+use rpc::replication::{
+    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LeaderFrame, LeaderFrames, LeaderSender,
+    Open, OpenAnswer, ReplicationServer, dial,
+};
+use storage::disk::Crash;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::cluster::*;
+
+const PLAYED: i32 = 9;
+
+/// A broker that is registered, heartbeats and answers probes; its side of replication is the test's.
+struct Played {
+    controller: Arc<Controller>,
+    epoch: Arc<AtomicI64>,
+    /// Streams of those who follow it.
+    followers: mpsc::UnboundedReceiver<(FollowerFrames, LeaderSender)>,
+    streams: u64,
+}
+
+#[derive(Debug)]
+struct Peer {
+    epoch: Arc<AtomicI64>,
+    streams: mpsc::UnboundedSender<(FollowerFrames, LeaderSender)>,
+}
+
+impl BrokerPeer for Peer {
+    fn identity(&self) -> Probe {
+        Probe {
+            cluster_id: CLUSTER,
+            broker_id: BrokerId(PLAYED),
+            incarnation: Incarnation(Uuid::from_u128(9)),
+            broker_epoch: BrokerEpoch(self.epoch.load(Ordering::SeqCst)),
+        }
+    }
+}
+
+impl ReplicationServer for Peer {
+    async fn accept(self: Arc<Self>, _: Hello, frames: FollowerFrames, sender: LeaderSender) -> Result<(), String> {
+        let hello = BrokerEpoch(self.epoch.load(Ordering::SeqCst));
+        sender.send(LeaderFrame { hello: Some(hello), ..LeaderFrame::default() }).await;
+        self.streams.send((frames, sender)).map_err(|_| "the test is over".to_owned())
+    }
+}
+
+impl Played {
+    async fn start(cluster: &Cluster) -> Played {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let epoch = Arc::new(AtomicI64::new(-1));
+        let (streams, followers) = mpsc::unbounded_channel();
+        let peer = Arc::new(Peer { epoch: Arc::clone(&epoch), streams });
+        let routes = rpc::net::merge([rpc::replication::routes(Arc::clone(&peer)), rpc::broker::routes(peer)]);
+        tokio::spawn(rpc::net::serve(listener, routes, std::future::pending()));
+        let controller = Arc::clone(&cluster.controller);
+        epoch.store(register_by_hand(&controller, PLAYED, port).0, Ordering::SeqCst);
+        let (beats, own) = (Arc::clone(&controller), Arc::clone(&epoch));
+        tokio::spawn(async move {
+            loop {
+                let request = Heartbeat {
+                    broker: BrokerId(PLAYED),
+                    epoch: BrokerEpoch(own.load(Ordering::SeqCst)),
+                    next_offset: beats.image().next_offset(),
+                    want_fence: false,
+                    want_shutdown: false,
+                    offline_directories: Vec::new(),
+                    lossy: Vec::new(),
+                };
+                beats.ask(&ControlRequest::Heartbeat(request));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        Played { controller, epoch, followers, streams: 0 }
+    }
+
+    fn hello(&mut self, leader: i32) -> Hello {
+        self.streams += 1;
+        Hello {
+            cluster_id: CLUSTER,
+            follower: BrokerId(PLAYED),
+            follower_incarnation: Incarnation(Uuid::from_u128(9)),
+            follower_epoch: BrokerEpoch(self.epoch.load(Ordering::SeqCst)),
+            stream_no: self.streams,
+            leader: BrokerId(leader),
+            leader_epoch: self.controller.image().broker_epoch(BrokerId(leader)),
+            lane: 0,
+        }
+    }
+
+    fn address(&self, leader: i32) -> String {
+        let image = self.controller.image();
+        let listener = image.broker(BrokerId(leader)).unwrap().listener("INTERNAL").unwrap();
+        format!("{}:{}", listener.host, listener.port)
+    }
+
+    /// Dials a leader as a follower does.
+    async fn follow(&mut self, leader: i32) -> Following {
+        let hello = self.hello(leader);
+        let (sender, frames) = soon("a stream", dial(&self.address(leader), hello)).await.unwrap();
+        Following { sender, frames }
+    }
+
+    /// The next follower that dials.
+    async fn followed(&mut self) -> Followed {
+        let (frames, sender) = soon("a follower", self.followers.recv()).await.unwrap();
+        Followed { frames, sender }
+    }
+}
+
+/// The played broker as a follower.
+struct Following {
+    sender: FollowerSender,
+    frames: LeaderFrames,
+}
+
+impl Following {
+    async fn open(&self, open: Open) {
+        assert!(self.sender.send(FollowerFrame { opens: vec![open], ..FollowerFrame::default() }).await);
+    }
+
+    async fn ack(&self, handle: u64, open_no: u64, log_end: i64) {
+        let ack = Ack { handle, open_no, log_end: Offset(log_end), log_start: Offset(0) };
+        self.sender.send(FollowerFrame { acks: vec![ack], ..FollowerFrame::default() }).await;
+    }
+
+    async fn next<T>(&mut self, what: &str, mut look: impl FnMut(LeaderFrame) -> Option<T>) -> T {
+        loop {
+            let frame = soon(what, self.frames.next()).await.unwrap();
+            if let Some(found) = look(frame.unwrap_or_else(|| panic!("the stream ended before {what}"))) {
+                return found;
+            }
+        }
+    }
+
+    async fn answer(&mut self) -> OpenAnswer {
+        self.next("an answer", |frame| frame.answers.first().copied()).await
+    }
+
+    /// Reads until the leader ends the stream.
+    async fn ended(&mut self) {
+        while let Ok(Some(_)) = soon("the end of the stream", self.frames.next()).await {}
+    }
+}
+
+/// The played broker as a leader.
+struct Followed {
+    frames: FollowerFrames,
+    sender: LeaderSender,
+}
+
+impl Followed {
+    async fn next<T>(&mut self, what: &str, mut look: impl FnMut(FollowerFrame) -> Option<T>) -> T {
+        loop {
+            let frame = soon(what, self.frames.next()).await.unwrap();
+            if let Some(found) = look(frame.unwrap_or_else(|| panic!("the stream ended before {what}"))) {
+                return found;
+            }
+        }
+    }
+
+    async fn opened(&mut self) -> Open {
+        self.next("an open", |frame| frame.opens.first().copied()).await
+    }
+
+    async fn answer(&self, open: &Open, answer: Answer) {
+        let answer = OpenAnswer { handle: open.handle, open_no: open.open_no, answer };
+        assert!(self.sender.send(LeaderFrame { answers: vec![answer], ..LeaderFrame::default() }).await);
+    }
+
+    async fn accept(&self, open: &Open) {
+        let (start, end) = (Offset(0), open.log_end);
+        self.answer(open, Answer::Opened { high_watermark: start, log_start: start, log_end: end }).await;
+    }
+
+    async fn data(&self, data: Data) {
+        assert!(self.sender.send(LeaderFrame { data: vec![data], ..LeaderFrame::default() }).await);
+    }
+}
+
+fn open(id: TopicPartition, number: u64, log_end: i64, last_epoch: i32) -> Open {
+    Open {
+        handle: number,
+        partition: id,
+        leader_epoch: LeaderEpoch(0),
+        open_no: number,
+        log_end: Offset(log_end),
+        last_epoch: LeaderEpoch(last_epoch),
+        log_start: Offset(0),
+    }
+}
+
+fn data(open: &Open, records: Bytes) -> Data {
+    Data {
+        handle: open.handle,
+        open_no: open.open_no,
+        prev_offset: open.log_end,
+        prev_epoch: open.last_epoch,
+        high_watermark: Offset(0),
+        log_start: Offset(0),
+        leader_log_end: open.log_end + 1,
+        batches: vec![records],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acks_all_waits_until_the_follower_has_acknowledged_and_then_tells_it_the_high_watermark() {
+    let cluster = Cluster::start(1, 2).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    let opened = stream.answer().await;
+    assert!(matches!(opened.answer, Answer::Opened { log_end: Offset(0), .. }), "{opened:?}");
+    let mut waiting = Box::pin(begin_produce(cluster.broker(1), id, Acks::All, batch(&["a"])));
+    let sent = stream.next("data", |frame| frame.data.first().cloned()).await;
+    assert_eq!((sent.prev_offset, sent.leader_log_end), (Offset(0), Offset(1)));
+    // Of other sessions: neither counts.
+    stream.ack(99, 1, 1).await;
+    stream.ack(1, 77, 1).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut waiting).await;
+    assert!(early.is_err(), "answered before the follower has it");
+    stream.ack(1, 1, 1).await;
+    assert_eq!(soon("the acknowledgement", waiting).await.error, ErrorCode::None);
+    let progress = stream.next("progress", |frame| frame.progress.first().copied()).await;
+    assert_eq!(progress.high_watermark, Offset(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_never_comes_before_the_answer_to_its_open() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["a"])).await;
+    let mut stream = played.follow(1).await;
+    for number in 1..200 {
+        stream.open(open(id, number, 0, -1)).await;
+        produce(cluster.broker(1), id, Acks::Leader, batch(&["b"])).await;
+        let mut answered = false;
+        stream
+            .next("data of the newest session", |frame| {
+                answered |= frame.answers.iter().any(|answer| answer.open_no == number);
+                let data = frame.data.iter().any(|data| data.open_no == number);
+                assert!(answered || !data, "data of session {number} came first");
+                data.then_some(())
+            })
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_does_not_fit_the_window_is_sent_when_acknowledgements_make_room() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    stream.answer().await;
+    // Two of them are more than the window of 1 MiB, one is less.
+    let large = "z".repeat(700_000);
+    for _ in 0..2 {
+        produce(cluster.broker(1), id, Acks::Leader, batch(&[&large])).await;
+    }
+    let first = stream.next("the first", |frame| frame.data.first().cloned()).await;
+    assert_eq!(first.prev_offset, Offset(0));
+    stream.ack(1, 1, 1).await;
+    let second = stream.next("the second", |frame| frame.data.first().cloned()).await;
+    assert_eq!(second.prev_offset, Offset(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_follower_loses_its_stream_and_harms_nobody() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["a"])).await;
+    let mut stream = played.follow(1).await;
+    let odd = [
+        Open { log_end: Offset(i64::MAX), ..open(id, 1, 0, -1) },
+        Open { log_end: Offset(i64::MIN), log_start: Offset(i64::MIN), ..open(id, 2, 0, -1) },
+        Open { last_epoch: LeaderEpoch(i32::MAX), ..open(id, 3, 1, 0) },
+        Open { leader_epoch: LeaderEpoch(-7), ..open(id, 4, 0, -1) },
+    ];
+    for odd in odd {
+        stream.open(odd).await;
+        let answer = stream.answer().await;
+        assert!(!matches!(answer.answer, Answer::Opened { .. }), "{odd:?} {answer:?}");
+    }
+    // Neither the partition nor the epoch exist: refused, after a while.
+    let nowhere = TopicPartition { topic_id: TopicId(Uuid::from_u128(404)), partition: PartitionIndex(-3) };
+    stream.open(open(nowhere, 5, 0, -1)).await;
+    stream.open(Open { leader_epoch: LeaderEpoch(1000), ..open(id, 6, 0, -1) }).await;
+    let mut refused = Vec::new();
+    while refused.len() < 2 {
+        stream
+            .next("a refusal", |frame| {
+                refused.extend(frame.answers.iter().map(|answer| (answer.open_no, answer.answer)));
+                Some(())
+            })
+            .await;
+    }
+    refused.sort_by_key(|(number, _)| *number);
+    let unknown = Answer::Refused(ErrorCode::UnknownLeaderEpoch.code());
+    assert_eq!(refused, [(5, unknown), (6, unknown)]);
+    stream.open(open(id, 7, 0, -1)).await;
+    stream.next("data", |frame| frame.data.first().cloned()).await;
+    stream.ack(7, 7, i64::MAX).await;
+    stream.ended().await;
+    // Another try is as good as new.
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 8, 0, -1)).await;
+    stream.next("data", |frame| frame.data.first().cloned()).await;
+    stream.ack(8, 8, 1).await;
+    cluster.wait_isr(id, &[1, PLAYED]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hello_of_another_cluster_leader_or_registration_is_refused() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let (address, good) = (played.address(1), played.hello(1));
+    let wrong = [
+        Hello { cluster_id: ClusterId(Uuid::from_u128(1)), ..good },
+        Hello { leader: BrokerId(2), ..good },
+        Hello { leader_epoch: BrokerEpoch(good.leader_epoch.0 - 1), ..good },
+        Hello { follower_epoch: BrokerEpoch(good.follower_epoch.0 - 1), ..good },
+        Hello { follower: BrokerId(3), ..good },
+    ];
+    for hello in wrong {
+        assert!(soon("an answer", dial(&address, hello)).await.is_err(), "{hello:?}");
+    }
+    assert!(soon("an answer", dial(&address, good)).await.is_ok());
+    // The same stream number once more is an old stream.
+    assert!(soon("an answer", dial(&address, good)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_leader_ends_sessions_and_writes_nothing() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[PLAYED, 1], &[]).await;
+    let mut stream = played.followed().await;
+    let mut session = stream.opened().await;
+    assert_eq!(
+        (session.log_end, session.last_epoch, session.leader_epoch),
+        (Offset(0), LeaderEpoch(-1), LeaderEpoch(0))
+    );
+    let mut flipped = written(&["a"], 0, 0).to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    let whole = written(&["a"], 0, 0);
+    let broken: [fn(&Open, Bytes) -> Data; 4] = [
+        |open, whole| Data { prev_offset: Offset(5), ..data(open, whole) },
+        |open, whole| Data { prev_epoch: LeaderEpoch(3), ..data(open, whole) },
+        |open, whole| data(open, whole.slice(..whole.len() - 1)),
+        |open, _| data(open, written(&["a"], 0, 7)),
+    ];
+    stream.accept(&session).await;
+    stream.data(data(&session, flipped.into())).await;
+    for broken in broken {
+        let next = stream.opened().await;
+        assert!(next.open_no > session.open_no && next.handle > session.handle, "{next:?}");
+        session = next;
+        stream.accept(&session).await;
+        stream.data(broken(&session, whole.clone())).await;
+    }
+    session = stream.opened().await;
+    assert_eq!(session.log_end, Offset(0), "nothing of it was written");
+    stream.accept(&session).await;
+    // Of no session: dropped without a word.
+    stream.data(Data { handle: 12_345, ..data(&session, whole.clone()) }).await;
+    stream.data(Data { open_no: session.open_no + 1, ..data(&session, written(&["b"], 0, 0)) }).await;
+    stream.data(data(&session, whole)).await;
+    let ack = stream.next("an acknowledgement", |frame| frame.acks.first().copied()).await;
+    assert_eq!((ack.handle, ack.open_no, ack.log_end), (session.handle, session.open_no, Offset(1)));
+    assert_eq!(cluster.log_end(1, id), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_frames_in_a_row_are_all_appended() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[PLAYED, 1], &[]).await;
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    stream.accept(&session).await;
+    for offset in 0..200 {
+        let epoch = if offset == 0 { -1 } else { 0 };
+        let frame = data(&Open { log_end: Offset(offset), last_epoch: LeaderEpoch(epoch), ..session }, Bytes::new());
+        stream.data(Data { batches: vec![written(&["v"], offset, 0)], ..frame }).await;
+    }
+    stream
+        .next("the last acknowledgement", |frame| {
+            assert!(frame.opens.is_empty(), "a frame was lost");
+            frame.acks.iter().any(|ack| ack.log_end == Offset(200)).then_some(())
+        })
+        .await;
+    assert_eq!(cluster.log_end(1, id), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_next_leader_does_not_have_is_cut_off() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    stream.answer().await;
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["both"])).await;
+    stream.next("data", |frame| frame.data.first().cloned()).await;
+    stream.ack(1, 1, 1).await;
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["only here"])).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    assert_eq!(cluster.controller.image().partition(id).unwrap().leader, BrokerId(PLAYED));
+    cluster.start_broker(1).await;
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_end, session.last_epoch), (Offset(2), LeaderEpoch(0)));
+    stream.answer(&session, Answer::Diverging { epoch: LeaderEpoch(0), end: Offset(1) }).await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_end, session.last_epoch), (Offset(1), LeaderEpoch(0)));
+    stream.accept(&session).await;
+    let epoch = session.leader_epoch.0;
+    stream.data(data(&session, written(&["instead"], 1, epoch))).await;
+    let ack = stream.next("an acknowledgement", |frame| frame.acks.first().copied()).await;
+    assert_eq!(ack.log_end, Offset(2));
+    // A leader whose log starts later has the whole log dropped.
+    stream.answer(&session, Answer::Refused(ErrorCode::OffsetOutOfRange.code())).await;
+    let session = stream.opened().await;
+    stream.answer(&session, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }).await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_start, session.log_end, session.last_epoch), (Offset(50), Offset(50), LeaderEpoch(-1)));
+}

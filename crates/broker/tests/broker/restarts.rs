@@ -1,0 +1,133 @@
+//! Shutdowns, kills, and catching up.
+
+use broker::api::Acks;
+use model::{BrokerId, ErrorCode};
+use storage::disk::Crash;
+use storage::{DataDir, LogEnv};
+
+use crate::cluster::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controlled_shutdown_hands_over_and_is_proven_clean_to_the_next_start() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a", "b"]).await;
+    let epoch = cluster.controller.image().broker_epoch(BrokerId(1));
+    cluster.shut_down(1).await;
+    let next = cluster.wait_leader(id).await;
+    assert_ne!(next, 1);
+    assert_eq!(cluster.isr(id), [2, 3]);
+    // On a copy, what the next start will find.
+    let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(1).fork()), 16, 0);
+    let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
+    assert_eq!(data.take_clean_shutdown().unwrap(), Some(epoch));
+    produce_ok(cluster.broker(next), id, &["c"]).await;
+    cluster.start_broker(1).await;
+    cluster.wait_isr(id, &[1, 2, 3]).await;
+    assert_eq!(cluster.log_end(1, id), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_replica_comes_back_after_a_clean_shutdown_and_after_a_kill() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.shut_down(1).await;
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    assert_eq!(values(cluster.broker(1), id, 0).await, ["a"]);
+    produce_ok(cluster.broker(1), id, &["b"]).await;
+    cluster.kill(1, Crash::KeepAll).await;
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    assert_eq!(produce_ok(cluster.broker(1), id, &["c"]).await, 2);
+    assert_eq!(values(cluster.broker(1), id, 0).await, ["a", "b", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_killed_in_a_shutdown_leaves_no_mark() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.disk(1).fail(storage::disk::Call::SyncData, 0, storage::disk::FaultKind::Eio);
+    let _ = produce(cluster.broker(1), id, Acks::Leader, batch(&["b"])).await;
+    cluster.shut_down(1).await;
+    let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(1).fork()), 16, 0);
+    let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
+    assert_eq!(data.take_clean_shutdown().unwrap(), None, "a sync failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_follower_catches_up_from_memory_and_from_disk() {
+    for tail_bytes in [16 << 20, 0] {
+        let mut cluster = Cluster::start(1, 1).await;
+        cluster.tail_bytes = tail_bytes;
+        for id in [2, 3] {
+            cluster.start_broker(id).await;
+        }
+        let id = cluster.topic("t", &[2, 3], &[]).await;
+        assert_eq!(cluster.wait_leader(id).await, 2);
+        produce_ok(cluster.broker(2), id, &["first"]).await;
+        cluster.kill_and_fence(3, Crash::KeepAll).await;
+        let large = "y".repeat(300_000);
+        for _ in 0..12 {
+            produce_ok(cluster.broker(2), id, &[&large, "small"]).await;
+        }
+        cluster.start_broker(3).await;
+        cluster.wait_isr(id, &[2, 3]).await;
+        assert_eq!(cluster.log_end(3, id), 25);
+        produce_ok(cluster.broker(2), id, &["last"]).await;
+        cluster.kill_and_fence(2, Crash::KeepAll).await;
+        assert_eq!(cluster.wait_leader(id).await, 3);
+        let read = values(cluster.broker(3), id, 0).await;
+        assert_eq!((read.len(), read[25].as_str()), (26, "last"), "tail cache of {tail_bytes} bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn synced_before_acked_survives_the_power_cut_of_all_replicas() {
+    let mut cluster = Cluster::start(2, 2).await;
+    let id = cluster.topic("t", &[1, 2], &[("flush.messages", "1")]).await;
+    cluster.wait_leader(id).await;
+    // Together, so that syncs run while others are asked for.
+    let many: Vec<_> =
+        (0..50).map(|n| begin_produce(cluster.broker(1), id, Acks::All, batch(&[&format!("v{n}")]))).collect();
+    for produced in many {
+        assert_eq!(soon("an acknowledgement", produced).await.error, ErrorCode::None);
+    }
+    cluster.kill(1, Crash::LoseUnsynced).await;
+    cluster.kill(2, Crash::LoseUnsynced).await;
+    cluster.start_broker(1).await;
+    cluster.start_broker(2).await;
+    let leader = cluster.wait_leader(id).await;
+    cluster.wait_isr(id, &[1, 2]).await;
+    assert_eq!(produce_ok(cluster.broker(leader), id, &["v50"]).await, 50);
+    let expected: Vec<String> = (0..=50).map(|n| format!("v{n}")).collect();
+    assert_eq!(values(cluster.broker(leader), id, 0).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_again_under_its_name_is_empty_also_for_a_broker_that_was_away() {
+    let mut cluster = Cluster::start(2, 1).await;
+    let old = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(old).await;
+    produce_ok(cluster.broker(1), old, &["old"]).await;
+    cluster.shut_down(2).await;
+    let delete = metadata::ControlRequest::DeleteTopics(metadata::control::DeleteTopics {
+        topics: vec![metadata::control::TopicRef::Name("t".to_owned())],
+    });
+    cluster.controller.ask(&delete);
+    let new = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(new).await;
+    produce_ok(cluster.broker(1), new, &["new"]).await;
+    cluster.start_broker(2).await;
+    cluster.wait_isr(new, &[1, 2]).await;
+    assert_eq!(cluster.log_end(2, new), 1);
+    assert_eq!(cluster.log_end(2, old), -1);
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    assert_eq!(cluster.wait_leader(new).await, 2);
+    assert_eq!(values(cluster.broker(2), new, 0).await, ["new"]);
+}
