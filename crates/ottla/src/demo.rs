@@ -1,7 +1,7 @@
 //! `ottla demo`: what Ottla is for, in one command and half a minute. A cluster in three zones, a producer with acks=all, the
 //! leader killed with kill -9, the gap measured, every acknowledged record read back and counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,8 +12,11 @@ use protocol::messages::{
     ProduceResponse, create_topics_request, fetch_request, produce_request,
 };
 
+use crate::cli::output::Output;
 use crate::kafka_client::{KafkaClient, addresses, check, check_message};
 use crate::local::{LocalCluster, LocalOptions};
+use crate::stop::StopSignal;
+use serde_json::json;
 
 const TOPIC: &str = "demo";
 /// How long a round sends before the kill, and after the first acknowledgement behind it.
@@ -31,41 +34,59 @@ struct Leader {
     in_sync: usize,
 }
 
+/// One kill.
+#[derive(Clone, Debug, serde::Serialize)]
+struct Round {
+    acknowledged: usize,
+    killed_node: u16,
+    gap_ms: f64,
+}
+
 /// Runs the demonstration with `rounds` kills.
-pub(crate) async fn run(base_port: u16, rounds: u32) -> Result<()> {
+pub(crate) async fn run(base_port: u16, rounds: u32, output: Output) -> Result<()> {
     let options = LocalOptions { data: None, ephemeral: true, nodes: 3, base_port, overrides: Vec::new() };
+    let mut stop = StopSignal::new()?;
     let started = Instant::now();
     let mut cluster = LocalCluster::start(&options)?;
-    let outcome = show(&mut cluster, rounds, started).await;
-    cluster.stop().await?;
+    // Ctrl-C in the middle still stops the nodes, and removes what they wrote.
+    let outcome = tokio::select! {
+        outcome = show(&mut cluster, rounds, started, output) => outcome,
+        () = stop.received() => Err(anyhow::anyhow!("stopped before the end")),
+    };
+    cluster.stop(&mut stop).await?;
     outcome
 }
 
-async fn show(cluster: &mut LocalCluster, rounds: u32, started: Instant) -> Result<()> {
+async fn show(cluster: &mut LocalCluster, rounds: u32, started: Instant, output: Output) -> Result<()> {
+    // Programs get one object at the end.
+    let tell = |line: &str| if output.json { Ok(()) } else { output.text(line) };
     cluster.wait_ready(PATIENCE).await?;
-    println!("three nodes in zones a, b, c serve after {:.2} s", started.elapsed().as_secs_f64());
+    tell(&format!("three nodes in zones a, b, c serve after {:.2} s", started.elapsed().as_secs_f64()))?;
     let mut client = KafkaClient::new(&cluster.bootstrap())?;
     create_topic(&mut client).await?;
-    println!("topic {TOPIC}: one partition, three replicas, min.insync.replicas=2, acks=all\n");
+    tell(&format!("topic {TOPIC}: one partition, three replicas, min.insync.replicas=2; a producer with acks=all\n"))?;
     let mut acknowledged = Acknowledged::new();
     let mut next = 0u64;
+    let mut kills: Vec<Round> = Vec::new();
     for round in 1..=rounds {
         let leader = find_leader(&mut client, 3).await?;
         let before = send_for(&mut client, &leader, CALM, &mut next, &mut acknowledged).await?;
         let killed = Instant::now();
         cluster.kill(leader.id).await?;
-        let gap = first_acknowledgement(&mut client, leader.id, &mut next, &mut acknowledged).await?;
-        println!(
-            "round {round}: {before} records acknowledged, node {} killed with kill -9, {:.0} ms until the next acknowledgement",
-            leader.id,
-            gap.saturating_duration_since(killed).as_secs_f64() * 1000.0
-        );
+        let resumed = first_acknowledgement(&mut client, leader.id, &mut next, &mut acknowledged).await?;
+        let gap_ms = resumed.saturating_duration_since(killed).as_secs_f64() * 1000.0;
+        tell(&format!(
+            "round {round}  {before:>5} records acknowledged; then kill -9 of the leader, node {}",
+            leader.id
+        ))?;
+        tell(&format!("         {gap_ms:>5.0} ms until the next acknowledgement, by another node"))?;
+        kills.push(Round { acknowledged: before, killed_node: leader.id, gap_ms });
         cluster.restart(leader.id)?;
     }
     let leader = find_leader(&mut client, 3).await?;
-    println!("\nall three replicas are in sync again; reading everything back");
+    tell("\nthe killed nodes are back and all three replicas in sync; reading everything")?;
     let found = read_all(&mut client, &leader).await?;
-    report(&acknowledged, &found)
+    report(&acknowledged, &found, &kills, output)
 }
 
 async fn create_topic(client: &mut KafkaClient) -> Result<()> {
@@ -207,15 +228,24 @@ async fn read_all(client: &mut KafkaClient, leader: &Leader) -> Result<Acknowled
     }
 }
 
-fn report(acknowledged: &Acknowledged, found: &Acknowledged) -> Result<()> {
+fn report(acknowledged: &Acknowledged, found: &Acknowledged, kills: &[Round], output: Output) -> Result<()> {
     let lost = acknowledged.iter().filter(|(offset, value)| found.get(offset) != Some(value)).count();
-    let unknown = found.len().saturating_sub(acknowledged.len() - lost);
-    println!(
-        "acknowledged {}   read back {}   lost {lost}   written without an acknowledgement {unknown}",
-        acknowledged.len(),
-        found.len()
-    );
+    let values: BTreeSet<u64> = found.values().copied().collect();
+    let (twice, unknown) = (found.len() - values.len(), found.len().saturating_sub(acknowledged.len() - lost));
+    let object = json!({
+        "rounds": kills, "acknowledged": acknowledged.len(), "read": found.len(), "lost": lost, "twice": twice,
+        "unacknowledged": unknown,
+    });
+    let rows = [
+        ("acknowledged", acknowledged.len(), ""),
+        ("read back", found.len(), ""),
+        ("lost", lost, ""),
+        ("there twice", twice, ""),
+        ("without an acknowledgement", unknown, "   (sent when the leader died: may be there, or not)"),
+    ];
+    let lines: Vec<String> = rows.iter().map(|(what, count, note)| format!("  {what:<27}{count:>7}{note}")).collect();
+    output.fact(&lines.join("\n"), &object)?;
     ensure!(lost == 0, "{lost} acknowledged records are lost");
-    println!("every acknowledged record is there, at its offset");
-    Ok(())
+    ensure!(twice == 0, "{twice} records are there twice");
+    if output.json { Ok(()) } else { output.text("every acknowledged record is there, once, at its offset") }
 }

@@ -75,7 +75,9 @@ impl Connection {
             while answer.len() < size {
                 let left = size - answer.len();
                 let read = (&mut self.stream).take(u64::try_from(left)?).read_buf(&mut answer).await?;
-                ensure!(read > 0, "the connection ended within an answer");
+                if read == 0 {
+                    return Err(anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
+                }
             }
             Ok(answer)
         };
@@ -92,6 +94,8 @@ impl Connection {
 #[derive(Debug)]
 pub(crate) struct KafkaClient {
     bootstrap: Vec<String>,
+    /// Brokers that the cluster named: one may answer when those of `bootstrap` are gone.
+    known: Vec<String>,
     connections: BTreeMap<String, Connection>,
 }
 
@@ -101,13 +105,17 @@ impl KafkaClient {
         let bootstrap: Vec<String> =
             bootstrap.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect();
         ensure!(!bootstrap.is_empty(), "--bootstrap names no broker: give host:port,…");
-        Ok(KafkaClient { bootstrap, connections: BTreeMap::new() })
+        for address in &bootstrap {
+            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            ensure!(port.is_some(), "--bootstrap {address:?} is not host:port");
+        }
+        Ok(KafkaClient { bootstrap, known: Vec::new(), connections: BTreeMap::new() })
     }
 
     /// Asks any broker.
     pub(crate) async fn any<R: Request, A: Response>(&mut self, request: &R) -> Result<A> {
         let mut last = None;
-        for address in self.bootstrap.clone() {
+        for address in [self.bootstrap.clone(), self.known.clone()].concat() {
             match self.at(&address, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => last = Some(error),
@@ -140,7 +148,10 @@ impl KafkaClient {
             names.iter().map(topic).collect()
         });
         let request = MetadataRequest { topics, allow_auto_topic_creation: false, ..Default::default() };
-        self.any(&request).await
+        let answer: MetadataResponse = self.any(&request).await?;
+        let named = addresses(&answer).into_values().filter(|address| !self.bootstrap.contains(address));
+        self.known = named.collect();
+        Ok(answer)
     }
 
     /// `host:port` of each broker.
@@ -172,19 +183,38 @@ pub(crate) fn addresses(metadata: &MetadataResponse) -> BTreeMap<i32, String> {
     metadata.brokers.iter().map(|broker| (broker.node_id, format!("{}:{}", broker.host, broker.port))).collect()
 }
 
+/// What a broker answered instead of doing what it was asked.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+#[error("{text}")]
+struct Refused {
+    code: ErrorCode,
+    text: String,
+}
+
 /// An error code as an error.
 pub(crate) fn check(code: i16) -> Result<()> {
-    match ErrorCode::from_code(code) {
-        ErrorCode::None => Ok(()),
-        error => bail!("{error}"),
-    }
+    check_message(code, None)
 }
 
 /// An error code with the broker's own words.
 pub(crate) fn check_message(code: i16, message: Option<&str>) -> Result<()> {
-    match (ErrorCode::from_code(code), message) {
-        (ErrorCode::None, _) => Ok(()),
-        (error, Some(message)) if !message.is_empty() => bail!("{message} ({error})"),
-        (error, _) => bail!("{error}"),
-    }
+    let text = match (ErrorCode::from_code(code), message) {
+        (ErrorCode::None, _) => return Ok(()),
+        (code, Some(message)) if !message.is_empty() => format!("{message} ({code})"),
+        (code, _) => code.to_string(),
+    };
+    Err(Refused { code: ErrorCode::from_code(code), text }.into())
+}
+
+/// The broker's error code, where that is what an error is.
+pub(crate) fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
+    error.chain().find_map(|cause| cause.downcast_ref::<Refused>()).map(|refused| refused.code)
+}
+
+/// Whether the same may work later, or at another broker.
+pub(crate) fn is_retriable(error: &anyhow::Error) -> bool {
+    let lost = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<std::io::Error>() || cause.is::<tokio::time::error::Elapsed>()
+    };
+    code_of(error).map_or_else(|| error.chain().any(lost), ErrorCode::is_retriable)
 }

@@ -3,16 +3,19 @@
 mod cli;
 mod config;
 mod demo;
+mod http;
 mod kafka_client;
 mod local;
 mod properties;
 mod server;
 mod status;
+mod stop;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use cli::output::{Output, OutputClosed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,9 +38,9 @@ enum Command {
         /// A setting that replaces the file's, as name=value
         #[arg(long = "override", value_name = "NAME=VALUE")]
         overrides: Vec<String>,
-        /// End when the process that started this one ends
-        #[arg(long, hide = true)]
-        end_with_parent: bool,
+        /// Stop when this process, which started this one, ends
+        #[arg(long, hide = true, value_name = "PID")]
+        end_with_parent: Option<i32>,
     },
     /// Run a cluster on this machine until Ctrl-C
     Local {
@@ -65,6 +68,9 @@ enum Command {
         /// How many times the leader is killed
         #[arg(long, default_value_t = 3)]
         rounds: u32,
+        /// Print the outcome as JSON
+        #[arg(long)]
+        json: bool,
     },
     #[command(flatten)]
     Client(cli::ClientCommand),
@@ -73,6 +79,9 @@ enum Command {
         /// The node's ottla.http.listener
         #[arg(long, default_value = "127.0.0.1:12092")]
         http: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Print completions for a shell
     Completions {
@@ -85,6 +94,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
+        // Who reads no further has what he wanted.
+        Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ottla: {error:#}");
             ExitCode::FAILURE
@@ -96,10 +107,17 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Server { config, overrides, end_with_parent } => server::run(&config, &overrides, end_with_parent),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "ottla", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "ottla", &mut script);
+            Output { json: false }.lines(|out| out.write_all(&script))
         }
-        other => tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_async(other)),
+        other => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let outcome = runtime.block_on(run_async(other));
+            // A thread that waits for a line of standard input is not waited for.
+            runtime.shutdown_background();
+            outcome
+        }
     }
 }
 
@@ -108,13 +126,21 @@ async fn run_async(command: Command) -> anyhow::Result<()> {
         Command::Local { data, ephemeral, nodes, base_port, overrides } => {
             local::run(local::LocalOptions { data, ephemeral, nodes, base_port, overrides }).await
         }
-        Command::Demo { base_port, rounds } => demo::run(base_port, rounds).await,
+        Command::Demo { base_port, rounds, json } => demo::run(base_port, rounds, Output { json }).await,
         Command::Client(command) => cli::run(command).await,
-        Command::Health { http } => {
-            let answer = local::http_get(&http, "/health/ready").await?;
-            anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{}", answer.lines().last().unwrap_or("not ready"));
-            Ok(())
-        }
+        Command::Health { http, json } => health(&http, Output { json }).await,
         Command::Server { .. } | Command::Completions { .. } => Ok(()),
     }
+}
+
+async fn health(address: &str, output: Output) -> anyhow::Result<()> {
+    let answer = http::get(address, "/health/ready").await?;
+    let why = answer.body.trim();
+    if answer.code == 200 {
+        return output.fact("ready", &serde_json::json!({ "ready": true }));
+    }
+    if output.json {
+        output.fact("", &serde_json::json!({ "ready": false, "why": why }))?;
+    }
+    anyhow::bail!("{address} is not ready: {why}")
 }

@@ -36,6 +36,14 @@ pub(crate) fn parse_override(text: &str) -> Result<(String, String)> {
     }
 }
 
+/// One line that reads back as this name and value.
+pub(crate) fn line(name: &str, value: &str) -> String {
+    let value = value.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
+    // A value's first space would be taken for the separator's.
+    let escape = if value.starts_with(' ') { "\\" } else { "" };
+    format!("{name}={escape}{value}\n")
+}
+
 /// An odd number of backslashes at the end.
 fn ends_in_continuation(line: &str) -> bool {
     line.chars().rev().take_while(|c| *c == '\\').count() % 2 == 1
@@ -96,6 +104,14 @@ mod tests {
         ];
         let expected: BTreeMap<_, _> = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_written_line_reads_back() {
+        for value in ["/var/lib/ottla", r"C:\data", "two\nlines", " space", "a=b:c#d", ""] {
+            let read = parse(&line("log.dirs", value)).unwrap();
+            assert_eq!(read.get("log.dirs").map(String::as_str), Some(value));
+        }
     }
 
     #[test]

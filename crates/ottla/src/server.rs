@@ -1,9 +1,10 @@
 //! `ottla server`: one node put together from its configuration, run until SIGTERM or Ctrl-C.
 //!
-//! Order of the start: logging, the data directory's lock and identity, listeners bound (a taken port is told before
-//! anything else happens), the controller on a runtime of its own, the broker, the gateway, the HTTP port. Order of the
+//! Order of the start: logging, the data directory's lock and identity, the ports (a taken one is told before anything else
+//! happens), the HTTP port, the controller on a runtime of its own, the broker, the gateway. Order of the
 //! stop (`R77`): the broker hands over and flushes, the gateway closes, the controller ends last.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +18,27 @@ use metadata::Listener as MetadataListener;
 use metadata::records::SecurityProtocol;
 use model::{BrokerId, ClusterId, DirectoryId, Incarnation, Uuid};
 use storage::{DataDir, DiskPool, LogEnv, MetaProperties};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 
 use crate::config::{CONTROLLER, INTERNAL, Listener, NodeConfig};
 use crate::status::NodeStatus;
+use crate::stop::StopSignal;
 
 /// Threads for fdatasync, cold reads and recovery.
 const DISK_THREADS: usize = 8;
 /// Files open at once in the logs' pool.
 const OPEN_FILES: usize = 1024;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How long produces that were appended may still be answered.
 const GATEWAY_LINGER: Duration = Duration::from_secs(1);
 /// A combined node keeps its controller so long while other brokers stop (`R77`).
 const CONTROLLER_LINGER: Duration = Duration::from_secs(5);
 
 /// Runs a node to its end.
-pub(crate) fn run(file: &Path, overrides: &[String], end_with_parent: bool) -> Result<()> {
-    if end_with_parent {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+pub(crate) fn run(file: &Path, overrides: &[String], parent: Option<i32>) -> Result<()> {
+    if let Some(parent) = parent {
+        end_with(parent)?;
     }
     // Huge pages would make an idle node several times its size: most of each would stay empty.
     rustix::thread::disable_transparent_huge_pages(true)?;
@@ -47,16 +51,16 @@ pub(crate) fn run(file: &Path, overrides: &[String], end_with_parent: bool) -> R
     outcome
 }
 
-/// Completes at SIGTERM or Ctrl-C.
-pub(crate) async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminated.recv() => {}
-        },
-        Err(_) => drop(tokio::signal::ctrl_c().await),
-    }
+/// Has this process stop when its parent ends.
+fn end_with(parent: i32) -> Result<()> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have ended before it could be watched.
+    ensure!(
+        getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent),
+        "process {parent} started this one and is gone"
+    );
+    Ok(())
 }
 
 fn start_logging(config: &NodeConfig) {
@@ -142,57 +146,113 @@ fn random_id() -> Result<Uuid> {
     if DirectoryId(id).to_string().starts_with('-') { random_id() } else { Ok(id) }
 }
 
-async fn bind(listener: &Listener) -> Result<TcpListener> {
-    let address = listener.bind_address();
-    TcpListener::bind(&address)
-        .await
-        .with_context(|| format!("cannot listen on {address} ({}): is another process using the port?", listener.name))
+/// Ports taken before anything else happens, and opened when the node is ready to answer there: a client that is refused
+/// asks the next broker, one that is let in too early waits.
+struct Sockets {
+    http: Option<TcpSocket>,
+    /// A broker's.
+    internal: Option<TcpSocket>,
+    kafka: Vec<(String, TcpSocket)>,
+}
+
+impl Sockets {
+    async fn reserve(config: &NodeConfig) -> Result<Sockets> {
+        let http = match &config.http {
+            Some(address) => Some(reserve("ottla.http.listener", address).await?),
+            None => None,
+        };
+        let mut sockets = Sockets { http, internal: None, kafka: Vec::new() };
+        for listener in config.listeners.iter().filter(|_| config.is_broker) {
+            // The controller binds its own.
+            if listener.name != CONTROLLER {
+                let socket = reserve(&listener.name, &listener.bind_address()).await?;
+                match listener.name.as_str() {
+                    INTERNAL => sockets.internal = Some(socket),
+                    name => sockets.kafka.push((name.to_owned(), socket)),
+                }
+            }
+        }
+        Ok(sockets)
+    }
+}
+
+async fn reserve(what: &str, address: &str) -> Result<TcpSocket> {
+    let found = resolve(what, address).await?;
+    let socket = if found.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // What an earlier process left in TIME_WAIT is no obstacle.
+    socket.set_reuseaddr(true)?;
+    socket.bind(found).with_context(|| {
+        format!("cannot listen on {address} ({what}): stop the process that uses the port, or configure another one")
+    })?;
+    Ok(socket)
+}
+
+async fn resolve(what: &str, address: &str) -> Result<SocketAddr> {
+    let found = tokio::net::lookup_host(address).await.with_context(|| format!("{what}: cannot resolve {address}"))?;
+    found.into_iter().next().with_context(|| format!("{what}: {address} has no address"))
 }
 
 async fn serve(config: NodeConfig) -> Result<()> {
-    let _pid = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let mut stop = StopSignal::new()?;
     let directory = open_directory(&config)?;
-    let http = match &config.http {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address} (ottla.http.listener)"))?,
-        ),
-        None => None,
+    // Only who holds the directory says so.
+    let _pid = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let running = tokio::select! {
+        running = Running::start(&config, directory) => running?,
+        // A start that is given up is a crash, and every start copes with those.
+        () = stop.received() => return Ok(()),
     };
-    let incarnation = Incarnation(random_id()?);
-    let controller = if config.is_controller {
-        Some(Controller::start(controller_config(&config, &directory, incarnation)?).await?)
-    } else {
-        None
-    };
-    let status = NodeStatus::new(config.node_id, config.is_broker);
-    if let Some(controller) = &controller {
-        status.set_controller(controller.clone());
-    }
-    let serving =
-        if config.is_broker { Some(start_broker(&config, directory, incarnation, &status).await?) } else { None };
-    if let Some(listener) = http {
-        let source = Arc::clone(&status);
-        tokio::spawn(async move {
-            if let Err(error) = console::serve(listener, source, std::future::pending()).await {
-                tracing::error!(%error, "the HTTP port failed");
-            }
-        });
-    }
     tracing::info!(node = config.node_id, broker = config.is_broker, controller = config.is_controller, "started");
-    stop_signal().await;
+    stop.received().await;
     tracing::info!("stopping");
-    if let Some((broker, gateway)) = serving {
-        broker.shut_down().await;
-        gateway.stop(GATEWAY_LINGER).await;
-    }
-    if let Some(controller) = controller {
-        linger(&controller).await;
-        controller.shutdown().await;
-    }
+    running.stop().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What runs in a node.
+struct Running {
+    controller: Option<ControllerHandle>,
+    serving: Option<(Arc<Broker>, GatewayHandle)>,
+}
+
+impl Running {
+    async fn start(config: &NodeConfig, directory: Directory) -> Result<Running> {
+        let sockets = Sockets::reserve(config).await?;
+        let status = NodeStatus::new(config.node_id, config.is_broker);
+        if let Some(socket) = sockets.http {
+            let (listener, source) = (socket.listen(BACKLOG)?, Arc::clone(&status));
+            // It answers from now on: a node that recovers for long is alive, and not ready.
+            tokio::spawn(async move {
+                if let Err(error) = console::serve(listener, source, std::future::pending()).await {
+                    tracing::error!(%error, "the HTTP port failed");
+                }
+            });
+        }
+        let incarnation = Incarnation(random_id()?);
+        let mut controller = None;
+        if config.is_controller {
+            let started = Controller::start(controller_config(config, &directory, incarnation).await?).await?;
+            status.set_controller(started.clone());
+            controller = Some(started);
+        }
+        let mut serving = None;
+        if let Some(internal) = sockets.internal {
+            serving = Some(start_broker(config, directory, incarnation, (internal, sockets.kafka), &status).await?);
+        }
+        Ok(Running { controller, serving })
+    }
+
+    async fn stop(self) {
+        if let Some((broker, gateway)) = self.serving {
+            broker.shut_down().await;
+            gateway.stop(GATEWAY_LINGER).await;
+        }
+        if let Some(controller) = self.controller {
+            linger(&controller).await;
+            controller.shutdown().await;
+        }
+    }
 }
 
 /// R77: other brokers may still be stopping, and need the quorum for it.
@@ -203,10 +263,13 @@ async fn linger(controller: &ControllerHandle) {
     }
 }
 
-fn controller_config(config: &NodeConfig, directory: &Directory, incarnation: Incarnation) -> Result<ControllerConfig> {
+async fn controller_config(
+    config: &NodeConfig,
+    directory: &Directory,
+    incarnation: Incarnation,
+) -> Result<ControllerConfig> {
     let listener = config.listener(CONTROLLER).context("listeners has no CONTROLLER")?;
-    let address = listener.bind_address();
-    let bind = tokio_address(&address)?;
+    let bind = resolve(CONTROLLER, &listener.bind_address()).await?;
     let defaults = ControlSettings::default();
     let rebalance = config.boolean("auto.leader.rebalance.enable", true)?;
     let rebalance_ms = config.number("leader.imbalance.check.interval.seconds", 300u64)? * 1000;
@@ -243,12 +306,6 @@ fn controller_config(config: &NodeConfig, directory: &Directory, incarnation: In
     })
 }
 
-fn tokio_address(address: &str) -> Result<std::net::SocketAddr> {
-    use std::net::ToSocketAddrs;
-    let mut found = address.to_socket_addrs().with_context(|| format!("{address} is no address of this machine"))?;
-    found.next().with_context(|| format!("{address} is no address of this machine"))
-}
-
 fn voters(config: &NodeConfig) -> Vec<(BrokerId, String)> {
     config.voters.iter().map(|voter| (BrokerId(voter.id), format!("{}:{}", voter.host, voter.port))).collect()
 }
@@ -261,13 +318,9 @@ async fn start_broker(
     config: &NodeConfig,
     directory: Directory,
     incarnation: Incarnation,
+    (internal, kafka): (TcpSocket, Vec<(String, TcpSocket)>),
     status: &Arc<NodeStatus>,
 ) -> Result<(Arc<Broker>, GatewayHandle)> {
-    let internal = bind(config.listener(INTERNAL).context("listeners has no INTERNAL")?).await?;
-    let mut listeners = Vec::new();
-    for listener in config.kafka_listeners() {
-        listeners.push(BoundListener { name: listener.name.clone(), socket: bind(listener).await? });
-    }
     let broker = Broker::start(BrokerParts {
         config: broker_config(config, &directory, incarnation)?,
         clock: Arc::new(broker::clock::SystemClock::new()),
@@ -276,9 +329,11 @@ async fn start_broker(
         disk_pool: DiskPool::new(DISK_THREADS)?,
         data: directory.data,
         controller: rpc::controller::ControllerClient::new(&voters(config))?,
-        internal,
+        internal: internal.listen(BACKLOG)?,
     })
     .await?;
+    let listen = |(name, socket): (String, TcpSocket)| Ok(BoundListener { name, socket: socket.listen(BACKLOG)? });
+    let listeners = kafka.into_iter().map(listen).collect::<Result<_>>()?;
     let mut serves = broker.state();
     let gateway = Gateway::start(
         GatewayConfig {

@@ -72,11 +72,22 @@ impl Source for NodeStatus {
             .flat_map(|image| image.brokers().values())
             .map(|b| json!({ "id": b.id.0, "rack": b.rack, "fenced": b.fenced, "epoch": b.epoch.0 }))
             .collect();
+        let (mut leaders, mut under_replicated, mut offline) = (0u32, 0u32, 0u32);
+        for partition in image.iter().flat_map(|image| image.partitions()) {
+            leaders += u32::from(partition.leader.0 == self.node_id);
+            offline += u32::from(partition.is_leaderless());
+            under_replicated += u32::from(!partition.is_leaderless() && partition.isr.len() < partition.replicas.len());
+        }
         json!({
             "node": self.node_id,
+            "process": std::process::id(),
             "state": self.broker_state().map(|state| format!("{state:?}").to_lowercase()),
             "metadata_offset": image.as_ref().map(|image| image.next_offset().0),
             "nodes": nodes,
+            "leaders": leaders,
+            "under_replicated": under_replicated,
+            "offline": offline,
+            "active_controller": self.controller.get().is_some_and(ControllerHandle::is_active),
         })
     }
 }

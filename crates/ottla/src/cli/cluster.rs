@@ -1,12 +1,16 @@
 //! `ottla cluster`.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::Subcommand;
 use protocol::messages::{DescribeQuorumRequest, DescribeQuorumResponse, MetadataResponse, describe_quorum_request};
 use serde_json::{Value, json};
 
-use super::output::Output;
+use super::output::{Output, object};
 use crate::kafka_client::{KafkaClient, check};
+
+const COLUMNS: [&str; 7] = ["node", "zone", "address", "state", "controller", "leaders", "replicas"];
 
 /// What to ask of the cluster.
 #[derive(Debug, Subcommand)]
@@ -22,86 +26,121 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, command: Clust
 }
 
 struct Quorum {
-    leader: i32,
+    /// None while nobody leads it.
+    leader: Option<i32>,
     voters: Vec<i32>,
 }
 
+/// Partitions by topic.
+type ByTopic = BTreeMap<String, Vec<i32>>;
+
 async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
     let metadata = client.metadata(None).await?;
-    let quorum = quorum(client).await?;
-    let led = |id: i32| metadata.topics.iter().flat_map(|t| &t.partitions).filter(|p| p.leader_id == id).count();
-    let held =
-        |id: i32| metadata.topics.iter().flat_map(|t| &t.partitions).filter(|p| p.replica_nodes.contains(&id)).count();
-    let node = |broker: &protocol::messages::metadata_response::MetadataResponseBroker| {
-        let id = broker.node_id;
-        let role = match (quorum.leader == id, quorum.voters.contains(&id)) {
-            (true, _) => "active",
-            (false, true) => "standby",
-            (false, false) => "-",
-        };
-        vec![
-            json!(id),
-            json!(broker.rack),
-            json!(format!("{}:{}", broker.host, broker.port)),
-            json!(role),
-            json!(led(id)),
-            json!(held(id)),
-        ]
-    };
-    let nodes: Vec<Vec<Value>> = metadata.brokers.iter().map(node).collect();
+    // A cluster without a quorum still has nodes to show.
+    let quorum = quorum(client).await;
+    let nodes = nodes(&metadata, quorum.as_ref().ok());
     let (under, offline) = in_trouble(&metadata);
     if output.json {
-        let keys = ["node", "zone", "address", "controller", "leaders", "replicas"];
-        let object = |row: &Vec<Value>| -> Value {
-            keys.iter().map(|k| (*k).to_owned()).zip(row.iter().cloned()).collect::<serde_json::Map<_, _>>().into()
-        };
         let all = json!({
             "cluster_id": metadata.cluster_id,
-            "nodes": nodes.iter().map(object).collect::<Vec<_>>(),
-            "active_controller": quorum.leader,
-            "voters": quorum.voters,
+            "nodes": nodes.into_iter().map(|row| object(&COLUMNS, row)).collect::<Vec<_>>(),
+            "active_controller": quorum.as_ref().ok().and_then(|quorum| quorum.leader),
+            "voters": quorum.as_ref().map(|quorum| quorum.voters.clone()).unwrap_or_default(),
             "topics": metadata.topics.len(),
-            "under_replicated": under,
-            "offline": offline,
+            "under_replicated": names(&under),
+            "offline": names(&offline),
         });
         return output.fact("", &all);
     }
-    println!("cluster {}", metadata.cluster_id.as_deref().unwrap_or("-"));
-    println!("quorum  active controller {}, voters {:?}", quorum.leader, quorum.voters);
-    let missing: Vec<_> =
-        quorum.voters.iter().filter(|id| metadata.brokers.iter().all(|b| b.node_id != **id)).collect();
-    if !missing.is_empty() {
-        println!("down    {missing:?}");
-    }
-    println!(
-        "topics  {}, under-replicated partitions {}, offline partitions {}\n",
-        metadata.topics.len(),
-        under.len(),
-        offline.len()
-    );
-    output.rows(&["node", "zone", "address", "controller", "leaders", "replicas"], nodes)?;
-    for (what, partitions) in [("under-replicated", under), ("offline", offline)] {
-        if !partitions.is_empty() {
-            println!("\n{what}: {}", partitions.join(" "));
+    let line = match &quorum {
+        Ok(Quorum { leader: Some(leader), voters }) => {
+            format!("active controller {leader}, voters {}", ranges(voters))
+        }
+        Ok(Quorum { leader: None, voters }) => format!("no active controller, voters {}", ranges(voters)),
+        Err(error) => format!("no answer: {error:#}"),
+    };
+    output.text(&format!("cluster  {}", metadata.cluster_id.as_deref().unwrap_or("-")))?;
+    output.text(&format!("quorum   {line}"))?;
+    let counts = [("under-replicated", count(&under)), ("offline", count(&offline))];
+    let counts = counts.map(|(what, count)| format!("{what} partitions {count}"));
+    output.text(&format!("topics   {}, {}\n", metadata.topics.len(), counts.join(", ")))?;
+    output.rows(&COLUMNS, nodes)?;
+    for (what, topics) in [("under-replicated", under), ("offline", offline)] {
+        if !topics.is_empty() {
+            let topics: Vec<String> = topics.iter().map(|(topic, p)| format!("  {topic} {}", ranges(p))).collect();
+            output.text(&format!("\n{what}\n{}", topics.join("\n")))?;
         }
     }
     Ok(())
 }
 
-/// `topic-partition` of those under-replicated, and of those without a leader.
-fn in_trouble(metadata: &MetadataResponse) -> (Vec<String>, Vec<String>) {
-    let (mut under, mut offline) = (Vec::new(), Vec::new());
+/// A row for each broker that is up, and for each voter that is none of them.
+fn nodes(metadata: &MetadataResponse, quorum: Option<&Quorum>) -> Vec<Vec<Value>> {
+    let partitions = || metadata.topics.iter().flat_map(|topic| &topic.partitions);
+    let controller = |id: i32| match quorum {
+        Some(quorum) if quorum.leader == Some(id) => json!("active"),
+        Some(quorum) if quorum.voters.contains(&id) => json!("standby"),
+        _ => Value::Null,
+    };
+    let row = |id: i32, zone: Value, address: Value, up: bool| {
+        let led = partitions().filter(|p| p.leader_id == id).count();
+        let held = partitions().filter(|p| p.replica_nodes.contains(&id)).count();
+        let role = if up { controller(id) } else { Value::Null };
+        vec![json!(id), zone, address, json!(if up { "up" } else { "down" }), role, json!(led), json!(held)]
+    };
+    let mut rows = BTreeMap::new();
+    for id in partitions().flat_map(|p| &p.replica_nodes).chain(quorum.iter().flat_map(|quorum| &quorum.voters)) {
+        rows.insert(*id, row(*id, Value::Null, Value::Null, false));
+    }
+    for broker in &metadata.brokers {
+        let address = json!(format!("{}:{}", broker.host, broker.port));
+        rows.insert(broker.node_id, row(broker.node_id, json!(broker.rack), address, true));
+    }
+    rows.into_values().collect()
+}
+
+/// The under-replicated partitions, and those without a leader.
+fn in_trouble(metadata: &MetadataResponse) -> (ByTopic, ByTopic) {
+    let (mut under, mut offline) = (ByTopic::new(), ByTopic::new());
     for topic in &metadata.topics {
         for partition in &topic.partitions {
-            let name = format!("{}-{}", topic.name.as_deref().unwrap_or("?"), partition.partition_index);
-            if partition.leader_id < 0 {
-                offline.push(name);
+            let list = if partition.leader_id < 0 {
+                &mut offline
             } else if partition.isr_nodes.len() < partition.replica_nodes.len() {
-                under.push(name);
-            }
+                &mut under
+            } else {
+                continue;
+            };
+            list.entry(topic.name.clone().unwrap_or_default()).or_default().push(partition.partition_index);
         }
     }
     (under, offline)
+}
+
+fn count(topics: &ByTopic) -> usize {
+    topics.values().map(Vec::len).sum()
+}
+
+fn names(topics: &ByTopic) -> Vec<String> {
+    topics.iter().flat_map(|(topic, list)| list.iter().map(move |p| format!("{topic}-{p}"))).collect()
+}
+
+/// Numbers in short: `0-2,5`.
+fn ranges(numbers: &[i32]) -> String {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for number in sorted {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |(first, last): (i32, i32)| match last - first {
+        0 => first.to_string(),
+        _ => format!("{first}-{last}"),
+    };
+    runs.into_iter().map(run).collect::<Vec<_>>().join(",")
 }
 
 async fn quorum(client: &mut KafkaClient) -> Result<Quorum> {
@@ -112,8 +151,20 @@ async fn quorum(client: &mut KafkaClient) -> Result<Quorum> {
     let answer: DescribeQuorumResponse = client.any(&DescribeQuorumRequest { topics: vec![topic] }).await?;
     check(answer.error_code)?;
     let partition = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
-    let Some(partition) = partition else { return Ok(Quorum { leader: -1, voters: Vec::new() }) };
+    let Some(partition) = partition else { return Ok(Quorum { leader: None, voters: Vec::new() }) };
     check(partition.error_code)?;
     let voters = partition.current_voters.iter().map(|voter| voter.replica_id).collect();
-    Ok(Quorum { leader: partition.leader_id, voters })
+    Ok(Quorum { leader: Some(partition.leader_id).filter(|id| *id >= 0), voters })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_in_ranges() {
+        assert_eq!(ranges(&[3, 1, 2, 7]), "1-3,7");
+        assert_eq!(ranges(&[5]), "5");
+        assert_eq!(ranges(&[]), "");
+    }
 }

@@ -1,19 +1,23 @@
 //! `ottla group`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
+use bytes::BytesMut;
 use clap::{Args, Subcommand};
 use model::ErrorCode;
 use protocol::messages::{
-    DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse, ListGroupsRequest,
-    ListGroupsResponse, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
-    describe_groups_response::DescribedGroup, offset_commit_request, offset_fetch_request,
+    ConsumerProtocolAssignment, DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest,
+    DescribeGroupsResponse, ListGroupsRequest, ListGroupsResponse, OffsetCommitRequest, OffsetCommitResponse,
+    OffsetFetchRequest, OffsetFetchResponse,
+    describe_groups_response::{DescribedGroup, DescribedGroupMember},
+    offset_commit_request, offset_fetch_request,
 };
+use protocol::{Decoder, Message};
 use serde_json::{Value, json};
 
-use super::output::Output;
-use super::records::list_offsets;
+use super::output::{Output, counted, object};
+use super::partitions::{EARLIEST, LATEST, list_offsets};
 use crate::kafka_client::{KafkaClient, check};
 
 /// What to do with groups.
@@ -38,6 +42,7 @@ pub(crate) enum GroupCommand {
 
 /// Arguments of `reset`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("to").required(true))]
 pub(crate) struct ResetOptions {
     /// The group
     group: String,
@@ -51,7 +56,7 @@ pub(crate) struct ResetOptions {
     #[arg(long, group = "to")]
     to_latest: bool,
     /// To this offset in every partition
-    #[arg(long, group = "to", value_name = "OFFSET")]
+    #[arg(long, group = "to", value_name = "OFFSET", allow_negative_numbers = true)]
     to_offset: Option<i64>,
     /// To the first record at or after a time, in milliseconds since 1970
     #[arg(long, group = "to", value_name = "MS")]
@@ -128,68 +133,88 @@ async fn topic_names(client: &mut KafkaClient) -> Result<BTreeMap<model::Uuid, S
     Ok(metadata.topics.into_iter().filter_map(|topic| Some((topic.topic_id, topic.name?))).collect())
 }
 
+/// The member that each partition is assigned to, as a classic group's assignor said.
+fn owners(described: &DescribedGroup) -> BTreeMap<(String, i32), String> {
+    let mut owners = BTreeMap::new();
+    for member in described.members.iter().filter(|_| described.protocol_type == "consumer") {
+        let bytes = &member.member_assignment;
+        let Some(version) = bytes.first_chunk().map(|version| i16::from_be_bytes(*version)) else { continue };
+        // Another client's own format is not ours to read.
+        let version = version.min(*ConsumerProtocolAssignment::VERSIONS.end());
+        let mut decoder = Decoder::new(BytesMut::from(&bytes[2..]));
+        let Ok(assignment) = ConsumerProtocolAssignment::decode(&mut decoder, version) else { continue };
+        for topic in assignment.assigned_partitions {
+            owners.extend(topic.partitions.iter().map(|p| ((topic.topic.clone(), *p), member.member_id.clone())));
+        }
+    }
+    owners
+}
+
 async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Result<()> {
+    const COLUMNS: [&str; 6] = ["topic", "partition", "offset", "log_end", "lag", "member"];
     let address = client.coordinator(group).await?;
     let described = describe_one(client, &address, group).await?;
     let offsets = committed(client, &address, group).await?;
+    let owners = owners(&described);
     let mut ends: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
-    let mut rows = Vec::new();
-    for ((topic, partition), offset) in &offsets {
+    for (topic, _) in offsets.keys() {
         if !ends.contains_key(topic) {
-            ends.insert(topic.clone(), list_offsets(client, topic, -1).await.unwrap_or_default());
+            // A topic may have gone since: its offsets are shown without an end.
+            ends.insert(topic.clone(), list_offsets(client, topic, LATEST).await.unwrap_or_default());
         }
-        let end = ends.get(topic).and_then(|ends| ends.get(partition)).copied();
-        let lag = end.map(|end| (end - offset).max(0));
-        rows.push(vec![json!(topic), json!(partition), json!(offset), json!(end), json!(lag)]);
     }
-    let members: Vec<Value> = described
-        .members
-        .iter()
-        .map(|m| json!({ "member": m.member_id, "client": m.client_id, "host": m.client_host, "instance": m.group_instance_id }))
-        .collect();
+    let partitions: BTreeSet<&(String, i32)> = offsets.keys().chain(owners.keys()).collect();
+    let row = |key: &(String, i32)| {
+        let (topic, partition) = key;
+        let offset = offsets.get(key);
+        let end = ends.get(topic).and_then(|ends| ends.get(partition));
+        let lag = end.zip(offset).map(|(end, offset)| (end - offset).max(0));
+        vec![json!(topic), json!(partition), json!(offset), json!(end), json!(lag), json!(owners.get(key))]
+    };
+    let rows: Vec<Vec<Value>> = partitions.into_iter().map(row).collect();
+    let member = |m: &DescribedGroupMember| json!({ "member": m.member_id, "client": m.client_id, "host": m.client_host, "instance": m.group_instance_id });
+    let members: Vec<Value> = described.members.iter().map(member).collect();
     if output.json {
-        let columns = ["topic", "partition", "offset", "log_end", "lag"];
-        let object = |row: Vec<Value>| -> Value {
-            columns.iter().map(|c| (*c).to_owned()).zip(row).collect::<serde_json::Map<_, _>>().into()
-        };
-        let all = json!({ "group": group, "state": described.group_state, "protocol": described.protocol_data, "coordinator": address,
-                          "members": members, "offsets": rows.into_iter().map(object).collect::<Vec<_>>() });
+        let offsets: Vec<Value> = rows.into_iter().map(|row| object(&COLUMNS, row)).collect();
+        let all = json!({ "group": group, "state": described.group_state, "protocol": described.protocol_data,
+                          "coordinator": address, "members": members, "offsets": offsets });
         return output.fact("", &all);
     }
-    println!(
-        "group {group}  state {}  assignor {}  coordinator {address}",
-        described.group_state, described.protocol_data
-    );
-    for member in &members {
-        println!(
-            "member {}  client {}  host {}",
-            member["member"].as_str().unwrap_or("-"),
-            member["client"].as_str().unwrap_or("-"),
-            member["host"].as_str().unwrap_or("-")
-        );
+    let assignor = if described.protocol_data.is_empty() { "-" } else { &described.protocol_data };
+    output.text(&format!("group        {group}\nstate        {}\nassignor     {assignor}", described.group_state))?;
+    output.text(&format!("coordinator  {address}\nmembers      {}\n", members.len()))?;
+    output.rows(&COLUMNS, rows)?;
+    if !members.is_empty() {
+        output.text("")?;
+        let row = |m: &DescribedGroupMember| {
+            vec![json!(m.member_id), json!(m.client_id), json!(m.client_host), json!(m.group_instance_id)]
+        };
+        output.rows(&["member", "client", "host", "instance"], described.members.iter().map(row).collect())?;
     }
-    output.rows(&["topic", "partition", "offset", "log_end", "lag"], rows)
+    Ok(())
 }
 
 async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) -> Result<()> {
-    let targets: BTreeMap<i32, i64> = if options.to_earliest {
-        list_offsets(client, &options.topic, -2).await?
+    let first = list_offsets(client, &options.topic, EARLIEST).await?;
+    let ends = list_offsets(client, &options.topic, LATEST).await?;
+    let targets = if options.to_earliest {
+        first.clone()
     } else if options.to_latest {
-        list_offsets(client, &options.topic, -1).await?
+        ends.clone()
     } else if let Some(timestamp) = options.to_timestamp {
-        let ends = list_offsets(client, &options.topic, -1).await?;
         let mut found = list_offsets(client, &options.topic, timestamp).await?;
         // A partition without a record that late goes to its end, as Kafka's tool does.
-        found
-            .iter_mut()
-            .filter(|(_, offset)| **offset < 0)
-            .for_each(|(p, offset)| *offset = ends.get(p).copied().unwrap_or(0));
-        found
-    } else if let Some(offset) = options.to_offset {
-        list_offsets(client, &options.topic, -1).await?.into_keys().map(|partition| (partition, offset)).collect()
+        found.retain(|_, offset| *offset >= 0);
+        ends.iter().map(|(p, end)| (*p, found.get(p).copied().unwrap_or(*end))).collect()
     } else {
-        bail!("where to? give --to-earliest, --to-latest, --to-offset or --to-timestamp");
+        ends.keys().map(|partition| (*partition, options.to_offset.unwrap_or(0))).collect()
     };
+    // An offset that no record has or will have next would send the consumers to wherever their reset policy says.
+    let within = |(partition, offset): (i32, i64)| {
+        let (first, end) = (first.get(&partition).copied().unwrap_or(0), ends.get(&partition).copied().unwrap_or(0));
+        (partition, offset.clamp(first, end.max(first)))
+    };
+    let targets: BTreeMap<i32, i64> = targets.into_iter().map(within).collect();
     if !options.dry_run {
         commit(client, &options.group, &options.topic, &targets).await?;
     }
@@ -237,15 +262,22 @@ async fn delete(client: &mut KafkaClient, output: Output, groups: Vec<String>) -
         let result = answer.results.first().context("DeleteGroups answered nothing")?;
         match ErrorCode::from_code(result.error_code) {
             ErrorCode::None => output.fact(&format!("deleted group {group}"), &json!({ "group": group }))?,
-            ErrorCode::NonEmptyGroup => {
-                eprintln!("cannot delete group {group}: it has members; stop them first");
-                failed += 1;
-            }
             error => {
-                eprintln!("cannot delete group {group}: {error}");
+                let why = match error {
+                    ErrorCode::NonEmptyGroup => "it has members; stop them first".to_owned(),
+                    ErrorCode::GroupIdNotFound => {
+                        "there is no such group; `ottla group list` shows those there are".to_owned()
+                    }
+                    other => other.to_string(),
+                };
+                eprintln!("cannot delete group {group}: {why}");
                 failed += 1;
             }
         }
     }
-    if failed > 0 { bail!("{failed} of {} groups were not deleted", groups.len()) } else { Ok(()) }
+    if failed > 0 {
+        bail!("{failed} of {} not deleted", counted(i64::try_from(groups.len())?, "group"))
+    } else {
+        Ok(())
+    }
 }

@@ -1,9 +1,11 @@
 //! The commands that talk to a running cluster over Kafka's protocol: tables for people, `--json` for programs.
 
 mod cluster;
+mod consume;
 mod group;
-mod output;
-mod records;
+pub(crate) mod output;
+mod partitions;
+mod produce;
 mod topic;
 
 use anyhow::Result;
@@ -12,11 +14,14 @@ use clap::{Args, Subcommand};
 use crate::kafka_client::KafkaClient;
 use output::Output;
 
+/// The nodes of `ottla local`: any of them may be down.
+const DEFAULT_BOOTSTRAP: &str = "127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094";
+
 /// What every command that asks a cluster takes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
     /// Brokers to ask first, as host:port,…
-    #[arg(long, short = 'b', global = true, default_value = "127.0.0.1:9092", env = "OTTLA_BOOTSTRAP")]
+    #[arg(long, short = 'b', global = true, default_value = DEFAULT_BOOTSTRAP, env = "OTTLA_BOOTSTRAP")]
     bootstrap: String,
     /// Print JSON
     #[arg(long, global = true)]
@@ -36,14 +41,14 @@ pub(crate) enum ClientCommand {
     /// Write lines of standard input as records
     Produce {
         #[command(flatten)]
-        options: records::ProduceOptions,
+        options: produce::ProduceOptions,
         #[command(flatten)]
         target: Target,
     },
     /// Print records
     Consume {
         #[command(flatten)]
-        options: records::ConsumeOptions,
+        options: consume::ConsumeOptions,
         #[command(flatten)]
         target: Target,
     },
@@ -72,11 +77,11 @@ pub(crate) async fn run(command: ClientCommand) -> Result<()> {
         }
         ClientCommand::Produce { options, target } => {
             let (mut client, output) = connect(&target)?;
-            records::produce(&mut client, output, options).await
+            produce::produce(&mut client, output, options).await
         }
         ClientCommand::Consume { options, target } => {
             let (mut client, output) = connect(&target)?;
-            records::consume(&mut client, output, options).await
+            consume::consume(&mut client, output, options).await
         }
         ClientCommand::Group { command, target } => {
             let (mut client, output) = connect(&target)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use model::ErrorCode;
+use model::{ErrorCode, TopicId};
 use protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
     DeleteTopicsResponse, DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest,
@@ -13,7 +13,7 @@ use protocol::messages::{
 };
 use serde_json::{Value, json};
 
-use super::output::Output;
+use super::output::{Output, counted};
 use crate::kafka_client::{KafkaClient, check_message};
 
 const TIMEOUT_MS: i32 = 30_000;
@@ -95,8 +95,16 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, command: Topic
     }
 }
 
+/// An error code as an error; an unknown topic with the way to the known ones.
+fn check_topic(name: &str, code: i16, message: Option<&str>) -> Result<()> {
+    if ErrorCode::from_code(code) == ErrorCode::UnknownTopicOrPartition {
+        bail!("there is no topic {name}; `ottla topic list` shows those there are");
+    }
+    check_message(code, message)
+}
+
 fn name_and_value(text: &str) -> Result<(String, String)> {
-    let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is not name=value"))?;
+    let (name, value) = text.split_once('=').with_context(|| format!("--config {text:?} is not name=value"))?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
@@ -123,12 +131,11 @@ async fn create(
     let topic = answer.topics.first().context("CreateTopics answered nothing")?;
     check_message(topic.error_code, topic.error_message.as_deref())
         .with_context(|| format!("cannot create topic {name}"))?;
-    let sentence = format!(
-        "created topic {name}: {} partitions, {} replicas each",
-        topic.num_partitions, topic.replication_factor
-    );
+    let (partitions, replicas) =
+        (counted(topic.num_partitions, "partition"), counted(topic.replication_factor, "replica"));
+    let sentence = format!("created topic {name}: {partitions}, {replicas} each");
     let object = json!({
-        "topic": name, "topic_id": topic.topic_id.to_string(),
+        "topic": name, "topic_id": TopicId(topic.topic_id).to_string(),
         "partitions": topic.num_partitions, "replication_factor": topic.replication_factor,
     });
     output.fact(&sentence, &object)
@@ -152,10 +159,7 @@ async fn list(client: &mut KafkaClient, output: Output, internal: bool) -> Resul
 async fn describe(client: &mut KafkaClient, output: Output, name: &str) -> Result<()> {
     let metadata = client.metadata(Some(&[name])).await?;
     let topic = metadata.topics.into_iter().next().context("Metadata answered nothing")?;
-    if ErrorCode::from_code(topic.error_code) == ErrorCode::UnknownTopicOrPartition {
-        bail!("there is no topic {name}; `ottla topic list` shows those there are");
-    }
-    check_message(topic.error_code, None)?;
+    check_topic(name, topic.error_code, None)?;
     let configs = configs_set(client, name).await?;
     let mut partitions = topic.partitions;
     partitions.sort_by_key(|p| p.partition_index);
@@ -165,16 +169,12 @@ async fn describe(client: &mut KafkaClient, output: Output, name: &str) -> Resul
                     "replicas": p.replica_nodes, "isr": p.isr_nodes })
         };
         let all: Vec<Value> = partitions.iter().map(partition).collect();
-        let object =
-            json!({ "topic": name, "topic_id": topic.topic_id.to_string(), "configs": configs, "partitions": all });
+        let object = json!({ "topic": name, "topic_id": TopicId(topic.topic_id).to_string(), "configs": configs, "partitions": all });
         return output.fact("", &object);
     }
     let shown: Vec<String> = configs.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    println!(
-        "topic {name}  id {}  configs {}",
-        model::TopicId(topic.topic_id),
-        if shown.is_empty() { "-".to_owned() } else { shown.join(",") }
-    );
+    let shown = if shown.is_empty() { "-".to_owned() } else { shown.join(",") };
+    output.text(&format!("topic    {name}\nid       {}\nconfigs  {shown}\n", TopicId(topic.topic_id)))?;
     let row = |p: &metadata_response::MetadataResponsePartition| {
         let leader = if p.leader_id < 0 { json!("none") } else { json!(p.leader_id) };
         vec![json!(p.partition_index), leader, json!(p.leader_epoch), json!(p.replica_nodes), json!(p.isr_nodes)]
@@ -202,7 +202,7 @@ async fn add_partitions(client: &mut KafkaClient, name: &str, count: i32) -> Res
     let request = CreatePartitionsRequest { topics: vec![topic], timeout_ms: TIMEOUT_MS, validate_only: false };
     let answer: CreatePartitionsResponse = client.any(&request).await?;
     let result = answer.results.first().context("CreatePartitions answered nothing")?;
-    check_message(result.error_code, result.error_message.as_deref())
+    check_topic(name, result.error_code, result.error_message.as_deref())
         .with_context(|| format!("cannot add partitions to {name}"))
 }
 
@@ -218,7 +218,7 @@ async fn alter_configs(client: &mut KafkaClient, name: &str, set: &[String], del
     let request = IncrementalAlterConfigsRequest { resources: vec![resource], validate_only: false };
     let answer: IncrementalAlterConfigsResponse = client.any(&request).await?;
     let result = answer.responses.first().context("IncrementalAlterConfigs answered nothing")?;
-    check_message(result.error_code, result.error_message.as_deref())
+    check_topic(name, result.error_code, result.error_message.as_deref())
         .with_context(|| format!("cannot change topic {name}"))
 }
 
@@ -234,7 +234,7 @@ async fn delete(client: &mut KafkaClient, output: Output, names: Vec<String>) ->
     let mut failed = 0;
     for topic in answer.responses {
         let name = topic.name.unwrap_or_default();
-        match check_message(topic.error_code, topic.error_message.as_deref()) {
+        match check_topic(&name, topic.error_code, topic.error_message.as_deref()) {
             Ok(()) => output.fact(&format!("deleted topic {name}"), &json!({ "topic": name }))?,
             Err(error) => {
                 eprintln!("cannot delete topic {name}: {error}");
@@ -242,5 +242,5 @@ async fn delete(client: &mut KafkaClient, output: Output, names: Vec<String>) ->
             }
         }
     }
-    if failed > 0 { bail!("{failed} of {} topics were not deleted", names.len()) } else { Ok(()) }
+    if failed > 0 { bail!("{failed} of {} not deleted", counted(i64::try_from(names.len())?, "topic")) } else { Ok(()) }
 }
