@@ -31,6 +31,8 @@ struct Found {
 pub(crate) struct Replicas {
     context: Arc<Context>,
     found: BTreeMap<TopicPartition, Found>,
+    /// Replicas that were here by name and cannot be opened, or are gone, and the offset below which they had records.
+    lost: BTreeMap<(String, PartitionIndex), Offset>,
     settings: BTreeMap<TopicId, Arc<TopicSettings>>,
 }
 
@@ -48,6 +50,10 @@ impl Replicas {
         });
         let directories = data.partitions()?;
         let total = directories.len();
+        let mut lost = checkpoints.promised();
+        for each in &directories {
+            lost.entry((each.topic.clone(), each.partition)).or_insert(Offset(1));
+        }
         let mut jobs = tokio::task::JoinSet::new();
         for directory in directories {
             let (context, checkpoints) = (Arc::clone(context), Arc::clone(&checkpoints));
@@ -68,7 +74,18 @@ impl Replicas {
             };
             (*id, (Arc::from(found.topic.as_str()), held))
         }));
-        Ok(Replicas { context: Arc::clone(context), found, settings: BTreeMap::new() })
+        for (id, found) in &found {
+            lost.remove(&(found.topic.clone(), id.partition));
+        }
+        for ((topic, partition), promised) in &lost {
+            tracing::error!(topic, %partition, records_below = %promised, "a replica that was here is gone");
+        }
+        Ok(Replicas { context: Arc::clone(context), found, lost, settings: BTreeMap::new() })
+    }
+
+    /// Whether a replica is gone whole. A clean shutdown is then no proof that what was here is here (`R10`, `R34`).
+    pub(crate) fn any_gone(&self) -> bool {
+        !self.lost.is_empty()
     }
 
     /// Replicas that lost records below the high watermark or in their middle (`R29`, `R78`).
@@ -165,12 +182,14 @@ impl Replicas {
         if let Some(old) = self.found.iter().find_map(namesake) {
             self.remove(&[old]).await;
         }
+        // A lossy log: it says so where the controller asks for it (R35), until a leader's records come.
+        let promised = self.lost.remove(&(topic.to_string(), id.partition)).unwrap_or(Offset::ZERO);
         let hints = OpenHints {
             topic_id: id.topic_id,
             recovery_point: Offset::ZERO,
             clean: true,
             log_start: Offset::ZERO,
-            high_watermark: Offset::ZERO,
+            high_watermark: promised,
         };
         let (context, name) = (Arc::clone(&self.context), Arc::clone(topic));
         let opening = move || {
@@ -304,6 +323,20 @@ async fn delete(context: &Arc<Context>, topic: &str, partition: PartitionIndex) 
     });
     if let Err(error) = deleted.await {
         tracing::error!(%error, "cannot delete a partition's files");
+    }
+}
+
+impl Checkpoints {
+    /// The replicas that had records, and below which offset.
+    fn promised(&self) -> BTreeMap<(String, PartitionIndex), Offset> {
+        let mut promised: BTreeMap<(String, PartitionIndex), Offset> = BTreeMap::new();
+        for (key, offset) in self.recovery_points.iter().chain(&self.high_watermarks) {
+            if *offset > Offset::ZERO {
+                let above = promised.entry(key.clone()).or_insert(*offset);
+                *above = (*above).max(*offset);
+            }
+        }
+        promised
     }
 }
 

@@ -95,6 +95,7 @@ impl Broker {
         let previous_epoch = context.data.take_clean_shutdown()?.unwrap_or(BrokerEpoch::NONE);
         let replicas = Replicas::recover(&context, previous_epoch != BrokerEpoch::NONE).await?;
         let lossy = replicas.lossy();
+        let previous_epoch = if replicas.any_gone() { BrokerEpoch::NONE } else { previous_epoch };
         let lifecycle = Lifecycle::new();
         let groups = Groups::new(Arc::clone(&context));
         let leader_streams = Arc::new(LeaderStreams::new(Arc::clone(&context)));
