@@ -17,8 +17,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / 'lib'))
 import cluster as clusters  # noqa: E402
 import installs  # noqa: E402
-from history import OK, UNKNOWN, check  # noqa: E402
+import wire  # noqa: E402
+from history import OK, UNKNOWN, check, read_replica  # noqa: E402
 from workload import Workload  # noqa: E402
+
+from confluent_kafka import Producer  # noqa: E402
+from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 
 SESSION_SECONDS = float(os.environ.get('FAULTS_SESSION_SECONDS', '9'))
 
@@ -114,7 +118,125 @@ def rolling_restart(cluster, load):
     load.expect_no_error = True
 
 
-SCENARIOS = [kill_leader, kill_follower, kill_controller, kill_in_turn, kill_all, pause_leader, restart_all, rolling_restart]
+def kill_two(cluster, load):
+    """kill -9 of two of three: nothing is acknowledged without them, and all goes on when they are back"""
+    load.note('kill -9 of 1 and 2')
+    cluster.kill(1, 2)
+    back(cluster, load, 1, 2)
+
+
+def kill_at_start(cluster, load):
+    """kill -9 of a node again and again while it starts"""
+    node = cluster.nodes[0]
+    cluster.kill(node)
+    for i in range(8):
+        load.note(f'start {node} for {60 * i} ms')
+        cluster.start(node)
+        # The moment of the kill is the fault itself.
+        time.sleep(0.06 * i)
+        cluster.kill(node)
+    back(cluster, load, node)
+
+
+def wipe_node(cluster, load):
+    """kill -9 of a node that loses its whole disk (R74): it is another voter, and its replicas are fetched again"""
+    node = cluster.nodes[1]
+    cluster.kill(node)
+    load.note(f'node {node} loses its data')
+    shutil.rmtree(cluster.data_directory(node) / 'data')
+    back(cluster, load, node)
+
+
+def flip_bits(file, share):
+    """Damages one byte at that share of the file's length."""
+    with open(file, 'r+b') as f:
+        at = int(file.stat().st_size * share)
+        f.seek(at)
+        byte = f.read(1)[0]
+        f.seek(at)
+        f.write(bytes([byte ^ 0x40]))
+
+
+def newest_segment(cluster, load, node, part):
+    return max(cluster.partition_directory(node, load.topic, part).glob('*.log'))
+
+
+def corrupt_log(cluster, load):
+    """A node that was killed finds one log damaged in its middle and another one cut (R29): both are fetched again"""
+    node = cluster.leader_of(load.topic, 0)
+    cluster.kill(node)
+    load.note(f'damage to the logs of {node}')
+    flip_bits(newest_segment(cluster, load, node, 0), 0.5)
+    cut = newest_segment(cluster, load, node, 1)
+    os.truncate(cut, cut.stat().st_size // 2)
+    back(cluster, load, node)
+
+
+def lose_replicas(cluster, load):
+    """All stop cleanly one after the other; the last one to lead loses one partition's directory and another one's
+    identity, and comes back before the other eligible one: it must not lead what it has lost (R34, R78)"""
+    last, eligible, early = cluster.nodes
+    for node in (early, eligible, last):
+        load.note(f'SIGTERM {node}')
+        cluster.stop(node)
+    load.note(f'{last} loses replicas')
+    shutil.rmtree(cluster.partition_directory(last, load.topic, 0))
+    (cluster.partition_directory(last, load.topic, 1) / 'partition.metadata').unlink()
+    cluster.start(last)
+    cluster.start(early)
+    cluster.wait_ready(timeout=90, nodes=[last, early])
+    back(cluster, load, eligible)
+
+
+def noise_in_image(cluster, load):
+    """The materialised metadata of a killed node is noise (R73): it is made anew from snapshot and log"""
+    node = cluster.active_controller()
+    cluster.kill(node)
+    load.note(f'noise in the image of {node}')
+    for file in (cluster.data_directory(node) / 'data/__cluster_metadata/image.sled').iterdir():
+        if file.is_file():
+            file.write_bytes(os.urandom(max(64, min(file.stat().st_size, 1 << 16))))
+    back(cluster, load, node)
+
+
+def recreate_topic(cluster, load):
+    """A topic is deleted and made again under its name while a node is down, which has the old one's records"""
+    admin, topic = AdminClient({'bootstrap.servers': cluster.bootstrap}), load.topic + '-again'
+
+    def create():
+        admin.create_topics([NewTopic(topic, 3, 3)])[topic].result(30)
+        cluster.wait_full_isr(topic)
+        producer = Producer({'bootstrap.servers': cluster.bootstrap, 'acks': 'all'})
+        for i in range(300):
+            producer.produce(topic, f'{time.monotonic()}-{i}', partition=i % 3)
+        assert producer.flush(30) == 0, 'not all records were acknowledged'
+
+    create()
+    node = cluster.leader_of(topic, 0)
+    cluster.kill(node)
+    load.note(f'{topic} is made again without {node}')
+    clusters.eventually(lambda: cluster.partitions(topic, skip=(node,))[0][0] not in (node, -1), 'another leader', 60)
+    admin.delete_topics([topic])[topic].result(30)
+    clusters.eventually(lambda: topic_is_gone(cluster, topic, skip=(node,)), f'{topic} to be gone', 30)
+    admin.create_topics([NewTopic(topic, 3, 3)])[topic].result(30)
+    producer = Producer({'bootstrap.servers': cluster.bootstrap, 'acks': 'all'})
+    for part in range(3):
+        producer.produce(topic, 'the new one', partition=part)
+    assert producer.flush(60) == 0, 'not all records were acknowledged'
+    back(cluster, load, node)
+    cluster.wait_full_isr(topic)
+    for part in range(3):
+        copies = [read_replica(cluster.partition_directory(n, topic, part)) for n in cluster.nodes]
+        assert copies[0] and copies[0] == copies[1] == copies[2], f'{topic}-{part}: {copies}'
+
+
+def topic_is_gone(cluster, topic, skip):
+    # All topics are asked for: asking for one makes it.
+    return topic not in cluster.ask(lambda a: wire.metadata(a, None, timeout=2), skip)[2]
+
+
+SCENARIOS = [kill_leader, kill_follower, kill_controller, kill_in_turn, kill_all, pause_leader, restart_all, rolling_restart,
+             kill_two, kill_at_start, wipe_node, corrupt_log, lose_replicas, noise_in_image, recreate_topic]
 # An hour-glass over one scenario: past it the stacks of all threads are printed and the run ends.
 LIMIT_SECONDS = 420
 
