@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{ErrorCode, Offset};
+use model::{BrokerId, ErrorCode, Offset};
 use replication::{Action, ProduceVerdict};
 use storage::LogError;
 
@@ -62,26 +62,18 @@ impl Partition {
                 "an in-sync follower came back without records below the high watermark; proposing its removal"
             ),
             Action::StreamDirty { follower } => self.queue_data(inner, follower),
-            Action::SessionEnded { follower, session, error } => {
-                let ended = |link: &&mut Link| link.follower == follower && link.open_no == session.open_no;
-                if let Some(link) = inner.links.iter_mut().find(ended) {
-                    link.stream.refuse(link.handle, link.open_no, error);
-                }
-                inner.links.retain(|link| link.follower != follower || link.open_no != session.open_no);
-            }
+            Action::SessionEnded { follower, session, error } => inner.end_link(follower, session.open_no, error),
             // R25: durable before the recovery point passes its newest entry; the flusher does so.
             Action::EpochsChanged => inner.epochs_changed = true,
             Action::TruncateTo(end) => {
                 tracing::info!(topic = %self.topic, partition = %self.id.partition, %end, "cutting the log where it parts from the leader's");
-                if let Err(error) = inner.log.truncate_to(end).and_then(|_| reload_producers(inner)) {
-                    self.fail(context, inner, &error);
-                }
+                let cut = inner.log.truncate_to(end).map(drop);
+                self.after_cut(context, inner, cut);
             }
             Action::ResetTo(start) => {
                 tracing::info!(topic = %self.topic, partition = %self.id.partition, %start, "starting the log anew where the leader's starts");
-                if let Err(error) = inner.log.reset_to(start).and_then(|()| reload_producers(inner)) {
-                    self.fail(context, inner, &error);
-                }
+                let reset = inner.log.reset_to(start);
+                self.after_cut(context, inner, reset);
             }
             Action::AdvanceLogStart(start) => {
                 let advanced = inner.log.advance_log_start(start).map(drop);
@@ -103,6 +95,15 @@ impl Partition {
                     stream.ack_moved(self.id);
                 }
             }
+        }
+    }
+
+    /// After a cut, the producers' state is what the log still says (`R41`). A cut that failed leaves a log that is not what
+    /// the core believes: whatever the reason, the replica ends.
+    fn after_cut(&self, context: &Arc<Context>, inner: &mut Inner, cut: Result<(), LogError>) {
+        match cut.and_then(|()| load_producers(&inner.log)) {
+            Ok(loaded) => (inner.producers, inner.snapshot_at) = loaded,
+            Err(error) => self.fail(context, inner, &error),
         }
     }
 
@@ -299,8 +300,13 @@ fn snapshot_producers(inner: &mut Inner) -> Result<(), LogError> {
     Ok(())
 }
 
-/// After a cut, the producers' state is what the log still says (`R41`).
-fn reload_producers(inner: &mut Inner) -> Result<(), LogError> {
-    (inner.producers, inner.snapshot_at) = load_producers(&inner.log)?;
-    Ok(())
+impl Inner {
+    /// The session is void: the follower is told, if it is still the one on its stream.
+    fn end_link(&mut self, follower: BrokerId, open_no: u64, error: ErrorCode) {
+        // The link stays for the next session on that stream: it knows on which of the stream's lists this partition is.
+        let ended = |link: &&Link| link.follower == follower && link.open_no == open_no;
+        if let Some(link) = self.links.iter().find(ended) {
+            link.stream.refuse(link.handle, link.open_no, error);
+        }
+    }
 }

@@ -221,6 +221,7 @@ impl Partition {
             inner.removed = removed;
             inner.replica.handle_stop();
         });
+        self.lock().links.clear();
     }
 }
 

@@ -339,6 +339,11 @@ impl Cluster {
 
     pub(crate) async fn wait_isr(&self, id: TopicPartition, isr: &[i32]) {
         eventually(&format!("the ISR is {isr:?}"), || (self.isr(id) == isr).then_some(())).await;
+        // A broker shows an image once its replicas have been told of it.
+        let next = self.controller.image().next_offset();
+        for broker in self.brokers.values() {
+            eventually("the brokers know", || (broker.image().next_offset() >= next).then_some(())).await;
+        }
     }
 
     /// Waits until a live broker leads, and knows it.

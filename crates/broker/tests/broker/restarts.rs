@@ -3,7 +3,7 @@
 use broker::api::Acks;
 use model::{BrokerId, ErrorCode};
 use storage::disk::Crash;
-use storage::{DataDir, LogEnv};
+use storage::{Checkpoint, DataDir, LogEnv};
 
 use crate::cluster::*;
 
@@ -130,4 +130,21 @@ async fn a_topic_made_again_under_its_name_is_empty_also_for_a_broker_that_was_a
     cluster.kill_and_fence(1, Crash::KeepAll).await;
     assert_eq!(cluster.wait_leader(new).await, 2);
     assert_eq!(values(cluster.broker(2), new, 0).await, ["new"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_recovery_point_follows_the_log_so_that_a_start_after_a_kill_scans_little() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a", "b"]).await;
+    for broker in [1, 2] {
+        eventually("the checkpoint tells all that was synced", || {
+            let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(broker).fork()), 16, 0);
+            let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
+            let points = data.read_checkpoint(Checkpoint::RecoveryPoint).unwrap();
+            points.values().any(|point| *point == model::Offset(2)).then_some(())
+        })
+        .await;
+    }
 }
