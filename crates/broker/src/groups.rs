@@ -26,7 +26,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::api::Acks;
 use crate::context::Context;
-use crate::partition::Partition;
+use crate::partition::{Leadership, Partition};
 use crate::waiters::PendingProduce;
 
 /// The topic that the groups' state is kept in.
@@ -48,6 +48,8 @@ pub(crate) struct Groups {
 #[derive(Debug)]
 struct Shard {
     partition: Arc<Partition>,
+    /// Its state is of this leadership; another one may have been between this and the next.
+    leadership: Leadership,
     inner: Mutex<ShardInner>,
 }
 
@@ -173,7 +175,7 @@ impl Groups {
     fn append(self: &Arc<Self>, shard: &Arc<Shard>, batch: BatchNumber, records: &[CoordinatorRecord]) {
         let bytes = encode(records, self.context.clock.wall());
         let pending = PendingProduce::new(1);
-        shard.partition.produce(&self.context, Acks::All, bytes, &pending);
+        shard.partition.produce(&self.context, Acks::All, Some(shard.leadership), bytes, &pending);
         let (groups, shard) = (Arc::clone(self), Arc::clone(shard));
         tokio::spawn(async move {
             pending.wait().await;
@@ -271,7 +273,7 @@ impl Groups {
             waiting: BTreeMap::new(),
             next_token: 0,
         };
-        let shard = Arc::new(Shard { partition, inner: Mutex::new(inner) });
+        let shard = Arc::new(Shard { leadership: partition.leadership(), partition, inner: Mutex::new(inner) });
         let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
         shards.insert(index, Arc::clone(&shard));
         drop(shards);

@@ -261,7 +261,7 @@ impl BrokerApi for Broker {
         let pending = PendingProduce::new(request.partitions.len());
         for part in request.partitions {
             match self.context.partition(part.partition) {
-                Some(partition) => partition.produce(&self.context, request.acks, part.records, &pending),
+                Some(partition) => partition.produce(&self.context, request.acks, None, part.records, &pending),
                 None => {
                     pending.push(offsets::not_produced(&self.context, part.partition), false);
                 }

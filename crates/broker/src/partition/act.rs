@@ -33,6 +33,7 @@ impl Partition {
                 context.leadership_changed(self, true);
             }
             Action::LeaderStopped => {
+                inner.leadership.0 += 1;
                 inner.produce_waiters.fail_all(ErrorCode::NotLeaderOrFollower);
                 inner.fetch_waiters.wake();
                 context.leadership_changed(self, false);

@@ -8,7 +8,7 @@ use model::{ClientBatches, Codec, ErrorCode, Offset, RecordIter, Rules, Time, Ti
 use replication::ProduceVerdict;
 use replication::producers::{ProducerBatch, SequenceCheck};
 
-use super::{Inner, Partition};
+use super::{Inner, Leadership, Partition};
 use crate::api::{Acks, Produced, RecordRefused};
 use crate::context::Context;
 use crate::topic_settings::TopicSettings;
@@ -16,11 +16,13 @@ use crate::waiters::PendingProduce;
 
 impl Partition {
     /// Appends what a client sent, or says why not; `request` is answered when `acks` are there. The result is pushed on
-    /// `request` in any case.
+    /// `request` in any case. A writer whose state came from the log names the `leadership` that it belongs to: in another
+    /// one nothing is appended.
     pub(crate) fn produce(
         self: &Arc<Self>,
         context: &Arc<Context>,
         acks: Acks,
+        leadership: Option<Leadership>,
         records: BytesMut,
         request: &Arc<PendingProduce>,
     ) {
@@ -32,7 +34,12 @@ impl Partition {
             .map_err(|error| self.refuse_batch(&error))
             .and_then(|batch| self.check_settings(&settings, &batch, wall).map(|()| batch));
         let mut inner = self.lock();
-        match self.append(context, &mut inner, acks, checked, (now, wall)) {
+        let appended = if leadership.is_some_and(|named| named != inner.leadership) {
+            Err(self.refuse(ErrorCode::NotLeaderOrFollower, "the leadership is another one"))
+        } else {
+            self.append(context, &mut inner, acks, checked, (now, wall))
+        };
+        match appended {
             Ok(Appended { base_offset, end, log_append_time }) => {
                 let verdict = match acks {
                     Acks::All => inner.replica.produce_verdict(end),

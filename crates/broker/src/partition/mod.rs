@@ -54,6 +54,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Arc<TopicSettings>,
     /// The leader as the metadata has it.
     leader: BrokerId,
+    leadership: Leadership,
     produce_waiters: ProduceWaiters,
     fetch_waiters: FetchWaiters,
     /// The stream of each follower that has a session here.
@@ -82,6 +83,10 @@ pub(crate) struct Inner {
     /// The partition was taken off this broker: its files may be gone.
     removed: bool,
 }
+
+/// Counts the leaderships of a replica in this process; one that goes on in a newer epoch is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Leadership(u64);
 
 /// A follower's session and the stream that it is on.
 #[derive(Debug)]
@@ -134,6 +139,7 @@ impl Partition {
             producers: parts.producers,
             settings: parts.settings,
             leader: BrokerId::NONE,
+            leadership: Leadership(0),
             produce_waiters: ProduceWaiters::default(),
             fetch_waiters: FetchWaiters::default(),
             links: Vec::new(),
@@ -235,6 +241,11 @@ impl Partition {
             }
             quiet.await;
         }
+    }
+
+    /// The leadership at hand, or the next one.
+    pub(crate) fn leadership(&self) -> Leadership {
+        self.lock().leadership
     }
 
     /// Wakes `waiter` when the high watermark or the leadership moves next.
