@@ -162,7 +162,9 @@ async fn a_follower_whose_disk_is_full_tries_again_and_catches_up() {
     cluster.wait_leader(id).await;
     produce_ok(cluster.broker(1), id, &["a"]).await;
     cluster.disk(2).set_capacity(Some(1));
+    let before = cluster.disk(2).counters().writes;
     let waiting = begin_produce(cluster.broker(1), id, Acks::All, batch(&["b"]));
+    eventually("the follower has tried", || (cluster.disk(2).counters().writes > before).then_some(())).await;
     produce(cluster.broker(1), id, Acks::Leader, batch(&["c"])).await;
     assert_eq!(cluster.log_end(2, id), 1);
     cluster.disk(2).set_capacity(None);

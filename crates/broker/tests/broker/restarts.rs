@@ -137,14 +137,23 @@ async fn the_recovery_point_follows_the_log_so_that_a_start_after_a_kill_scans_l
     let cluster = Cluster::start(2, 1).await;
     let id = cluster.topic("t", &[1, 2], &[]).await;
     cluster.wait_leader(id).await;
-    produce_ok(cluster.broker(1), id, &["a", "b"]).await;
-    for broker in [1, 2] {
+    let wait = async |broker, topic: &str, end| {
         eventually("the checkpoint tells all that was synced", || {
             let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(broker).fork()), 16, 0);
             let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
             let points = data.read_checkpoint(Checkpoint::RecoveryPoint).unwrap();
-            points.values().any(|point| *point == model::Offset(2)).then_some(())
+            let point = points.get(&(topic.to_owned(), model::PartitionIndex(0))).copied();
+            (point == Some(model::Offset(end))).then_some(())
         })
         .await;
+    };
+    // A round of the flusher passes after `t` is led and before it has records.
+    let other = cluster.topic("other", &[1, 2], &[]).await;
+    cluster.wait_leader(other).await;
+    produce_ok(cluster.broker(1), other, &["a"]).await;
+    wait(1, "other", 1).await;
+    produce_ok(cluster.broker(1), id, &["a", "b"]).await;
+    for broker in [1, 2] {
+        wait(broker, "t", 2).await;
     }
 }
