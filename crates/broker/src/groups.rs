@@ -211,7 +211,7 @@ impl Groups {
                 inner.stage = Stage::Serving;
                 self.drain(&shard, &mut inner);
                 let ms = self.context.clock.monotonic().since(started);
-                tracing::info!(partition = %shard.partition.id().partition, records, ms, "coordinates groups");
+                tracing::debug!(partition = %shard.partition.id().partition, records, ms, "coordinates groups");
             }
             Err(error) => {
                 tracing::error!(partition = %shard.partition.id().partition, error, "cannot load groups; their coordinator stays unavailable");

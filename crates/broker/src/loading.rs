@@ -103,12 +103,23 @@ impl Replicas {
         }
         let mut told: BTreeSet<TopicPartition> = BTreeSet::new();
         let mut gone = Vec::new();
+        let (mut leads, mut follows, mut leaderless) = (0, 0, 0);
         for (id, change) in &delta.partitions {
-            if change.after.as_ref().is_some_and(|partition| partition.replicas.contains(&me)) {
-                told.insert(*id);
-            } else {
+            let Some(partition) = change.after.as_ref().filter(|partition| partition.replicas.contains(&me)) else {
                 gone.push(*id);
+                continue;
+            };
+            told.insert(*id);
+            if change.before.as_ref().is_none_or(|before| before.leader_epoch != partition.leader_epoch) {
+                match partition.leader {
+                    BrokerId::NONE => leaderless += 1,
+                    leader if leader == me => leads += 1,
+                    _ => follows += 1,
+                }
             }
+        }
+        if leads + follows + leaderless > 0 {
+            tracing::info!(leads, follows, leaderless, "new leaderships");
         }
         // First what goes: a topic that is made again has the same names on disk.
         self.remove(&gone).await;

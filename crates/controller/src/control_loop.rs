@@ -405,8 +405,12 @@ fn tell(event: &ControlEvent) {
         ControlEvent::BrokerFenced { broker, epoch, reason } => {
             tracing::warn!(%broker, %epoch, ?reason, "a broker is fenced");
         }
-        ControlEvent::UncleanElection { partition, leader, potential_loss, .. } => {
-            tracing::error!(%partition, %leader, potential_loss, evidence = ?event, "a leader was elected uncleanly");
+        ControlEvent::UncleanElection { partition, leader, potential_loss: true, .. } => {
+            tracing::error!(%partition, %leader, evidence = ?event, "a leader was elected that may lack acknowledged records");
+        }
+        ControlEvent::UncleanElection { partition, leader, leader_epoch, answers, .. } => {
+            let log_end = answers.iter().find(|(id, _)| id == leader).map(|(_, answer)| answer.log_end);
+            tracing::info!(%partition, %leader, %leader_epoch, ?log_end, "a leader was recovered; it has all acknowledged records");
         }
     }
 }

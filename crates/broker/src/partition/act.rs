@@ -27,7 +27,7 @@ impl Partition {
     fn act(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner, action: Action) {
         match action {
             Action::LeaderStarted { leader_epoch } => {
-                tracing::info!(topic = %self.topic, partition = %self.id.partition, %leader_epoch, "leads");
+                tracing::debug!(topic = %self.topic, partition = %self.id.partition, %leader_epoch, "leads");
                 self.unassign(context, inner);
                 self.accept_loss(context, inner);
                 context.leadership_changed(self, true);
@@ -39,7 +39,7 @@ impl Partition {
                 context.leadership_changed(self, false);
             }
             Action::FollowerStarted { leader, leader_epoch } => {
-                tracing::info!(topic = %self.topic, partition = %self.id.partition, %leader, %leader_epoch, "follows");
+                tracing::debug!(topic = %self.topic, partition = %self.id.partition, %leader, %leader_epoch, "follows");
                 inner.fetch_waiters.wake();
                 let (before, handle) = (inner.follows.take(), inner.handle.take().map(|(handle, _)| handle));
                 inner.follows = Some(context.follower_streams.assign(context, leader, self, before, handle));
