@@ -337,6 +337,17 @@ pub trait BrokerApi: Send + Sync + 'static {
     /// The newest metadata applied here.
     fn image(&self) -> Arc<MetadataImage>;
 
+    /// Waits while some broker seems to be gone and the metadata does not say yet whether it is: a fraction of a second at
+    /// most. An answer that names leaders is better for it.
+    fn departures_settled(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    /// Brokers that were fenced a few seconds ago: still to be listed, so that clients keep what they have queued for them.
+    fn recently_gone(&self) -> Vec<BrokerId> {
+        Vec::new()
+    }
+
     /// Appends before it returns, so that two requests of one connection are appended in order; the future answers when
     /// the acks are there, and must not delay the next append.
     fn produce(&self, request: ProduceRequest) -> impl Future<Output = Vec<Produced>> + Send + 'static;

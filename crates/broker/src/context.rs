@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock::{Chance, Clock};
 use crate::config::BrokerConfig;
+use crate::departures::Departures;
 use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
@@ -43,6 +44,8 @@ pub(crate) struct Context {
     cluster_on_disk: ClusterId,
     joined: AtomicBool,
     suspects: Mutex<Vec<BrokerId>>,
+    /// What clients are told of brokers that seem to be gone.
+    pub(crate) departures: Departures,
     pub(crate) suspected: Notify,
     /// Leaderships of internal topics that changed.
     leaderships: Mutex<Vec<(TopicPartition, bool)>>,
@@ -88,6 +91,7 @@ impl Context {
             cluster_on_disk: parts.cluster_id,
             joined: AtomicBool::new(false),
             suspects: Mutex::default(),
+            departures: Departures::default(),
             suspected: Notify::new(),
             leaderships: Mutex::default(),
             leadership_moved: Notify::new(),
@@ -113,6 +117,7 @@ impl Context {
 
     /// Publishes a newer image, after the partitions have been told.
     pub(crate) fn publish(&self, image: Arc<MetadataImage>) {
+        self.departures.changed(&self.image(), &image, self.clock.monotonic());
         self.image.send_replace(image);
     }
 
@@ -217,6 +222,9 @@ impl Context {
 
     /// A connection to `broker` broke: it may be gone (`R63`, `R76`).
     pub(crate) fn suspect(&self, broker: BrokerId) {
+        if let Some(epoch) = self.broker_epoch_of(broker) {
+            self.departures.suspect(broker, epoch, self.clock.monotonic());
+        }
         let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
         if !suspects.contains(&broker) {
             suspects.push(broker);

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod compression;
 pub mod config;
 mod context;
+mod departures;
 mod fetch;
 mod follower_streams;
 mod groups;

@@ -257,6 +257,19 @@ impl BrokerApi for Broker {
         self.context.image()
     }
 
+    async fn departures_settled(&self) {
+        let now = || self.context.clock.monotonic();
+        if let Some(hold_ms) = self.context.departures.hold_ms(now()) {
+            let settled = || self.context.departures.hold_ms(now()).is_none().then_some(());
+            // The wait's end settles it too.
+            let _ = self.context.wait_metadata(Duration::from_millis(hold_ms), settled).await;
+        }
+    }
+
+    fn recently_gone(&self) -> Vec<BrokerId> {
+        self.context.departures.recent(self.context.clock.monotonic())
+    }
+
     fn produce(&self, request: ProduceRequest) -> impl Future<Output = Vec<Produced>> + Send + 'static {
         let pending = PendingProduce::new(request.partitions.len());
         for part in request.partitions {

@@ -77,7 +77,7 @@ impl<B: BrokerApi> Call<B> {
         image.alive_listener(broker, &self.connection.listener)
     }
 
-    /// Where clients of this listener reach each of some brokers, as far as they are alive: id, host, port, rack.
+    /// Where clients of this listener reach each of some brokers, alive or not: id, host, port, rack.
     pub(crate) fn endpoints(&self, ids: impl IntoIterator<Item = BrokerId>) -> Vec<(i32, String, i32, Option<String>)> {
         let mut ids = ids.into_iter().peekable();
         if ids.peek().is_none() {
@@ -85,9 +85,9 @@ impl<B: BrokerApi> Call<B> {
         }
         let image = self.image();
         let endpoint = |id: BrokerId| {
-            let listener = self.address_of(&image, id)?;
-            let rack = image.broker(id).and_then(|broker| broker.rack.clone());
-            Some((id.0, listener.host.clone(), i32::from(listener.port), rack))
+            let broker = image.broker(id)?;
+            let listener = broker.listener(&self.connection.listener)?;
+            Some((id.0, listener.host.clone(), i32::from(listener.port), broker.rack.clone()))
         };
         ids.filter_map(endpoint).collect()
     }

@@ -37,6 +37,7 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: MetadataRequest
         Ok(Wanted::Names(names)) if request.allow_auto_topic_creation => create_missing(&call, &names).await,
         _ => BTreeMap::new(),
     };
+    call.broker().departures_settled().await;
     let image = call.image();
     let topics = match wanted(call.version, &request) {
         Ok(Wanted::All) => {
@@ -160,7 +161,9 @@ async fn create_missing<B: BrokerApi>(call: &Call<B>, names: &[String]) -> BTree
 }
 
 fn cluster<B: BrokerApi>(call: &Call<B>, image: &MetadataImage) -> MetadataResponse {
-    let brokers = call.endpoints(image.alive_brokers().map(|broker| broker.id));
+    let alive = image.alive_brokers().map(|broker| broker.id);
+    let listed: BTreeSet<BrokerId> = alive.chain(call.broker().recently_gone()).collect();
+    let brokers = call.endpoints(listed);
     let broker = |(node_id, host, port, rack)| MetadataResponseBroker { node_id, host, port, rack };
     MetadataResponse {
         brokers: brokers.into_iter().map(broker).collect(),
