@@ -82,7 +82,7 @@ mod tests {
 
     fn image() -> MetadataImage {
         let mut image = MetadataImage::default();
-        image.apply(&MetadataRecord::RegisterBroker(BrokerRegistration {
+        image.apply(&MetadataRecord::RegisterBroker(Box::new(BrokerRegistration {
             id: BrokerId(1),
             epoch: BrokerEpoch(7),
             incarnation: Incarnation::NONE,
@@ -93,7 +93,7 @@ mod tests {
             features: BTreeMap::new(),
             fenced: false,
             in_controlled_shutdown: false,
-        }));
+        })));
         image
     }
 
