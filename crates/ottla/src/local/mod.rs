@@ -167,7 +167,11 @@ impl LocalCluster {
                     say("killing the nodes that still run");
                     self.nodes.iter().for_each(|node| node.signal(Signal::KILL));
                 }
-                () = tokio::time::sleep_until(deadline) => self.nodes.iter().for_each(|node| node.signal(Signal::KILL)),
+                () = tokio::time::sleep_until(deadline) => {
+                    self.nodes.iter().for_each(|node| node.signal(Signal::KILL));
+                    let late: Vec<String> = self.nodes.iter().filter(|n| n.runs()).map(|n| n.id.to_string()).collect();
+                    bail!("nodes {} did not stop within {STOP_LIMIT:?} and were killed", late.join(", "));
+                }
             }
             for node in self.nodes.iter_mut().filter(|node| node.runs()) {
                 if let Some(Change::Ended(how)) = node.watch()

@@ -246,6 +246,11 @@ fn read_pid(path: &Path) -> Option<Pid> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok().and_then(Pid::from_raw)
 }
 
+/// Whether a process runs: one that has ended and that its parent has not asked about yet does not.
 fn is_alive(pid: Pid) -> bool {
-    rustix::process::test_kill_process(pid).is_ok()
+    let is_zombie = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z'))
+    };
+    rustix::process::test_kill_process(pid).is_ok() && !is_zombie()
 }
