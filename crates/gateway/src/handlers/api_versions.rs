@@ -46,7 +46,10 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: ApiVersionsRequ
 /// The versions of an API.
 pub(crate) fn entry(api: ApiKey) -> ApiVersion {
     let versions = api.versions();
-    ApiVersion { api_key: api.key(), min_version: *versions.start(), max_version: *versions.end() }
+    // librdkafka compresses with gzip, snappy and lz4 only for brokers that say they know Produce 0, so Kafka says so too
+    // (KAFKA-18659): such a request is refused as any version that is not served.
+    let min_version = if api == ApiKey::Produce { 0 } else { *versions.start() };
+    ApiVersion { api_key: api.key(), min_version, max_version: *versions.end() }
 }
 
 /// Letters and digits, with dots and hyphens between (KIP-511).

@@ -62,7 +62,9 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     assert_eq!(keys, done.iter().map(|api| api.key()).collect::<Vec<_>>(), "advertised is what is served");
     for entry in advertised {
         let versions = ApiKey::from_key(entry.api_key).unwrap().versions();
-        assert_eq!((entry.min_version, entry.max_version), (*versions.start(), *versions.end()));
+        // Produce claims version 0 for librdkafka's sake.
+        let min = if entry.api_key == ApiKey::Produce.key() { 0 } else { *versions.start() };
+        assert_eq!((entry.min_version, entry.max_version), (min, *versions.end()));
     }
 }
 
