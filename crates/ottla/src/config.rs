@@ -328,4 +328,25 @@ mod tests {
         assert_eq!(config.number("num.partitions", 1).unwrap(), 1);
         assert_eq!(config.kafka_listeners().count(), 1);
     }
+
+    fn deployed(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name)
+    }
+
+    #[test]
+    fn the_configurations_of_deploy_are_good() {
+        let config = NodeConfig::load(&deployed("server.properties"), &[]).unwrap();
+        assert_eq!((config.node_id, config.voters.len()), (1, 3));
+        let compose = std::fs::read_to_string(deployed("compose.yaml")).unwrap();
+        let lines: Vec<&str> = compose.lines().map(|line| line.trim().trim_start_matches("- ")).collect();
+        let given = lines.windows(2).filter(|pair| pair[0] == "--override").map(|pair| pair[1].to_owned());
+        let given: Vec<String> = given.collect();
+        let nodes: Vec<NodeConfig> = given
+            .chunk_by(|_, next| !next.starts_with("node.id="))
+            .map(|overrides| NodeConfig::load(&deployed("compose.properties"), overrides).unwrap())
+            .collect();
+        let expected = [(1, "a", 9092), (2, "b", 9093), (3, "c", 9094)];
+        let found = nodes.iter().map(|n| (n.node_id, n.rack.as_deref().unwrap_or("-"), n.advertised[0].port));
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+    }
 }

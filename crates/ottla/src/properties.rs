@@ -1,6 +1,6 @@
 //! Reading a Kafka properties file: `name=value` lines as `java.util.Properties` reads them.
 //!
-//! Comments start with `#` or `!`, a backslash at a line's end continues it, `\n`, `\t`, `\r`, `\uXXXX` and `\` before any
+//! Comments start with `#` or `!`, a backslash at a line's end continues it, `\n`, `\t`, `\r`, `\u` with four hexadecimal digits and `\` before any
 //! other character are escapes, the separator is `=`, `:` or white space. A name that stands twice keeps its last value.
 
 use std::collections::BTreeMap;

@@ -13,12 +13,12 @@ use protocol::messages::{
     describe_groups_response::{DescribedGroup, DescribedGroupMember},
     offset_commit_request, offset_fetch_request,
 };
-use protocol::{Decoder, Message};
+use protocol::{Decoder, Message, Request, Response};
 use serde_json::{Value, json};
 
 use super::output::{Output, counted, object};
-use super::partitions::{EARLIEST, LATEST, list_offsets};
-use crate::kafka_client::{KafkaClient, check};
+use super::partitions::{EARLIEST, LATEST, Retry, list_offsets};
+use crate::kafka_client::{KafkaClient, check, is_retriable};
 
 /// What to do with groups.
 #[derive(Debug, Subcommand)]
@@ -76,26 +76,56 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, command: Group
 }
 
 async fn list(client: &mut KafkaClient, output: Output) -> Result<()> {
+    let retry = Retry::new();
+    let mut rows = loop {
+        match list_once(client).await {
+            Ok(rows) => break rows,
+            Err(error) => retry.after(error).await?,
+        }
+    };
+    rows.sort_by_key(|row| row[0].to_string());
+    output.rows(&["group", "state", "type", "protocol"], rows)
+}
+
+async fn list_once(client: &mut KafkaClient) -> Result<Vec<Vec<Value>>> {
     let mut rows = Vec::new();
     for (_, address) in client.brokers().await? {
         let answer: ListGroupsResponse = client.at(&address, &ListGroupsRequest::default()).await?;
         check(answer.error_code).with_context(|| format!("groups of {address}"))?;
         for group in answer.groups {
-            rows.push(vec![
-                json!(group.group_id),
-                json!(group.group_state),
-                json!(group.group_type),
-                json!(group.protocol_type),
-            ]);
+            let state = [group.group_id, group.group_state, group.group_type, group.protocol_type];
+            rows.push(state.map(|text| json!(text)).to_vec());
         }
     }
-    rows.sort_by_key(|row| row[0].to_string());
-    output.rows(&["group", "state", "type", "protocol"], rows)
+    Ok(rows)
 }
 
-async fn describe_one(client: &mut KafkaClient, address: &str, group: &str) -> Result<DescribedGroup> {
+/// Asks a group's coordinator, and again while that one moves or loads. `code` finds an answer's error.
+async fn ask<R: Request, A: Response>(
+    client: &mut KafkaClient,
+    group: &str,
+    request: &R,
+    code: impl Fn(&A) -> Option<i16>,
+) -> Result<A> {
+    let retry = Retry::new();
+    loop {
+        let address = client.coordinator(group).await?;
+        let answer: Result<A> = client.at(&address, request).await;
+        let error = match answer {
+            Ok(answer) => match check(code(&answer).unwrap_or(0)) {
+                Err(error) if is_retriable(&error) => error.context(format!("coordinator of {group} at {address}")),
+                _ => return Ok(answer),
+            },
+            Err(error) => error,
+        };
+        retry.after(error).await?;
+    }
+}
+
+async fn describe_one(client: &mut KafkaClient, group: &str) -> Result<DescribedGroup> {
     let request = DescribeGroupsRequest { groups: vec![group.to_owned()], include_authorized_operations: false };
-    let answer: DescribeGroupsResponse = client.at(address, &request).await?;
+    let code = |answer: &DescribeGroupsResponse| answer.groups.first().map(|group| group.error_code);
+    let answer = ask(client, group, &request, code).await?;
     let described = answer.groups.into_iter().next().context("DescribeGroups answered nothing")?;
     if ErrorCode::from_code(described.error_code) == ErrorCode::GroupIdNotFound || described.group_state == "Dead" {
         bail!("there is no group {group}; `ottla group list` shows those there are");
@@ -105,7 +135,7 @@ async fn describe_one(client: &mut KafkaClient, address: &str, group: &str) -> R
 }
 
 /// Committed offsets by topic and partition.
-async fn committed(client: &mut KafkaClient, address: &str, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
+async fn committed(client: &mut KafkaClient, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
     let asked = offset_fetch_request::OffsetFetchRequestGroup {
         group_id: group.to_owned(),
         topics: None,
@@ -113,7 +143,8 @@ async fn committed(client: &mut KafkaClient, address: &str, group: &str) -> Resu
     };
     let request =
         OffsetFetchRequest { group_id: group.to_owned(), topics: None, groups: vec![asked], require_stable: false };
-    let answer: OffsetFetchResponse = client.at(address, &request).await?;
+    let code = |answer: &OffsetFetchResponse| answer.groups.first().map(|group| group.error_code);
+    let answer = ask(client, group, &request, code).await?;
     let found = answer.groups.into_iter().next().context("OffsetFetch answered nothing")?;
     check(found.error_code)?;
     let mut offsets = BTreeMap::new();
@@ -153,8 +184,8 @@ fn owners(described: &DescribedGroup) -> BTreeMap<(String, i32), String> {
 async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Result<()> {
     const COLUMNS: [&str; 6] = ["topic", "partition", "offset", "log_end", "lag", "member"];
     let address = client.coordinator(group).await?;
-    let described = describe_one(client, &address, group).await?;
-    let offsets = committed(client, &address, group).await?;
+    let described = describe_one(client, group).await?;
+    let offsets = committed(client, group).await?;
     let owners = owners(&described);
     let mut ends: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
     for (topic, _) in offsets.keys() {
@@ -224,7 +255,6 @@ async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) 
 
 async fn commit(client: &mut KafkaClient, group: &str, topic: &str, targets: &BTreeMap<i32, i64>) -> Result<()> {
     use offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
-    let address = client.coordinator(group).await?;
     let id = topic_names(client).await?.into_iter().find(|(_, name)| name == topic).map(|(id, _)| id);
     let partition = |(partition_index, committed_offset): (&i32, &i64)| OffsetCommitRequestPartition {
         partition_index: *partition_index,
@@ -244,7 +274,8 @@ async fn commit(client: &mut KafkaClient, group: &str, topic: &str, targets: &BT
         topics: vec![asked],
         ..Default::default()
     };
-    let answer: OffsetCommitResponse = client.at(&address, &request).await?;
+    let code = |answer: &OffsetCommitResponse| Some(answer.topics.first()?.partitions.first()?.error_code);
+    let answer = ask(client, group, &request, code).await?;
     for result in answer.topics.iter().flat_map(|topic| &topic.partitions) {
         let error = ErrorCode::from_code(result.error_code);
         ensure!(error != ErrorCode::UnknownMemberId, "group {group} has members: stop them first");
@@ -256,9 +287,9 @@ async fn commit(client: &mut KafkaClient, group: &str, topic: &str, targets: &BT
 async fn delete(client: &mut KafkaClient, output: Output, groups: Vec<String>) -> Result<()> {
     let mut failed = 0;
     for group in &groups {
-        let address = client.coordinator(group).await?;
         let request = DeleteGroupsRequest { groups_names: vec![group.clone()] };
-        let answer: DeleteGroupsResponse = client.at(&address, &request).await?;
+        let code = |answer: &DeleteGroupsResponse| answer.results.first().map(|result| result.error_code);
+        let answer = ask(client, group, &request, code).await?;
         let result = answer.results.first().context("DeleteGroups answered nothing")?;
         match ErrorCode::from_code(result.error_code) {
             ErrorCode::None => output.fact(&format!("deleted group {group}"), &json!({ "group": group }))?,

@@ -9,6 +9,7 @@ mod directory;
 mod node;
 mod status_line;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -175,7 +176,7 @@ impl LocalCluster {
             }
             for node in self.nodes.iter_mut().filter(|node| node.runs()) {
                 if let Some(Change::Ended(how)) = node.watch()
-                    && how.is_some_and(|exit| !exit.success())
+                    && how.is_some_and(is_bad)
                 {
                     bad.push(format!("node {} ended{}: see {}", node.id, exit_text(how), node.log_path().display()));
                 }
@@ -214,4 +215,9 @@ impl LocalCluster {
 /// How a child ended, as words behind others.
 fn exit_text(exit: Option<ExitStatus>) -> String {
     exit.map(|exit| format!(" ({exit})")).unwrap_or_default()
+}
+
+/// A node that SIGTERM found before it listened for it had nothing to stop yet.
+fn is_bad(exit: ExitStatus) -> bool {
+    !exit.success() && exit.signal() != Some(Signal::TERM.as_raw())
 }

@@ -74,6 +74,12 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 
 /// Every Rust source of a crate, with its text.
 fn sources(name: &str) -> Vec<(PathBuf, String)> {
+    let out = sources_in(name, "src");
+    assert!(!out.is_empty(), "{name} has sources");
+    out
+}
+
+fn sources_in(name: &str, folder: &str) -> Vec<(PathBuf, String)> {
     fn walk(dir: &Path, out: &mut Vec<(PathBuf, String)>) {
         let Ok(entries) = std::fs::read_dir(dir) else { return };
         for entry in entries {
@@ -87,8 +93,7 @@ fn sources(name: &str) -> Vec<(PathBuf, String)> {
         }
     }
     let mut out = Vec::new();
-    walk(&root().join("crates").join(name).join("src"), &mut out);
-    assert!(!out.is_empty(), "{name} has sources");
+    walk(&root().join("crates").join(name).join(folder), &mut out);
     out
 }
 
@@ -186,16 +191,7 @@ fn invariants_of_the_architecture_name_tests_that_exist() {
     let mut names = 0;
     let all: String = LAW
         .iter()
-        .flat_map(|(name, _)| {
-            let mut texts = sources(name);
-            let tests = root().join("crates").join(name).join("tests");
-            for entry in std::fs::read_dir(tests).into_iter().flatten().flatten() {
-                if let Ok(text) = std::fs::read_to_string(entry.path()) {
-                    texts.push((entry.path(), text));
-                }
-            }
-            texts
-        })
+        .flat_map(|(name, _)| [sources_in(name, "src"), sources_in(name, "tests")].concat())
         .map(|(_, text)| text)
         .collect();
     for name in page.split("test `").skip(1).filter_map(|rest| rest.split('`').next()) {

@@ -1,0 +1,7 @@
+//! The binary as a person uses it, and the laws that a program can see in the project's text.
+
+mod cli;
+mod cluster;
+mod golden;
+mod local;
+mod tidy;
