@@ -1,6 +1,7 @@
 //! `ottla topic`.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -17,6 +18,7 @@ use super::output::{Output, counted};
 use crate::kafka_client::{KafkaClient, check_message};
 
 const TIMEOUT_MS: i32 = 30_000;
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// Kafka's number of the resource type "topic".
 const TOPIC_RESOURCE: i8 = 2;
 /// The config of a topic has this source where it is set for the topic itself.
@@ -131,6 +133,7 @@ async fn create(
     let topic = answer.topics.first().context("CreateTopics answered nothing")?;
     check_message(topic.error_code, topic.error_message.as_deref())
         .with_context(|| format!("cannot create topic {name}"))?;
+    wait_until_seen(client, name).await?;
     let (partitions, replicas) =
         (counted(topic.num_partitions, "partition"), counted(topic.replication_factor, "replica"));
     let sentence = format!("created topic {name}: {partitions}, {replicas} each");
@@ -139,6 +142,20 @@ async fn create(
         "partitions": topic.num_partitions, "replication_factor": topic.replication_factor,
     });
     output.fact(&sentence, &object)
+}
+
+/// The quorum has decided; the broker that is asked first learns it a moment later, and the next command may ask it.
+async fn wait_until_seen(client: &mut KafkaClient, name: &str) -> Result<()> {
+    let deadline = Instant::now() + SEEN_WITHIN;
+    loop {
+        let metadata = client.metadata(Some(&[name])).await?;
+        let seen =
+            metadata.topics.iter().all(|t| ErrorCode::from_code(t.error_code) != ErrorCode::UnknownTopicOrPartition);
+        if seen || Instant::now() >= deadline {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn list(client: &mut KafkaClient, output: Output, internal: bool) -> Result<()> {

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, free_base_port, json_lines, run, stdout};
+use crate::cluster::{Cluster, eventually, free_base_port, json_lines, run, stdout};
 
 fn sorted_values(records: &[Value]) -> Vec<&str> {
     let mut values: Vec<&str> = records.iter().map(|record| record["value"].as_str().expect("text")).collect();
@@ -19,8 +19,11 @@ fn a_topic_is_created_changed_described_and_deleted() {
     assert_eq!((&created["partitions"], &created["replication_factor"]), (&json!(2), &json!(3)));
     cluster.json(&["topic", "alter", "life", "-p", "4", "-c", "retention.ms=1000"]);
     cluster.json(&["topic", "alter", "life", "--delete-config", "min.insync.replicas"]);
-    let described = cluster.json(&["topic", "describe", "life"]);
-    assert_eq!(described["configs"], json!({ "retention.ms": "1000" }));
+    // A broker answers once the quorum has decided, and sees it itself a moment later.
+    let described = eventually("the changes show", || {
+        let described = cluster.json(&["topic", "describe", "life"]);
+        (described["configs"] == json!({ "retention.ms": "1000" })).then_some(described)
+    });
     assert_eq!(described["topic_id"], created["topic_id"]);
     let partitions = described["partitions"].as_array().expect("a list");
     assert_eq!(partitions.len(), 4);
@@ -31,8 +34,10 @@ fn a_topic_is_created_changed_described_and_deleted() {
     let table = cluster.run(&["topic", "list"]);
     assert!(stdout(&table).starts_with("TOPIC"), "a table begins at the margin");
     cluster.json(&["topic", "delete", "life"]);
-    let gone = cluster.json(&["topic", "list"]);
-    assert!(gone.as_array().expect("a list").iter().all(|row| row["topic"] != "life"));
+    eventually("it is gone", || {
+        let left = cluster.json(&["topic", "list"]);
+        left.as_array().expect("a list").iter().all(|row| row["topic"] != "life").then_some(())
+    });
 }
 
 #[test]

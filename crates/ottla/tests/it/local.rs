@@ -65,7 +65,8 @@ fn a_leader_dies_under_load_comes_back_by_hand_and_the_cluster_stops_cleanly() {
 
 #[test]
 fn the_nodes_do_not_outlive_the_one_who_started_them() {
-    let mut cluster = Cluster::start(1, &["--ephemeral"]);
+    let data = TempDir::new("orphans");
+    let mut cluster = Cluster::start(1, &["--data", &data.path("cluster")]);
     let node = cluster.pid(1).expect("it runs");
     cluster.kill();
     eventually("the node ends", || test_kill_process(node).is_err().then_some(()));
