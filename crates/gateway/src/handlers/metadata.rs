@@ -162,7 +162,11 @@ async fn create_missing<B: BrokerApi>(call: &Call<B>, names: &[String]) -> BTree
 
 fn cluster<B: BrokerApi>(call: &Call<B>, image: &MetadataImage) -> MetadataResponse {
     let alive = image.alive_brokers().map(|broker| broker.id);
-    let listed: BTreeSet<BrokerId> = alive.chain(call.broker().recently_gone()).collect();
+    let mut listed: BTreeSet<BrokerId> = alive.chain(call.broker().recently_gone()).collect();
+    if listed.is_empty() {
+        // A client that is told of no broker has nobody left to ask: librdkafka never comes back from that.
+        listed.extend(image.brokers().keys());
+    }
     let brokers = call.endpoints(listed);
     let broker = |(node_id, host, port, rack)| MetadataResponseBroker { node_id, host, port, rack };
     MetadataResponse {

@@ -103,7 +103,7 @@ pub(crate) fn partition(topic_id: TopicId, index: i32, leader: BrokerId) -> Part
     }
 }
 
-fn broker(id: i32, fenced: bool) -> MetadataRecord {
+pub(crate) fn broker(id: i32, fenced: bool) -> MetadataRecord {
     MetadataRecord::RegisterBroker(Box::new(BrokerRegistration {
         id: BrokerId(id),
         epoch: BrokerEpoch::NONE,

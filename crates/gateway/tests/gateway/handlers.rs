@@ -7,7 +7,7 @@ use model::{BrokerId, ErrorCode, Uuid};
 use protocol::Records;
 use protocol::messages::*;
 
-use crate::fake::{Client, Served, partition, topic_id};
+use crate::fake::{Client, Served, broker, partition, topic_id};
 
 fn owned(text: &str) -> String {
     text.to_owned()
@@ -44,6 +44,15 @@ async fn metadata_tells_brokers_that_live_and_flags_internal_topics() {
     let nothing = MetadataRequest { topics: Some(Vec::new()), ..Default::default() };
     assert_eq!(client.ask(&nothing, 0).await.topics.len(), 2, "in version 0 nothing means everything");
     assert_eq!(client.ask(&nothing, 1).await.topics.len(), 0);
+}
+
+#[tokio::test]
+async fn metadata_tells_all_brokers_where_none_lives() {
+    let served = Served::start().await;
+    served.broker.apply(&[broker(1, true), broker(2, true)]);
+    let response = served.client().await.ask(&MetadataRequest::default(), 9).await;
+    let ids: Vec<i32> = response.brokers.iter().map(|broker| broker.node_id).collect();
+    assert_eq!(ids, [1, 2, 3]);
 }
 
 #[tokio::test]
