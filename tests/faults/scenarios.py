@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import os
 import pathlib
+import random
 import shutil
 import signal
 import sys
@@ -230,13 +231,46 @@ def recreate_topic(cluster, load):
         assert copies[0] and copies[0] == copies[1] == copies[2], f'{topic}-{part}: {copies}'
 
 
+def chaos(cluster, load):
+    """Any node killed, stopped, paused or started at any time, for a while ($FAULTS_SEED, $FAULTS_SECONDS)"""
+    seed = int(os.environ.get('FAULTS_SEED', '0')) or random.randrange(1, 1 << 32)
+    end = time.monotonic() + float(os.environ.get('FAULTS_SECONDS', '40'))
+    print(f'  seed {seed}', flush=True)
+    chance, paused = random.Random(seed), {}
+    while time.monotonic() < end:
+        node = chance.choice(list(cluster.nodes))
+        if cluster.pid(node) is None:
+            load.note(f'start {node}')
+            cluster.start(node)
+        elif node in paused:
+            load.note(f'SIGCONT {node}')
+            cluster.resume(paused.pop(node))
+        else:
+            signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
+            number = chance.choice(signals)
+            load.note(f'{number.name} {node}')
+            cluster.signal(node, number)
+            if number == signal.SIGSTOP:
+                paused[node] = node
+        # How the faults fall together in time is the test.
+        time.sleep(chance.choice([0.05, 0.3, 1, 3]))
+    for node in paused:
+        cluster.resume(node)
+    # Who is on its way out goes first.
+    for node in cluster.nodes:
+        if cluster.pid(node) is not None:
+            with contextlib.suppress(Exception):
+                cluster.stop(node)
+    back(cluster, load, *[node for node in cluster.nodes if cluster.pid(node) is None])
+
+
 def topic_is_gone(cluster, topic, skip):
     # All topics are asked for: asking for one makes it.
     return topic not in cluster.ask(lambda a: wire.metadata(a, None, timeout=2), skip)[2]
 
 
 SCENARIOS = [kill_leader, kill_follower, kill_controller, kill_in_turn, kill_all, pause_leader, restart_all, rolling_restart,
-             kill_two, kill_at_start, wipe_node, corrupt_log, lose_replicas, noise_in_image, recreate_topic]
+             kill_two, kill_at_start, wipe_node, corrupt_log, lose_replicas, noise_in_image, recreate_topic, chaos]
 # An hour-glass over one scenario: past it the stacks of all threads are printed and the run ends.
 LIMIT_SECONDS = 420
 
