@@ -154,6 +154,17 @@ impl KafkaClient {
         Ok(answer)
     }
 
+    /// Whether the broker at `address` answers at all.
+    pub(crate) async fn reaches(&mut self, address: &str) -> bool {
+        match Connection::open(address).await {
+            Ok(connection) => {
+                self.connections.insert(address.to_owned(), connection);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     /// `host:port` of each broker.
     pub(crate) async fn brokers(&mut self) -> Result<BTreeMap<i32, String>> {
         Ok(addresses(&self.metadata(Some(&[])).await?))

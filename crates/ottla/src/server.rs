@@ -203,10 +203,14 @@ async fn serve(config: NodeConfig) -> Result<()> {
         () = stop.received() => return Ok(()),
     };
     tracing::info!(node = config.node_id, broker = config.is_broker, controller = config.is_controller, "started");
-    stop.received().await;
+    let refused = tokio::select! {
+        () = stop.received() => false,
+        () = running.broker_ended() => true,
+    };
     tracing::info!("stopping");
     running.stop().await;
     tracing::info!("stopped");
+    ensure!(!refused, "the cluster does not take this node: the log says why, just above");
     Ok(())
 }
 
@@ -241,6 +245,15 @@ impl Running {
             serving = Some(start_broker(config, directory, incarnation, (internal, sockets.kafka), &status).await?);
         }
         Ok(Running { controller, serving })
+    }
+
+    /// Completes when the broker has ended by itself: the quorum, or its own directory, is another cluster's (`R69`).
+    async fn broker_ended(&self) {
+        match &self.serving {
+            // An error says that the broker is gone, which is what is waited for.
+            Some((broker, _)) => drop(broker.state().wait_for(|state| *state == BrokerState::Stopped).await),
+            None => std::future::pending().await,
+        }
     }
 
     async fn stop(self) {

@@ -1,6 +1,6 @@
 //! `ottla cluster`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -8,7 +8,7 @@ use protocol::messages::{DescribeQuorumRequest, DescribeQuorumResponse, Metadata
 use serde_json::{Value, json};
 
 use super::output::{Output, object};
-use crate::kafka_client::{KafkaClient, check};
+use crate::kafka_client::{KafkaClient, addresses, check};
 
 const COLUMNS: [&str; 7] = ["node", "zone", "address", "state", "controller", "leaders", "replicas"];
 
@@ -38,7 +38,14 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
     let metadata = client.metadata(None).await?;
     // A cluster without a quorum still has nodes to show.
     let quorum = quorum(client).await;
-    let nodes = nodes(&metadata, quorum.as_ref().ok());
+    // Without a quorum nobody is fenced, and the metadata still lists the dead.
+    let mut reached = BTreeSet::new();
+    for (id, address) in addresses(&metadata) {
+        if client.reaches(&address).await {
+            reached.insert(id);
+        }
+    }
+    let nodes = nodes(&metadata, &reached, quorum.as_ref().ok());
     let (under, offline) = in_trouble(&metadata);
     if output.json {
         let all = json!({
@@ -53,10 +60,16 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
         return output.fact("", &all);
     }
     let line = match &quorum {
-        Ok(Quorum { leader: Some(leader), voters }) => {
-            format!("active controller {leader}, voters {}", ranges(voters))
+        Ok(Quorum { leader, voters }) => {
+            let voters = ranges(voters);
+            match leader {
+                Some(leader) if !reached.contains(leader) && metadata.brokers.iter().any(|b| b.node_id == *leader) => {
+                    format!("active controller {leader} does not answer, voters {voters}")
+                }
+                Some(leader) => format!("active controller {leader}, voters {voters}"),
+                None => format!("no active controller, voters {voters}"),
+            }
         }
-        Ok(Quorum { leader: None, voters }) => format!("no active controller, voters {}", ranges(voters)),
         Err(error) => format!("no answer: {error:#}"),
     };
     output.text(&format!("cluster  {}", metadata.cluster_id.as_deref().unwrap_or("-")))?;
@@ -74,27 +87,28 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// A row for each broker that is up, and for each voter that is none of them.
-fn nodes(metadata: &MetadataResponse, quorum: Option<&Quorum>) -> Vec<Vec<Value>> {
+/// A row for each broker that the cluster counts on, and for each other node that it knows.
+fn nodes(metadata: &MetadataResponse, reached: &BTreeSet<i32>, quorum: Option<&Quorum>) -> Vec<Vec<Value>> {
     let partitions = || metadata.topics.iter().flat_map(|topic| &topic.partitions);
     let controller = |id: i32| match quorum {
         Some(quorum) if quorum.leader == Some(id) => json!("active"),
         Some(quorum) if quorum.voters.contains(&id) => json!("standby"),
         _ => Value::Null,
     };
-    let row = |id: i32, zone: Value, address: Value, up: bool| {
+    let row = |id: i32, zone: Value, address: Value, state: &str| {
         let led = partitions().filter(|p| p.leader_id == id).count();
         let held = partitions().filter(|p| p.replica_nodes.contains(&id)).count();
-        let role = if up { controller(id) } else { Value::Null };
-        vec![json!(id), zone, address, json!(if up { "up" } else { "down" }), role, json!(led), json!(held)]
+        let role = if state == "up" { controller(id) } else { Value::Null };
+        vec![json!(id), zone, address, json!(state), role, json!(led), json!(held)]
     };
     let mut rows = BTreeMap::new();
     for id in partitions().flat_map(|p| &p.replica_nodes).chain(quorum.iter().flat_map(|quorum| &quorum.voters)) {
-        rows.insert(*id, row(*id, Value::Null, Value::Null, false));
+        rows.insert(*id, row(*id, Value::Null, Value::Null, "down"));
     }
     for broker in &metadata.brokers {
         let address = json!(format!("{}:{}", broker.host, broker.port));
-        rows.insert(broker.node_id, row(broker.node_id, json!(broker.rack), address, true));
+        let state = if reached.contains(&broker.node_id) { "up" } else { "no answer" };
+        rows.insert(broker.node_id, row(broker.node_id, json!(broker.rack), address, state));
     }
     rows.into_values().collect()
 }
