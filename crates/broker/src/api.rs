@@ -2,6 +2,7 @@
 //! ids, one error code each.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -32,11 +33,26 @@ pub struct ProducePartition {
     pub records: BytesMut,
 }
 
+/// What a client that writes in transactions understands, by the version of its Produce (KIP-890).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum TransactionSupport {
+    /// It has added the partitions to its transaction by itself (below version 11).
+    AddsPartitions,
+    /// It does so, too, and knows TRANSACTION_ABORTABLE (version 11).
+    KnowsAbortable,
+    /// It leaves it to the broker (from version 12 on): each of its transactions has an epoch of its own.
+    Implicit,
+}
+
 /// An append to several partitions; each succeeds or fails alone.
 #[derive(Debug)]
 pub struct ProduceRequest {
     /// Who must have the records.
     pub acks: Acks,
+    /// Whose transaction transactional batches belong to; those are refused without it.
+    pub transactional_id: Option<String>,
+    /// What the client understands of transactions.
+    pub transactions: TransactionSupport,
     /// How long to wait for the in-sync replicas, in milliseconds.
     pub timeout_ms: u64,
     /// The partitions, in the request's order.
@@ -278,6 +294,46 @@ pub struct ProducersDescription {
     pub producers: Vec<ProducerDescription>,
 }
 
+/// The end of a producer's transaction, to be written to the partitions that it wrote to (WriteTxnMarkers).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TransactionMarker {
+    /// Whose transaction.
+    pub producer_id: ProducerId,
+    /// The epoch that the producer has from then on; older ones are fenced.
+    pub producer_epoch: ProducerEpoch,
+    /// The epoch of the coordinator that decided.
+    pub coordinator_epoch: i32,
+    /// The version of the transaction protocol: from 2 on each transaction has an epoch of its own (KIP-890).
+    pub transaction_version: i8,
+    /// Committed, else aborted.
+    pub commit: bool,
+}
+
+/// Whether the coordinator of a transaction knows that it is open and reaches these partitions (`R50`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VerifyTransaction {
+    /// Whose.
+    pub transactional_id: String,
+    /// Its producer id.
+    pub producer_id: ProducerId,
+    /// Its epoch.
+    pub producer_epoch: ProducerEpoch,
+    /// Where records are to be written.
+    pub partitions: Vec<TopicPartition>,
+    /// Add the partitions to the transaction, beginning one if none is open (KIP-890, part 2); else only look.
+    pub add: bool,
+}
+
+/// What a [`TransactionVerifier`] gives: a code a partition, in the order asked.
+pub type Verified = Pin<Box<dyn Future<Output = Vec<ErrorCode>> + Send>>;
+
+/// The way to transaction coordinators, on this broker or another.
+pub trait TransactionVerifier: Send + Sync + std::fmt::Debug + 'static {
+    /// Asks the coordinator, once, and answers within a bounded time: NONE, or what the coordinator says, or why it was
+    /// not reached (COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR, COORDINATOR_LOAD_IN_PROGRESS, NETWORK_EXCEPTION).
+    fn verify(&self, request: VerifyTransaction) -> Verified;
+}
+
 /// Who this broker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -383,6 +439,14 @@ pub trait BrokerApi: Send + Sync + 'static {
 
     /// The producers that have state in a partition led here.
     fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription;
+
+    /// Writes transaction markers to partitions led here, and waits until all in-sync replicas have them (`R47`). For each
+    /// marker what became of it on each partition, in the order asked; REQUEST_TIMED_OUT leaves it open.
+    fn write_txn_markers(
+        &self,
+        markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
+        timeout_ms: u64,
+    ) -> impl Future<Output = Vec<Vec<(TopicPartition, ErrorCode)>>> + Send;
 
     /// A producer id never given out before, with epoch 0 (`R42`).
     fn new_producer_id(&self) -> impl Future<Output = Result<ProducerId, ControlUnavailable>> + Send;

@@ -2,6 +2,7 @@
 //!
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], `context` (what the parts share), `partition`
 //! (one replica), `leader_streams` and `follower_streams` (replication), `fetch` and `waiters` (long polls and acks),
+//! `transactions` (verification, markers),
 //! `isr`, `loading`, `lifecycle`, `housekeeping`, `groups` (coordinators), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
@@ -27,6 +28,7 @@ mod offsets;
 mod partition;
 mod timers;
 mod topic_settings;
+mod transactions;
 mod waiters;
 
 pub use config::BrokerConfig;

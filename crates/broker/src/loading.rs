@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use metadata::{MetadataDelta, MetadataImage};
-use model::{BrokerEpoch, BrokerId, Offset, PartitionIndex, TopicId, TopicPartition};
+use model::{BrokerEpoch, BrokerId, EndMarker, Offset, PartitionIndex, TopicId, TopicPartition};
 use replication::producers::{ProducerBatch, ProducerTable};
 use replication::{Member, PartitionState, ReplicaConfig};
 use storage::{Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict};
@@ -317,8 +317,8 @@ pub(crate) fn load_producers(log: &Log) -> Result<(ProducerTable, Offset), LogEr
     let restored =
         log.latest_producer_snapshot(log.log_end())?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
     let (from, mut table) = restored.unwrap_or_else(|| (log.log_start(), ProducerTable::default()));
-    log.scan(from.max(log.log_start()), |header, _| {
-        if let Some(batch) = ProducerBatch::of(header, -1) {
+    log.scan(from.max(log.log_start()), |header, control| {
+        if let Some(batch) = ProducerBatch::of(header, control.and_then(EndMarker::of)) {
             table.append(&batch);
         }
     })?;

@@ -16,9 +16,9 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    Acks, BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity, Isolation,
+    BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity, Isolation,
     ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
-    QuorumDescription,
+    QuorumDescription, TransactionMarker, TransactionVerifier,
 };
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -28,8 +28,9 @@ use crate::leader_streams::LeaderStreams;
 use crate::lifecycle::{BrokerState, Lifecycle};
 use crate::loading::Replicas;
 use crate::metrics::BrokerMetrics;
+use crate::transactions::NoCoordinator;
 use crate::waiters::PendingProduce;
-use crate::{fetch, housekeeping, isr, lifecycle, offsets, timers};
+use crate::{fetch, housekeeping, isr, lifecycle, offsets, timers, transactions};
 
 /// How long a decision may take to arrive in this broker's own image before the client is answered all the same.
 const IMAGE_WAIT: Duration = Duration::from_millis(500);
@@ -53,6 +54,8 @@ pub struct BrokerParts {
     pub controller: ControllerClient,
     /// The INTERNAL listener, bound.
     pub internal: TcpListener,
+    /// Another way to transaction coordinators than the broker's own, for tests.
+    pub verifier: Option<Arc<dyn TransactionVerifier>>,
 }
 
 /// A running broker. See the module.
@@ -63,6 +66,8 @@ pub struct Broker {
     groups: Arc<Groups>,
     leader_streams: Arc<LeaderStreams>,
     producer_ids: Mutex<ProducerIdBlock>,
+    /// The way to transaction coordinators.
+    verifier: Arc<dyn TransactionVerifier>,
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
     /// The registration that the last clean shutdown was proven for; it stays proven until this run is registered.
     previous_epoch: BrokerEpoch,
@@ -105,6 +110,7 @@ impl Broker {
             groups: Arc::clone(&groups),
             leader_streams: Arc::clone(&leader_streams),
             producer_ids: Mutex::default(),
+            verifier: parts.verifier.unwrap_or_else(|| Arc::new(NoCoordinator)),
             tasks: std::sync::Mutex::default(),
             previous_epoch,
         });
@@ -272,17 +278,25 @@ impl BrokerApi for Broker {
 
     fn produce(&self, request: ProduceRequest) -> impl Future<Output = Vec<Produced>> + Send + 'static {
         let pending = PendingProduce::new(request.partitions.len());
+        let how = (request.acks, request.transactions);
+        let mut unverified = Vec::new();
         for part in request.partitions {
-            match self.context.partition(part.partition) {
-                Some(partition) => partition.produce(&self.context, request.acks, None, part.records, &pending),
-                None => {
-                    pending.push(offsets::not_produced(&self.context, part.partition), false);
-                }
+            let Some(partition) = self.context.partition(part.partition) else {
+                pending.push(offsets::not_produced(&self.context, part.partition), false);
+                continue;
+            };
+            if request.transactional_id.is_none() {
+                partition.produce(&self.context, request.acks, None, part.records, &pending);
+            } else {
+                unverified.extend(partition.produce_in_transaction(&self.context, how, part.records, &pending));
             }
+        }
+        if let Some(id) = request.transactional_id.filter(|_| !unverified.is_empty()) {
+            transactions::verify(&self.context, &self.verifier, &id, request.transactions, unverified);
         }
         let timeout = Duration::from_millis(request.timeout_ms);
         async move {
-            if request.acks == Acks::All && !pending.is_done() {
+            if !pending.is_done() {
                 // What is cut off is only the waiting: the records stay, and what became of them stays open (R20).
                 let _ = tokio::time::timeout(timeout, pending.wait()).await;
             }
@@ -336,6 +350,14 @@ impl BrokerApi for Broker {
                 producers: Vec::new(),
             },
         }
+    }
+
+    async fn write_txn_markers(
+        &self,
+        markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
+        timeout_ms: u64,
+    ) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
+        transactions::write_markers(&self.context, markers, Duration::from_millis(timeout_ms)).await
     }
 
     async fn new_producer_id(&self) -> Result<ProducerId, ControlUnavailable> {

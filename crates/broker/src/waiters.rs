@@ -47,14 +47,31 @@ impl PendingProduce {
         state.results.len() - 1
     }
 
+    /// What was pushed as waiting at `index` is known better now; it goes on waiting if `waits`.
+    pub(crate) fn settle(&self, index: usize, result: Produced, waits: bool) {
+        let mut state = lock(&self.state);
+        // It was taken meanwhile: its time was up.
+        if state.open.get(index) != Some(&true) || index >= state.results.len() {
+            return;
+        }
+        state.results[index] = result;
+        if !waits {
+            self.close(state, index);
+        }
+    }
+
     fn complete(&self, index: usize, error: ErrorCode) {
         let mut state = lock(&self.state);
         // The waiter may be released before the result that it belongs to is pushed: only a pushed one is open.
         if state.open.get(index) != Some(&true) {
             return;
         }
-        state.open[index] = false;
         state.results[index].error = error;
+        self.close(state, index);
+    }
+
+    fn close(&self, mut state: MutexGuard<'_, PendingState>, index: usize) {
+        state.open[index] = false;
         state.left -= 1;
         if state.left == 0 {
             drop(state);

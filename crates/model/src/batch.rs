@@ -21,6 +21,10 @@ pub const HEADER_LEN: usize = 61;
 /// Bytes that the length field does not count: base offset and the length itself.
 pub const LENGTH_OVERHEAD: usize = 12;
 const CRC_FROM: usize = 21;
+/// The attribute of a batch that belongs to a transaction.
+pub(crate) const TRANSACTIONAL: i16 = 0x10;
+/// The attribute of a batch that holds markers instead of a client's records.
+pub(crate) const CONTROL: i16 = 0x20;
 
 /// How a batch's records are compressed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -149,13 +153,13 @@ impl BatchHeader {
     /// Whether the batch belongs to a transaction.
     #[must_use]
     pub fn is_transactional(&self) -> bool {
-        self.attributes & 0x10 != 0
+        self.attributes & TRANSACTIONAL != 0
     }
 
     /// Whether it holds markers of transactions instead of a client's records.
     #[must_use]
     pub fn is_control(&self) -> bool {
-        self.attributes & 0x20 != 0
+        self.attributes & CONTROL != 0
     }
 
     /// Whether an idempotent producer wrote it.
@@ -366,6 +370,17 @@ impl ClientBatches {
             return Err(BatchError::Invalid("only a leader sets the log append time"));
         }
         Ok(ClientBatches { header, bytes })
+    }
+
+    /// A batch that this broker has encoded itself: what only a leader may write is allowed.
+    ///
+    /// # Panics
+    /// Where the bytes are not exactly one sound batch.
+    #[must_use]
+    pub fn own(bytes: BytesMut) -> ClientBatches {
+        let header = check(&bytes).expect("this broker encodes sound batches");
+        assert_eq!(header.size, bytes.len(), "bytes follow a batch that this broker has encoded");
+        ClientBatches { header, bytes }
     }
 
     /// The fixed part.

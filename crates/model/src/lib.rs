@@ -1,7 +1,8 @@
 //! The vocabulary of Ottla: a type for every integer, Kafka's error codes, and record batches as checked views over bytes.
 //!
 //! Reading order: [`ids`] (what things are called), [`time`], [`error_code`], [`batch`] (the one unit that moves through
-//! the data path), [`epoch_cache`] (`R25`), [`rules`] (the safety rules that tests can switch off).
+//! the data path), [`marker`] (how transactions end), [`epoch_cache`] (`R25`), [`rules`] (the safety rules that tests can
+//! switch off).
 //!
 //! Invariant: nothing here reads a clock, a file, a socket or a random number.
 
@@ -9,6 +10,7 @@ pub mod batch;
 pub mod epoch_cache;
 pub mod error_code;
 pub mod ids;
+pub mod marker;
 pub mod record;
 pub mod rules;
 pub mod time;
@@ -20,7 +22,8 @@ pub use ids::{
     BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, Offset, PartitionEpoch,
     PartitionIndex, ProducerEpoch, ProducerId, TopicId, TopicPartition,
 };
-pub use record::{Header, Record, RecordError, RecordIter, encode_batch, encode_records};
+pub use marker::EndMarker;
+pub use record::{Header, Record, RecordError, RecordIter, encode_batch, encode_records, encode_transactional_batch};
 pub use rules::{Rule, Rules};
 pub use time::Time;
 pub use uuid::Uuid;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::batch::{Codec, HEADER_LEN, LENGTH_OVERHEAD, crc32c};
+use crate::batch::{CONTROL, Codec, HEADER_LEN, LENGTH_OVERHEAD, TRANSACTIONAL, crc32c};
 use crate::{Offset, ProducerEpoch, ProducerId};
 
 /// One header of a record.
@@ -243,14 +243,44 @@ pub fn encode_batch(
     max_timestamp: i64,
     producer: Option<(ProducerId, ProducerEpoch, i32)>,
 ) -> BytesMut {
-    let (id, epoch, sequence) = producer.unwrap_or((ProducerId::NONE, ProducerEpoch::NONE, -1));
+    let producer = producer.unwrap_or((ProducerId::NONE, ProducerEpoch::NONE, -1));
+    encode_with_attributes(payload, codec.attributes(), record_count, (base_timestamp, max_timestamp), producer)
+}
+
+/// As [`encode_batch`], of uncompressed records that belong to a transaction. Coordinators write base sequence -1.
+#[must_use]
+pub fn encode_transactional_batch(
+    payload: &[u8],
+    record_count: i32,
+    timestamp: i64,
+    producer: (ProducerId, ProducerEpoch, i32),
+) -> BytesMut {
+    encode_with_attributes(payload, TRANSACTIONAL, record_count, (timestamp, timestamp), producer)
+}
+
+/// The control batch of one record in a transaction: a marker's.
+pub(crate) fn encode_control_batch(
+    payload: &[u8],
+    timestamp: i64,
+    (id, epoch): (ProducerId, ProducerEpoch),
+) -> BytesMut {
+    encode_with_attributes(payload, TRANSACTIONAL | CONTROL, 1, (timestamp, timestamp), (id, epoch, -1))
+}
+
+fn encode_with_attributes(
+    payload: &[u8],
+    attributes: i16,
+    record_count: i32,
+    (base_timestamp, max_timestamp): (i64, i64),
+    (id, epoch, sequence): (ProducerId, ProducerEpoch, i32),
+) -> BytesMut {
     let mut out = BytesMut::with_capacity(HEADER_LEN + payload.len());
     out.put_i64(Offset::ZERO.0);
     out.put_i32(i32::try_from(HEADER_LEN - LENGTH_OVERHEAD + payload.len()).expect("a batch is smaller than 2 GiB"));
     out.put_i32(-1);
     out.put_i8(2);
     out.put_u32(0);
-    out.put_i16(codec.attributes());
+    out.put_i16(attributes);
     out.put_i32(record_count - 1);
     out.put_i64(base_timestamp);
     out.put_i64(max_timestamp);

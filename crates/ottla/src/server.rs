@@ -343,6 +343,7 @@ async fn start_broker(
         data: directory.data,
         controller: rpc::controller::ControllerClient::new(&voters(config))?,
         internal: internal.listen(BACKLOG)?,
+        verifier: None,
     })
     .await?;
     let listen = |(name, socket): (String, TcpSocket)| Ok(BoundListener { name, socket: socket.listen(BACKLOG)? });

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`messages`] (what goes in and out), [`replica`] (roles and the mirror of the log), [`leader`] (sessions,
 //! acknowledgements, high watermark), [`isr`] (changes of the in-sync replicas), [`follower`] (sessions, divergence, data),
-//! [`producers`] (idempotent producers).
+//! [`producers`] (idempotent producers, transactions).
 //!
 //! Invariants: `log_start <= high_watermark <= log_end` and `synced_end <= log_end`; a leader's high watermark is monotonic
 //! in its leader epoch and counts the maximal ISR (`R14`, `R18`); a log shrinks only in answer to the replica's own Open in
@@ -26,7 +26,8 @@ pub use messages::{
     Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
 };
 pub use producers::{
-    BatchKind, ProducerBatch, ProducerState, ProducerTable, RetainedBatch, SequenceCheck, SnapshotError,
+    BatchKind, EndedTransaction, MarkerClaim, ProducerBatch, ProducerState, ProducerTable, RetainedBatch,
+    SequenceCheck, SnapshotError, VerificationGuard,
 };
 pub use replica::Replica;
 

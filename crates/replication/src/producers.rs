@@ -1,25 +1,39 @@
-//! Idempotent producers of one partition (`R40`, `R41`): which sequence numbers the log holds, derived from the log alone.
+//! Producers of one partition, idempotent and transactional (`R40`, `R41`): which sequence numbers the log holds, which
+//! transactions are open or not yet safely ended (`R43`), derived from the log alone.
 //!
 //! The leader asks [`ProducerTable::check`] before it appends a batch and calls [`ProducerTable::append`] right after each
 //! accepted one, so that the next batch, also of the same request, is checked against it. Followers and recovery only
 //! append. After a truncation the table is made anew from the newest snapshot that is not above the log's end, and the
 //! records after it.
 //!
-//! Invariants: at most [`RETAINED`] batches a producer, ascending, all of its present epoch. Times are the batches' own
-//! (wall clock, milliseconds), as the leader wrote them.
+//! ```text
+//!              first transactional batch              marker              high watermark passes the marker
+//!   (nothing) ──────────────────────────► open ─────────────────► ended ──────────────────────────────► (nothing)
+//!                                          └── holds the last stable offset at its first offset ──┘
+//! ```
 //!
-//! Snapshot, version 1, big-endian: `version u16, crc32c u32 of what follows, log end i64, producers u32`, then for each
+//! Invariants: at most [`RETAINED`] batches a producer, ascending, all of its present epoch; one open transaction a
+//! producer at most; `open` holds the start of each. A transaction whose marker was once below the high watermark stays
+//! ended for good: what is committed does not change. Times are the batches' own (wall clock, milliseconds), as the leader
+//! wrote them. The verifications of `R50` are of this process alone: no snapshot has them.
+//!
+//! Snapshot, version 2, big-endian: `version u16, crc32c u32 of what follows, log end i64, producers u32`, then for each
 //! producer `id i64, epoch i16, coordinator epoch i32, last append i64, open transaction's first offset i64 (-1: none),
-//! batches u8`, then for each batch `first sequence i32, last sequence i32, base offset i64, last offset i64, time i64`.
+//! batches u8`, then for each batch `first sequence i32, last sequence i32, base offset i64, last offset i64, time i64`;
+//! then `ended transactions u32`, for each `first offset i64, marker's offset i64`. Version 1 ends after the producers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::batch::crc32c;
-use model::{ErrorCode, Offset, ProducerEpoch, ProducerId, Rule, Rules, Time};
+use model::{EndMarker, ErrorCode, Offset, ProducerEpoch, ProducerId, Rule, Rules, Time};
+
+use crate::messages::LogView;
 
 /// Batches of a producer that are remembered, as many as a client may have in flight.
 pub const RETAINED: usize = 5;
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The version before transactions.
+const VERSION_WITHOUT_TRANSACTIONS: u16 = 1;
 const HEAD_LEN: usize = 6;
 const PRODUCER_LEN: usize = 31;
 const BATCH_LEN: usize = 32;
@@ -53,19 +67,16 @@ pub enum BatchKind {
     /// Records of one.
     Transactional,
     /// The marker that ends one (`R47`).
-    Marker {
-        /// The coordinator that wrote it.
-        coordinator_epoch: i32,
-    },
+    Marker(EndMarker),
 }
 
 impl ProducerBatch {
-    /// The state of a batch with a producer id; None for one without. `coordinator_epoch` is that of a control batch's
-    /// marker, which stands in its records.
+    /// The state of a batch with a producer id; None for one without, and for a control batch that is no marker. `marker`
+    /// is what stands in a control batch's record.
     #[must_use]
-    pub fn of(header: &model::BatchHeader, coordinator_epoch: i32) -> Option<ProducerBatch> {
+    pub fn of(header: &model::BatchHeader, marker: Option<EndMarker>) -> Option<ProducerBatch> {
         let kind = match (header.is_control(), header.is_transactional()) {
-            (true, _) => BatchKind::Marker { coordinator_epoch },
+            (true, _) => BatchKind::Marker(marker?),
             (false, true) => BatchKind::Transactional,
             (false, false) => BatchKind::Plain,
         };
@@ -81,6 +92,39 @@ impl ProducerBatch {
         })
     }
 }
+
+/// Whose transaction a marker is to end, before it is written (`R47`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MarkerClaim {
+    /// The producer.
+    pub producer_id: ProducerId,
+    /// The epoch that the producer is to have from then on.
+    pub producer_epoch: ProducerEpoch,
+    /// The epoch of the coordinator that asks.
+    pub coordinator_epoch: i32,
+    /// By which version of the transaction protocol: from 2 on each transaction has an epoch of its own (KIP-890).
+    pub transaction_version: i8,
+}
+
+/// A transaction that a marker ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EndedTransaction {
+    /// Whose it was.
+    pub producer_id: ProducerId,
+    /// Where it began.
+    pub first_offset: Offset,
+    /// Where its marker stands.
+    pub marker_offset: Offset,
+    /// Committed, else aborted.
+    pub commit: bool,
+    /// The start of the earliest transaction that is open still, or the offset after the marker: no transaction that ends
+    /// later began below.
+    pub stable_end: Offset,
+}
+
+/// A verification with the coordinator that is under way (`R50`); unique in this process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VerificationGuard(u64);
 
 /// What to do with a batch of an idempotent producer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -145,7 +189,9 @@ impl ProducerState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Another version.
-    #[error("producer snapshot has version {0}; this release reads version {VERSION}: delete it and replay the log")]
+    #[error(
+        "producer snapshot has version {0}; this release reads versions up to {VERSION}: delete it and replay the log"
+    )]
     Version(u16),
     /// Damaged.
     #[error("producer snapshot fails its checksum: delete it and replay the log")]
@@ -155,10 +201,25 @@ pub enum SnapshotError {
     Malformed,
 }
 
+/// A transaction whose marker the high watermark has not passed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Unreplicated {
+    first_offset: Offset,
+    marker_offset: Offset,
+}
+
 /// The producers of one partition. See the module.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct ProducerTable {
     producers: BTreeMap<ProducerId, ProducerState>,
+    /// Where open transactions began.
+    open: BTreeSet<Offset>,
+    /// Ended transactions above the high watermark, by their markers.
+    ended: VecDeque<Unreplicated>,
+    /// Where those began.
+    ended_starts: BTreeSet<Offset>,
+    verifying: BTreeSet<(ProducerId, VerificationGuard)>,
+    last_guard: u64,
 }
 
 impl ProducerTable {
@@ -190,8 +251,85 @@ impl ProducerTable {
         }
     }
 
-    /// A batch of a producer stands in the log, whoever wrote it. It is not checked: the log is right.
-    pub fn append(&mut self, batch: &ProducerBatch) {
+    /// Whether a coordinator's batch may be appended: it carries the producer's epoch, and no sequence.
+    ///
+    /// # Errors
+    /// `INVALID_PRODUCER_EPOCH`.
+    pub fn check_coordinated(&self, batch: &ProducerBatch) -> Result<(), ErrorCode> {
+        match self.producers.get(&batch.producer_id) {
+            Some(state) if batch.producer_epoch < state.epoch => Err(ErrorCode::InvalidProducerEpoch),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a marker may be appended (`R47`).
+    ///
+    /// # Errors
+    /// `INVALID_PRODUCER_EPOCH`, `TRANSACTION_COORDINATOR_FENCED`.
+    pub fn check_marker(&self, claim: &MarkerClaim, rules: Rules) -> Result<(), ErrorCode> {
+        let Some(state) = self.producers.get(&claim.producer_id) else { return Ok(()) };
+        if claim.producer_epoch < state.epoch && rules.hold(Rule::R47ProducerEpoch) {
+            return Err(ErrorCode::InvalidProducerEpoch);
+        }
+        if claim.coordinator_epoch < state.coordinator_epoch && rules.hold(Rule::R47CoordinatorEpoch) {
+            return Err(ErrorCode::TransactionCoordinatorFenced);
+        }
+        // The open transaction is the next one already, if the marker's epoch is its own: the marker is a late copy.
+        let late = claim.transaction_version >= 2 && claim.producer_epoch == state.epoch;
+        if late && state.transaction_start.is_some() && rules.hold(Rule::R47MarkerEpochAboveKnown) {
+            return Err(ErrorCode::InvalidProducerEpoch);
+        }
+        Ok(())
+    }
+
+    /// Whether the producer has a transaction open here, in this epoch: then the coordinator knows of this partition.
+    #[must_use]
+    pub fn has_open(&self, producer: ProducerId, epoch: ProducerEpoch) -> bool {
+        let open = |state: &ProducerState| state.epoch == epoch && state.transaction_start.is_some();
+        self.producers.get(&producer).is_some_and(open)
+    }
+
+    /// Before the coordinator is asked whether a transaction of this producer is open (`R50`). Whoever starts a verification
+    /// ends it, too.
+    pub fn start_verification(&mut self, producer: ProducerId) -> VerificationGuard {
+        self.last_guard += 1;
+        let guard = VerificationGuard(self.last_guard);
+        self.verifying.insert((producer, guard));
+        guard
+    }
+
+    /// What came of the verification is done.
+    pub fn end_verification(&mut self, producer: ProducerId, guard: VerificationGuard) {
+        self.verifying.remove(&(producer, guard));
+    }
+
+    /// The leadership ended: what coordinators said in it counts no longer.
+    pub fn end_verifications(&mut self) {
+        self.verifying.clear();
+    }
+
+    /// Whether a transactional batch belongs to a transaction that the coordinator knows of (`R50`): it is open here, or
+    /// was verified, and no marker came since the coordinator was asked.
+    ///
+    /// # Errors
+    /// `INVALID_TXN_STATE`.
+    pub fn check_verified(
+        &self,
+        producer: ProducerId,
+        epoch: ProducerEpoch,
+        guard: Option<VerificationGuard>,
+        rules: Rules,
+    ) -> Result<(), ErrorCode> {
+        let verified = match guard {
+            Some(guard) => self.verifying.contains(&(producer, guard)) || !rules.hold(Rule::R50Guard),
+            None => !rules.hold(Rule::R50Verification),
+        };
+        if verified || self.has_open(producer, epoch) { Ok(()) } else { Err(ErrorCode::InvalidTxnState) }
+    }
+
+    /// A batch of a producer stands in the log, whoever wrote it. It is not checked: the log is right. Gives the
+    /// transaction that it ended.
+    pub fn append(&mut self, batch: &ProducerBatch) -> Option<EndedTransaction> {
         let state = self.producers.entry(batch.producer_id).or_insert_with(|| ProducerState {
             epoch: batch.producer_epoch,
             coordinator_epoch: -1,
@@ -205,16 +343,66 @@ impl ProducerTable {
         }
         state.last_append = batch.timestamp;
         match batch.kind {
-            BatchKind::Marker { coordinator_epoch } => {
-                state.transaction_start = None;
-                state.coordinator_epoch = coordinator_epoch;
+            BatchKind::Marker(marker) => {
+                state.coordinator_epoch = marker.coordinator_epoch;
+                let first_offset = state.transaction_start.take();
+                // R50: what the coordinator said before this marker was said of the transaction that it ends.
+                self.forget_verifications(batch.producer_id);
+                return first_offset.map(|first_offset| self.end(batch, marker, first_offset));
             }
             BatchKind::Transactional => {
-                state.transaction_start.get_or_insert(batch.base_offset);
+                if state.transaction_start.is_none() {
+                    state.transaction_start = Some(batch.base_offset);
+                    self.open.insert(batch.base_offset);
+                }
                 state.retain(batch);
             }
             BatchKind::Plain => state.retain(batch),
         }
+        None
+    }
+
+    fn end(&mut self, batch: &ProducerBatch, marker: EndMarker, first_offset: Offset) -> EndedTransaction {
+        let marker_offset = batch.last_offset;
+        self.open.remove(&first_offset);
+        self.ended.push_back(Unreplicated { first_offset, marker_offset });
+        self.ended_starts.insert(first_offset);
+        EndedTransaction {
+            producer_id: batch.producer_id,
+            first_offset,
+            marker_offset,
+            commit: marker.commit,
+            stable_end: self.open.first().copied().unwrap_or(marker_offset + 1),
+        }
+    }
+
+    fn forget_verifications(&mut self, producer: ProducerId) {
+        if !self.verifying.is_empty() {
+            self.verifying.retain(|(verified, _)| *verified != producer);
+        }
+    }
+
+    /// The high watermark is here: markers below it are not lost any more.
+    pub fn stabilise(&mut self, high_watermark: Offset) {
+        while let Some(ended) = self.ended.front().filter(|ended| ended.marker_offset < high_watermark) {
+            self.ended_starts.remove(&ended.first_offset);
+            self.ended.pop_front();
+        }
+    }
+
+    /// Where the first transaction begins that is open, or ended by a marker that may yet be lost.
+    #[must_use]
+    pub fn first_unstable_offset(&self, rules: Rules) -> Option<Offset> {
+        let open = self.open.first().filter(|_| rules.hold(Rule::R43OpenTransactions));
+        let ended = self.ended_starts.first().filter(|_| rules.hold(Rule::R43MarkersAboveHighWatermark));
+        open.into_iter().chain(ended).min().copied()
+    }
+
+    /// The end of what read_committed consumers may see (`R43`).
+    #[must_use]
+    pub fn last_stable_offset(&self, log: LogView, rules: Rules) -> Offset {
+        let unstable = self.first_unstable_offset(rules).unwrap_or(log.high_watermark);
+        log.high_watermark.min(unstable).max(log.start)
     }
 
     /// Forgets producers that have appended nothing for `expiration_ms` (`producer.id.expiration.ms`); never those with an
@@ -228,7 +416,7 @@ impl ProducerTable {
 
     /// The log was emptied (`R26`).
     pub fn clear(&mut self) {
-        self.producers.clear();
+        *self = ProducerTable { last_guard: self.last_guard, ..ProducerTable::default() };
     }
 
     /// The producers, by id (DescribeProducers).
@@ -271,6 +459,11 @@ impl ProducerTable {
                 body.extend(batch.timestamp.0.to_be_bytes());
             }
         }
+        body.extend(u32::try_from(self.ended.len()).expect("fewer than 2^32 transactions fit in memory").to_be_bytes());
+        for ended in &self.ended {
+            body.extend(ended.first_offset.0.to_be_bytes());
+            body.extend(ended.marker_offset.0.to_be_bytes());
+        }
         let mut out = Vec::with_capacity(HEAD_LEN + body.len());
         out.extend(VERSION.to_be_bytes());
         out.extend(crc32c(&body).to_be_bytes());
@@ -285,7 +478,7 @@ impl ProducerTable {
     pub fn restore(bytes: &[u8]) -> Result<(Offset, ProducerTable), SnapshotError> {
         let mut head = Reader { bytes };
         let version = u16::from_be_bytes(head.take()?);
-        if version != VERSION {
+        if version != VERSION && version != VERSION_WITHOUT_TRANSACTIONS {
             return Err(SnapshotError::Version(version));
         }
         let crc = u32::from_be_bytes(head.take()?);
@@ -298,7 +491,14 @@ impl ProducerTable {
         let mut table = ProducerTable::default();
         for _ in 0..count {
             let (id, state) = body.producer()?;
+            table.open.extend(state.transaction_start);
             table.producers.insert(id, state);
+        }
+        let ended = if version == VERSION { u32::from_be_bytes(body.take()?) } else { 0 };
+        for _ in 0..ended {
+            let ended = Unreplicated { first_offset: Offset(body.i64()?), marker_offset: Offset(body.i64()?) };
+            table.ended_starts.insert(ended.first_offset);
+            table.ended.push_back(ended);
         }
         if body.bytes.is_empty() { Ok((log_end, table)) } else { Err(SnapshotError::Malformed) }
     }
@@ -402,7 +602,9 @@ mod tests {
 
     fn table(batches: &[ProducerBatch]) -> ProducerTable {
         let mut table = ProducerTable::default();
-        batches.iter().for_each(|batch| table.append(batch));
+        for batch in batches {
+            table.append(batch);
+        }
         table
     }
 
@@ -468,7 +670,10 @@ mod tests {
     #[test]
     fn a_marker_ends_the_transaction_and_its_epoch_fences() {
         let begun = ProducerBatch { kind: BatchKind::Transactional, ..batch(1, 0, 0, 10) };
-        let marker = ProducerBatch { kind: BatchKind::Marker { coordinator_epoch: 6 }, ..batch(2, -1, -1, 11) };
+        let marker = ProducerBatch {
+            kind: BatchKind::Marker(EndMarker { commit: true, coordinator_epoch: 6 }),
+            ..batch(2, -1, -1, 11)
+        };
         let mut table = table(&[begun]);
         assert_eq!(table.get(ProducerId(7)).unwrap().transaction_start, Some(Offset(10)));
         table.append(&marker);
@@ -476,6 +681,139 @@ mod tests {
         assert_eq!((state.transaction_start, state.coordinator_epoch, state.last_sequence()), (None, 6, -1));
         assert_eq!(check(&table, 1, 1, 1), Err(ErrorCode::InvalidProducerEpoch));
         assert_eq!(check(&table, 2, 0, 0), APPEND);
+    }
+
+    fn begun(id: i64, epoch: i16, base: i64) -> ProducerBatch {
+        ProducerBatch { producer_id: ProducerId(id), kind: BatchKind::Transactional, ..batch(epoch, 0, 0, base) }
+    }
+
+    fn ended(id: i64, epoch: i16, base: i64, coordinator_epoch: i32) -> ProducerBatch {
+        let kind = BatchKind::Marker(EndMarker { commit: true, coordinator_epoch });
+        ProducerBatch { producer_id: ProducerId(id), kind, ..batch(epoch, -1, -1, base) }
+    }
+
+    fn view(start: i64, high_watermark: i64, end: i64) -> LogView {
+        let (start, end, high_watermark) = (Offset(start), Offset(end), Offset(high_watermark));
+        LogView { start, end, synced_end: end, high_watermark }
+    }
+
+    fn stable(table: &ProducerTable, high_watermark: i64) -> i64 {
+        table.last_stable_offset(view(0, high_watermark, 100), Rules::all()).0
+    }
+
+    #[test]
+    fn the_last_stable_offset_waits_for_the_end_of_each_transaction_and_for_its_marker_to_be_safe() {
+        let mut table = table(&[begun(1, 0, 10), begun(2, 0, 11)]);
+        assert_eq!((stable(&table, 5), stable(&table, 12)), (5, 10));
+        let first = table.append(&ended(1, 0, 12, 3)).unwrap();
+        assert_eq!((first.first_offset, first.marker_offset, first.stable_end), (Offset(10), Offset(12), Offset(11)));
+        table.stabilise(Offset(12));
+        assert_eq!(stable(&table, 12), 10, "the marker may yet be lost");
+        table.stabilise(Offset(13));
+        assert_eq!(stable(&table, 13), 11);
+        let second = table.append(&ended(2, 0, 13, 3)).unwrap();
+        assert_eq!(second.stable_end, Offset(14));
+        table.stabilise(Offset(14));
+        assert_eq!(stable(&table, 14), 14);
+        // A log start above the first unstable offset wins.
+        let open = super::tests::table(&[begun(1, 0, 10)]);
+        assert_eq!(open.last_stable_offset(view(20, 30, 30), Rules::all()), Offset(20));
+    }
+
+    #[test]
+    fn without_the_rules_of_the_last_stable_offset_undecided_records_would_be_seen() {
+        #[cfg(feature = "mutations")]
+        {
+            let open = table(&[begun(1, 0, 10)]);
+            let without = Rules::without(Rule::R43OpenTransactions);
+            assert_eq!(open.last_stable_offset(view(0, 20, 20), without), Offset(20));
+            let ended = table(&[begun(1, 0, 10), ended(1, 0, 12, 0)]);
+            let without = Rules::without(Rule::R43MarkersAboveHighWatermark);
+            assert_eq!(ended.last_stable_offset(view(0, 12, 20), without), Offset(12));
+        }
+    }
+
+    fn claim(epoch: i16, coordinator_epoch: i32, transaction_version: i8) -> MarkerClaim {
+        let (producer_id, producer_epoch) = (ProducerId(1), ProducerEpoch(epoch));
+        MarkerClaim { producer_id, producer_epoch, coordinator_epoch, transaction_version }
+    }
+
+    #[test]
+    fn markers_of_older_producers_and_coordinators_are_fenced() {
+        let empty = ProducerTable::default();
+        assert_eq!(empty.check_marker(&claim(0, 0, 2), Rules::all()), Ok(()));
+        let table = table(&[begun(1, 4, 10), ended(1, 4, 11, 7), begun(1, 4, 12)]);
+        let check = |epoch, coordinator, version| table.check_marker(&claim(epoch, coordinator, version), Rules::all());
+        assert_eq!(check(3, 7, 1), Err(ErrorCode::InvalidProducerEpoch));
+        assert_eq!(check(4, 6, 1), Err(ErrorCode::TransactionCoordinatorFenced));
+        assert_eq!(check(4, 7, 1), Ok(()));
+        assert_eq!(check(5, 8, 2), Ok(()));
+        // The transaction of epoch 4 goes on: a marker of that epoch is a late copy of the one before.
+        assert_eq!(check(4, 7, 2), Err(ErrorCode::InvalidProducerEpoch));
+        let no_open = super::tests::table(&[begun(1, 4, 10), ended(1, 5, 11, 7)]);
+        assert_eq!(no_open.check_marker(&claim(5, 7, 2), Rules::all()), Ok(()), "a retry");
+    }
+
+    #[test]
+    fn without_a_rule_of_markers_a_zombie_would_end_a_transaction() {
+        #[cfg(feature = "mutations")]
+        {
+            let table = table(&[begun(1, 4, 10), ended(1, 4, 11, 7), begun(1, 4, 12)]);
+            let without = |rule, claim: MarkerClaim| table.check_marker(&claim, Rules::without(rule));
+            assert_eq!(without(Rule::R47ProducerEpoch, claim(3, 7, 1)), Ok(()));
+            assert_eq!(without(Rule::R47CoordinatorEpoch, claim(4, 6, 1)), Ok(()));
+            assert_eq!(without(Rule::R47MarkerEpochAboveKnown, claim(4, 7, 2)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_verification_counts_until_a_marker_comes_and_only_for_its_own_asking() {
+        let (id, epoch) = (ProducerId(1), ProducerEpoch(0));
+        let mut table = ProducerTable::default();
+        let check = |table: &ProducerTable, guard| table.check_verified(id, epoch, guard, Rules::all());
+        assert_eq!(check(&table, None), Err(ErrorCode::InvalidTxnState));
+        let asked = table.start_verification(id);
+        assert_eq!(check(&table, Some(asked)), Ok(()));
+        assert_eq!(
+            table.check_verified(ProducerId(2), epoch, Some(asked), Rules::all()),
+            Err(ErrorCode::InvalidTxnState)
+        );
+        table.append(&ended(1, 0, 0, 0));
+        assert_eq!(
+            check(&table, Some(asked)),
+            Err(ErrorCode::InvalidTxnState),
+            "the answer was of the transaction before"
+        );
+        let again = table.start_verification(id);
+        assert_ne!(again, asked);
+        table.append(&begun(1, 0, 1));
+        table.end_verification(id, again);
+        assert_eq!(check(&table, None), Ok(()), "the transaction is open");
+        assert_eq!(table.check_verified(id, ProducerEpoch(1), None, Rules::all()), Err(ErrorCode::InvalidTxnState));
+    }
+
+    #[test]
+    fn without_the_rules_of_verification_a_hanging_transaction_would_begin() {
+        #[cfg(feature = "mutations")]
+        {
+            let (id, epoch) = (ProducerId(1), ProducerEpoch(0));
+            let mut table = ProducerTable::default();
+            assert_eq!(table.check_verified(id, epoch, None, Rules::without(Rule::R50Verification)), Ok(()));
+            let late = table.start_verification(id);
+            table.append(&ended(1, 0, 0, 0));
+            assert_eq!(table.check_verified(id, epoch, Some(late), Rules::without(Rule::R50Guard)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_the_version_before_transactions_reads_back() {
+        let table = table(&[batch(0, 0, 9, 0)]);
+        let bytes = table.snapshot(Offset(10));
+        let old_body = &bytes[HEAD_LEN..bytes.len() - 4];
+        let mut old = VERSION_WITHOUT_TRANSACTIONS.to_be_bytes().to_vec();
+        old.extend(crc32c(old_body).to_be_bytes());
+        old.extend(old_body);
+        assert_eq!(ProducerTable::restore(&old), Ok((Offset(10), table)));
     }
 
     #[test]
@@ -500,8 +838,8 @@ mod tests {
     fn a_snapshot_of_another_version_or_with_a_flipped_bit_is_refused() {
         let bytes = table(&[batch(0, 0, 9, 0)]).snapshot(Offset(10));
         let mut newer = bytes.clone();
-        newer[1] = 2;
-        assert_eq!(ProducerTable::restore(&newer), Err(SnapshotError::Version(2)));
+        newer[1] = 3;
+        assert_eq!(ProducerTable::restore(&newer), Err(SnapshotError::Version(3)));
         for at in 2..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 0x10;
@@ -511,13 +849,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_snapshot_reads_back(appends in prop::collection::vec((0..4i64, 0..3i16, 0..100i32, any::<bool>()), 0..40)) {
+        fn a_snapshot_reads_back(appends in prop::collection::vec((0..4i64, 0..3i16, 0..100i32, 0..3u8), 0..40), hw in 0..40i64) {
             let mut table = ProducerTable::default();
-            for (at, (id, epoch, first, transactional)) in appends.into_iter().enumerate() {
-                let kind = if transactional { BatchKind::Transactional } else { BatchKind::Plain };
+            for (at, (id, epoch, first, kind)) in appends.into_iter().enumerate() {
                 let base = i64::try_from(at).unwrap();
-                table.append(&ProducerBatch { producer_id: ProducerId(id), kind, ..batch(epoch, first, first, base) });
+                table.append(&match kind {
+                    0 => ProducerBatch { producer_id: ProducerId(id), ..batch(epoch, first, first, base) },
+                    1 => begun(id, epoch, base),
+                    _ => ended(id, epoch, base, first),
+                });
             }
+            table.stabilise(Offset(hw));
             prop_assert_eq!(ProducerTable::restore(&table.snapshot(Offset(9))), Ok((Offset(9), table)));
         }
 

@@ -34,6 +34,7 @@ impl Partition {
             }
             Action::LeaderStopped => {
                 inner.leadership.0 += 1;
+                self.forget_unverified(inner, ErrorCode::NotLeaderOrFollower);
                 inner.produce_waiters.fail_all(ErrorCode::NotLeaderOrFollower);
                 inner.fetch_waiters.wake();
                 context.leadership_changed(self, false);
@@ -48,15 +49,7 @@ impl Partition {
                 inner.fetch_waiters.wake();
                 self.unassign(context, inner);
             }
-            Action::HighWatermark(high_watermark) => {
-                let replica = &inner.replica;
-                inner.produce_waiters.release(high_watermark, |end| match replica.produce_verdict(end) {
-                    ProduceVerdict::Done(error) => error,
-                    // The waiter is below the high watermark, so the core has a verdict.
-                    ProduceVerdict::Pending => ErrorCode::UnknownServerError,
-                });
-                inner.fetch_waiters.wake();
-            }
+            Action::HighWatermark(high_watermark) => inner.high_watermark_moved(high_watermark),
             Action::ProposeIsr(proposal) => context.isr.propose(self, proposal),
             Action::MemberLostRecords { follower, log_end, high_watermark } => tracing::error!(
                 topic = %self.topic, partition = %self.id.partition, %follower, %log_end, %high_watermark,
@@ -287,6 +280,7 @@ impl Partition {
         }
         tracing::error!(topic = %self.topic, partition = %self.id.partition, %error, "the log failed; this replica serves no longer");
         inner.failed = Some(error.to_string());
+        self.forget_unverified(inner, ErrorCode::KafkaStorageError);
         inner.produce_waiters.fail_all(ErrorCode::KafkaStorageError);
         inner.fetch_waiters.wake();
         inner.replica.handle_stop();
@@ -302,6 +296,18 @@ fn snapshot_producers(inner: &mut Inner) -> Result<(), LogError> {
 }
 
 impl Inner {
+    /// Whoever waits for it hears of it; with it moves the last stable offset (`R43`).
+    fn high_watermark_moved(&mut self, high_watermark: Offset) {
+        self.producers.stabilise(high_watermark);
+        let replica = &self.replica;
+        self.produce_waiters.release(high_watermark, |end| match replica.produce_verdict(end) {
+            ProduceVerdict::Done(error) => error,
+            // The waiter is below the high watermark, so the core has a verdict.
+            ProduceVerdict::Pending => ErrorCode::UnknownServerError,
+        });
+        self.fetch_waiters.wake();
+    }
+
     /// The session is void: the follower is told, if it is still the one on its stream.
     fn end_link(&mut self, follower: BrokerId, open_no: u64, error: ErrorCode) {
         // The link stays for the next session on that stream: it knows on which of the stream's lists this partition is.

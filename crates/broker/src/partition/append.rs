@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use model::batch::BatchError;
-use model::{ClientBatches, Codec, ErrorCode, Offset, RecordIter, Rules, Time, TimestampType};
+use model::{ClientBatches, Codec, EndMarker, ErrorCode, Offset, RecordBatch, RecordIter, Rules, Time, TimestampType};
 use replication::ProduceVerdict;
 use replication::producers::{ProducerBatch, SequenceCheck};
 
@@ -13,6 +13,24 @@ use crate::api::{Acks, Produced, RecordRefused};
 use crate::context::Context;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::PendingProduce;
+
+/// When something is appended, by the broker's two clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    now: Time,
+    wall: Time,
+}
+
+impl Moment {
+    pub(super) fn of(context: &Context) -> Moment {
+        Moment { now: context.clock.monotonic(), wall: context.clock.wall() }
+    }
+
+    /// In milliseconds since 1970.
+    pub(super) fn timestamp(self) -> i64 {
+        i64::try_from(self.wall.0).unwrap_or(i64::MAX)
+    }
+}
 
 impl Partition {
     /// Appends what a client sent, or says why not; `request` is answered when `acks` are there. The result is pushed on
@@ -26,20 +44,39 @@ impl Partition {
         records: BytesMut,
         request: &Arc<PendingProduce>,
     ) {
-        let now = context.clock.monotonic();
-        let wall = context.clock.wall();
-        // All that costs time is checked without the lock.
-        let settings = Arc::clone(&self.lock().settings);
-        let checked = ClientBatches::check(records)
-            .map_err(|error| self.refuse_batch(&error))
-            .and_then(|batch| self.check_settings(&settings, &batch, wall).map(|()| batch));
+        let moment = Moment::of(context);
+        let checked = self.check_batch(records, moment).and_then(|batch| match batch.header().is_transactional() {
+            true => Err(self.refuse(ErrorCode::TransactionalIdAuthorizationFailed, "whose transaction is it?")),
+            false => Ok(batch),
+        });
         let mut inner = self.lock();
-        let appended = if leadership.is_some_and(|named| named != inner.leadership) {
-            Err(self.refuse(ErrorCode::NotLeaderOrFollower, "the leadership is another one"))
-        } else {
-            self.append(context, &mut inner, acks, checked, (now, wall))
-        };
-        match appended {
+        let appended = inner
+            .check_leadership(leadership)
+            .map_err(|error| self.refuse(error, "the leadership is another one"))
+            .and_then(|()| self.append(context, &mut inner, acks, checked, moment));
+        self.answer(&mut inner, acks, appended, request, None);
+        self.carry_out(context, &mut inner);
+    }
+
+    /// All that costs time is checked without the lock.
+    pub(super) fn check_batch(&self, records: BytesMut, moment: Moment) -> Result<ClientBatches, Box<Produced>> {
+        let settings = Arc::clone(&self.lock().settings);
+        let batch = ClientBatches::check(records).map_err(|error| self.refuse_batch(&error))?;
+        self.check_settings(&settings, &batch, moment.wall)?;
+        Ok(batch)
+    }
+
+    /// Says on `request` what became of an append: at once, or when the high watermark covers it. `promised` is the place
+    /// of a result that was pushed before.
+    pub(super) fn answer(
+        &self,
+        inner: &mut Inner,
+        acks: Acks,
+        appended: Result<Appended, Box<Produced>>,
+        request: &Arc<PendingProduce>,
+        promised: Option<usize>,
+    ) {
+        let (result, waits_for) = match appended {
             Ok(Appended { base_offset, end, log_append_time }) => {
                 let verdict = match acks {
                     Acks::All => inner.replica.produce_verdict(end),
@@ -50,13 +87,10 @@ impl Partition {
                 result.log_append_time = log_append_time;
                 result.log_start = inner.log.log_start();
                 match verdict {
-                    ProduceVerdict::Pending => {
-                        let index = request.push(result, true);
-                        inner.produce_waiters.push(end, request, index);
-                    }
+                    ProduceVerdict::Pending => (result, Some(end)),
                     ProduceVerdict::Done(error) => {
                         result.error = error;
-                        request.push(result, false);
+                        (result, None)
                     }
                 }
             }
@@ -65,10 +99,19 @@ impl Partition {
                 if result.error == ErrorCode::NotLeaderOrFollower {
                     result.current_leader = Some(inner.current_leader());
                 }
-                request.push(result, false);
+                (result, None)
             }
+        };
+        let index = match promised {
+            None => request.push(result, waits_for.is_some()),
+            Some(index) => {
+                request.settle(index, result, waits_for.is_some());
+                index
+            }
+        };
+        if let Some(end) = waits_for {
+            inner.produce_waiters.push(end, request, index);
         }
-        self.carry_out(context, &mut inner);
     }
 
     fn append(
@@ -77,8 +120,20 @@ impl Partition {
         inner: &mut Inner,
         acks: Acks,
         checked: Result<ClientBatches, Box<Produced>>,
-        (now, wall): (Time, Time),
+        moment: Moment,
     ) -> Result<Appended, Box<Produced>> {
+        self.check_writable(inner, acks)?;
+        let batch = checked?;
+        if let Some(producer) = ProducerBatch::of(batch.header(), None)
+            && let Some(before) = self.check_producer(inner, &producer)?
+        {
+            return Ok(before);
+        }
+        self.write(context, inner, batch, moment)
+    }
+
+    /// Whether records may be appended now (`R20`).
+    pub(super) fn check_writable(&self, inner: &Inner, acks: Acks) -> Result<(), Box<Produced>> {
         if let Some(reason) = &inner.failed {
             return Err(self.refuse(ErrorCode::KafkaStorageError, reason));
         }
@@ -87,22 +142,36 @@ impl Partition {
             Acks::Leader => 1,
             Acks::None => 0,
         };
-        inner.replica.check_produce(required).map_err(|error| self.refuse(error, "the append was refused"))?;
-        let mut batch = checked?;
-        let header = *batch.header();
-        if let Some(producer) = ProducerBatch::of(&header, -1) {
-            match inner.producers.check(&producer, Rules::all()) {
-                Ok(SequenceCheck::Append) => {}
-                // R40: the first append's offset; it may still be above the high watermark.
-                Ok(SequenceCheck::Duplicate { base_offset, last_offset, .. }) => {
-                    return Ok(Appended { base_offset, end: last_offset + 1, log_append_time: -1 });
-                }
-                Err(error) => return Err(self.refuse(error, "the producer's epoch or sequence is not the next one")),
+        inner.replica.check_produce(required).map_err(|error| self.refuse(error, "the append was refused"))
+    }
+
+    /// What the producer's state says of its batch (`R40`): append it, or, where it is there already, where it stands.
+    pub(super) fn check_producer(
+        &self,
+        inner: &Inner,
+        producer: &ProducerBatch,
+    ) -> Result<Option<Appended>, Box<Produced>> {
+        match inner.producers.check(producer, Rules::all()) {
+            Ok(SequenceCheck::Append) => Ok(None),
+            // The first append's offset; it may still be above the high watermark.
+            Ok(SequenceCheck::Duplicate { base_offset, last_offset, .. }) => {
+                Ok(Some(Appended { base_offset, end: last_offset + 1, log_append_time: -1 }))
             }
+            Err(error) => Err(self.refuse(error, "the producer's epoch or sequence is not the next one")),
         }
+    }
+
+    /// Stamps a batch that all checks have passed and writes it (`R22`).
+    pub(super) fn write(
+        &self,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        mut batch: ClientBatches,
+        moment: Moment,
+    ) -> Result<Appended, Box<Produced>> {
         let mut log_append_time = -1;
         if inner.settings.log_append_time {
-            log_append_time = i64::try_from(wall.0).unwrap_or(i64::MAX);
+            log_append_time = moment.timestamp();
             batch.set_log_append_time(log_append_time);
         }
         let base_offset = inner.replica.next_offset();
@@ -112,12 +181,17 @@ impl Partition {
             return Err(self.refuse(ErrorCode::KafkaStorageError, &error.to_string()));
         }
         inner.no_space = false;
-        if let Some(producer) = ProducerBatch::of(batch.header(), -1) {
+        self.note_producer(context, inner, &batch);
+        let end = batch.header().next_offset();
+        inner.replica.handle_leader_append(end, moment.now);
+        Ok(Appended { base_offset, end, log_append_time })
+    }
+
+    /// A batch stands in the log: what follows for its producer.
+    pub(super) fn note_producer(&self, _context: &Arc<Context>, inner: &mut Inner, batch: &RecordBatch) {
+        if let Some(producer) = ProducerBatch::of(batch.header(), EndMarker::of(batch)) {
             inner.producers.append(&producer);
         }
-        let end = batch.header().next_offset();
-        inner.replica.handle_leader_append(end, now);
-        Ok(Appended { base_offset, end, log_append_time })
     }
 
     /// What the topic's configs say of a batch.
@@ -127,9 +201,6 @@ impl Partition {
             let reason =
                 format!("the batch has {} bytes; max.message.bytes is {}", batch.size(), settings.max_message_bytes);
             return Err(self.refuse(ErrorCode::MessageTooLarge, &reason));
-        }
-        if header.is_transactional() {
-            return Err(self.refuse(ErrorCode::InvalidTxnState, "transactions are not supported yet"));
         }
         if header.timestamp_type() == TimestampType::CreateTime && !settings.log_append_time {
             let now = i64::try_from(wall.0).unwrap_or(i64::MAX);
@@ -181,11 +252,11 @@ impl Partition {
         self.refuse(code, &error.to_string())
     }
 
-    fn refuse(&self, error: ErrorCode, message: &str) -> Box<Produced> {
+    pub(super) fn refuse(&self, error: ErrorCode, message: &str) -> Box<Produced> {
         Box::new(self.result(error, Some(message.to_owned())))
     }
 
-    fn result(&self, error: ErrorCode, message: Option<String>) -> Produced {
+    pub(super) fn result(&self, error: ErrorCode, message: Option<String>) -> Produced {
         Produced {
             partition: self.id,
             error,
@@ -199,7 +270,18 @@ impl Partition {
     }
 }
 
-struct Appended {
+impl Inner {
+    pub(super) fn check_leadership(&self, named: Option<Leadership>) -> Result<(), ErrorCode> {
+        match named {
+            Some(named) if named != self.leadership => Err(ErrorCode::NotLeaderOrFollower),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where a batch stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Appended {
     base_offset: Offset,
     end: Offset,
     log_append_time: i64,

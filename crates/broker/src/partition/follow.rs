@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use model::{ErrorCode, RecordBatch, Time};
-use replication::producers::ProducerBatch;
 use replication::{Answer, BatchInfo, DataHeader, DataVerdict};
 use rpc::replication as wire;
 use storage::LogError;
@@ -94,8 +93,8 @@ impl Partition {
         match inner.log.append(batches) {
             Ok(_) => {
                 inner.no_space = false;
-                for batch in batches.iter().filter_map(|batch| ProducerBatch::of(batch.header(), -1)) {
-                    inner.producers.append(&batch);
+                for batch in batches {
+                    self.note_producer(context, inner, batch);
                 }
                 inner.replica.handle_follower_append(header);
             }

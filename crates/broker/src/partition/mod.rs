@@ -4,7 +4,8 @@
 //! Every input goes the same way: take the lock, give it to the core, carry out the core's actions in order, let go. What
 //! takes long (fdatasync, reads from disk) runs without the lock, on the disk pool.
 //!
-//! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`read`] (fetch and questions),
+//! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`transactions`] (verification and
+//! markers), [`read`] (fetch and questions),
 //! [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean).
 //!
 //! Invariants: the core's view of the log's start and end is the log's; actions are carried out under the lock that their
@@ -15,11 +16,13 @@ mod append;
 mod follow;
 mod lead;
 mod read;
+mod transactions;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metadata::control::RecoveryAnswer;
-use model::{BrokerId, DirectoryId, EpochCache, Offset, Time, TopicPartition};
+use model::{BrokerId, DirectoryId, EpochCache, Offset, ProducerEpoch, ProducerId, Time, TopicPartition};
 use replication::producers::ProducerTable;
 use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use storage::Log;
@@ -32,8 +35,11 @@ use crate::leader_streams::LeaderStream;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
 
+use transactions::Unverified;
+
 pub(crate) use lead::{NextData, Opening};
 pub(crate) use read::{PartitionRead, ReadResult};
+pub(crate) use transactions::Verification;
 
 /// See the module.
 #[derive(Debug)]
@@ -57,6 +63,8 @@ pub(crate) struct Inner {
     leadership: Leadership,
     produce_waiters: ProduceWaiters,
     fetch_waiters: FetchWaiters,
+    /// Batches that wait for a coordinator's word (`R50`).
+    unverified: BTreeMap<(ProducerId, ProducerEpoch), Unverified>,
     /// The stream of each follower that has a session here.
     links: Vec<Link>,
     /// The stream that this follower is assigned to.
@@ -142,6 +150,7 @@ impl Partition {
             leadership: Leadership(0),
             produce_waiters: ProduceWaiters::default(),
             fetch_waiters: FetchWaiters::default(),
+            unverified: BTreeMap::new(),
             links: Vec::new(),
             follows: None,
             handle: None,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use broker::api::{
     Acks, BrokerApi, FetchPartition, FetchRequest, Fetched, Isolation, ProducePartition, ProduceRequest, Produced,
+    TransactionSupport, TransactionVerifier,
 };
 use broker::clock::{Clock, SystemClock};
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
@@ -228,16 +229,28 @@ pub(crate) struct Cluster {
     starts: u128,
     /// Bytes of each broker's tail cache.
     pub(crate) tail_bytes: usize,
+    /// What brokers started from now on ask about transactions.
+    pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
 }
 
 impl Cluster {
     pub(crate) async fn start(brokers: i32, min_isr: u32) -> Cluster {
+        Cluster::with_verifier(brokers, min_isr, None).await
+    }
+
+    /// One whose brokers ask `verifier` about transactions.
+    pub(crate) async fn with_verifier(
+        brokers: i32,
+        min_isr: u32,
+        verifier: Option<Arc<dyn TransactionVerifier>>,
+    ) -> Cluster {
         let mut cluster = Cluster {
             controller: Controller::start(min_isr).await,
             brokers: BTreeMap::new(),
             disks: BTreeMap::new(),
             starts: 0,
             tail_bytes: 16 << 20,
+            verifier,
         };
         for id in 1..=brokers {
             cluster.start_broker(id).await;
@@ -264,6 +277,7 @@ impl Cluster {
             controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
                 .unwrap(),
             internal,
+            verifier: self.verifier.clone(),
         });
         let broker = broker.await.unwrap();
         let mut state = broker.state();
@@ -423,7 +437,13 @@ pub(crate) fn begin_produce(
     records: BytesMut,
 ) -> Pin<Box<dyn Future<Output = Produced> + Send>> {
     let partitions = vec![ProducePartition { partition: id, records }];
-    let answer = broker.produce(ProduceRequest { acks, timeout_ms: 25_000, partitions });
+    let answer = broker.produce(ProduceRequest {
+        acks,
+        transactional_id: None,
+        transactions: TransactionSupport::Implicit,
+        timeout_ms: 25_000,
+        partitions,
+    });
     Box::pin(async move { answer.await.remove(0) })
 }
 

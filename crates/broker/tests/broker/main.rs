@@ -7,3 +7,4 @@ mod data;
 mod groups;
 mod peers;
 mod restarts;
+mod transactions;

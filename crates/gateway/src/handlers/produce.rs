@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use broker::api::{self, Acks, BrokerApi, CurrentLeader, Produced, RecordRefused};
+use broker::api::{self, Acks, BrokerApi, CurrentLeader, Produced, RecordRefused, TransactionSupport};
 use model::{ErrorCode, TopicPartition, Uuid};
 use protocol::messages::produce_response::{
     BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
@@ -21,6 +21,10 @@ use crate::resolve::{self, ByPartition};
 const BY_ID: i16 = 13;
 /// The first version that says where the leader is (KIP-951).
 const TELLS_LEADER: i16 = 10;
+/// The first version whose clients know TRANSACTION_ABORTABLE (KIP-890, part 1).
+const KNOWS_ABORTABLE: i16 = 11;
+/// The first version whose clients leave it to the broker to add partitions to transactions (KIP-890, part 2).
+const IMPLICIT_PARTITIONS: i16 = 12;
 
 /// A topic of the request, with what is known of its partitions before the append.
 struct Asked {
@@ -30,7 +34,7 @@ struct Asked {
 }
 
 /// Appends, and gives the answer to come.
-pub(crate) fn start<B: BrokerApi>(call: Call<B>, request: ProduceRequest, correlation_id: i32) -> Answering {
+pub(crate) fn start<B: BrokerApi>(call: Call<B>, mut request: ProduceRequest, correlation_id: i32) -> Answering {
     let acks = match request.acks {
         0 => Ok(Acks::None),
         1 => Ok(Acks::Leader),
@@ -38,10 +42,13 @@ pub(crate) fn start<B: BrokerApi>(call: Call<B>, request: ProduceRequest, correl
         _ => Err(Refusal::InvalidAcks),
     };
     let timeout_ms = u64::try_from(request.timeout_ms).unwrap_or(0);
-    let (asked, batches) = resolve_all(&call, request, &acks);
+    let transactional_id = request.transactional_id.take();
+    let transactions = transaction_support(call.version);
+    let (asked, partitions) = resolve_all(&call, request, &acks);
     let acks = acks.unwrap_or(Acks::Leader);
-    let appended = (!batches.is_empty())
-        .then(|| call.broker().produce(api::ProduceRequest { acks, timeout_ms, partitions: batches }));
+    let appended = (!partitions.is_empty()).then(|| {
+        call.broker().produce(api::ProduceRequest { acks, transactional_id, transactions, timeout_ms, partitions })
+    });
     Box::pin(async move {
         let produced = match appended {
             Some(appended) => appended.await,
@@ -50,6 +57,14 @@ pub(crate) fn start<B: BrokerApi>(call: Call<B>, request: ProduceRequest, correl
         let response = respond(&call, asked, produced);
         if acks == Acks::None { silent(&response) } else { encoded(&response, call.version, correlation_id) }
     })
+}
+
+fn transaction_support(version: i16) -> TransactionSupport {
+    match version {
+        IMPLICIT_PARTITIONS.. => TransactionSupport::Implicit,
+        KNOWS_ABORTABLE.. => TransactionSupport::KnowsAbortable,
+        _ => TransactionSupport::AddsPartitions,
+    }
 }
 
 fn resolve_all<B: BrokerApi>(

@@ -238,6 +238,17 @@ impl BrokerApi for Fake {
         ProducersDescription { partition, error: ErrorCode::None, producers: Vec::new() }
     }
 
+    async fn write_txn_markers(
+        &self,
+        markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
+        _: u64,
+    ) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
+        let written = |(_, partitions): (_, Vec<TopicPartition>)| {
+            partitions.into_iter().map(|partition| (partition, ErrorCode::None)).collect()
+        };
+        markers.into_iter().map(written).collect()
+    }
+
     async fn new_producer_id(&self) -> Result<ProducerId, ControlUnavailable> {
         Ok(ProducerId(4_000))
     }
