@@ -2,8 +2,9 @@
 //!
 //! Invariants: answers leave in the order of their requests. A Produce is appended when it is started and only its answer
 //! waits, so the next request is started at once; any other request holds back the next until its own answer is there,
-//! but does not wait for the acks of Produces before it. At most [`IN_FLIGHT_MAX`] requests are in flight, and nothing is
-//! started while [`UNSENT_MAX`] bytes of answers are unsent. What a client sends costs that connection at most.
+//! but does not wait for the acks of Produces before it. At most [`IN_FLIGHT_MAX`] requests are in flight, or
+//! [`IN_FLIGHT_BYTES`] of them where there are several, and nothing is started while [`UNSENT_MAX`] bytes of answers are
+//! unsent. What a client sends costs that connection at most.
 //!
 //! Dropping the task at any await is safe: what was appended stays, and nobody else refers to the connection.
 
@@ -28,6 +29,9 @@ use crate::watch::{Order, Standing, Watch};
 
 /// Requests that may be in flight.
 const IN_FLIGHT_MAX: usize = 100;
+/// Bytes of requests at which no other one is started: what one client may have appended that its followers do not have
+/// yet. So they are served from memory, and a client that sends faster than they follow is slowed down by them.
+const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of answers that may be unsent when a request is started.
 const UNSENT_MAX: usize = 256 * 1024;
 
@@ -75,6 +79,7 @@ struct InFlight {
     api: ApiKey,
     holds_back: bool,
     since: Instant,
+    bytes: usize,
     state: State,
     /// What its frame takes of the budget, until it is answered.
     _charge: Charge,
@@ -132,6 +137,7 @@ pub(crate) struct Connection<B> {
     input: Input,
     output: Output,
     in_flight: VecDeque<InFlight>,
+    in_flight_bytes: usize,
     draining: bool,
     untrimmed: bool,
 }
@@ -141,7 +147,8 @@ impl<B: BrokerApi> Connection<B> {
         let input = Input::new(&shared.budget, shared.limits.request_bytes_max);
         let output = Output::new(&shared.budget);
         let in_flight = VecDeque::new();
-        Self { shared, info, watch, stream, input, output, in_flight, draining: false, untrimmed: false }
+        let (in_flight_bytes, draining, untrimmed) = (0, false, false);
+        Self { shared, info, watch, stream, input, output, in_flight, in_flight_bytes, draining, untrimmed }
     }
 
     /// Serves the connection until it ends.
@@ -216,7 +223,8 @@ impl<B: BrokerApi> Connection<B> {
             if !front.poll_answered(cx) {
                 break;
             }
-            if let Some(InFlight { api, since, state: State::Answered(answer), .. }) = self.in_flight.pop_front() {
+            if let Some(InFlight { api, since, bytes, state: State::Answered(answer), .. }) = self.in_flight.pop_front() {
+                self.in_flight_bytes -= bytes;
                 self.deliver(api, since, answer)?;
             }
             moved = true;
@@ -248,17 +256,20 @@ impl<B: BrokerApi> Connection<B> {
     /// Starts the next request if it is whole and may start.
     fn start(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let held_back = self.in_flight.back().is_some_and(|back| back.holds_back && !back.is_answered());
-        let full = self.in_flight.len() >= IN_FLIGHT_MAX || self.output.len() >= UNSENT_MAX;
+        let full = self.in_flight.len() >= IN_FLIGHT_MAX
+            || self.in_flight_bytes >= IN_FLIGHT_BYTES
+            || self.output.len() >= UNSENT_MAX;
         if self.draining || held_back || full || self.input.poll_next(cx)? != NextFrame::Whole {
             return Ok(false);
         }
         let Some(frame) = self.input.take() else { return Ok(false) };
         let since = Instant::now();
-        let size = u64::try_from(frame.bytes.len()).unwrap_or(u64::MAX);
+        let bytes = frame.bytes.len();
         let Started { api, holds_back, answering } = dispatch::start(&self.shared, &self.info, frame.bytes)?;
-        self.shared.metrics.api(api).request_bytes.fetch_add(size, Ordering::Relaxed);
+        self.shared.metrics.api(api).request_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let state = State::Answering(answering);
-        self.in_flight.push_back(InFlight { api, holds_back, since, state, _charge: frame.charge });
+        self.in_flight.push_back(InFlight { api, holds_back, since, bytes, state, _charge: frame.charge });
+        self.in_flight_bytes += bytes;
         Ok(true)
     }
 
@@ -312,6 +323,7 @@ impl<B: BrokerApi> Connection<B> {
         if !self.draining {
             self.draining = true;
             self.in_flight.retain(|request| !request.holds_back || request.is_answered());
+            self.in_flight_bytes = self.in_flight.iter().map(|request| request.bytes).sum();
         }
     }
 }

@@ -18,6 +18,8 @@ pub(crate) const OWN: &[(&str, &str)] = &[
     ("ottla.pid.file", "where to write the process id while the node runs"),
     ("ottla.recovery.wait.ms", "how long recovery among the last known replicas waits for absent ones (R35)"),
     ("ottla.tail.cache.bytes", "memory for recent record batches, shared by all partitions"),
+    ("ottla.tcp.congestion.control", "for what listeners send, or empty for the system's own choice"),
+    ("ottla.threads", "threads that serve clients and replicate; the processors of the machine by default"),
 ];
 
 /// The listener that brokers use among themselves.

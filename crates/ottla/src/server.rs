@@ -28,6 +28,8 @@ use crate::stop::StopSignal;
 const DISK_THREADS: usize = 8;
 /// Files open at once in the logs' pool.
 const OPEN_FILES: usize = 1024;
+/// Paces nothing: where the system's own choice is bbr, that costs a local network more than half of its throughput.
+const CONGESTION_DEFAULT: &str = "cubic";
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
 /// How long produces that were appended may still be answered.
@@ -45,10 +47,20 @@ pub(crate) fn run(file: &Path, overrides: &[String], parent: Option<i32>) -> Res
     let config = NodeConfig::load(file, overrides)?;
     start_logging(&config);
     abort_on_panic();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("ottla").build()?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(threads(&config)?).enable_all().thread_name("ottla").build()?;
     let outcome = runtime.block_on(serve(config));
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+/// More threads than processors only wake each other: a request passes several tasks, and each hop to another thread costs
+/// more than the task.
+fn threads(config: &NodeConfig) -> Result<usize> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = config.number("ottla.threads", processors)?;
+    ensure!((1..=1024).contains(&threads), "ottla.threads is {threads}; 1 to 1024 is possible");
+    Ok(threads)
 }
 
 /// Has this process stop when its parent ends.
@@ -157,15 +169,16 @@ struct Sockets {
 
 impl Sockets {
     async fn reserve(config: &NodeConfig) -> Result<Sockets> {
+        let congestion = config.given.get("ottla.tcp.congestion.control").map_or(CONGESTION_DEFAULT, String::as_str);
         let http = match &config.http {
-            Some(address) => Some(reserve("ottla.http.listener", address).await?),
+            Some(address) => Some(reserve("ottla.http.listener", address, congestion).await?),
             None => None,
         };
         let mut sockets = Sockets { http, internal: None, kafka: Vec::new() };
         for listener in config.listeners.iter().filter(|_| config.is_broker) {
             // The controller binds its own.
             if listener.name != CONTROLLER {
-                let socket = reserve(&listener.name, &listener.bind_address()).await?;
+                let socket = reserve(&listener.name, &listener.bind_address(), congestion).await?;
                 match listener.name.as_str() {
                     INTERNAL => sockets.internal = Some(socket),
                     name => sockets.kafka.push((name.to_owned(), socket)),
@@ -176,11 +189,17 @@ impl Sockets {
     }
 }
 
-async fn reserve(what: &str, address: &str) -> Result<TcpSocket> {
+async fn reserve(what: &str, address: &str, congestion: &str) -> Result<TcpSocket> {
     let found = resolve(what, address).await?;
     let socket = if found.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // What an earlier process left in TIME_WAIT is no obstacle.
     socket.set_reuseaddr(true)?;
+    // Connections that are accepted inherit it; what brokers and consumers are sent in bulk goes over those.
+    if !congestion.is_empty()
+        && let Err(error) = socket2::SockRef::from(&socket).set_tcp_congestion(congestion.as_bytes())
+    {
+        tracing::warn!(what, congestion, %error, "the system does not know this ottla.tcp.congestion.control; its own is used");
+    }
     socket.bind(found).with_context(|| {
         format!("cannot listen on {address} ({what}): stop the process that uses the port, or configure another one")
     })?;

@@ -30,6 +30,7 @@ impl Partition {
                 tracing::debug!(topic = %self.topic, partition = %self.id.partition, %leader_epoch, "leads");
                 self.unassign(context, inner);
                 self.accept_loss(context, inner);
+                inner.log.keep_tail(true);
                 context.leadership_changed(self, true);
             }
             Action::LeaderStopped => {
@@ -42,6 +43,7 @@ impl Partition {
             Action::FollowerStarted { leader, leader_epoch } => {
                 tracing::debug!(topic = %self.topic, partition = %self.id.partition, %leader, %leader_epoch, "follows");
                 inner.fetch_waiters.wake();
+                inner.log.keep_tail(false);
                 let (before, handle) = (inner.follows.take(), inner.handle.take().map(|(handle, _)| handle));
                 inner.follows = Some(context.follower_streams.assign(context, leader, self, before, handle));
             }

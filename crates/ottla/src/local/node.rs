@@ -100,6 +100,10 @@ impl Node {
         for (name, value) in safety(count) {
             given.entry(name.to_owned()).or_insert_with(|| value.to_string());
         }
+        // The nodes share one machine.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = (processors / usize::from(count.max(1))).max(1);
+        given.entry("ottla.threads".to_owned()).or_insert_with(|| share.to_string());
         NodeConfig::from_properties(given.clone()).context("--override")?;
         std::fs::create_dir_all(&self.directory)
             .with_context(|| format!("cannot create {}", self.directory.display()))?;

@@ -47,6 +47,12 @@ impl Log {
         })
     }
 
+    /// Whether the newest batches are kept in memory for those who read at the end of the log: a leader serves its
+    /// followers from there, a follower needs none.
+    pub fn keep_tail(&mut self, keep: bool) {
+        self.tail.set_keeps(keep);
+    }
+
     /// Starts a new segment if the active one is old enough (`segment.ms`) by this wall clock; says whether it did.
     ///
     /// # Errors

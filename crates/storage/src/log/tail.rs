@@ -6,7 +6,7 @@
 //! only such an eviction ever contends for.
 //!
 //! Invariants: what is kept is a contiguous end of the log; after each append all logs together hold no more than the
-//! budget. A log that was never written has no memory here.
+//! budget. A log that was never written, or that nobody is served from, has no memory here.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,6 +50,8 @@ struct TailBatch {
 pub(super) struct Tail {
     budget: Arc<TailBudget>,
     queue: Option<Arc<Mutex<Queue>>>,
+    /// Whether what is appended is kept.
+    keeps: bool,
 }
 
 impl TailBudget {
@@ -93,11 +95,23 @@ impl TailBudget {
 
 impl Tail {
     pub(super) fn new(budget: Arc<TailBudget>) -> Self {
-        Self { budget, queue: None }
+        Self { budget, queue: None, keeps: true }
+    }
+
+    /// Whether what is appended from now on is kept. What was kept before goes where it is not.
+    pub(super) fn set_keeps(&mut self, keeps: bool) {
+        self.keeps = keeps;
+        if !keeps {
+            self.truncate_to(Offset(-1));
+            self.queue = None;
+        }
     }
 
     /// Takes batches that were appended to the log.
     pub(super) fn append(&mut self, batches: &[RecordBatch]) {
+        if !self.keeps {
+            return;
+        }
         let queue = self.queue.get_or_insert_default();
         let mut size = 0;
         let mut kept = lock(queue);
@@ -186,5 +200,20 @@ mod tests {
         appended(&mut late, 16, 6);
         assert_eq!([kept(&late, 11), kept(&late, 12)], [None, Some(10)]);
         assert_eq!(budget.used(), 10 * size);
+    }
+
+    #[test]
+    fn a_tail_that_keeps_nothing_holds_no_memory_and_begins_anew() {
+        let size = batch(10, 0, 1, 0).bytes().len();
+        let budget = Arc::new(TailBudget::new(10 * size));
+        let mut tail = Tail::new(Arc::clone(&budget));
+        appended(&mut tail, 10, 2);
+        tail.set_keeps(false);
+        appended(&mut tail, 12, 2);
+        assert_eq!((budget.used(), tail.read(Offset(12), Offset(99), usize::MAX, true)), (0, None));
+        tail.set_keeps(true);
+        appended(&mut tail, 14, 2);
+        let kept = |from| tail.read(Offset(from), Offset(99), usize::MAX, true).map(|b| b.len());
+        assert_eq!([kept(13), kept(14), kept(15)], [None, Some(2), Some(1)], "what is kept has no hole");
     }
 }
