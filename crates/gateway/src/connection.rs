@@ -223,7 +223,8 @@ impl<B: BrokerApi> Connection<B> {
             if !front.poll_answered(cx) {
                 break;
             }
-            if let Some(InFlight { api, since, bytes, state: State::Answered(answer), .. }) = self.in_flight.pop_front() {
+            if let Some(InFlight { api, since, bytes, state: State::Answered(answer), .. }) = self.in_flight.pop_front()
+            {
                 self.in_flight_bytes -= bytes;
                 self.deliver(api, since, answer)?;
             }

@@ -66,6 +66,34 @@ async fn produces_are_appended_while_others_wait_for_acks_and_answered_in_order(
 }
 
 #[tokio::test]
+async fn what_waits_for_acks_is_bounded_in_bytes() {
+    let mut served = Served::start().await;
+    served.broker.topic("t", 1);
+    let (mut client, other) = (served.client().await, &mut served.client().await);
+    let sending = tokio::spawn(async move {
+        for _ in 0..9 {
+            client.send(&produce(-1, &[7; 1 << 20]), 9).await;
+        }
+        client
+    });
+    let mut waiting = Vec::new();
+    while waiting.len() < 8 {
+        waiting.push(served.appends.recv().await.unwrap());
+    }
+    while served.handle.budget().used() < 9 << 20 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        assert!(is_alive(other).await);
+    }
+    assert!(served.appends.try_recv().is_err(), "the ninth is not appended before another one is answered");
+    waiting.remove(0).acked.send(ErrorCode::None).unwrap();
+    assert!(served.appends.recv().await.is_some());
+    drop(waiting);
+    sending.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_request_that_waits_holds_back_the_next_but_not_its_own_progress() {
     let mut served = Served::start().await;
     served.broker.topic("t", 1);
