@@ -27,6 +27,7 @@ faults *SCENARIOS:
 # Each safety rule switched off is noticed by a test
 mutations:
     cargo test -p replication --features mutations
+    cargo test -p coordinator --features mutations
 
 # Hostile bytes against the codec, two minutes a target (needs cargo-fuzz)
 fuzz TARGET="requests" SECONDS="120":

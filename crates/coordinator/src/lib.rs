@@ -1,5 +1,6 @@
-//! The group coordinator as a pure, log-driven core: one [`GroupShard`] holds the groups of one partition of
-//! `__consumer_offsets` (`R52` to `R55`).
+//! Coordinators as pure, log-driven cores. [`driver`] says how a shell drives one, whatever it coordinates;
+//! [`transaction`] is the transaction coordinator. The rest is the group coordinator: one [`GroupShard`] holds the groups of
+//! one partition of `__consumer_offsets` (`R52` to `R55`).
 //!
 //! Reading order: [`request`] (what is asked and answered, without versions), [`config`], [`record`] (what is written),
 //! [`state`] (what the log says), [`classic`] (members and their rebalance), [`offsets`] (commit, fetch, delete, expire),
@@ -11,6 +12,8 @@
 //! - [`classic::ClassicGroup`] is who is here right now: members, parked requests, deadlines. It dies with the coordinator;
 //!   the next one rebuilds it from `GroupState`, and every member's session starts anew.
 
+pub mod driver;
+
 pub mod classic;
 pub mod config;
 pub mod offsets;
@@ -21,9 +24,13 @@ pub mod shard;
 pub mod state;
 mod writes;
 
+pub mod transaction;
+
 pub use config::GroupConfig;
+pub use driver::Shard;
 pub use partition::partition_for;
 pub use record::{CoordinatorRecord, Fact};
 pub use request::{GroupRequest, GroupResponse};
 pub use shard::{BatchNumber, GroupShard, Now, Output, Token};
 pub use state::{CommittedOffset, GroupMetadata, GroupState, MemberMetadata};
+pub use transaction::{TransactionConfig, TransactionShard};

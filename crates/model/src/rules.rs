@@ -33,13 +33,24 @@ pub enum Rule {
     R34UncleanRegistration,
     R35LastKnownLeaders,
     R40Sequence,
-    R43OpenTransactions,
     R43MarkersAboveHighWatermark,
-    R47ProducerEpoch,
+    R43OpenTransactions,
+    R44EffectWhenCommitted,
+    R45AllMarkers,
+    R45PrepareIsFinal,
+    R46AbortFirst,
+    R46Bump,
+    R46ExhaustedEpoch,
+    R46ExpectedEpoch,
     R47CoordinatorEpoch,
     R47MarkerEpochAboveKnown,
-    R50Verification,
+    R47ProducerEpoch,
+    R48FenceBumps,
     R50Guard,
+    R50Verification,
+    R51BumpOnEnd,
+    R51Overflow,
+    R51RepeatedEnd,
     R57GreatestSession,
     R58PreviousBatch,
     R59AckOfCurrentSession,
@@ -55,7 +66,7 @@ pub enum Rule {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Rules {
     #[cfg(feature = "mutations")]
-    switched_off: u64,
+    switched_off: u128,
 }
 
 impl Rules {

@@ -1,0 +1,81 @@
+//! How a shell drives a shard, whatever the shard coordinates. A shard is the part of a coordinator's state that one
+//! partition of its topic holds.
+//!
+//! The shell owns the log and the clocks:
+//! 1. Load: [`Shard::replay`] every record from the log start to its end, once the high watermark covers it, then
+//!    [`Shard::finish_load`].
+//! 2. For each request or due [`Shard::poll_timeout`]: call the method, then drain [`Shard::poll_output`]. Requests that
+//!    wait may be handed in together before draining: their records then go into one batch.
+//! 3. For an [`Output::Append`]: append with acks=all; when the high watermark covers it, [`Shard::committed`]; when it is
+//!    certain that nothing was appended, [`Shard::failed`]; as long as neither is certain, nothing: the shard answers the
+//!    waiting requests in time by itself. Then drain again.
+//! 4. Leadership lost: [`Shard::unload`], drain, drop the shard. A new shard is loaded from the log.
+//!
+//! Every token is answered exactly once, by [`Output::Reply`].
+
+use model::{ErrorCode, Time};
+
+use crate::record::CoordinatorRecord;
+
+pub use crate::shard::{BatchNumber, Now, Token};
+
+/// What the shell must do.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Output<R, E> {
+    /// Answer a request.
+    Reply {
+        /// Which.
+        token: Token,
+        /// The answer.
+        response: R,
+    },
+    /// Append these records as one batch with acks=all, and say [`Shard::committed`] or [`Shard::failed`].
+    Append {
+        /// Its number.
+        batch: BatchNumber,
+        /// Its records, in order; never empty.
+        records: Vec<CoordinatorRecord>,
+    },
+    /// Something that only this kind of shard asks for.
+    Effect(E),
+}
+
+/// A coordinator's shard, as its shell sees it.
+pub trait Shard {
+    /// What is asked.
+    type Request;
+    /// What is answered.
+    type Response;
+    /// What else it asks of its shell.
+    type Effect;
+
+    /// Applies a record of the log while loading. What cannot be read is skipped and counted.
+    fn replay(&mut self, record: &CoordinatorRecord);
+
+    /// The log is replayed.
+    fn finish_load(&mut self, now: Now);
+
+    /// Takes a request; the answer comes from [`Self::poll_output`], now or later. `entropy` is 128 random bits.
+    fn handle(&mut self, token: Token, request: Self::Request, entropy: u128, now: Now);
+
+    /// What to do next.
+    fn poll_output(&mut self) -> Option<Output<Self::Response, Self::Effect>>;
+
+    /// The high watermark covers the batch: its records are true.
+    fn committed(&mut self, batch: BatchNumber, now: Now);
+
+    /// The batch is certainly not in the log, and never will be.
+    fn failed(&mut self, batch: BatchNumber, error: ErrorCode, now: Now);
+
+    /// When to call [`Self::handle_timeout`], on the monotonic clock.
+    fn poll_timeout(&self) -> Option<Time>;
+
+    /// Carries out what is due; does nothing when called early.
+    fn handle_timeout(&mut self, now: Now);
+
+    /// The leadership ended: everything that waits, and everything that still comes, is answered with `error`.
+    fn unload(&mut self, error: ErrorCode);
+
+    /// Records of the log that could not be read.
+    fn skipped_records(&self) -> u64;
+}
