@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{BrokerId, ErrorCode, Offset, TopicPartition};
 
-use crate::api::{FetchRequest, Fetched};
+use crate::api::{FetchRequest, Fetched, Isolation};
 use crate::context::Context;
 use crate::partition::{PartitionRead, ReadResult};
 use crate::waiters::FetchWaiter;
@@ -82,6 +82,9 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
                 Ok(bytes) => fetched.records = vec![bytes],
                 Err(error) => fetched.error = partition.read_failed(context, position.fetch_offset, error).await,
             }
+        }
+        if request.isolation == Isolation::ReadCommitted && fetched.error.is_none() && fetched.aborted.is_none() {
+            partition.find_aborted(context, position.fetch_offset, &mut fetched).await;
         }
         if let Some(nearer) = nearest_replica(context, request, position.partition, &fetched) {
             fetched.records.clear();

@@ -24,7 +24,7 @@ use model::{
 };
 use tokio::sync::{Notify, oneshot};
 
-use crate::api::Acks;
+use crate::api::{Acks, Isolation};
 use crate::context::Context;
 use crate::partition::{Leadership, Partition};
 use crate::waiters::PendingProduce;
@@ -229,7 +229,7 @@ impl Groups {
             // Listed before the look, so that no move in between is missed.
             let waiter = Arc::default();
             shard.partition.wake_at_next_move(&waiter);
-            match shard.partition.latest(LeaderEpoch::NONE) {
+            match shard.partition.latest(LeaderEpoch::NONE, Isolation::ReadUncommitted) {
                 Ok((end, _)) => return Some(end),
                 Err(ErrorCode::OffsetNotAvailable) => {}
                 Err(_) => return None,

@@ -6,9 +6,11 @@ use std::sync::{Arc, PoisonError};
 
 use metadata::{MetadataDelta, MetadataImage};
 use model::{BrokerEpoch, BrokerId, EndMarker, Offset, PartitionIndex, TopicId, TopicPartition};
-use replication::producers::{ProducerBatch, ProducerTable};
+use replication::producers::{EndedTransaction, ProducerBatch, ProducerTable};
 use replication::{Member, PartitionState, ReplicaConfig};
-use storage::{Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict};
+use storage::{
+    AbortedTransaction, Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict,
+};
 
 use crate::context::Context;
 use crate::housekeeping::write_checkpoints;
@@ -301,28 +303,54 @@ fn recover_one(
 }
 
 fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Result<Found, LogError> {
-    let (log, recovered) = Log::open(context.data.env(), &path, Arc::default(), hints)?;
+    let (mut log, recovered) = Log::open(context.data.env(), &path, Arc::default(), hints)?;
     if let Verdict::TruncatedTail { from, bytes } = recovered.verdict {
         tracing::warn!(directory = %path.display(), %from, bytes, "cut off a torn end that no acknowledged record was in");
     }
     if let Verdict::Lossy { first_bad } = recovered.verdict {
         tracing::error!(directory = %path.display(), %first_bad, "the log is corrupt; it will be fetched from the leader again");
     }
-    let (producers, snapshot_at) = load_producers(&log)?;
+    let (producers, snapshot_at) = recover_producers(&mut log)?;
     Ok(Found { topic: topic.to_owned(), log, recovered, producers, snapshot_at, high_watermark: hints.high_watermark })
 }
 
 /// The producers' state as the log says: the newest snapshot, and the batches after it; and the snapshot's offset (`R41`).
-pub(crate) fn load_producers(log: &Log) -> Result<(ProducerTable, Offset), LogError> {
-    let restored =
-        log.latest_producer_snapshot(log.log_end())?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
+pub(crate) fn load_producers(log: &mut Log) -> Result<(ProducerTable, Offset), LogError> {
+    load_producers_by(log, log.log_end())
+}
+
+/// As [`load_producers`], at the start, where a crash may have left an index of aborted transactions that knows more or
+/// less than the log.
+fn recover_producers(log: &mut Log) -> Result<(ProducerTable, Offset), LogError> {
+    let newest = log.log_end().min(log.aborted_sound_to());
+    let snapshot = log.latest_producer_snapshot(newest)?.map_or(log.log_start(), |(offset, _)| offset);
+    log.replay_aborted_from(snapshot)?;
+    load_producers_by(log, newest)
+}
+
+/// From a snapshot that is not above `newest`. The log is told of the transactions that were aborted after it.
+fn load_producers_by(log: &mut Log, newest: Offset) -> Result<(ProducerTable, Offset), LogError> {
+    let restored = log.latest_producer_snapshot(newest)?.and_then(|(_, bytes)| ProducerTable::restore(&bytes).ok());
     let (from, mut table) = restored.unwrap_or_else(|| (log.log_start(), ProducerTable::default()));
+    let mut aborted = Vec::new();
     log.scan(from.max(log.log_start()), |header, control| {
-        if let Some(batch) = ProducerBatch::of(header, control.and_then(EndMarker::of)) {
-            table.append(&batch);
-        }
+        let ended = ProducerBatch::of(header, control.and_then(EndMarker::of)).and_then(|batch| table.append(&batch));
+        aborted.extend(ended.filter(|ended| !ended.commit).map(|ended| aborted_transaction(&ended)));
     })?;
+    for transaction in aborted {
+        log.note_aborted(transaction)?;
+    }
     Ok((table, from))
+}
+
+/// What the log keeps of a transaction that was aborted.
+pub(crate) fn aborted_transaction(ended: &EndedTransaction) -> AbortedTransaction {
+    AbortedTransaction {
+        producer_id: ended.producer_id,
+        first_offset: ended.first_offset,
+        last_offset: ended.marker_offset,
+        last_stable_offset: ended.stable_end,
+    }
 }
 
 /// Takes a partition's files out of use on the disk pool, then frees their space.

@@ -36,7 +36,7 @@ pub(crate) fn not_produced(context: &Context, partition: TopicPartition) -> Prod
 }
 
 /// ListOffsets of one partition.
-pub(crate) async fn list(context: &Arc<Context>, _isolation: Isolation, asked: ListOffsetsPartition) -> ListedOffset {
+pub(crate) async fn list(context: &Arc<Context>, isolation: Isolation, asked: ListOffsetsPartition) -> ListedOffset {
     let id = asked.partition;
     let answer =
         |error, timestamp, offset, leader_epoch| ListedOffset { partition: id, error, timestamp, offset, leader_epoch };
@@ -46,12 +46,12 @@ pub(crate) async fn list(context: &Arc<Context>, _isolation: Isolation, asked: L
     let epoch = asked.current_leader_epoch;
     let found = match asked.spec {
         OffsetSpec::Earliest | OffsetSpec::EarliestLocal => partition.earliest(epoch).map(|(o, e)| (-1, o, e)),
-        OffsetSpec::Latest => partition.latest(epoch).map(|(o, e)| (-1, o, e)),
+        OffsetSpec::Latest => partition.latest(epoch, isolation).map(|(o, e)| (-1, o, e)),
         // There is no remote storage: nothing is in it.
         OffsetSpec::LatestTiered => partition.earliest(epoch).map(|_| (-1, Offset::NONE, LeaderEpoch::NONE)),
         OffsetSpec::MaxTimestamp | OffsetSpec::Timestamp(_) => {
             let (pool, spec) = (context.disk_pool.clone(), asked.spec);
-            pool.run(move || by_time(&partition, epoch, spec)).await
+            pool.run(move || by_time(&partition, epoch, isolation, spec)).await
         }
     };
     match found {
@@ -63,10 +63,10 @@ pub(crate) async fn list(context: &Arc<Context>, _isolation: Isolation, asked: L
 type Found = Result<(i64, Offset, LeaderEpoch), ErrorCode>;
 
 /// Blocks.
-fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, spec: OffsetSpec) -> Found {
+fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, isolation: Isolation, spec: OffsetSpec) -> Found {
     let mut inner = partition.lock();
     inner.replica.check_leader(epoch)?;
-    let high_watermark = inner.replica.log().high_watermark;
+    let readable_end = inner.readable_end(isolation);
     let timestamp = match spec {
         OffsetSpec::Timestamp(timestamp) => timestamp,
         _ => match inner.log.max_timestamp().map_err(|_| ErrorCode::KafkaStorageError)? {
@@ -95,8 +95,8 @@ fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, spec: OffsetSpec) -> 
                 .map(|(at, offset)| (at, offset, header.leader_epoch))
         }
     };
-    // Records above the high watermark do not exist for clients yet.
-    Ok(found.filter(|(_, offset, _)| *offset < high_watermark).unwrap_or((-1, Offset::NONE, LeaderEpoch::NONE)))
+    // Records above do not exist for this client yet.
+    Ok(found.filter(|(_, offset, _)| *offset < readable_end).unwrap_or((-1, Offset::NONE, LeaderEpoch::NONE)))
 }
 
 /// DeleteRecords: moves the log starts, then waits until all live replicas have followed (`R60`).

@@ -757,7 +757,8 @@ mod tests {
         // R19
         let mut leader = leader(10, 7, &[1, 2, 3]);
         assert_eq!(leader.latest_offset(), Err(ErrorCode::OffsetNotAvailable));
-        let positions = |leader: &Replica| [6, 7, 10, 11].map(|o| leader.fetch_position(Offset(o)));
+        let positions =
+            |leader: &Replica| [6, 7, 10, 11].map(|o| leader.fetch_position(Offset(o), leader.log().high_watermark));
         use FetchPosition::{OutOfRange, Readable, Wait};
         assert_eq!(positions(&leader), [Readable, Wait, Wait, OutOfRange]);
         opens(&mut leader, B2, 1, 10, T0);

@@ -227,9 +227,9 @@ impl SyncPoint {
 /// Where a consumer's fetch offset stands (`R19`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FetchPosition {
-    /// There are records to return, up to the high watermark.
+    /// There are records to return, up to the end of what may be read.
     Readable,
-    /// At or above the high watermark: wait; nothing to return yet.
+    /// At or above that end: wait; nothing to return yet.
     Wait,
     /// `OFFSET_OUT_OF_RANGE`.
     OutOfRange,

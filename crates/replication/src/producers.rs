@@ -890,5 +890,149 @@ mod tests {
             let expected: Vec<i32> = (0..i32::try_from(log.len()).unwrap()).collect();
             prop_assert_eq!(log, expected);
         }
+
+        /// Against a plain model: the log as a list, everything derived from the whole of it.
+        #[test]
+        fn transactions_are_what_the_log_says_over_truncations_restarts_and_failovers(
+            steps in prop::collection::vec(step(), 1..120),
+        ) {
+            let mut world = World::default();
+            for step in steps {
+                world.take(step);
+                world.check();
+            }
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Data(i64),
+        Plain(i64),
+        End(i64, bool),
+        HighWatermark(i64),
+        Snapshot,
+        /// Down to so far above the high watermark.
+        Truncate(i64),
+        /// The high watermark's checkpoint is so far behind.
+        Restart(i64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..5i64).prop_map(Step::Data),
+            1 => (0..5i64).prop_map(Step::Plain),
+            5 => (0..5i64, any::<bool>()).prop_map(|(id, commit)| Step::End(id, commit)),
+            4 => (1..8i64).prop_map(Step::HighWatermark),
+            1 => Just(Step::Snapshot),
+            1 => (0..6i64).prop_map(Step::Truncate),
+            1 => (0..6i64).prop_map(Step::Restart),
+        ]
+    }
+
+    #[derive(Default)]
+    struct World {
+        log: Vec<ProducerBatch>,
+        snapshots: Vec<(i64, Vec<u8>)>,
+        table: ProducerTable,
+        high_watermark: i64,
+        /// The highest high watermark ever: what is below is committed, whatever a replica knows of it.
+        committed: i64,
+        ended: BTreeMap<Offset, EndedTransaction>,
+    }
+
+    impl World {
+        fn end(&self) -> i64 {
+            i64::try_from(self.log.len()).unwrap()
+        }
+
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Data(id) => self.append(begun(id, 0, self.end())),
+                Step::Plain(id) => self.append(ProducerBatch { kind: BatchKind::Plain, ..begun(id, 0, self.end()) }),
+                Step::End(id, commit) => {
+                    let marker = EndMarker { commit, coordinator_epoch: 0 };
+                    let kind = BatchKind::Marker(marker);
+                    self.append(ProducerBatch { kind, ..ended(id, 0, self.end(), 0) });
+                }
+                Step::HighWatermark(by) => self.raise((self.high_watermark + by).min(self.end())),
+                Step::Snapshot => self.snapshots.push((self.end(), self.table.snapshot(Offset(self.end())))),
+                Step::Truncate(above) => {
+                    let end = (self.committed + above).min(self.end());
+                    self.log.truncate(usize::try_from(end).unwrap());
+                    self.snapshots.retain(|(offset, _)| *offset <= end);
+                    self.ended.retain(|marker, _| marker.0 < end);
+                    self.reload();
+                }
+                Step::Restart(behind) => {
+                    self.high_watermark = (self.high_watermark - behind).max(0);
+                    self.reload();
+                }
+            }
+        }
+
+        fn append(&mut self, batch: ProducerBatch) {
+            self.log.push(batch);
+            let ended = self.table.append(&batch);
+            self.ended.extend(ended.map(|ended| (ended.marker_offset, ended)));
+        }
+
+        fn raise(&mut self, high_watermark: i64) {
+            self.high_watermark = high_watermark;
+            self.committed = self.committed.max(high_watermark);
+            self.table.stabilise(Offset(high_watermark));
+        }
+
+        fn reload(&mut self) {
+            let newest = self.snapshots.last();
+            let (from, table) = newest
+                .map_or((Offset(0), ProducerTable::default()), |(_, bytes)| ProducerTable::restore(bytes).unwrap());
+            self.table = table;
+            for batch in &self.log[usize::try_from(from.0).unwrap()..] {
+                if let Some(ended) = self.table.append(batch) {
+                    assert_eq!(self.ended.get(&ended.marker_offset), Some(&ended));
+                }
+            }
+            self.table.stabilise(Offset(self.high_watermark));
+        }
+
+        /// All transactions by the whole log: where each begins, where its marker stands, and how it ended.
+        fn transactions(&self) -> Vec<(i64, Option<(i64, bool)>)> {
+            let mut open = BTreeMap::new();
+            let mut all = Vec::new();
+            for batch in &self.log {
+                match batch.kind {
+                    BatchKind::Plain => {}
+                    BatchKind::Transactional => drop(open.entry(batch.producer_id).or_insert(batch.base_offset.0)),
+                    BatchKind::Marker(marker) => {
+                        let began = open.remove(&batch.producer_id);
+                        all.extend(began.map(|began| (began, Some((batch.base_offset.0, marker.commit)))));
+                    }
+                }
+            }
+            all.extend(open.into_values().map(|began| (began, None)));
+            all
+        }
+
+        /// R43, with a marker safe below `safe`.
+        fn stable(&self, safe: i64) -> i64 {
+            let undecided = self.transactions().into_iter().filter(|(_, end)| end.is_none_or(|(at, _)| at >= safe));
+            undecided.map(|(began, _)| began).chain([self.high_watermark]).min().unwrap()
+        }
+
+        fn check(&self) {
+            let log = view(0, self.high_watermark, self.end());
+            let stable = self.table.last_stable_offset(log, Rules::all()).0;
+            assert!(stable <= self.stable(self.committed), "undecided records are seen below {stable}");
+            assert!(stable >= self.stable(self.high_watermark), "decided records are held back at {stable}");
+            let ended: Vec<_> =
+                self.transactions().into_iter().filter_map(|(began, end)| Some((began, end?))).collect();
+            assert_eq!(self.ended.len(), ended.len());
+            for (began, (at, commit)) in ended {
+                let told = self.ended[&Offset(at)];
+                assert_eq!((told.first_offset.0, told.commit), (began, commit));
+                let later = self.transactions().into_iter().filter(|(_, end)| end.is_none_or(|(other, _)| other > at));
+                assert!(later.map(|(began, _)| began).all(|began| began >= told.stable_end.0));
+            }
+        }
     }
 }

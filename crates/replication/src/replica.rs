@@ -277,14 +277,15 @@ impl Replica {
         if self.is_leader() { Ok(()) } else { Err(ErrorCode::NotLeaderOrFollower) }
     }
 
-    /// Where a consumer's offset stands (`R19`): offsets that the high watermark has not reached yet wait. A follower
-    /// may lag behind any offset that exists, so it makes all of them wait.
+    /// Where a consumer's offset stands (`R19`) that may read up to `readable_end`, the high watermark or the last stable
+    /// offset (`R43`): offsets that this has not reached yet wait. A follower may lag behind any offset that exists, so it
+    /// makes all of them wait.
     #[must_use]
-    pub fn fetch_position(&self, offset: Offset) -> FetchPosition {
+    pub fn fetch_position(&self, offset: Offset, readable_end: Offset) -> FetchPosition {
         let log = self.core.log;
         if offset < log.start || (offset > log.end && self.is_leader()) {
             FetchPosition::OutOfRange
-        } else if offset < log.high_watermark {
+        } else if offset < readable_end {
             FetchPosition::Readable
         } else {
             FetchPosition::Wait

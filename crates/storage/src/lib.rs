@@ -24,7 +24,7 @@ pub use config::{CleanupPolicy, FlushPolicy, LogConfig};
 pub use data_dir::{Checkpoint, DataDir, DataDirError, MetaProperties, PartitionDir};
 pub use env::{DirHealth, LogEnv};
 pub use log::{
-    Appended, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, Read, Recovered, SyncDone, SyncTicket,
-    TimeMatch, Verdict,
+    Aborted, AbortedTransaction, Appended, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints,
+    Read, Recovered, SyncDone, SyncTicket, TimeMatch, Verdict,
 };
 pub use pool::DiskPool;

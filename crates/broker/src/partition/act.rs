@@ -74,6 +74,7 @@ impl Partition {
             Action::AdvanceLogStart(start) => {
                 let advanced = inner.log.advance_log_start(start).map(drop);
                 self.check_log(context, inner, advanced);
+                inner.fetch_waiters.wake();
             }
             Action::Sync => self.sync(context, inner),
             Action::OpenSession { .. } => {
@@ -97,8 +98,11 @@ impl Partition {
     /// After a cut, the producers' state is what the log still says (`R41`). A cut that failed leaves a log that is not what
     /// the core believes: whatever the reason, the replica ends.
     fn after_cut(&self, context: &Arc<Context>, inner: &mut Inner, cut: Result<(), LogError>) {
-        match cut.and_then(|()| load_producers(&inner.log)) {
-            Ok(loaded) => (inner.producers, inner.snapshot_at) = loaded,
+        match cut.and_then(|()| load_producers(&mut inner.log)) {
+            Ok(loaded) => {
+                (inner.producers, inner.snapshot_at) = loaded;
+                inner.producers.stabilise(inner.replica.log().high_watermark);
+            }
             Err(error) => self.fail(context, inner, &error),
         }
     }

@@ -7,10 +7,12 @@ use model::batch::BatchError;
 use model::{ClientBatches, Codec, EndMarker, ErrorCode, Offset, RecordBatch, RecordIter, Rules, Time, TimestampType};
 use replication::ProduceVerdict;
 use replication::producers::{ProducerBatch, SequenceCheck};
+use storage::LogError;
 
 use super::{Inner, Leadership, Partition};
 use crate::api::{Acks, Produced, RecordRefused};
 use crate::context::Context;
+use crate::loading::aborted_transaction;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::PendingProduce;
 
@@ -181,17 +183,13 @@ impl Partition {
             return Err(self.refuse(ErrorCode::KafkaStorageError, &error.to_string()));
         }
         inner.no_space = false;
-        self.note_producer(context, inner, &batch);
+        if let Err(error) = inner.note_producer(&batch) {
+            self.log_failed(context, inner, &error);
+            return Err(self.refuse(ErrorCode::KafkaStorageError, &error.to_string()));
+        }
         let end = batch.header().next_offset();
         inner.replica.handle_leader_append(end, moment.now);
         Ok(Appended { base_offset, end, log_append_time })
-    }
-
-    /// A batch stands in the log: what follows for its producer.
-    pub(super) fn note_producer(&self, _context: &Arc<Context>, inner: &mut Inner, batch: &RecordBatch) {
-        if let Some(producer) = ProducerBatch::of(batch.header(), EndMarker::of(batch)) {
-            inner.producers.append(&producer);
-        }
     }
 
     /// What the topic's configs say of a batch.
@@ -271,6 +269,22 @@ impl Partition {
 }
 
 impl Inner {
+    /// A batch stands in the log: what follows for its producer, and for readers where it ends a transaction. An error ends
+    /// the replica: its log has more than its state says.
+    pub(super) fn note_producer(&mut self, batch: &RecordBatch) -> Result<(), LogError> {
+        let Some(producer) = ProducerBatch::of(batch.header(), EndMarker::of(batch)) else { return Ok(()) };
+        match self.producers.append(&producer).filter(|ended| !ended.commit) {
+            Some(aborted) => self.log.note_aborted(aborted_transaction(&aborted)),
+            None => Ok(()),
+        }
+    }
+
+    /// The end of what read_committed consumers see, and below which nothing is undecided (`R43`): retention and compaction
+    /// stay below it (`R39`).
+    pub(crate) fn last_stable_offset(&self) -> Offset {
+        self.producers.last_stable_offset(self.replica.log(), Rules::all())
+    }
+
     pub(super) fn check_leadership(&self, named: Option<Leadership>) -> Result<(), ErrorCode> {
         match named {
             Some(named) if named != self.leadership => Err(ErrorCode::NotLeaderOrFollower),

@@ -93,8 +93,9 @@ impl Partition {
         match inner.log.append(batches) {
             Ok(_) => {
                 inner.no_space = false;
-                for batch in batches {
-                    self.note_producer(context, inner, batch);
+                if let Err(error) = batches.iter().try_for_each(|batch| inner.note_producer(batch)) {
+                    self.log_failed(context, inner, &error);
+                    return;
                 }
                 inner.replica.handle_follower_append(header);
             }

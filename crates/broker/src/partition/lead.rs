@@ -300,7 +300,7 @@ fn answer_to_wire(answer: Answer) -> wire::Answer {
 }
 
 /// The end and the epoch of the last batch in chunks of whole batches.
-fn last_of(chunks: &[Bytes]) -> Option<(Offset, LeaderEpoch)> {
+pub(super) fn last_of(chunks: &[Bytes]) -> Option<(Offset, LeaderEpoch)> {
     let mut rest = chunks.last()?.as_ref();
     let mut last = None;
     while let Some(header) = BatchHeader::read(rest) {

@@ -141,10 +141,13 @@ impl Partition {
             synced_end: log.synced_end(),
             high_watermark: parts.high_watermark,
         };
+        let replica = Replica::new(parts.config, view, parts.epochs);
+        let mut producers = parts.producers;
+        producers.stabilise(replica.log().high_watermark);
         let inner = Inner {
-            replica: Replica::new(parts.config, view, parts.epochs),
+            replica,
             log,
-            producers: parts.producers,
+            producers,
             settings: parts.settings,
             leader: BrokerId::NONE,
             leadership: Leadership(0),

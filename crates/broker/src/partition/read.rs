@@ -2,16 +2,22 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use model::{EpochEnd, ErrorCode, LeaderEpoch, Offset, Time};
 use replication::{Divergence, FetchPosition};
-use storage::{ColdRead, LogError, Read};
+use storage::{Aborted, ColdRead, LogError, Read};
 
+use super::lead::last_of;
 use super::{Inner, Partition};
 use crate::api::{
-    EpochEndOffset, FetchPartition, Fetched, Isolation, ProducerDescription, ProducersDescription, ReplicaOnDisk,
+    AbortedTransaction, EpochEndOffset, FetchPartition, Fetched, Isolation, ProducerDescription, ProducersDescription,
+    ReplicaOnDisk,
 };
 use crate::context::Context;
 use crate::waiters::FetchWaiter;
+
+/// How often deletions may come between a read and its index before the client has to ask again.
+const GONE_MAX: usize = 3;
 
 /// A consumer's read of this partition.
 #[derive(Clone, Copy, Debug)]
@@ -55,11 +61,8 @@ impl Partition {
         }
         let log = inner.replica.log();
         fetched.high_watermark = log.high_watermark;
-        fetched.last_stable_offset = log.high_watermark;
+        fetched.last_stable_offset = inner.last_stable_offset();
         fetched.log_start = log.start;
-        if request.isolation == Isolation::ReadCommitted {
-            fetched.aborted = Some(Vec::new());
-        }
         if position.last_fetched_epoch != LeaderEpoch::NONE {
             match inner.replica.divergence(position.last_fetched_epoch, position.fetch_offset) {
                 Divergence::None => {}
@@ -73,7 +76,8 @@ impl Partition {
                 }
             }
         }
-        match inner.replica.fetch_position(position.fetch_offset) {
+        let readable_end = inner.readable_end(request.isolation);
+        match inner.replica.fetch_position(position.fetch_offset, readable_end) {
             FetchPosition::OutOfRange => fetched.error = ErrorCode::OffsetOutOfRange,
             FetchPosition::Wait => {
                 if let Some(waiter) = waiter {
@@ -88,8 +92,13 @@ impl Partition {
                 if let Some(waiter) = waiter {
                     inner.fetch_waiters.push(waiter);
                 }
-                match inner.log.read(position.fetch_offset, log.high_watermark, max, request.min_one) {
-                    Ok(Read::Memory(batches)) => fetched.records = batches,
+                match inner.log.read(position.fetch_offset, readable_end, max, request.min_one) {
+                    Ok(Read::Memory(batches)) => {
+                        if request.isolation == Isolation::ReadCommitted {
+                            fetched.aborted = inner.aborted_in_memory(position.fetch_offset, &batches);
+                        }
+                        fetched.records = batches;
+                    }
                     Ok(Read::Cold(cold)) => return ReadResult { fetched, cold: Some(cold) },
                     Err(error) => {
                         self.log_failed(context, &mut inner, &error);
@@ -100,6 +109,35 @@ impl Partition {
             }
         }
         ReadResult { fetched, cold: None }
+    }
+
+    /// Finds which transactions of the records that were read from `from` on were aborted (`R43`). Where the log has changed
+    /// meanwhile there are no records any more: the client asks again.
+    pub(crate) async fn find_aborted(self: &Arc<Self>, context: &Arc<Context>, from: Offset, fetched: &mut Fetched) {
+        if let Some((end, _)) = last_of(&fetched.records) {
+            for _ in 0..GONE_MAX {
+                let asked = self.lock().log.aborted(from, end);
+                let found = match asked {
+                    Ok(Aborted::Memory(found)) => Ok(found),
+                    Ok(Aborted::Cold(cold)) => context.disk_pool.run(move || cold.run()).await,
+                    Err(error) => Err(error),
+                };
+                match found {
+                    Ok(found) => {
+                        fetched.aborted = Some(found.iter().map(aborted).collect());
+                        return;
+                    }
+                    Err(LogError::Gone(_)) => {}
+                    Err(LogError::OutOfRange { .. }) => break,
+                    Err(error) => {
+                        fetched.error = self.read_failed(context, from, error).await;
+                        break;
+                    }
+                }
+            }
+            fetched.records.clear();
+        }
+        fetched.aborted = Some(Vec::new());
     }
 
     /// A read at `from` without the lock failed: a fault of the disk, or only overtaken by a deletion. Says what a client is
@@ -157,11 +195,16 @@ impl Partition {
         Ok((start, inner.replica.epochs().epoch_of(start).unwrap_or(LeaderEpoch::NONE)))
     }
 
-    /// The offset after the last record that a consumer may see (`R19`).
-    pub(crate) fn latest(&self, current_leader_epoch: LeaderEpoch) -> Result<(Offset, LeaderEpoch), ErrorCode> {
+    /// The offset after the last record that a consumer may see (`R19`, `R43`).
+    pub(crate) fn latest(
+        &self,
+        current_leader_epoch: LeaderEpoch,
+        isolation: Isolation,
+    ) -> Result<(Offset, LeaderEpoch), ErrorCode> {
         let inner = self.lock();
         inner.replica.check_leader(current_leader_epoch)?;
-        Ok((inner.replica.latest_offset()?, inner.replica.leader_epoch()))
+        inner.replica.latest_offset()?;
+        Ok((inner.readable_end(isolation), inner.replica.leader_epoch()))
     }
 
     /// Where a leader epoch ended (`R24`).
@@ -226,6 +269,7 @@ impl Partition {
                     return Err(ErrorCode::KafkaStorageError);
                 }
                 inner.replica.handle_log_start(target);
+                inner.fetch_waiters.wake();
             }
             Ok(target)
         })
@@ -256,9 +300,34 @@ impl Partition {
     }
 }
 
+impl Inner {
+    /// The end of what a consumer may see.
+    pub(crate) fn readable_end(&self, isolation: Isolation) -> Offset {
+        match isolation {
+            Isolation::ReadUncommitted => self.replica.log().high_watermark,
+            Isolation::ReadCommitted => self.last_stable_offset(),
+        }
+    }
+
+    /// The aborted transactions of batches read from `from` on; None where files have to be asked.
+    fn aborted_in_memory(&self, from: Offset, batches: &[Bytes]) -> Option<Vec<AbortedTransaction>> {
+        let Some((end, _)) = last_of(batches) else { return Some(Vec::new()) };
+        match self.log.aborted(from, end) {
+            Ok(Aborted::Memory(found)) => Some(found.iter().map(aborted).collect()),
+            Ok(Aborted::Cold(_)) | Err(_) => None,
+        }
+    }
+}
+
+fn aborted(transaction: &storage::AbortedTransaction) -> AbortedTransaction {
+    AbortedTransaction { producer_id: transaction.producer_id, first_offset: transaction.first_offset }
+}
+
 fn housekeep(inner: &mut Inner, wall: Time) -> Result<(), LogError> {
     inner.log.maybe_roll(wall)?;
-    inner.log.retain(wall, inner.replica.log().high_watermark)?;
+    // R39: nothing that is undecided, above the high watermark or in an open transaction.
+    let stable = inner.last_stable_offset();
+    inner.log.retain(wall, stable)?;
     inner.log.free_deleted(wall)?;
     Ok(())
 }

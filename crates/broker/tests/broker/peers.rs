@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use broker::api::Acks;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use metadata::ControlRequest;
 use metadata::control::Heartbeat;
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, ErrorCode, Incarnation, LeaderEpoch, Offset, PartitionIndex, TopicId,
-    TopicPartition, Uuid,
+    BrokerEpoch, BrokerId, ClusterId, EndMarker, ErrorCode, Incarnation, LeaderEpoch, Offset, PartitionIndex,
+    ProducerEpoch, ProducerId, TopicId, TopicPartition, Uuid,
 };
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::replication::{
-    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LeaderFrame, LeaderFrames, LeaderSource,
+    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LeaderFrame, LeaderFrames, LeaderSender,
     Open, OpenAnswer, ReplicationServer, dial,
 };
 use storage::disk::Crash;
@@ -23,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::cluster::*;
+use crate::transactions::{Agrees, committed, end, end_of, marker, transactional, write};
 
 const PLAYED: i32 = 9;
 
@@ -31,14 +31,14 @@ struct Played {
     controller: Arc<Controller>,
     epoch: Arc<AtomicI64>,
     /// Streams of those who follow it.
-    followers: mpsc::UnboundedReceiver<(FollowerFrames, mpsc::Sender<LeaderFrame>)>,
+    followers: mpsc::UnboundedReceiver<(FollowerFrames, LeaderSender)>,
     streams: u64,
 }
 
 #[derive(Debug)]
 struct Peer {
     epoch: Arc<AtomicI64>,
-    streams: mpsc::UnboundedSender<(FollowerFrames, mpsc::Sender<LeaderFrame>)>,
+    streams: mpsc::UnboundedSender<(FollowerFrames, LeaderSender)>,
 }
 
 impl BrokerPeer for Peer {
@@ -53,13 +53,10 @@ impl BrokerPeer for Peer {
 }
 
 impl ReplicationServer for Peer {
-    async fn accept(self: Arc<Self>, _: Hello, frames: FollowerFrames) -> Result<LeaderSource, String> {
+    async fn accept(self: Arc<Self>, _: Hello, frames: FollowerFrames, sender: LeaderSender) -> Result<(), String> {
         let hello = BrokerEpoch(self.epoch.load(Ordering::SeqCst));
-        let (sender, source) = mpsc::channel(8);
-        sender.send(LeaderFrame { hello: Some(hello), ..LeaderFrame::default() }).await.unwrap();
-        self.streams.send((frames, sender)).map_err(|_| "the test is over".to_owned())?;
-        let next = |mut source: mpsc::Receiver<LeaderFrame>| async move { Some((source.recv().await?, source)) };
-        Ok(futures_util::stream::unfold(source, next).boxed())
+        sender.send(LeaderFrame { hello: Some(hello), ..LeaderFrame::default() }).await;
+        self.streams.send((frames, sender)).map_err(|_| "the test is over".to_owned())
     }
 }
 
@@ -179,7 +176,7 @@ impl Following {
 /// The played broker as a leader.
 struct Followed {
     frames: FollowerFrames,
-    sender: mpsc::Sender<LeaderFrame>,
+    sender: LeaderSender,
 }
 
 impl Followed {
@@ -198,7 +195,7 @@ impl Followed {
 
     async fn answer(&self, open: &Open, answer: Answer) {
         let answer = OpenAnswer { handle: open.handle, open_no: open.open_no, answer };
-        self.sender.send(LeaderFrame { answers: vec![answer], ..LeaderFrame::default() }).await.unwrap();
+        assert!(self.sender.send(LeaderFrame { answers: vec![answer], ..LeaderFrame::default() }).await);
     }
 
     async fn accept(&self, open: &Open) {
@@ -207,7 +204,7 @@ impl Followed {
     }
 
     async fn data(&self, data: Data) {
-        self.sender.send(LeaderFrame { data: vec![data], ..LeaderFrame::default() }).await.unwrap();
+        assert!(self.sender.send(LeaderFrame { data: vec![data], ..LeaderFrame::default() }).await);
     }
 }
 
@@ -471,4 +468,66 @@ async fn what_the_next_leader_does_not_have_is_cut_off() {
     stream.answer(&session, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }).await;
     let session = stream.opened().await;
     assert_eq!((session.log_start, session.log_end, session.last_epoch), (Offset(50), Offset(50), LeaderEpoch(-1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_that_the_follower_does_not_have_leaves_its_transaction_undecided() {
+    // R43: it may be lost with the leader, and the transaction end the other way.
+    let cluster = Cluster::with_verifier(1, 2, Some(Arc::new(Agrees))).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    stream.answer().await;
+    let broker = Arc::clone(cluster.broker(1));
+    let wrote = tokio::spawn(async move { write(&broker, id, transactional("a", 0, 0)).await });
+    stream.next("data", |frame| frame.data.first().cloned()).await;
+    stream.ack(1, 1, 1).await;
+    assert_eq!(soon("the produce", wrote).await.unwrap(), (ErrorCode::None, 0));
+    let broker = Arc::clone(cluster.broker(1));
+    let mut ending = tokio::spawn(async move { end(&broker, id, marker(1, 0, true)).await });
+    stream.next("the marker", |frame| frame.data.first().cloned()).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut ending).await;
+    assert!(early.is_err(), "a marker waits for all in-sync replicas");
+    let fetched = fetch(cluster.broker(1), id, 0).await;
+    assert_eq!((fetched.high_watermark, fetched.last_stable_offset), (Offset(1), Offset(0)));
+    stream.ack(1, 1, 2).await;
+    assert_eq!(soon("the marker", ending).await.unwrap(), ErrorCode::None);
+    let fetched = fetch(cluster.broker(1), id, 0).await;
+    assert_eq!((fetched.high_watermark, fetched.last_stable_offset), (Offset(2), Offset(2)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_that_is_cut_off_is_forgotten_and_the_other_outcome_is_believed() {
+    let mut cluster = Cluster::with_verifier(1, 1, Some(Arc::new(Agrees))).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    stream.answer().await;
+    let broker = Arc::clone(cluster.broker(1));
+    let wrote = tokio::spawn(async move { write(&broker, id, transactional("a", 0, 0)).await });
+    stream.next("data", |frame| frame.data.first().cloned()).await;
+    stream.ack(1, 1, 1).await;
+    soon("the produce", wrote).await.unwrap();
+    let broker = Arc::clone(cluster.broker(1));
+    let ending = tokio::spawn(async move { end(&broker, id, end_of(7, false)).await });
+    eventually("the marker is written", || (cluster.log_end(1, id) == 2).then_some(())).await;
+    // It holds the broker, which is to be gone.
+    ending.abort();
+    assert!(ending.await.is_err(), "the marker is nowhere else");
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    cluster.start_broker(1).await;
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    stream.answer(&session, Answer::Diverging { epoch: LeaderEpoch(0), end: Offset(1) }).await;
+    let session = stream.opened().await;
+    stream.accept(&session).await;
+    let commit = EndMarker { commit: true, coordinator_epoch: 1 }.encode((ProducerId(7), ProducerEpoch(0)), 1000);
+    let commit = commit.stamp(Offset(1), session.leader_epoch);
+    stream.data(Data { high_watermark: Offset(2), ..data(&session, commit.bytes().clone()) }).await;
+    stream.next("an acknowledgement", |frame| frame.acks.first().copied()).await;
+    assert_eq!(committed(cluster.broker(1), id, 0, 50 << 20).await, (vec!["a".to_owned()], 2));
 }

@@ -1,15 +1,20 @@
 //! Transactions as the partitions see them; the test plays the coordinator.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use broker::Broker;
 use broker::api::{
-    Acks, BrokerApi, ProducePartition, ProduceRequest, Produced, TransactionMarker, TransactionSupport,
-    TransactionVerifier, Verified, VerifyTransaction,
+    Acks, BrokerApi, FetchRequest, Isolation, ListOffsetsPartition, OffsetSpec, ProducePartition, ProduceRequest,
+    Produced, TransactionMarker, TransactionSupport, TransactionVerifier, Verified, VerifyTransaction,
 };
+use broker::clock::{Clock, SystemClock};
 use bytes::BytesMut;
-use model::{ErrorCode, Offset, ProducerEpoch, ProducerId, Record, TopicPartition};
+use model::{
+    Codec, EndMarker, ErrorCode, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter,
+    TopicPartition,
+};
+use storage::disk::Crash;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::*;
@@ -30,12 +35,11 @@ impl TransactionVerifier for Asked {
 }
 
 /// Knows of every transaction.
-#[derive(Debug, Default)]
-struct Agrees(Mutex<usize>);
+#[derive(Debug)]
+pub(crate) struct Agrees;
 
 impl TransactionVerifier for Agrees {
     fn verify(&self, request: VerifyTransaction) -> Verified {
-        *self.0.lock().unwrap() += 1;
         Box::pin(std::future::ready(vec![ErrorCode::None; request.partitions.len()]))
     }
 }
@@ -47,11 +51,16 @@ async fn asking(brokers: i32) -> (Cluster, mpsc::UnboundedReceiver<Question>) {
 
 const PRODUCER: i64 = 7;
 
-/// One record in the transaction of producer 7.
-fn transactional(value: &str, epoch: i16, sequence: i32) -> BytesMut {
+/// One record in the transaction of a producer: id, epoch, sequence.
+fn in_transaction(value: &str, (id, epoch, sequence): (i64, i16, i32)) -> BytesMut {
     let record = Record { value: Some(value.to_owned().into()), ..Record::default() };
-    let producer = (ProducerId(PRODUCER), ProducerEpoch(epoch), sequence);
-    model::encode_transactional_batch(&model::encode_records(&[record]), 1, 1_700_000_000_000, producer)
+    let producer = (ProducerId(id), ProducerEpoch(epoch), sequence);
+    let now = i64::try_from(SystemClock::new().wall().0).unwrap();
+    model::encode_transactional_batch(&model::encode_records(&[record]), 1, now, producer)
+}
+
+pub(crate) fn transactional(value: &str, epoch: i16, sequence: i32) -> BytesMut {
+    in_transaction(value, (PRODUCER, epoch, sequence))
 }
 
 fn begin(
@@ -71,12 +80,12 @@ fn begin(
     Box::pin(async move { soon("a produce", answer).await.remove(0) })
 }
 
-async fn write(broker: &Broker, id: TopicPartition, records: BytesMut) -> (ErrorCode, i64) {
+pub(crate) async fn write(broker: &Broker, id: TopicPartition, records: BytesMut) -> (ErrorCode, i64) {
     let produced = begin(broker, id, Some("t"), TransactionSupport::Implicit, records).await;
     (produced.error, produced.base_offset.0)
 }
 
-fn marker(epoch: i16, coordinator_epoch: i32, commit: bool) -> TransactionMarker {
+pub(crate) fn marker(epoch: i16, coordinator_epoch: i32, commit: bool) -> TransactionMarker {
     TransactionMarker {
         producer_id: ProducerId(PRODUCER),
         producer_epoch: ProducerEpoch(epoch),
@@ -86,7 +95,7 @@ fn marker(epoch: i16, coordinator_epoch: i32, commit: bool) -> TransactionMarker
     }
 }
 
-async fn end(broker: &Broker, id: TopicPartition, marker: TransactionMarker) -> ErrorCode {
+pub(crate) async fn end(broker: &Broker, id: TopicPartition, marker: TransactionMarker) -> ErrorCode {
     let written = soon("a marker", broker.write_txn_markers(vec![(marker, vec![id])], 25_000)).await;
     written[0][0].1
 }
@@ -196,7 +205,7 @@ async fn a_leadership_that_ends_answers_those_who_wait_for_a_coordinator() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn markers_are_fenced_by_what_the_log_says_also_at_the_next_leader() {
-    let mut cluster = Cluster::with_verifier(2, 1, Some(Arc::new(Agrees::default()))).await;
+    let mut cluster = Cluster::with_verifier(2, 1, Some(Arc::new(Agrees))).await;
     let id = cluster.topic("t", &[1, 2], &[]).await;
     assert_eq!(cluster.wait_leader(id).await, 1);
     cluster.wait_isr(id, &[1, 2]).await;
@@ -204,7 +213,7 @@ async fn markers_are_fenced_by_what_the_log_says_also_at_the_next_leader() {
     assert_eq!(end(cluster.broker(1), id, marker(5, 9, true)).await, ErrorCode::None);
     assert_eq!(write(cluster.broker(1), id, transactional("b", 5, 0)).await, (ErrorCode::None, 2));
     assert_eq!(end(cluster.broker(2), id, marker(6, 9, true)).await, ErrorCode::NotLeaderOrFollower);
-    cluster.kill_and_fence(1, storage::disk::Crash::KeepAll).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
     assert_eq!(cluster.wait_leader(id).await, 2);
     let next = cluster.broker(2);
     // R47, from the markers in the replicated log.
@@ -215,4 +224,209 @@ async fn markers_are_fenced_by_what_the_log_says_also_at_the_next_leader() {
     assert_eq!(write(next, id, transactional("z", 5, 1)).await.0, ErrorCode::InvalidProducerEpoch);
     let described = next.describe_producers(id).producers;
     assert_eq!((described[0].coordinator_epoch, described[0].producer_epoch.0), (9, 6));
+}
+
+/// All values that a read_committed consumer takes from `from` on, as clients do it: it leaves out what the aborted
+/// transactions that it is told of have written. And where it stops.
+pub(crate) async fn committed(broker: &Broker, id: TopicPartition, from: i64, max_bytes: usize) -> (Vec<String>, i64) {
+    let (mut next, mut found) = (from, Vec::new());
+    loop {
+        let mut request = FetchRequest {
+            isolation: Isolation::ReadCommitted,
+            rack: Some("none".to_owned()),
+            ..fetch_request(id, next)
+        };
+        request.max_bytes = max_bytes;
+        let fetched = soon("a fetch", broker.fetch(request)).await.remove(0);
+        assert_eq!(fetched.error, ErrorCode::None);
+        assert!(fetched.last_stable_offset <= fetched.high_watermark);
+        let mut aborted = fetched.aborted.unwrap();
+        aborted.sort_by_key(|transaction| transaction.first_offset);
+        let mut left_out = std::collections::BTreeSet::new();
+        let before = next;
+        for batch in fetched.records.into_iter().flat_map(|chunk| RecordBatch::split_all(chunk).unwrap()) {
+            let header = *batch.header();
+            assert!(header.next_offset() <= fetched.last_stable_offset, "R43: {header:?}");
+            next = header.next_offset().0;
+            while aborted.first().is_some_and(|transaction| transaction.first_offset <= header.last_offset()) {
+                left_out.insert(aborted.remove(0).producer_id);
+            }
+            if let Some(marker) = EndMarker::of(&batch) {
+                assert_eq!(left_out.remove(&header.producer_id), !marker.commit, "marker at {}", header.base_offset);
+            } else if !(header.is_transactional() && left_out.contains(&header.producer_id)) {
+                let records = RecordIter::new(batch.payload(), header.record_count);
+                found.extend(records.map(|record| String::from_utf8(record.unwrap().value.unwrap().to_vec()).unwrap()));
+            }
+        }
+        if next == before {
+            return (found, next);
+        }
+    }
+}
+
+pub(crate) fn end_of(producer: i64, commit: bool) -> TransactionMarker {
+    TransactionMarker { producer_id: ProducerId(producer), transaction_version: 1, ..marker(0, 0, commit) }
+}
+
+/// What a producer has written: in all, and in its open transaction, each with its offset.
+#[derive(Default)]
+struct Writer {
+    sequence: i32,
+    open: Vec<(i64, String)>,
+}
+
+/// Writes many transactions of six producers that overlap each other, a third of them aborted, and one that stays open;
+/// answers the values that are committed, in order.
+async fn write_many(broker: &Broker, id: TopicPartition) -> Vec<String> {
+    let mut writers: [Writer; 6] = Default::default();
+    let mut committed = std::collections::BTreeMap::new();
+    for turn in 0..126usize {
+        let number = turn % 6;
+        let (producer, writer) = (i64::try_from(number).unwrap() + 10, &mut writers[number]);
+        let value = format!("{number}/{turn}/{}", "x".repeat(200));
+        let (error, offset) = write(broker, id, in_transaction(&value, (producer, 0, writer.sequence))).await;
+        assert_eq!(error, ErrorCode::None);
+        writer.sequence += 1;
+        writer.open.push((offset, value));
+        // Some transactions are long; in the last round all end.
+        if turn % 4 == number / 2 || turn >= 120 {
+            let commit = turn % 9 > 2;
+            assert_eq!(end(broker, id, end_of(producer, commit)).await, ErrorCode::None);
+            committed.extend(writer.open.drain(..).filter(|_| commit));
+        }
+    }
+    assert_eq!(write(broker, id, in_transaction("undecided", (99, 0, 0))).await.0, ErrorCode::None);
+    assert!((60..120).contains(&committed.len()), "{} of 126", committed.len());
+    committed.into_values().collect()
+}
+
+async fn agreeing(brokers: i32, tail_bytes: usize) -> Cluster {
+    let mut cluster = Cluster::with_verifier(0, 1, Some(Arc::new(Agrees))).await;
+    cluster.tail_bytes = tail_bytes;
+    for id in 1..=brokers {
+        cluster.start_broker(id).await;
+    }
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn committed_records_and_no_others_are_read_from_leader_and_follower_after_failover_and_restart() {
+    for tail_bytes in [16 << 20, 0] {
+        let mut cluster = agreeing(3, tail_bytes).await;
+        let id = cluster.topic("t", &[1, 2, 3], &[("segment.bytes", "1048576")]).await;
+        assert_eq!(cluster.wait_leader(id).await, 1);
+        cluster.wait_isr(id, &[1, 2, 3]).await;
+        let expected = write_many(cluster.broker(1), id).await;
+        let end = cluster.log_end(1, id);
+        let undecided = end - 1;
+        let check = async |cluster: &Cluster, broker: i32, what: &str| {
+            for max_bytes in [50 << 20, 2_000] {
+                let (found, stopped) = committed(cluster.broker(broker), id, 0, max_bytes).await;
+                assert_eq!((found.len(), stopped), (expected.len(), undecided), "broker {broker}, {what}");
+                assert_eq!(found, expected, "broker {broker}, {what}");
+            }
+        };
+        for follower in [2, 3] {
+            eventually("the follower has all", || (cluster.log_end(follower, id) == end).then_some(())).await;
+            wait_stable(cluster.broker(follower), id, undecided).await;
+        }
+        for broker in [1, 2, 3] {
+            check(&cluster, broker, "at once").await;
+        }
+        cluster.kill_and_fence(1, Crash::KeepAll).await;
+        let next = cluster.wait_leader(id).await;
+        wait_stable(cluster.broker(next), id, undecided).await;
+        check(&cluster, next, "after a failover").await;
+        cluster.start_broker(1).await;
+        cluster.wait_isr(id, &[1, 2, 3]).await;
+        wait_stable(cluster.broker(1), id, undecided).await;
+        check(&cluster, 1, "after a kill and a restart").await;
+        cluster.shut_down(1).await;
+        cluster.start_broker(1).await;
+        cluster.wait_isr(id, &[1, 2, 3]).await;
+        wait_stable(cluster.broker(1), id, undecided).await;
+        check(&cluster, 1, "after a clean restart").await;
+    }
+}
+
+/// Waits until a replica shows this last stable offset, which travels behind the records (R60).
+async fn wait_stable(broker: &Broker, id: TopicPartition, stable: i64) {
+    let until = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let request = FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, 0) };
+        let fetched = soon("a fetch", broker.fetch(request)).await.remove(0);
+        if fetched.last_stable_offset == Offset(stable) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < until, "{fetched:?} is not stable to {stable}");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
+async fn latest(broker: &Broker, id: TopicPartition, isolation: Isolation, spec: OffsetSpec) -> i64 {
+    let asked = ListOffsetsPartition { partition: id, current_leader_epoch: LeaderEpoch::NONE, spec };
+    let listed = soon("offsets", broker.list_offsets(isolation, vec![asked])).await.remove(0);
+    assert_eq!(listed.error, ErrorCode::None);
+    listed.offset.0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_for_committed_records_waits_for_the_end_of_the_transaction() {
+    let cluster = agreeing(1, 16 << 20).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    produce_ok(broker, id, &["plain"]).await;
+    assert_eq!(write(broker, id, in_transaction("a", (8, 0, 0))).await, (ErrorCode::None, 1));
+    let record = Record { value: Some("behind".to_owned().into()), ..Record::default() };
+    let later = i64::try_from(SystemClock::new().wall().0).unwrap() + 60_000;
+    let behind = model::encode_batch(&model::encode_records(&[record]), Codec::None, 1, later, later, None);
+    assert_eq!(produce(broker, id, Acks::All, behind).await.base_offset, Offset(2));
+    use Isolation::{ReadCommitted, ReadUncommitted};
+    for (isolation, expected) in [(ReadUncommitted, 3), (ReadCommitted, 1)] {
+        assert_eq!(latest(broker, id, isolation, OffsetSpec::Latest).await, expected);
+    }
+    assert_eq!(latest(broker, id, ReadCommitted, OffsetSpec::Timestamp(1_700_000_000_000)).await, 0);
+    assert_eq!(latest(broker, id, ReadUncommitted, OffsetSpec::MaxTimestamp).await, 2);
+    assert_eq!(latest(broker, id, ReadCommitted, OffsetSpec::MaxTimestamp).await, -1, "beyond the last stable offset");
+    let poller = Arc::clone(broker);
+    let poll = FetchRequest { max_wait_ms: 25_000, isolation: ReadCommitted, ..fetch_request(id, 1) };
+    let mut poll = tokio::spawn(async move { poller.fetch(poll).await.remove(0) });
+    let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut poll).await;
+    assert!(early.is_err(), "answered with undecided records");
+    assert_eq!(end(broker, id, end_of(8, true)).await, ErrorCode::None);
+    let fetched = soon("the poll", poll).await.unwrap();
+    assert_eq!((fetched.records.is_empty(), fetched.aborted), (false, Some(Vec::new())));
+    assert_eq!(latest(broker, id, ReadCommitted, OffsetSpec::Latest).await, 4);
+    let described = broker.describe_producers(id).producers.remove(0);
+    assert_eq!((described.producer_id, described.transaction_start), (ProducerId(8), Offset::NONE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_stops_at_an_open_transaction_and_a_deletion_of_records_does_not() {
+    let cluster = agreeing(1, 16 << 20).await;
+    let configs = [("segment.bytes", "1048576"), ("retention.bytes", "1"), ("file.delete.delay.ms", "0")];
+    let id = cluster.topic("t", &[1], &configs).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    let large = "x".repeat(700_000);
+    produce_ok(broker, id, &[&large]).await;
+    assert_eq!(write(broker, id, in_transaction("open", (8, 0, 0))).await, (ErrorCode::None, 1));
+    for _ in 0..4 {
+        produce_ok(broker, id, &[&large]).await;
+    }
+    let start = async || latest(broker, id, Isolation::ReadUncommitted, OffsetSpec::Earliest).await;
+    // R39: several rounds of retention take nothing of the open transaction.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(start().await <= 1, "{}", start().await);
+    let poller = Arc::clone(broker);
+    let poll = FetchRequest { max_wait_ms: 25_000, isolation: Isolation::ReadCommitted, ..fetch_request(id, 1) };
+    let poll = tokio::spawn(async move { poller.fetch(poll).await.remove(0) });
+    let deleted = soon("the deletion", broker.delete_records(vec![(id, Offset(4))], 25_000)).await;
+    assert_eq!(deleted[0].error, ErrorCode::None);
+    assert_eq!(soon("the poll", poll).await.unwrap().error, ErrorCode::OffsetOutOfRange);
+    assert_eq!(latest(broker, id, Isolation::ReadCommitted, OffsetSpec::Latest).await, 4, "the log start");
+    assert_eq!(end(broker, id, end_of(8, false)).await, ErrorCode::None);
+    let (found, stopped) = committed(broker, id, 4, 50 << 20).await;
+    assert_eq!((found.len(), stopped), (2, 7));
 }

@@ -213,7 +213,8 @@ impl Log {
         let Some(indexer) = &mut self.indexer else { return Ok(()) };
         indexer.note_time(active);
         active.indexes_dirty = true;
-        self.flush_indexes()
+        self.flush_indexes()?;
+        self.flush_aborted()
     }
 
     fn open_indexer(&mut self) -> Result<(), LogError> {

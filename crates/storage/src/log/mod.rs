@@ -13,6 +13,7 @@
 //!
 //! Calls block on the disk where they say so; none spawns anything. After `DirectoryOffline` every call gives that (`R30`).
 
+mod aborted;
 mod append;
 mod epochs;
 mod error;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 use model::epoch_cache::EpochStart;
 use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
+pub use aborted::{Aborted, AbortedTransaction, ColdAborted};
 pub use append::Appended;
 pub use epochs::EpochCheckpoint;
 pub use error::LogError;
@@ -49,6 +51,7 @@ pub use sync::{SyncDone, SyncTicket};
 
 use crate::config::{FlushPolicy, LogConfig};
 use crate::env::LogEnv;
+use aborted::AbortedIndex;
 use index::Indexer;
 use retention::PendingDeletion;
 use segment::Segment;
@@ -127,6 +130,7 @@ pub struct Log {
     /// The first record whose epoch that checkpoint does not tell (`R25`).
     unpersisted_from: Option<Offset>,
     deletions: Vec<PendingDeletion>,
+    aborted: AbortedIndex,
 }
 
 /// Whether the names of the log's files are durable.

@@ -158,9 +158,6 @@ impl ColdSegment {
     }
 
     fn failed(&self, error: &io::Error) -> LogError {
-        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
-            return LogError::Gone(self.files.path(FileKind::Log));
-        }
-        LogError::fatal(&self.files.env.health, &self.files.path(FileKind::Log), "cannot read", error)
+        self.files.read_failed(FileKind::Log, error)
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
+use super::aborted::AbortedIndex;
 use super::identity::{self, Identity};
 use super::index::{self, Indexer};
 use super::segment::{FileKind, Segment, SegmentFiles};
@@ -115,6 +116,7 @@ impl Log {
             persisted_epoch: None,
             unpersisted_from: None,
             deletions: Vec::new(),
+            aborted: AbortedIndex::new(),
         }
     }
 
@@ -293,6 +295,7 @@ impl Log {
             tracing::warn!(dir = %self.dir.display(), ?verdict, "the log was not sound");
         }
         let epochs = self.recover_epochs(&recovery, verdict)?;
+        self.load_aborted()?;
         if self.condition == Condition::Usable {
             // Of records that a crash took: others will stand at their offsets (R41).
             self.forget_snapshots_above(self.log_end)?;

@@ -1,4 +1,4 @@
-//! One segment of a log: what is kept of it in memory, and its three files.
+//! One segment of a log: what is kept of it in memory, and its files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use model::Offset;
 
+use super::LogError;
+use super::aborted::AbortedFile;
 use crate::disk::{DiskFile, OpenMode};
 use crate::env::{FileKey, LogEnv};
 
@@ -23,7 +25,7 @@ pub(super) struct Segment {
     pub(super) base: Offset,
     /// Bytes of sound batches in its `.log`.
     pub(super) size: u32,
-    /// Of its `.log`; `.index` and `.timeindex` have the next two keys.
+    /// Of its `.log`; the other kinds of files have the next keys.
     pub(super) key: FileKey,
     /// None until somebody asked: then it is read from the time index.
     pub(super) max: Option<Stamp>,
@@ -33,6 +35,8 @@ pub(super) struct Segment {
     pub(super) dirty: bool,
     /// It is sealed, and its indexes are not synced yet.
     pub(super) indexes_dirty: bool,
+    /// What its `.txnindex` holds.
+    pub(super) aborted: AbortedFile,
 }
 
 /// The files of a segment.
@@ -41,9 +45,11 @@ pub(super) enum FileKind {
     Log,
     Index,
     TimeIndex,
+    /// There where the segment holds markers of aborted transactions.
+    TxnIndex,
 }
 
-pub(super) const FILE_KINDS: [FileKind; 3] = [FileKind::Log, FileKind::Index, FileKind::TimeIndex];
+pub(super) const FILE_KINDS: [FileKind; 4] = [FileKind::Log, FileKind::Index, FileKind::TimeIndex, FileKind::TxnIndex];
 
 impl FileKind {
     fn suffix(self) -> &'static str {
@@ -51,6 +57,7 @@ impl FileKind {
             FileKind::Log => "log",
             FileKind::Index => "index",
             FileKind::TimeIndex => "timeindex",
+            FileKind::TxnIndex => "txnindex",
         }
     }
 
@@ -59,6 +66,7 @@ impl FileKind {
             FileKind::Log => 0,
             FileKind::Index => 1,
             FileKind::TimeIndex => 2,
+            FileKind::TxnIndex => 3,
         }
     }
 }
@@ -66,8 +74,8 @@ impl FileKind {
 impl Segment {
     pub(super) fn new(env: &LogEnv, base: Offset, size: u32) -> Self {
         let key = env.files.keys(FILE_KINDS.len() as u64);
-        let (max, first_timestamp) = (None, None);
-        Self { base, size, key, max, first_timestamp, dirty: false, indexes_dirty: false }
+        let (max, first_timestamp, aborted) = (None, None, AbortedFile::NONE);
+        Self { base, size, key, max, first_timestamp, dirty: false, indexes_dirty: false, aborted }
     }
 
     pub(super) fn files(&self, env: &LogEnv, dir: &Arc<Path>) -> SegmentFiles {
@@ -106,6 +114,14 @@ impl SegmentFiles {
     fn open_as(&self, kind: FileKind, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let key = FileKey(self.key.0 + kind.number());
         self.env.files.get(key, mode, || self.path(kind))
+    }
+
+    /// What an error of a read without the log means: that the file went away meanwhile is none of the disk's.
+    pub(super) fn read_failed(&self, kind: FileKind, error: &io::Error) -> LogError {
+        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
+            return LogError::Gone(self.path(kind));
+        }
+        LogError::fatal(&self.env.health, &self.path(kind), "cannot read", error)
     }
 
     pub(super) fn close_all(&self) {

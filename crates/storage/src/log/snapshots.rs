@@ -18,13 +18,15 @@ const HEADER: usize = 6;
 const SIZE_MAX: usize = 256 << 20;
 
 impl Log {
-    /// Writes a snapshot of the producers as of `offset`, durably (`R31`). Blocks.
+    /// Writes a snapshot of the producers as of `offset`, durably (`R31`), and before it the aborted transactions that it no
+    /// longer tells of. Blocks.
     ///
     /// # Errors
     /// `NoSpace`; anything else took the directory offline.
     pub fn write_producer_snapshot(&mut self, offset: Offset, state: &[u8]) -> Result<(), LogError> {
         self.usable()?;
         self.make_directory_durable()?;
+        self.sync_aborted()?;
         let mut content = Vec::with_capacity(HEADER + state.len());
         content.extend_from_slice(&VERSION);
         content.extend_from_slice(&model::batch::crc32c(state).to_be_bytes());
@@ -53,23 +55,26 @@ impl Log {
         Ok(None)
     }
 
-    /// Snapshots of what is no longer in the log say nothing of it.
+    /// Snapshots of what is no longer in the log say nothing of it; durably, as other records will stand there.
     pub(super) fn forget_snapshots_above(&mut self, end: Offset) -> Result<(), LogError> {
-        self.forget_snapshots(|offset| offset > end)
+        if self.forget_snapshots(|offset| offset > end)? { self.sync_names() } else { Ok(()) }
     }
 
     /// Snapshots below the log start, but for the newest of them, are never read again.
     pub(super) fn forget_snapshots_below(&mut self, start: Offset) -> Result<(), LogError> {
         let newest = self.snapshot_offsets()?.into_iter().rfind(|offset| *offset <= start);
-        self.forget_snapshots(|offset| newest.is_some_and(|newest| offset < newest))
+        self.forget_snapshots(|offset| newest.is_some_and(|newest| offset < newest)).map(drop)
     }
 
-    fn forget_snapshots(&mut self, which: impl Fn(Offset) -> bool) -> Result<(), LogError> {
+    /// Whether there were any.
+    fn forget_snapshots(&mut self, which: impl Fn(Offset) -> bool) -> Result<bool, LogError> {
         let failed = self.failed("cannot remove a producer snapshot in");
+        let mut any = false;
         for offset in self.snapshot_offsets()?.into_iter().filter(|offset| which(*offset)) {
             self.env.disk.remove_file(&self.snapshot_path(offset)).map_err(&failed)?;
+            any = true;
         }
-        Ok(())
+        Ok(any)
     }
 
     fn snapshot_offsets(&self) -> Result<Vec<Offset>, LogError> {

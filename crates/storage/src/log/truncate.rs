@@ -51,6 +51,7 @@ impl Log {
             self.remove_segments_from(0)?;
             self.start_over(self.log_start)?;
         }
+        self.cut_aborted(self.log_end)?;
         self.forget_snapshots_above(self.log_end)?;
         self.accept_loss()?;
         Ok(self.log_end)
@@ -86,6 +87,7 @@ impl Log {
     fn start_over(&mut self, offset: Offset) -> Result<(), LogError> {
         self.tail.truncate_to(Offset(-1));
         self.indexer = None;
+        self.aborted.start_over(offset);
         self.roll(offset)?;
         self.sync_names()?;
         self.last_batch = None;
@@ -206,7 +208,7 @@ impl Log {
     }
 
     /// Makes removed and added names durable before anything is written that relies on them.
-    fn sync_names(&mut self) -> Result<(), LogError> {
+    pub(super) fn sync_names(&mut self) -> Result<(), LogError> {
         let synced = self.env.disk.sync_dir(&self.dir);
         synced.map_err(|e| self.fatal(&self.dir, "cannot sync the directory", &e))?;
         if self.names == Names::NewFiles {

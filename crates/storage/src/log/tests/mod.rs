@@ -1,5 +1,6 @@
 //! Tests of the log: what holds in ordinary life here, crashes and faults beside it.
 
+mod aborted;
 mod crashes;
 mod life;
 mod model_based;
