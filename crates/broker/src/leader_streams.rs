@@ -1,8 +1,8 @@
 //! The leader's end of replication: accepts followers' streams (`R56`), and pushes to each what its partitions have.
 //!
-//! A partition that has something for a follower puts itself on the stream's ready list; the stream's writer takes the
-//! list, asks each partition for its next frame, and packs what they give into one message. Reading acknowledgements never
-//! waits for writing data (`R62`): the two are tasks of their own.
+//! A partition that has something for a follower puts itself on the stream's ready list; the stream's source takes the
+//! list, asks each partition for its next frame, and packs what they give into one message, whenever the transport takes
+//! one. Reading acknowledgements never waits for writing data (`R62`): a task reads, the transport's own task writes.
 //!
 //! Invariants: a partition is on a stream's ready list at most once; no lock of a stream is held while a partition is
 //! locked (partitions call in here with their own lock held).
@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use rpc::replication::{
-    Answer, Data, FollowerFrame, FollowerFrames, Hello, LeaderFrame, LeaderSender, Open, OpenAnswer, Progress,
+    Answer, Data, FollowerFrame, FollowerFrames, Hello, LeaderFrame, LeaderSource, Open, OpenAnswer, Progress,
     ReplicationServer,
 };
 use tokio::sync::{Notify, watch};
@@ -256,24 +257,23 @@ impl LeaderStreams {
         }
     }
 
-    async fn write(self: Arc<Self>, stream: Arc<LeaderStream>, sender: LeaderSender) {
-        let mut closed = stream.closed.subscribe();
-        let mut frame = LeaderFrame { hello: Some(stream.own_epoch), ..LeaderFrame::default() };
-        loop {
-            // What is dropped when the stream closes counts for nobody.
-            let sent = tokio::select! {
-                sent = sender.send(frame) => sent,
-                _ = closed.wait_for(|closed| *closed) => false,
-            };
-            if !sent {
-                break;
+    /// What the stream is sent: a frame whenever its transport takes one, until either end closes it.
+    fn source(self: Arc<Self>, stream: Arc<LeaderStream>) -> LeaderSource {
+        let hello = LeaderFrame { hello: Some(stream.own_epoch), ..LeaderFrame::default() };
+        let first = futures_util::stream::once(std::future::ready(hello));
+        let rest = futures_util::stream::unfold(CloseOnDrop(stream), move |stream| {
+            let streams = Arc::clone(&self);
+            async move {
+                let mut closed = stream.0.closed.subscribe();
+                // What is dropped when the stream closes counts for nobody.
+                let next = tokio::select! {
+                    next = streams.next_frame(&stream.0) => Some(next),
+                    _ = closed.wait_for(|closed| *closed) => None,
+                };
+                next.map(|frame| (frame, stream))
             }
-            frame = tokio::select! {
-                next = self.next_frame(&stream) => next,
-                _ = closed.wait_for(|closed| *closed) => break,
-            };
-        }
-        stream.close();
+        });
+        first.chain(rest).boxed()
     }
 
     /// Waits until there is something to say, then says as much as fits.
@@ -387,13 +387,21 @@ async fn until(time: Option<Instant>) {
 }
 
 impl ReplicationServer for LeaderStreams {
-    async fn accept(self: Arc<Self>, hello: Hello, frames: FollowerFrames, sender: LeaderSender) -> Result<(), String> {
+    async fn accept(self: Arc<Self>, hello: Hello, frames: FollowerFrames) -> Result<LeaderSource, String> {
         let own_epoch = self.check(&hello).await?;
         let stream = self.admit(&hello, own_epoch)?;
         tracing::debug!(follower = %hello.follower, lane = hello.lane, stream_no = hello.stream_no, "a follower's stream");
         tokio::spawn(Arc::clone(&self).read(Arc::clone(&stream), frames));
-        tokio::spawn(self.write(stream, sender));
-        Ok(())
+        Ok(self.source(stream))
+    }
+}
+
+/// The transport drops what it is fed from when the connection is gone: nothing still in the stream counts.
+struct CloseOnDrop(Arc<LeaderStream>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -8,6 +8,7 @@
 //! here for form and bounded by [`net::MAX_MESSAGE`], and by the receiver for meaning.
 
 pub mod broker;
+mod bulk;
 pub mod controller;
 pub mod net;
 pub mod raft;

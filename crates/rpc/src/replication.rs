@@ -3,19 +3,33 @@
 //! Frames only carry: every check of meaning (sessions, epochs, offsets) is made by the receiver's `replication` core.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use model::{
     BrokerEpoch, BrokerId, ClusterId, Incarnation, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
 use tonic::service::Routes;
-use tonic::{Request, Response, Status, Streaming};
+use tower::{Service, ServiceExt};
 
+use crate::bulk::{self, InMessages, OutMessage};
 use crate::wire::replication as wire;
 use crate::{INTERNAL_VERSION, RpcError, check_version, net, uuid_bytes, uuid_from};
+
+/// The gRPC service and its one method, as `proto/replication.proto` names them.
+const SERVICE: &str = "ottla.replication.v1.Replication";
+const METHOD: &str = "/ottla.replication.v1.Replication/Stream";
+/// Fields of the messages there that are written by hand, so that records are not copied.
+const DATA_FIELD: u32 = 4;
+const BATCHES_FIELD: u32 = 15;
 
 /// Frames under way in one direction of one stream, before the writer waits (invariant 9).
 const QUEUE: usize = 8;
@@ -174,36 +188,26 @@ pub struct LeaderFrame {
     pub data: Vec<Data>,
 }
 
-/// Writes frames to the peer; waits while the transport is full.
+/// Writes a follower's frames to the leader; waits while the transport is full.
 #[derive(Clone, Debug)]
-pub struct FrameSender<M> {
-    queue: mpsc::Sender<M>,
+pub struct FollowerSender {
+    queue: mpsc::Sender<FollowerFrame>,
 }
 
-impl FrameSender<wire::FollowerMessage> {
+impl FollowerSender {
     /// Sends a frame; false once the stream has ended.
     pub async fn send(&self, frame: FollowerFrame) -> bool {
-        self.queue.send(follower_to_wire(frame)).await.is_ok()
+        self.queue.send(frame).await.is_ok()
     }
 }
 
-impl FrameSender<Result<wire::LeaderMessage, Status>> {
-    /// Sends a frame; false once the stream has ended.
-    pub async fn send(&self, frame: LeaderFrame) -> bool {
-        self.queue.send(Ok(leader_to_wire(frame))).await.is_ok()
-    }
-}
-
-/// Sends a follower's frames.
-pub type FollowerSender = FrameSender<wire::FollowerMessage>;
-/// Sends a leader's frames.
-pub type LeaderSender = FrameSender<Result<wire::LeaderMessage, Status>>;
+/// What a leader sends on one stream: asked for the next frame whenever the transport takes one.
+pub type LeaderSource = BoxStream<'static, LeaderFrame>;
 
 /// A leader's frames, as a follower receives them.
 #[derive(Debug)]
 pub struct LeaderFrames {
-    peer: String,
-    stream: Streaming<wire::LeaderMessage>,
+    messages: InMessages<wire::LeaderMessage>,
 }
 
 impl LeaderFrames {
@@ -212,8 +216,7 @@ impl LeaderFrames {
     /// # Errors
     /// The stream broke, or the peer sent something else.
     pub async fn next(&mut self) -> Result<Option<LeaderFrame>, RpcError> {
-        let message = self.stream.message().await.map_err(|status| RpcError::of(&self.peer, &status))?;
-        message.map(leader_from_wire).transpose()
+        self.messages.next().await?.map(leader_from_wire).transpose()
     }
 }
 
@@ -223,27 +226,21 @@ impl LeaderFrames {
 /// [`RpcError::Unavailable`] or, where the leader is another than meant, [`RpcError::Refused`].
 pub async fn dial(address: &str, hello: Hello) -> Result<(FollowerSender, LeaderFrames), RpcError> {
     let channel = net::connect(address).await?;
-    let mut client = wire::replication_client::ReplicationClient::new(channel)
-        .max_decoding_message_size(net::MAX_MESSAGE)
-        .max_encoding_message_size(net::MAX_MESSAGE);
     let (queue, frames) = mpsc::channel(QUEUE);
     let first = FollowerFrame { hello: Some(hello), ..FollowerFrame::default() };
-    if queue.send(follower_to_wire(first)).await.is_err() {
+    if queue.send(first).await.is_err() {
         return Err(RpcError::Invalid("the stream's queue closed before its first frame"));
     }
-    let answer = client.stream(ReceiverStream::new(frames)).await.map_err(|status| RpcError::of(address, &status))?;
-    Ok((FrameSender { queue }, LeaderFrames { peer: address.to_owned(), stream: answer.into_inner() }))
+    let frames = ReceiverStream::new(frames).map(|frame| OutMessage::new(&follower_to_wire(frame)));
+    let answer = channel.oneshot(bulk::request(METHOD, frames)).await;
+    let answer = answer.map_err(|error| RpcError::of(address, &Status::from_error(error.into())))?;
+    Ok((FollowerSender { queue }, LeaderFrames { messages: InMessages::of_response(address, answer)? }))
 }
 
 /// A follower's frames, as a leader receives them.
+#[derive(Debug)]
 pub struct FollowerFrames {
-    stream: Streaming<wire::FollowerMessage>,
-}
-
-impl std::fmt::Debug for FollowerFrames {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("FollowerFrames")
-    }
+    messages: InMessages<wire::FollowerMessage>,
 }
 
 impl FollowerFrames {
@@ -252,14 +249,14 @@ impl FollowerFrames {
     /// # Errors
     /// The stream broke, or the peer sent something else.
     pub async fn next(&mut self) -> Result<Option<FollowerFrame>, RpcError> {
-        let message = self.stream.message().await.map_err(|status| RpcError::of("follower", &status))?;
-        message.map(follower_from_wire).transpose()
+        self.messages.next().await?.map(follower_from_wire).transpose()
     }
 }
 
 /// Takes a leader's streams.
 pub trait ReplicationServer: Send + Sync + 'static {
-    /// A follower dialled and said `hello`. Refuses with a reason, or owns the stream from here on.
+    /// A follower dialled and said `hello`. Refuses with a reason, or gives what to send it; the source is dropped when the
+    /// stream ends.
     ///
     /// # Errors
     /// Why the stream is refused: it goes to the follower's log.
@@ -267,37 +264,63 @@ pub trait ReplicationServer: Send + Sync + 'static {
         self: Arc<Self>,
         hello: Hello,
         frames: FollowerFrames,
-        sender: LeaderSender,
-    ) -> impl Future<Output = Result<(), String>> + Send;
+    ) -> impl Future<Output = Result<LeaderSource, String>> + Send;
 }
 
 /// The service to put on the INTERNAL listener.
 pub fn routes<S: ReplicationServer>(server: Arc<S>) -> Routes {
-    let service = wire::replication_server::ReplicationServer::new(Service { server })
-        .max_decoding_message_size(net::MAX_MESSAGE)
-        .max_encoding_message_size(net::MAX_MESSAGE);
-    Routes::new(service)
+    Routes::new(Streams { server })
 }
 
-struct Service<S> {
+struct Streams<S> {
     server: Arc<S>,
 }
 
-type Frames = std::pin::Pin<Box<dyn Stream<Item = Result<wire::LeaderMessage, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl<S: ReplicationServer> wire::replication_server::Replication for Service<S> {
-    type StreamStream = Frames;
-
-    async fn stream(&self, request: Request<Streaming<wire::FollowerMessage>>) -> Result<Response<Frames>, Status> {
-        let mut frames = FollowerFrames { stream: request.into_inner() };
-        let first = frames.next().await.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let hello = first.and_then(|frame| frame.hello).ok_or_else(|| Status::invalid_argument("no hello"))?;
-        let (queue, outgoing) = mpsc::channel(QUEUE);
-        let accepted = Arc::clone(&self.server).accept(hello, frames, FrameSender { queue }).await;
-        accepted.map_err(Status::failed_precondition)?;
-        Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
+impl<S> Clone for Streams<S> {
+    fn clone(&self) -> Self {
+        Self { server: Arc::clone(&self.server) }
     }
+}
+
+impl<S> tonic::server::NamedService for Streams<S> {
+    const NAME: &'static str = SERVICE;
+}
+
+impl<S: ReplicationServer> Service<Request<Body>> for Streams<S> {
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let server = Arc::clone(&self.server);
+        Box::pin(async move { Ok(accept(server, request).await.unwrap_or_else(Status::into_http)) })
+    }
+}
+
+async fn accept<S: ReplicationServer>(server: Arc<S>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    if request.uri().path() != METHOD {
+        return Err(Status::unimplemented("no such method"));
+    }
+    let mut frames = FollowerFrames { messages: InMessages::new("follower", request.into_body()) };
+    let first = frames.next().await.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let hello = first.and_then(|frame| frame.hello).ok_or_else(|| Status::invalid_argument("no hello"))?;
+    let source = server.accept(hello, frames).await.map_err(Status::failed_precondition)?;
+    Ok(bulk::response(source.map(leader_message)))
+}
+
+/// A leader's frame with its records uncopied.
+fn leader_message(frame: LeaderFrame) -> OutMessage {
+    let (head, data) = leader_to_wire(frame);
+    let mut message = OutMessage::new(&head);
+    for mut data in data {
+        let batches = std::mem::take(&mut data.batches);
+        message.push_nested(DATA_FIELD, &data, BATCHES_FIELD, batches);
+    }
+    message
 }
 
 fn follower_to_wire(frame: FollowerFrame) -> wire::FollowerMessage {
@@ -378,8 +401,9 @@ fn follower_from_wire(message: wire::FollowerMessage) -> Result<FollowerFrame, R
     })
 }
 
-fn leader_to_wire(frame: LeaderFrame) -> wire::LeaderMessage {
-    wire::LeaderMessage {
+/// What precedes the records, and the records.
+fn leader_to_wire(frame: LeaderFrame) -> (wire::LeaderMessage, Vec<wire::Data>) {
+    let head = wire::LeaderMessage {
         hello: frame.hello.map(|epoch| wire::HelloAnswer { version: INTERNAL_VERSION, leader_broker_epoch: epoch.0 }),
         answers: frame
             .answers
@@ -396,21 +420,19 @@ fn leader_to_wire(frame: LeaderFrame) -> wire::LeaderMessage {
                 log_start: p.log_start.0,
             })
             .collect(),
-        data: frame
-            .data
-            .into_iter()
-            .map(|d| wire::Data {
-                handle: d.handle,
-                open_no: d.open_no,
-                prev_offset: d.prev_offset.0,
-                prev_epoch: d.prev_epoch.0,
-                high_watermark: d.high_watermark.0,
-                log_start: d.log_start.0,
-                leader_log_end: d.leader_log_end.0,
-                batches: d.batches,
-            })
-            .collect(),
-    }
+        data: Vec::new(),
+    };
+    let data = frame.data.into_iter().map(|d| wire::Data {
+        handle: d.handle,
+        open_no: d.open_no,
+        prev_offset: d.prev_offset.0,
+        prev_epoch: d.prev_epoch.0,
+        high_watermark: d.high_watermark.0,
+        log_start: d.log_start.0,
+        leader_log_end: d.leader_log_end.0,
+        batches: d.batches,
+    });
+    (head, data.collect())
 }
 
 fn answer_to_wire(answer: Answer) -> wire::open_answer::Answer {
@@ -529,7 +551,9 @@ mod tests {
                 batches: vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")],
             }],
         };
-        assert_eq!(leader_from_wire(leader_to_wire(leader.clone())), Ok(leader));
+        let (mut message, data) = leader_to_wire(leader.clone());
+        message.data = data;
+        assert_eq!(leader_from_wire(message), Ok(leader));
     }
 
     #[test]
@@ -542,26 +566,17 @@ mod tests {
     struct Echo;
 
     impl ReplicationServer for Echo {
-        async fn accept(
-            self: Arc<Self>,
-            hello: Hello,
-            mut frames: FollowerFrames,
-            sender: LeaderSender,
-        ) -> Result<(), String> {
+        async fn accept(self: Arc<Self>, hello: Hello, frames: FollowerFrames) -> Result<LeaderSource, String> {
             if hello.leader != BrokerId(1) {
                 return Err("not me".to_owned());
             }
-            tokio::spawn(async move {
-                while let Ok(Some(frame)) = frames.next().await {
-                    let answers = frame.opens.iter().map(|o| OpenAnswer {
-                        handle: o.handle,
-                        open_no: o.open_no,
-                        answer: Answer::Refused(3),
-                    });
-                    sender.send(LeaderFrame { answers: answers.collect(), ..LeaderFrame::default() }).await;
-                }
+            let answers = futures_util::stream::unfold(frames, |mut frames| async move {
+                let frame = frames.next().await.ok()??;
+                let answer = |o: &Open| OpenAnswer { handle: o.handle, open_no: o.open_no, answer: Answer::Refused(3) };
+                let answers = frame.opens.iter().map(answer).collect();
+                Some((LeaderFrame { answers, ..LeaderFrame::default() }, frames))
             });
-            Ok(())
+            Ok(answers.boxed())
         }
     }
 
@@ -585,5 +600,23 @@ mod tests {
         assert!(sender.send(FollowerFrame { opens: vec![open], ..FollowerFrame::default() }).await);
         let frame = frames.next().await.unwrap().unwrap();
         assert_eq!(frame.answers, [OpenAnswer { handle: 11, open_no: 1, answer: Answer::Refused(3) }]);
+    }
+
+    #[tokio::test]
+    async fn a_peer_with_generated_code_is_understood() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(net::serve(listener, routes(Arc::new(Echo)), std::future::pending()));
+        let channel = net::connect(&address).await.unwrap();
+        let mut client = wire::replication_client::ReplicationClient::new(channel);
+        let first = follower_to_wire(FollowerFrame { hello: Some(hello()), ..FollowerFrame::default() });
+        let open = wire::Open { handle: 11, topic_id: vec![0; 16].into(), open_no: 1, ..wire::Open::default() };
+        let second = wire::FollowerMessage { opens: vec![open], ..wire::FollowerMessage::default() };
+        let answer = client.stream(futures_util::stream::iter([first, second])).await.unwrap();
+        let mut answers = answer.into_inner();
+        let message = answers.message().await.unwrap().unwrap();
+        let expected = OpenAnswer { handle: 11, open_no: 1, answer: Answer::Refused(3) };
+        assert_eq!(leader_from_wire(message).unwrap().answers, [expected]);
+        assert_eq!(answers.message().await.unwrap(), None, "the stream ends with OK");
     }
 }

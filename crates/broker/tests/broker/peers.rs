@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use broker::api::Acks;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use metadata::ControlRequest;
 use metadata::control::Heartbeat;
 use model::{
@@ -14,7 +15,7 @@ use model::{
 };
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::replication::{
-    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LeaderFrame, LeaderFrames, LeaderSender,
+    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LeaderFrame, LeaderFrames, LeaderSource,
     Open, OpenAnswer, ReplicationServer, dial,
 };
 use storage::disk::Crash;
@@ -31,14 +32,14 @@ struct Played {
     controller: Arc<Controller>,
     epoch: Arc<AtomicI64>,
     /// Streams of those who follow it.
-    followers: mpsc::UnboundedReceiver<(FollowerFrames, LeaderSender)>,
+    followers: mpsc::UnboundedReceiver<(FollowerFrames, mpsc::Sender<LeaderFrame>)>,
     streams: u64,
 }
 
 #[derive(Debug)]
 struct Peer {
     epoch: Arc<AtomicI64>,
-    streams: mpsc::UnboundedSender<(FollowerFrames, LeaderSender)>,
+    streams: mpsc::UnboundedSender<(FollowerFrames, mpsc::Sender<LeaderFrame>)>,
 }
 
 impl BrokerPeer for Peer {
@@ -53,10 +54,13 @@ impl BrokerPeer for Peer {
 }
 
 impl ReplicationServer for Peer {
-    async fn accept(self: Arc<Self>, _: Hello, frames: FollowerFrames, sender: LeaderSender) -> Result<(), String> {
+    async fn accept(self: Arc<Self>, _: Hello, frames: FollowerFrames) -> Result<LeaderSource, String> {
         let hello = BrokerEpoch(self.epoch.load(Ordering::SeqCst));
-        sender.send(LeaderFrame { hello: Some(hello), ..LeaderFrame::default() }).await;
-        self.streams.send((frames, sender)).map_err(|_| "the test is over".to_owned())
+        let (sender, source) = mpsc::channel(8);
+        sender.send(LeaderFrame { hello: Some(hello), ..LeaderFrame::default() }).await.unwrap();
+        self.streams.send((frames, sender)).map_err(|_| "the test is over".to_owned())?;
+        let next = |mut source: mpsc::Receiver<LeaderFrame>| async move { Some((source.recv().await?, source)) };
+        Ok(futures_util::stream::unfold(source, next).boxed())
     }
 }
 
@@ -176,7 +180,7 @@ impl Following {
 /// The played broker as a leader.
 struct Followed {
     frames: FollowerFrames,
-    sender: LeaderSender,
+    sender: mpsc::Sender<LeaderFrame>,
 }
 
 impl Followed {
@@ -195,7 +199,7 @@ impl Followed {
 
     async fn answer(&self, open: &Open, answer: Answer) {
         let answer = OpenAnswer { handle: open.handle, open_no: open.open_no, answer };
-        assert!(self.sender.send(LeaderFrame { answers: vec![answer], ..LeaderFrame::default() }).await);
+        self.sender.send(LeaderFrame { answers: vec![answer], ..LeaderFrame::default() }).await.unwrap();
     }
 
     async fn accept(&self, open: &Open) {
@@ -204,7 +208,7 @@ impl Followed {
     }
 
     async fn data(&self, data: Data) {
-        assert!(self.sender.send(LeaderFrame { data: vec![data], ..LeaderFrame::default() }).await);
+        self.sender.send(LeaderFrame { data: vec![data], ..LeaderFrame::default() }).await.unwrap();
     }
 }
 
