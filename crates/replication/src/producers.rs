@@ -223,11 +223,21 @@ pub struct ProducerTable {
 }
 
 impl ProducerTable {
-    /// Whether a client's batch may be appended (`R40`).
+    /// Whether a client's batch may be appended (`R40`). One outside of the producer's open transaction may not: readers
+    /// could not tell what it belongs to.
     ///
     /// # Errors
-    /// `INVALID_PRODUCER_EPOCH`, `OUT_OF_ORDER_SEQUENCE_NUMBER`.
+    /// `INVALID_PRODUCER_EPOCH`, `OUT_OF_ORDER_SEQUENCE_NUMBER`, `INVALID_TXN_STATE`.
     pub fn check(&self, batch: &ProducerBatch, rules: Rules) -> Result<SequenceCheck, ErrorCode> {
+        let checked = self.check_sequence(batch, rules)?;
+        let open = || self.producers.get(&batch.producer_id).is_some_and(|state| state.transaction_start.is_some());
+        if checked == SequenceCheck::Append && batch.kind == BatchKind::Plain && open() {
+            return Err(ErrorCode::InvalidTxnState);
+        }
+        Ok(checked)
+    }
+
+    fn check_sequence(&self, batch: &ProducerBatch, rules: Rules) -> Result<SequenceCheck, ErrorCode> {
         let Some(state) = self.producers.get(&batch.producer_id) else { return Ok(SequenceCheck::Append) };
         if !rules.hold(Rule::R40Sequence) {
             return Ok(SequenceCheck::Append);
@@ -752,6 +762,17 @@ mod tests {
         assert_eq!(check(4, 7, 2), Err(ErrorCode::InvalidProducerEpoch));
         let no_open = super::tests::table(&[begun(1, 4, 10), ended(1, 5, 11, 7)]);
         assert_eq!(no_open.check_marker(&claim(5, 7, 2), Rules::all()), Ok(()), "a retry");
+    }
+
+    #[test]
+    fn a_batch_outside_of_the_open_transaction_is_refused_until_it_ends() {
+        let plain = ProducerBatch { producer_id: ProducerId(1), ..batch(0, 1, 1, -1) };
+        let mut table = table(&[begun(1, 0, 10)]);
+        assert_eq!(table.check(&plain, Rules::all()), Err(ErrorCode::InvalidTxnState));
+        let inside = ProducerBatch { kind: BatchKind::Transactional, ..plain };
+        assert_eq!(table.check(&inside, Rules::all()), APPEND);
+        table.append(&ended(1, 0, 11, 0));
+        assert_eq!(table.check(&plain, Rules::all()), APPEND);
     }
 
     #[test]

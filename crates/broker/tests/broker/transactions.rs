@@ -133,6 +133,8 @@ async fn the_coordinator_is_asked_once_a_transaction_and_batches_wait_for_it_in_
     assert_eq!((first.await.base_offset, second.await.base_offset), (Offset(0), Offset(1)));
     assert_eq!(write(broker, id, transactional("c", 0, 2)).await, (ErrorCode::None, 2));
     assert_eq!(write(broker, id, transactional("b", 0, 1)).await, (ErrorCode::None, 1), "sent again");
+    let outside = produce(broker, id, Acks::All, batch_of(&["outside"], Some((PRODUCER, 0, 3)))).await;
+    assert_eq!(outside.error, ErrorCode::InvalidTxnState, "as Kafka refuses it");
     assert_eq!(end(broker, id, marker(1, 0, true)).await, ErrorCode::None);
     assert!(questions.try_recv().is_err());
     let next = begin(broker, id, Some("t"), TransactionSupport::KnowsAbortable, transactional("d", 1, 0));
