@@ -145,6 +145,19 @@ async fn the_coordinator_is_asked_once_a_transaction_and_batches_wait_for_it_in_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_producer_begins_at_sequence_0_where_each_transaction_has_its_own_epoch() {
+    // KIP-890: a later sequence says that something is missing here.
+    let cluster = agreeing(1, 16 << 20).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    use TransactionSupport::{Implicit, KnowsAbortable};
+    for (client, error) in [(Implicit, ErrorCode::OutOfOrderSequenceNumber), (KnowsAbortable, ErrorCode::None)] {
+        let answer = begin(cluster.broker(1), id, Some("t"), client, transactional("a", 0, 5)).await;
+        assert_eq!(answer.error, error, "{client:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_comes_after_the_marker_does_not_count() {
     // R50: else the batch would begin a transaction that its coordinator does not know of.
     let (cluster, mut questions) = asking(1).await;
