@@ -262,7 +262,7 @@ impl Replicas {
             replicas: partition.replicas.iter().map(member).collect(),
             isr: partition.isr.clone(),
             recovering: partition.leader_recovery_state == metadata::records::LeaderRecoveryState::Recovering,
-            min_insync_replicas: image.min_isr(local.topic(), partition.replicas.len()),
+            min_insync_replicas: image.min_isr(local.topic(), partition.factor()),
             sync_before_ack: settings.sync_before_ack(),
         };
         local.handle_metadata(&self.context, &state, &settings);

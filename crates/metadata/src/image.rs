@@ -240,7 +240,7 @@ impl MetadataImage {
             .or_else(|| self.config_of(&ConfigResource::DefaultBroker, name))
     }
 
-    /// The effective min ISR of a topic's partition with so many replicas: min(min.insync.replicas, RF). It is the same on
+    /// The effective min ISR of a topic's partition with so many replicas ([`Partition::factor`]): min(min.insync.replicas, RF). It is the same on
     /// every node: brokers cannot set it for themselves, and the cluster's first records carry the configured default.
     #[must_use]
     pub fn min_isr(&self, topic: &str, replicas: usize) -> usize {

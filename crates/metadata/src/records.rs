@@ -234,9 +234,9 @@ pub struct Partition {
     pub replicas: Vec<BrokerId>,
     /// In which directory, for each replica; `NONE` where the broker chooses.
     pub directories: Vec<DirectoryId>,
-    /// Replicas that a reassignment adds (`R37`).
+    /// Replicas that a reassignment adds (`R37`); all others were there before it.
     pub adding: Vec<BrokerId>,
-    /// Replicas that a reassignment removes.
+    /// Replicas that a reassignment removes. One that is added too was added by a reassignment that another has replaced.
     pub removing: Vec<BrokerId>,
     /// The committed in-sync replicas.
     pub isr: Vec<BrokerId>,
@@ -288,6 +288,25 @@ impl Partition {
     #[must_use]
     pub fn last_known(&self) -> &[BrokerId] {
         if self.last_known_elr.is_empty() { &self.isr } else { &self.last_known_elr }
+    }
+
+    /// How many replicas it has but for those that a reassignment adds: what `min.insync.replicas` is held against. A
+    /// partition that grows needs no more acknowledgements before it has grown (`R37`).
+    #[must_use]
+    pub fn factor(&self) -> usize {
+        self.replicas.iter().filter(|replica| !self.adding.contains(replica)).count()
+    }
+
+    /// Whether a reassignment is under way (`R37`).
+    #[must_use]
+    pub fn is_reassigning(&self) -> bool {
+        !self.adding.is_empty() || !self.removing.is_empty()
+    }
+
+    /// The replicas that a reassignment leaves, in their order; all where there is none.
+    #[must_use]
+    pub fn target(&self) -> Vec<BrokerId> {
+        self.replicas.iter().copied().filter(|replica| !self.removing.contains(replica)).collect()
     }
 
     /// This partition after a change of it.

@@ -60,6 +60,11 @@ pub enum Rule {
     R6LiveSession,
     R7CaughtUp,
     R76HeartbeatClears,
+    R37CompletionByMembership,
+    R37CompletionAboveMinIsr,
+    R37LeaderEpoch,
+    R37CancelKeepsIsr,
+    R38UnassignedFollower,
 }
 
 /// Which rules hold.

@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`messages`] (what goes in and out), [`replica`] (roles and the mirror of the log), [`leader`] (sessions,
 //! acknowledgements, high watermark), [`isr`] (changes of the in-sync replicas), [`follower`] (sessions, divergence, data),
-//! [`producers`] (idempotent producers, transactions).
+//! [`producers`] (idempotent producers, transactions), [`throttle`] (how fast replicas that are not in sync are brought
+//! there).
 //!
 //! Invariants: `log_start <= high_watermark <= log_end` and `synced_end <= log_end`; a leader's high watermark is monotonic
 //! in its leader epoch and counts the maximal ISR (`R14`, `R18`); a log shrinks only in answer to the replica's own Open in
@@ -18,6 +19,7 @@ pub mod leader;
 pub mod messages;
 pub mod producers;
 pub mod replica;
+pub mod throttle;
 
 pub use isr::{AlterAnswer, Proposal, ProposalId};
 pub use leader::{ProduceVerdict, SendPlan};
@@ -30,6 +32,7 @@ pub use producers::{
     SequenceCheck, SnapshotError, VerificationGuard,
 };
 pub use replica::Replica;
+pub use throttle::{Admission, Throttle};
 
 #[cfg(test)]
 mod testing;

@@ -169,7 +169,7 @@ impl Draft<'_> {
                 value: value.cloned(),
             });
         }
-        self.clear_elr_for(&records);
+        self.prepare_for(&records);
         for record in records {
             self.push(record);
         }
@@ -177,8 +177,8 @@ impl Draft<'_> {
     }
 
     /// Where min ISR falls to the size of an ISR, the high watermark may move without the ELR from now on: the ELR goes
-    /// first (`R34`).
-    fn clear_elr_for(&mut self, records: &[MetadataRecord]) {
+    /// first (`R34`). A reassignment that only waited for the ISR to be enough is completed.
+    fn prepare_for(&mut self, records: &[MetadataRecord]) {
         let is_min_isr = |record: &MetadataRecord| matches!(record, MetadataRecord::Config { name, .. } if name == MIN_INSYNC_REPLICAS);
         if !records.iter().any(is_min_isr) {
             return;
@@ -191,7 +191,8 @@ impl Draft<'_> {
         let below = |partition: &Partition| partition.isr.len() < partition.replicas.len();
         let changed = |partition: &std::sync::Arc<Partition>| {
             let after = later.plan(partition, &Want::default());
-            (after.elr != partition.elr).then(|| (partition.clone(), after))
+            let moved = after.elr != partition.elr || after.replicas != partition.replicas;
+            moved.then(|| (partition.clone(), after))
         };
         let changes: Vec<_> = later.image.partitions().filter(|p| below(p)).filter_map(changed).collect();
         for (before, after) in changes {

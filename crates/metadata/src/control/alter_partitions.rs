@@ -33,6 +33,10 @@ impl Draft<'_> {
         );
         // Even where the ISR stays the same: the new partition epoch kills older copies of a proposal (R16).
         self.put(&before, &after);
+        if after.leader_epoch != before.leader_epoch {
+            // It completed a reassignment (R37): done, but by a leadership that the sender has yet to hear of.
+            return Err(ErrorCode::NewLeaderElected);
+        }
         Ok(PartitionNow {
             leader: after.leader,
             leader_epoch: after.leader_epoch,

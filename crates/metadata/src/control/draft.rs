@@ -6,6 +6,7 @@ use model::{
 
 use crate::configs::UNCLEAN_LEADER_ELECTION;
 use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision, RecoveryAnswer};
+use crate::control::reassign::Assignment;
 use crate::control::{ClusterControl, soft::SoftState};
 use crate::image::MetadataImage;
 use crate::records::{LeaderRecoveryState, MetadataRecord, Partition, PartitionChange};
@@ -36,6 +37,8 @@ pub(super) struct Want {
     pub(super) leader_recovery_state: Option<LeaderRecoveryState>,
     /// The directory of each replica.
     pub(super) directories: Option<Vec<DirectoryId>>,
+    /// Where the replicas are, and are to be (`R37`).
+    pub(super) assignment: Option<Assignment>,
 }
 
 impl<'a> Draft<'a> {
@@ -107,7 +110,8 @@ impl<'a> Draft<'a> {
         self.push(MetadataRecord::PartitionChange(Box::new(PartitionChange::between(before, after))));
     }
 
-    /// A partition as `want` and the rules leave it: election (`R33`), ELR (`R34`), last known ELR (`R35`), epochs (`R1`).
+    /// A partition as `want` and the rules leave it: reassignment (`R37`), election (`R33`), ELR (`R34`), last known ELR
+    /// (`R35`), epochs (`R1`).
     pub(super) fn plan(&self, before: &Partition, want: &Want) -> Partition {
         let mut after = before.clone();
         after.partition_epoch = PartitionEpoch(before.partition_epoch.0 + 1);
@@ -117,16 +121,19 @@ impl<'a> Draft<'a> {
         if let Some(state) = want.leader_recovery_state {
             after.leader_recovery_state = state;
         }
-        let min_isr = self.min_isr(before);
+        if let Some(assignment) = &want.assignment {
+            assignment.apply(&mut after);
+        }
         let isr = want.isr.as_ref().unwrap_or(&before.isr);
-        after.isr = in_order(before, |b| isr.contains(&b) && want.leaves != Some(b));
-        after.elr = self.target_elr(before, want, &after.isr, min_isr);
+        after.isr = in_order(&after, |b| isr.contains(&b) && want.leaves != Some(b));
+        self.maybe_complete_reassignment(&mut after);
+        after.elr = self.target_elr(before, want, &after);
         self.elect(before, want, &mut after);
-        if after.isr.len() >= min_isr {
+        if self.is_enough(&after) {
             after.elr = Vec::new();
         }
-        after.last_known_elr = self.target_last_known(before, &after, min_isr);
-        if after.leader != before.leader || want.recovered.is_some() {
+        after.last_known_elr = self.target_last_known(before, &after);
+        if self.begins_leader_epoch(before, &after) || want.recovered.is_some() {
             after.leader_epoch = LeaderEpoch(before.leader_epoch.0 + 1);
         }
         if !after.is_leaderless() && after.leader_epoch != before.leader_epoch {
@@ -136,23 +143,31 @@ impl<'a> Draft<'a> {
         after
     }
 
-    pub(super) fn min_isr(&self, partition: &Partition) -> usize {
-        let topic = self.image.topic(partition.topic_id);
-        topic.map_or(1, |topic| self.image.min_isr(&topic.name, partition.replicas.len()))
+    /// Whether a leadership of its own begins: the leader changed, or a replica left the assignment (`R1`, `R37`).
+    fn begins_leader_epoch(&self, before: &Partition, after: &Partition) -> bool {
+        let left = || before.replicas.iter().any(|b| !after.replicas.contains(b));
+        after.leader != before.leader || (left() && self.holds(Rule::R37LeaderEpoch))
     }
 
-    fn target_elr(&self, before: &Partition, want: &Want, isr: &[BrokerId], min_isr: usize) -> Vec<BrokerId> {
-        if isr.len() >= min_isr || !self.holds(Rule::R34EligibleLeaderReplicas) {
+    /// Whether the ISR may commit: it has the min ISR (`R18`, `R34`).
+    pub(super) fn is_enough(&self, partition: &Partition) -> bool {
+        let topic = self.image.topic(partition.topic_id);
+        let min_isr = topic.map_or(1, |topic| self.image.min_isr(&topic.name, partition.factor()));
+        partition.isr.len() >= min_isr
+    }
+
+    fn target_elr(&self, before: &Partition, want: &Want, after: &Partition) -> Vec<BrokerId> {
+        if self.is_enough(after) || !self.holds(Rule::R34EligibleLeaderReplicas) {
             return Vec::new();
         }
         let unclean = want.leaves.filter(|_| want.unclean);
-        in_order(before, |b| {
-            (before.elr.contains(&b) || before.isr.contains(&b)) && !isr.contains(&b) && unclean != Some(b)
+        in_order(after, |b| {
+            (before.elr.contains(&b) || before.isr.contains(&b)) && !after.isr.contains(&b) && unclean != Some(b)
         })
     }
 
-    fn target_last_known(&self, before: &Partition, after: &Partition, min_isr: usize) -> Vec<BrokerId> {
-        if after.isr.len() >= min_isr {
+    fn target_last_known(&self, before: &Partition, after: &Partition) -> Vec<BrokerId> {
+        if self.is_enough(after) {
             return Vec::new();
         }
         if !self.holds(Rule::R35LastKnownLeaders) {
@@ -164,7 +179,7 @@ impl<'a> Draft<'a> {
             };
         }
         let sets = [before.last_known(), &before.isr, &before.elr, &after.isr, &after.elr];
-        in_order(before, |b| sets.iter().any(|set| set.contains(&b)))
+        in_order(after, |b| sets.iter().any(|set| set.contains(&b)))
     }
 
     /// Keeps a valid leader; else takes the first valid replica (`R33`), else, where that is allowed, anybody (`R36`).
@@ -175,9 +190,9 @@ impl<'a> Draft<'a> {
         let eligible = |b: BrokerId| want.leaves != Some(b) && self.image.is_eligible(after, b);
         let valid =
             |b: BrokerId| eligible(b) && (after.isr.contains(&b) || (after.isr.is_empty() && after.elr.contains(&b)));
-        let preferred = before.replicas.first().copied().filter(|first| want.preferred && valid(*first));
+        let preferred = after.replicas.first().copied().filter(|first| want.preferred && valid(*first));
         let current = Some(before.leader).filter(|leader| valid(*leader));
-        let clean = preferred.or(current).or_else(|| before.replicas.iter().copied().find(|b| valid(*b)));
+        let clean = preferred.or(current).or_else(|| after.replicas.iter().copied().find(|b| valid(*b)));
         if let Some(leader) = clean {
             let state = after.leader_recovery_state;
             if after.isr.is_empty() {
@@ -187,8 +202,8 @@ impl<'a> Draft<'a> {
             }
             return;
         }
-        let known = || before.last_known().iter().copied().find(|b| eligible(*b));
-        let anybody = || known().or_else(|| before.replicas.iter().copied().find(|b| eligible(*b)));
+        let known = || before.last_known().iter().copied().find(|b| after.replicas.contains(b) && eligible(*b));
+        let anybody = || known().or_else(|| after.replicas.iter().copied().find(|b| eligible(*b)));
         match self.allows_unclean(before).then(anybody).flatten() {
             Some(leader) => lead_alone(after, leader, LeaderRecoveryState::Recovering),
             None => after.leader = BrokerId::NONE,
@@ -196,7 +211,7 @@ impl<'a> Draft<'a> {
     }
 
     /// `unclean.leader.election.enable` of a partition's topic (`R36`).
-    fn allows_unclean(&self, partition: &Partition) -> bool {
+    pub(super) fn allows_unclean(&self, partition: &Partition) -> bool {
         let topic = self.image.topic(partition.topic_id);
         let set = topic.and_then(|t| self.image.topic_config(&t.name, UNCLEAN_LEADER_ELECTION, BrokerId::NONE));
         set.map_or(self.control.settings.unclean_leader_election, |value| value.trim().eq_ignore_ascii_case("true"))
@@ -235,6 +250,6 @@ fn lead_alone(partition: &mut Partition, leader: BrokerId, state: LeaderRecovery
 }
 
 /// The replicas that are wanted, in the order of the assignment.
-fn in_order(partition: &Partition, wanted: impl Fn(BrokerId) -> bool) -> Vec<BrokerId> {
+pub(super) fn in_order(partition: &Partition, wanted: impl Fn(BrokerId) -> bool) -> Vec<BrokerId> {
     partition.replicas.iter().copied().filter(|b| wanted(*b)).collect()
 }

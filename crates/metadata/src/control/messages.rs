@@ -38,6 +38,8 @@ pub enum ControlRequest {
     AlterConfigs(AlterConfigs),
     /// Leader elections asked for by an operator.
     ElectLeaders(ElectLeaders),
+    /// Replicas to move (`R37`).
+    AlterReassignments(AlterReassignments),
     /// A block of producer ids (`R42`).
     AllocateProducerIds {
         /// Who asks.
@@ -82,6 +84,8 @@ pub enum ControlResponse {
     AlterConfigs(Vec<ConfigResult>),
     /// One answer for each partition asked for, or elected where all were asked for.
     ElectLeaders(Vec<ElectionResult>),
+    /// One answer for each partition asked for, in order.
+    AlterReassignments(Vec<ReassignmentResult>),
     /// The block.
     AllocateProducerIds {
         /// Its first id.
@@ -492,6 +496,37 @@ pub struct ElectionResult {
     /// The partition.
     pub partition: PartitionIndex,
     /// Nothing, or why there was none.
+    pub result: Result<(), ControlError>,
+}
+
+/// Replicas to move (KIP-455).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct AlterReassignments {
+    /// Each is decided alone.
+    pub partitions: Vec<Reassignment>,
+    /// Whether the number of replicas may change (KIP-860).
+    pub allow_factor_change: bool,
+}
+
+/// Where a partition's replicas are to be.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Reassignment {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// The replicas, the preferred leader first; `None` cancels what is under way.
+    pub target: Option<Vec<BrokerId>>,
+}
+
+/// What became of a reassignment that was asked for.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ReassignmentResult {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// Nothing, or why not.
     pub result: Result<(), ControlError>,
 }
 

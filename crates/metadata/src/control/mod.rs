@@ -15,6 +15,7 @@ mod draft;
 mod elections;
 pub mod messages;
 mod placement;
+mod reassign;
 mod soft;
 mod topics;
 
@@ -147,6 +148,7 @@ impl ClusterControl {
             | ControlRequest::IncrementalAlterConfigs(_)
             | ControlRequest::AlterConfigs(_)
             | ControlRequest::ElectLeaders(_)
+            | ControlRequest::AlterReassignments(_)
             | ControlRequest::AllocateProducerIds { .. }
             | ControlRequest::UpdateFeatures(_)
             | ControlRequest::UnregisterBroker { .. } => {}
@@ -170,6 +172,7 @@ impl ClusterControl {
             ControlRequest::IncrementalAlterConfigs(request) => draft.incremental_alter_configs(request),
             ControlRequest::AlterConfigs(request) => draft.alter_configs(request),
             ControlRequest::ElectLeaders(request) => draft.elect_leaders(request),
+            ControlRequest::AlterReassignments(request) => draft.alter_reassignments(request),
             ControlRequest::AllocateProducerIds { broker, epoch } => draft.allocate_producer_ids(*broker, *epoch),
             ControlRequest::UpdateFeatures(request) => draft.update_features(request),
             ControlRequest::UnregisterBroker { broker } => draft.unregister_broker(*broker),

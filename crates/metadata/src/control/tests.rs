@@ -1,5 +1,7 @@
 //! Decisions on a cluster of three racks, each replayed at once as the shell does.
 
+mod reassign;
+
 use model::{
     BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
     PartitionEpoch, PartitionIndex, Rule, Rules, Time, TopicPartition, Uuid,
@@ -1099,23 +1101,29 @@ enum Step {
     Create(u8),
     MinIsr(usize, u8),
     Elect(usize, bool),
+    Reassign(usize, Option<Vec<i32>>),
     Pass(u64),
     Tenure,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (1..4, any::<bool>()).prop_map(|(id, clean)| Step::Start(id, clean)),
-        (1..4, prop::bool::weighted(0.1), prop::bool::weighted(0.1)).prop_map(|(id, f, s)| Step::Beat(id, f, s)),
-        (1..4).prop_map(|id| Step::Beat(id, false, false)),
-        (0..3usize, 0..8u8).prop_map(|(p, isr)| Step::Propose(p, isr)),
-        (1..4, 0..3usize, 0..20i64).prop_map(|(id, p, end)| Step::Report(id, p, end)),
+        (1..5, any::<bool>()).prop_map(|(id, clean)| Step::Start(id, clean)),
+        (1..5, prop::bool::weighted(0.1), prop::bool::weighted(0.1)).prop_map(|(id, f, s)| Step::Beat(id, f, s)),
+        (1..5).prop_map(|id| Step::Beat(id, false, false)),
+        (0..3usize, 0..16u8).prop_map(|(p, isr)| Step::Propose(p, isr)),
+        (1..5, 0..3usize, 0..20i64).prop_map(|(id, p, end)| Step::Report(id, p, end)),
         (1..4u8).prop_map(Step::Create),
         (0..3usize, 1..4u8).prop_map(|(p, n)| Step::MinIsr(p, n)),
         (0..3usize, any::<bool>()).prop_map(|(p, unclean)| Step::Elect(p, unclean)),
+        (0..3usize, prop::option::weighted(0.8, replicas())).prop_map(|(p, target)| Step::Reassign(p, target)),
         (1..6_000u64).prop_map(Step::Pass),
         Just(Step::Tenure),
     ]
+}
+
+fn replicas() -> impl Strategy<Value = Vec<i32>> {
+    (Just(vec![1, 2, 3, 4]).prop_shuffle(), 1..4usize).prop_map(|(all, factor)| all[..factor].to_vec())
 }
 
 fn take(cluster: &mut Cluster, step: &Step) {
@@ -1124,6 +1132,11 @@ fn take(cluster: &mut Cluster, step: &Step) {
         chosen(cluster, at).map(|id| cluster.control.image().topic(id.topic_id).unwrap().name.to_string())
     };
     match *step {
+        Step::Reassign(at, ref target) => {
+            if let Some(name) = name(cluster, at) {
+                drop(cluster.reassign(&name, target.as_deref()));
+            }
+        }
         Step::Start(id, clean) => {
             let previous = cluster.control.image().broker_epoch(BrokerId(id));
             cluster.start(id, if clean { previous } else { BrokerEpoch::NONE });
@@ -1133,7 +1146,7 @@ fn take(cluster: &mut Cluster, step: &Step) {
             cluster.ask(ControlRequest::Heartbeat(beat));
         }
         Step::Propose(at, bits) => {
-            let isr: Vec<i32> = (1..4).filter(|id| bits & (1 << (id - 1)) != 0).collect();
+            let isr: Vec<i32> = (1..5).filter(|id| bits & (1 << (id - 1)) != 0).collect();
             if let Some(id) = chosen(cluster, at) {
                 let state = LeaderRecoveryState::Recovered;
                 let proposal = AlterPartition { leader_recovery_state: state, ..cluster.proposal(id, &isr) };
@@ -1181,7 +1194,7 @@ fn check(cluster: &Cluster, before: &MetadataImage) {
     let image = cluster.control.image();
     for p in image.partitions() {
         let topic = image.topic(p.topic_id).unwrap();
-        let min = image.min_isr(&topic.name, p.replicas.len());
+        let min = image.min_isr(&topic.name, p.factor());
         let all = [&p.isr, &p.elr, &p.last_known_elr];
         assert!(all.iter().all(|set| set.iter().all(|b| p.replicas.contains(b))), "strangers: {p:?}");
         assert!(p.isr.iter().all(|b| !p.elr.contains(b)), "ISR and ELR overlap: {p:?}");
@@ -1190,7 +1203,9 @@ fn check(cluster: &Cluster, before: &MetadataImage) {
         assert!(!p.is_leaderless() || p.isr.is_empty(), "somebody in sync but no leader: {p:?}");
         assert!(p.isr.len() < min || p.elr.is_empty(), "an ELR at min ISR {min}: {p:?}");
         assert!(p.last_known_elr.is_empty() || p.elr.iter().all(|b| p.last_known_elr.contains(b)), "{p:?}");
+        assert!(p.adding.iter().chain(&p.removing).all(|b| p.replicas.contains(b)), "who moves is a stranger: {p:?}");
         if let Some(old) = before.partition(p.id()) {
+            reassign::check(p, old, min);
             assert!(p.partition_epoch >= old.partition_epoch && p.leader_epoch >= old.leader_epoch, "{old:?} {p:?}");
             assert!(old == p || p.partition_epoch > old.partition_epoch, "two states of one epoch: {old:?} {p:?}");
             assert!(
@@ -1206,7 +1221,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_the_rules_hold_and_replay_gives_the_same(steps in prop::collection::vec(step(), 1..80)) {
-        let mut cluster = Cluster::of(3);
+        let mut cluster = Cluster::of(4);
         let mut standby = cluster.control.clone();
         for step in &steps {
             let before = cluster.control.image().clone();

@@ -177,18 +177,7 @@ impl Draft<'_> {
             return refuse(format!("one request may create at most {NEW_PARTITIONS_MAX} partitions"));
         }
         for replicas in placement {
-            if replicas.is_empty() {
-                return refuse("The manual partition assignment includes an empty replica list.".to_owned());
-            }
-            if let Some(unknown) = replicas.iter().find(|id| self.image.broker(**id).is_none()) {
-                return refuse(format!(
-                    "The manual partition assignment includes broker {unknown}, but no such broker is registered."
-                ));
-            }
-            let mut seen = BTreeSet::new();
-            if let Some(twice) = replicas.iter().find(|id| !seen.insert(**id)) {
-                return refuse(format!("The manual partition assignment includes the broker {twice} more than once."));
-            }
+            self.check_replicas(replicas)?;
             if replicas.len() != factor {
                 return refuse(format!(
                     "The manual partition assignment includes a partition with {} replica(s), but this is not \
@@ -205,6 +194,26 @@ impl Draft<'_> {
         Ok(())
     }
 
+    /// Replicas that a client chose: registered brokers, each once.
+    pub(super) fn check_replicas(&self, replicas: &[BrokerId]) -> Result<(), ControlError> {
+        let refuse = |message: String| Err(ControlError::new(ErrorCode::InvalidReplicaAssignment, message));
+        if replicas.is_empty() {
+            return refuse("The manual partition assignment includes an empty replica list.".to_owned());
+        }
+        if let Some(unknown) = replicas.iter().find(|id| self.image.broker(**id).is_none()) {
+            return refuse(format!(
+                "The manual partition assignment includes broker {unknown}, but no such broker is registered."
+            ));
+        }
+        let mut seen = BTreeSet::new();
+        match replicas.iter().find(|id| !seen.insert(**id)) {
+            Some(twice) => {
+                refuse(format!("The manual partition assignment includes the broker {twice} more than once."))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Version 4, not starting with '-' as Kafka's (it would read as an option on a command line), and new.
     fn new_topic_id(&self, entropy: &mut Entropy) -> TopicId {
         loop {
@@ -218,13 +227,7 @@ impl Draft<'_> {
 
     /// A new partition: all replicas that can are in sync, the first of them leads.
     fn push_partition(&mut self, id: TopicPartition, replicas: Vec<BrokerId>) {
-        let directory = |broker: &BrokerId| {
-            let Some(broker) = self.image.broker(*broker) else { return DirectoryId::NONE };
-            let is_online = |each: &DirectoryId| !broker.offline_directories.contains(each);
-            let online: Vec<_> = broker.directories.iter().copied().filter(is_online).collect();
-            pick_directory(id, &online)
-        };
-        let directories = replicas.iter().map(directory).collect();
+        let directories = replicas.iter().map(|broker| self.new_directory(id, *broker)).collect();
         let mut partition = Partition {
             topic_id: id.topic_id,
             partition: id.partition,
@@ -244,7 +247,7 @@ impl Draft<'_> {
         };
         let can = |broker: &BrokerId| self.image.is_eligible(&partition, *broker);
         partition.isr = partition.replicas.iter().copied().filter(can).collect();
-        if partition.isr.len() < self.min_isr(&partition) {
+        if !self.is_enough(&partition) {
             // Nothing was written: each member of the ISR has all of it.
             partition.last_known_elr = partition.isr.clone();
         }
@@ -252,6 +255,14 @@ impl Draft<'_> {
         partition.last_leader = partition.leader;
         partition.last_leader_directory = partition.directory_of(partition.leader);
         self.push(MetadataRecord::Partition(Box::new(partition)));
+    }
+
+    /// The directory for a replica that is new on a broker.
+    pub(super) fn new_directory(&self, id: TopicPartition, broker: BrokerId) -> DirectoryId {
+        let Some(broker) = self.image.broker(broker) else { return DirectoryId::NONE };
+        let is_online = |each: &DirectoryId| !broker.offline_directories.contains(each);
+        let online: Vec<_> = broker.directories.iter().copied().filter(is_online).collect();
+        pick_directory(id, &online)
     }
 
     pub(super) fn create_partitions(
@@ -296,7 +307,7 @@ impl Draft<'_> {
             );
             return refuse(ErrorCode::InvalidPartitions, message);
         }
-        let factor = topic.partitions.values().next().map_or(1, |partition| partition.replicas.len());
+        let factor = topic.partitions.values().next().map_or(1, |partition| partition.factor());
         let added = count - current;
         let placement = match &request.assignments {
             None => self.place(added, factor, entropy)?,

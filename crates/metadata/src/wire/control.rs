@@ -15,11 +15,11 @@ use super::records::{
 };
 use super::{WireError, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid, uuid_to_wire};
 use crate::control::{
-    AlterConfigs, AlterPartition, AlterPartitions, AlteredPartition, ConfigChange, ConfigOperation, ConfigResult,
+    AlterConfigs, AlterPartition, AlterPartitions, AlterReassignments, AlteredPartition, ConfigChange, ConfigOperation, ConfigResult,
     ControlError, ControlRequest, ControlResponse, CreatePartitions, CreateTopic, CreateTopics, CreatedTopic,
     DeleteTopics, DeletedTopic, ElectLeaders, ElectionResult, ElectionType, FeatureResult, FeatureUpdate, Heartbeat,
     HeartbeatAnswer, IncrementalAlterConfigs, MorePartitions, NewTopic, PartitionNow, RecoveryAnswer, RecoveryReport,
-    RegisterBroker, Suspect, TopicRef, TopicResult, UpdateFeatures,
+    Reassignment, ReassignmentResult, RegisterBroker, Suspect, TopicRef, TopicResult, UpdateFeatures,
 };
 
 type Kind = request::Kind;
@@ -71,6 +71,7 @@ pub(super) fn request_to_wire(request: &ControlRequest) -> Kind {
         ControlRequest::AlterConfigs(r) => Kind::AlterConfigs(alter_to_wire(r)),
         ControlRequest::ElectLeaders(r) => Kind::ElectLeaders(elect_to_wire(r)),
         ControlRequest::UpdateFeatures(r) => Kind::UpdateFeatures(update_to_wire(r)),
+        ControlRequest::AlterReassignments(r) => Kind::AlterReassignments(reassign_to_wire(r)),
     }
 }
 
@@ -119,6 +120,7 @@ pub(super) fn request_from_wire(kind: Kind) -> Result<ControlRequest, WireError>
         Kind::AlterConfigs(r) => ControlRequest::AlterConfigs(alter(r)?),
         Kind::ElectLeaders(r) => ControlRequest::ElectLeaders(elect(r)),
         Kind::UpdateFeatures(r) => ControlRequest::UpdateFeatures(update(r)?),
+        Kind::AlterReassignments(r) => ControlRequest::AlterReassignments(reassign(r)),
     })
 }
 
@@ -154,6 +156,10 @@ pub(super) fn response_to_wire(response: &ControlResponse) -> response::Kind {
         ControlResponse::ElectLeaders(list) => {
             Kind::ElectLeaders(wire::ElectionResults { results: list.iter().map(election_to_wire).collect() })
         }
+        ControlResponse::AlterReassignments(list) => {
+            let result = |r: &ReassignmentResult| partition_result_to_wire(&r.topic, r.partition, &r.result);
+            Kind::AlterReassignments(wire::ElectionResults { results: list.iter().map(result).collect() })
+        }
         ControlResponse::AllocateProducerIds { first, len } => {
             Kind::AllocateProducerIds(wire::ProducerIdBlock { first: first.0, len: *len })
         }
@@ -186,6 +192,13 @@ pub(super) fn response_from_wire(kind: response::Kind) -> Result<ControlResponse
         Kind::IncrementalAlterConfigs(r) => ControlResponse::IncrementalAlterConfigs(each(r.results, config_result)?),
         Kind::AlterConfigs(r) => ControlResponse::AlterConfigs(each(r.results, config_result)?),
         Kind::ElectLeaders(r) => ControlResponse::ElectLeaders(each(r.results, election)?),
+        Kind::AlterReassignments(r) => {
+            let result = |r: wire::ElectionResult| {
+                let result = outcome(r.error)?;
+                Ok(ReassignmentResult { topic: r.topic, partition: PartitionIndex(r.partition), result })
+            };
+            ControlResponse::AlterReassignments(each(r.results, result)?)
+        }
         Kind::AllocateProducerIds(r) => ControlResponse::AllocateProducerIds { first: ProducerId(r.first), len: r.len },
     })
 }
@@ -406,6 +419,31 @@ fn elect(r: wire::ElectLeaders) -> ElectLeaders {
     ElectLeaders { election, partitions: r.partitions.map(named) }
 }
 
+fn reassign_to_wire(r: &AlterReassignments) -> wire::AlterReassignments {
+    let replicas = |target: &Vec<BrokerId>| wire::Replicas { ids: ids_to_wire(target) };
+    let reassignment = |r: &Reassignment| wire::Reassignment {
+        topic: r.topic.clone(),
+        partition: r.partition.0,
+        target: r.target.as_ref().map(replicas),
+    };
+    wire::AlterReassignments {
+        partitions: r.partitions.iter().map(reassignment).collect(),
+        allow_factor_change: r.allow_factor_change,
+    }
+}
+
+fn reassign(r: wire::AlterReassignments) -> AlterReassignments {
+    let reassignment = |r: wire::Reassignment| Reassignment {
+        topic: r.topic,
+        partition: PartitionIndex(r.partition),
+        target: r.target.map(|target| ids(target.ids)),
+    };
+    AlterReassignments {
+        partitions: r.partitions.into_iter().map(reassignment).collect(),
+        allow_factor_change: r.allow_factor_change,
+    }
+}
+
 fn update_to_wire(r: &UpdateFeatures) -> wire::UpdateFeatures {
     let update = |update: &FeatureUpdate| wire::FeatureUpdate {
         name: update.name.clone(),
@@ -544,7 +582,15 @@ fn config_result(r: wire::ConfigResult) -> Result<ConfigResult, WireError> {
 }
 
 fn election_to_wire(result: &ElectionResult) -> wire::ElectionResult {
-    wire::ElectionResult { topic: result.topic.clone(), partition: result.partition.0, error: failure(&result.result) }
+    partition_result_to_wire(&result.topic, result.partition, &result.result)
+}
+
+fn partition_result_to_wire(
+    topic: &str,
+    partition: PartitionIndex,
+    result: &Result<(), ControlError>,
+) -> wire::ElectionResult {
+    wire::ElectionResult { topic: topic.to_owned(), partition: partition.0, error: failure(result) }
 }
 
 fn election(r: wire::ElectionResult) -> Result<ElectionResult, WireError> {

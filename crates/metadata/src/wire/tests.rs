@@ -209,6 +209,13 @@ fn admin_requests() -> Vec<ControlRequest> {
             election: ElectionType::Preferred,
             partitions: Some(vec![("t".to_owned(), PartitionIndex(2))]),
         }),
+        ControlRequest::AlterReassignments(AlterReassignments {
+            partitions: vec![
+                Reassignment { topic: "t".to_owned(), partition: PartitionIndex(2), target: None },
+                Reassignment { topic: "t".to_owned(), partition: PartitionIndex(3), target: Some(brokers(&[2, 1])) },
+            ],
+            allow_factor_change: true,
+        }),
         ControlRequest::UpdateFeatures(UpdateFeatures {
             updates: vec![FeatureUpdate { name: "f".to_owned(), level: 2, allow_downgrade: true }],
             validate_only: true,
@@ -267,6 +274,10 @@ fn responses() -> Vec<ControlResponse> {
             partition: PartitionIndex(2),
             result: Err(error()),
         }]),
+        ControlResponse::AlterReassignments(vec![
+            ReassignmentResult { topic: name(), partition: PartitionIndex(2), result: Err(error()) },
+            ReassignmentResult { topic: name(), partition: PartitionIndex(3), result: Ok(()) },
+        ]),
         ControlResponse::AllocateProducerIds { first: ProducerId(1_000), len: 1_000 },
         ControlResponse::UpdateFeatures(vec![FeatureResult { name: name(), result: Ok(()) }]),
     ]
