@@ -29,6 +29,11 @@ def java():
     return ['java', '-Xmx1g', '-XX:TieredStopAtLevel=1', '-Dlog4j2.level=OFF', '-cp', f'{classes}:{jars}', 'ClientSuite']
 
 
+def tools():
+    os.environ['KAFKA_CLASS_PATH'] = installs.kafka_class_path()
+    return [sys.executable, HERE / 'tools.py']
+
+
 def kcat():
     installs.debian('kcat', 'kcat')
     return [sys.executable, HERE / 'kcat.py']
@@ -54,7 +59,8 @@ def hostile():
 
 
 # Name, preparation, seconds that the suite may take once it is prepared. Hostile last: it must not disturb what follows.
-SUITES = [('librdkafka', librdkafka, 240), ('java', java, 180), ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
+SUITES = [('librdkafka', librdkafka, 240), ('java', java, 180), ('tools', tools, 180),
+          ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120), ('hostile', hostile, 120)]
 
 

@@ -18,6 +18,7 @@ use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
 use crate::partition::{Checkpointed, Partition};
+use crate::throttle::Throttles;
 use crate::timers::Timers;
 
 /// See the module.
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) follower_streams: FollowerStreams,
     pub(crate) isr: IsrProposals,
     pub(crate) timers: Timers,
+    /// Holds back what brings replicas into sync.
+    pub(crate) throttles: Throttles,
     /// For tasks that begin where a thread of the disk pool may be running.
     pub(crate) runtime: tokio::runtime::Handle,
     partitions: RwLock<BTreeMap<TopicPartition, Arc<Partition>>>,
@@ -83,6 +86,7 @@ impl Context {
             follower_streams: FollowerStreams::default(),
             isr: IsrProposals::default(),
             timers: Timers::default(),
+            throttles: Throttles::default(),
             runtime: tokio::runtime::Handle::current(),
             partitions: RwLock::default(),
             image: watch::Sender::new(Arc::new(MetadataImage::default())),

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
+use replication::Admission;
 use rpc::replication::{
     Answer, Data, FollowerFrame, FollowerFrames, Hello, LeaderFrame, LeaderSource, Open, OpenAnswer, Progress,
     ReplicationServer,
@@ -56,6 +57,9 @@ struct Queues {
     ready: Vec<Arc<Partition>>,
     /// Partitions whose watermarks moved.
     moved: Vec<Arc<Partition>>,
+    /// Partitions with data that is throttled, and when to look at them again.
+    held: Vec<Arc<Partition>>,
+    held_until: Option<Instant>,
 }
 
 impl LeaderStream {
@@ -81,6 +85,13 @@ impl LeaderStream {
     pub(crate) fn push_moved(&self, partition: Arc<Partition>) {
         lock(&self.queues).moved.push(partition);
         self.wake.notify_one();
+    }
+
+    /// `partition` has data that may not go before `until`. It counts as being on the ready list.
+    fn hold(&self, partition: Arc<Partition>, until: Instant) {
+        let mut queues = lock(&self.queues);
+        queues.held.push(partition);
+        queues.held_until = Some(queues.held_until.map_or(until, |other| other.min(until)));
     }
 
     /// The answer to an open, in order with what its session gives.
@@ -281,10 +292,11 @@ impl LeaderStreams {
         let mut moved: Vec<Arc<Partition>> = Vec::new();
         let mut moved_until: Option<Instant> = None;
         loop {
-            let (ready, answers) = {
+            let (ready, answers, held_until) = {
                 let mut queues = lock(&stream.queues);
                 moved.append(&mut queues.moved);
-                (std::mem::take(&mut queues.ready), !queues.answers.is_empty())
+                queues.release_held(Instant::now());
+                (std::mem::take(&mut queues.ready), !queues.answers.is_empty(), queues.held_until)
             };
             if !ready.is_empty() || answers || moved_until.is_some_and(|until| until <= Instant::now()) {
                 let data = self.collect(stream, ready).await;
@@ -297,12 +309,15 @@ impl LeaderStreams {
                     return frame;
                 }
                 moved_until = None;
-            } else if moved.is_empty() {
-                stream.wake.notified().await;
             } else {
                 // R60: data may come for the watermarks to ride on.
-                let until = *moved_until.get_or_insert_with(|| Instant::now() + PROGRESS_DELAY);
-                let _ = tokio::time::timeout_at(until, stream.wake.notified()).await;
+                let ride = || *moved_until.get_or_insert_with(|| Instant::now() + PROGRESS_DELAY);
+                let ride = (!moved.is_empty()).then(ride);
+                tokio::select! {
+                    // Both are waits: dropping them loses nothing.
+                    () = stream.wake.notified() => {}
+                    () = until(ride.into_iter().chain(held_until).min()) => {}
+                }
             }
         }
     }
@@ -312,13 +327,26 @@ impl LeaderStreams {
         let (mut data, mut bytes) = (Vec::new(), 0);
         let mut waiting = ready.into_iter();
         for partition in waiting.by_ref() {
-            let room = FRAME_BYTES.saturating_sub(bytes);
+            let admission = self.throttle(stream, &partition);
+            let mut room = FRAME_BYTES.saturating_sub(bytes);
+            match admission {
+                Admission::Free => {}
+                Admission::UpTo(credit) => room = room.min(usize::try_from(credit).unwrap_or(usize::MAX)),
+                Admission::Wait(until) => {
+                    stream.hold(partition, self.instant(until));
+                    continue;
+                }
+            }
             let mut next = partition.next_data(&self.context, stream, room, data.is_empty());
             if let NextData::Cold(cold) = next {
                 next = cold.read(&self.context).await;
             }
             if let NextData::Data(frame) = next {
-                bytes += frame.batches.iter().map(bytes::Bytes::len).sum::<usize>();
+                let size = frame.batches.iter().map(bytes::Bytes::len).sum::<usize>();
+                if admission != Admission::Free {
+                    self.spend(stream, &partition, size);
+                }
+                bytes += size;
                 data.push(frame);
             }
             if bytes >= FRAME_BYTES {
@@ -332,6 +360,37 @@ impl LeaderStreams {
             queues.ready = rest;
         }
         data
+    }
+}
+
+/// The throttle: what brings a replica into sync may be held back, what keeps one in sync may not.
+impl LeaderStreams {
+    fn throttle(&self, stream: &LeaderStream, partition: &Partition) -> Admission {
+        let context = &self.context;
+        if !context.throttles.is_active() || partition.is_in_sync(stream.follower) {
+            return Admission::Free;
+        }
+        let now = context.clock.monotonic();
+        context.throttles.admit(partition.id(), context.config.broker_id, stream.follower, now)
+    }
+
+    fn spend(&self, stream: &LeaderStream, partition: &Partition, bytes: usize) {
+        let context = &self.context;
+        let (bytes, now) = (u64::try_from(bytes).unwrap_or(u64::MAX), context.clock.monotonic());
+        context.throttles.spend(partition.id(), context.config.broker_id, stream.follower, bytes, now);
+    }
+
+    fn instant(&self, time: model::Time) -> Instant {
+        Instant::now() + Duration::from_millis(time.since(self.context.clock.monotonic()))
+    }
+}
+
+impl Queues {
+    /// Whoever was held back is looked at again once it is time.
+    fn release_held(&mut self, now: Instant) {
+        if self.held_until.take_if(|until| *until <= now).is_some() {
+            self.ready.append(&mut self.held);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Hosts partitions and coordinator shards, replicates them, follows the metadata and keeps this broker registered.
 //!
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], `context` (what the parts share), `partition`
-//! (one replica), `leader_streams` and `follower_streams` (replication), `fetch` and `waiters` (long polls and acks),
-//! `transactions` (verification, markers),
+//! (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long polls and
+//! acks), `transactions` (verification, markers),
 //! `isr`, `loading`, `lifecycle`, `housekeeping`, `groups` (coordinators), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
@@ -26,6 +26,7 @@ mod metrics;
 mod node;
 mod offsets;
 mod partition;
+mod throttle;
 mod timers;
 mod topic_settings;
 mod transactions;

@@ -100,6 +100,8 @@ impl Replicas {
     pub(crate) async fn apply(&mut self, before: &MetadataImage, after: &Arc<MetadataImage>) {
         let delta = MetadataDelta::between(before, after);
         let me = self.context.config.broker_id;
+        // Before any partition hears of a replica that is to be brought up.
+        self.context.throttles.follow(before, after, me, self.context.clock.monotonic());
         if !delta.configs.is_empty() || !delta.removed_topics.is_empty() {
             self.settings.clear();
         }

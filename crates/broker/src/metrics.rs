@@ -59,7 +59,8 @@ impl BrokerMetrics {
                 (leads, inner.log.size_bytes(), inner.replica.log().end.0, inner.replica.isr().len())
             };
             if leads {
-                let replicas = image.partition(id).map_or(0, |p| p.replicas.len());
+                // A partition that grows is not under-replicated for it.
+                let replicas = image.partition(id).map_or(0, |p| p.factor());
                 metrics.leaders += 1;
                 metrics.under_replicated += usize::from(isr < replicas);
                 metrics.under_min_isr += usize::from(isr < image.min_isr(partition.topic(), replicas));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use coordinator::{GroupRequest, GroupResponse};
 use metadata::MetadataImage;
-use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics};
+use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics, Reassignment};
 use model::{BrokerEpoch, BrokerId, ClusterId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::ControllerClient;
@@ -214,6 +214,15 @@ impl Broker {
                 };
                 let _ = self.context.wait_metadata(IMAGE_WAIT, gone).await;
             }
+            (ControlRequest::AlterReassignments(asked), ControlResponse::AlterReassignments(results)) => {
+                let done = asked.partitions.iter().zip(results).filter(|(_, result)| result.result.is_ok());
+                let asked: Vec<_> = done.map(|(asked, _)| asked).collect();
+                let shown = || {
+                    let image = self.context.image();
+                    asked.iter().all(|asked| shows(&image, asked)).then_some(())
+                };
+                let _ = self.context.wait_metadata(IMAGE_WAIT, shown).await;
+            }
             _ => {}
         }
     }
@@ -413,6 +422,15 @@ impl BrokerApi for Broker {
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
         self.groups.ask(request).await
     }
+}
+
+/// Whether an image shows that a reassignment was begun, or cancelled, or that its topic is gone.
+fn shows(image: &MetadataImage, asked: &Reassignment) -> bool {
+    let partition = image.topic_by_name(&asked.topic).and_then(|topic| topic.partition(asked.partition));
+    partition.is_none_or(|partition| match &asked.target {
+        Some(target) => partition.target() == *target,
+        None => !partition.is_reassigning(),
+    })
 }
 
 #[derive(Debug)]

@@ -87,6 +87,8 @@ served! {
     DeleteGroups by delete_groups,
     ElectLeaders by elect_leaders,
     IncrementalAlterConfigs by incremental_alter_configs,
+    AlterPartitionReassignments by alter_partition_reassignments,
+    ListPartitionReassignments by list_partition_reassignments,
     OffsetDelete by offset_delete,
     DescribeQuorum by describe_quorum,
     DescribeCluster by describe_cluster,
@@ -167,6 +169,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 32);
+        assert_eq!(SERVED.len(), 34);
     }
 }

@@ -53,6 +53,11 @@ error_counts! {
         let partitions = r.replica_election_results.iter().flat_map(|t| &t.partition_result).map(|p| p.error_code);
         [r.error_code].into_iter().chain(partitions)
     };
+    AlterPartitionReassignmentsResponse: r => {
+        let partitions = r.responses.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
+        [r.error_code].into_iter().chain(partitions)
+    };
+    ListPartitionReassignmentsResponse: r => [r.error_code];
     IncrementalAlterConfigsResponse: r => r.responses.iter().map(|c| c.error_code);
     OffsetDeleteResponse: r => {
         let partitions = r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);

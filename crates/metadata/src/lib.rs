@@ -1,7 +1,7 @@
 //! What the cluster is ([`MetadataRecord`], [`MetadataImage`], [`MetadataDelta`]) and how it may change ([`control`]).
 //!
 //! Reading order: [`records`] (the facts of the metadata log), [`image`] (what they add up to), [`delta`] (what changed),
-//! [`configs`] (Kafka's configs as data), [`control`] (the decisions of the active controller), [`wire`] (all of it as
+//! [`configs`] (Kafka's configs as data), [`throttle`] (whose replication is held back), [`control`] (the decisions of the active controller), [`wire`] (all of it as
 //! bytes).
 //!
 //! Invariants: deciding takes `&self`, time and entropy are arguments; replaying neither fails nor decides; nothing here
@@ -15,6 +15,8 @@ pub mod delta;
 
 pub mod configs;
 
+pub mod throttle;
+
 pub mod control;
 
 pub mod wire;
@@ -25,3 +27,4 @@ pub use image::{MetadataImage, TopicImage};
 pub use records::{
     BrokerRegistration, ConfigResource, ControllerRegistration, Listener, MetadataRecord, Partition, PartitionChange,
 };
+pub use throttle::ReplicationThrottle;

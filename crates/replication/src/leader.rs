@@ -333,7 +333,11 @@ impl Leader {
             self.peers.push(peer);
         }
         for mut gone in before {
-            gone.end_session(core, ErrorCode::UnknownLeaderEpoch);
+            if core.config.rules.hold(Rule::R38UnassignedFollower) {
+                gone.end_session(core, ErrorCode::UnknownLeaderEpoch);
+            } else {
+                self.peers.push(gone);
+            }
         }
     }
 
@@ -950,6 +954,22 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_was_taken_off_the_partition_counts_no_more() {
+        // R38
+        let mut leader = leader(10, 7, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 9, T0);
+        drain(&mut leader);
+        let mut metadata = state(1, 5, 51, &[1, 2]);
+        metadata.replicas.pop();
+        leader.handle_metadata(&metadata, T0);
+        let error = ErrorCode::UnknownLeaderEpoch;
+        assert_eq!(drain(&mut leader), [Action::SessionEnded { follower: B3, session: session(B3, 1), error }]);
+        assert_eq!(leader.follower_log_end(B3), None);
+        assert_eq!(opens(&mut leader, B3, 2, 10, T0), OpenVerdict::Answer(Answer::Refused(error)));
+    }
+
+    #[test]
     fn a_broken_stream_changes_neither_log_end_nor_lag() {
         // R61
         let mut leader = leader(10, 7, &[1, 2, 3]);
@@ -1039,6 +1059,16 @@ mod tests {
             let mut leader = leader_without(Rule::R8BrokerEpoch, &[1, 2, 3]);
             let stale = Session { broker_epoch: BrokerEpoch(19), ..session(B2, 1) };
             assert_eq!(leader.handle_open(B2, stale, open(1, 10, 4), T0), opened(7, 0, 10));
+        }
+
+        #[test]
+        fn a_replica_that_was_taken_off_would_still_be_served() {
+            let mut leader = leader_without(Rule::R38UnassignedFollower, &[1, 2]);
+            opens(&mut leader, B3, 1, 9, T0);
+            let mut metadata = state(1, 5, 51, &[1, 2]);
+            metadata.replicas.pop();
+            leader.handle_metadata(&metadata, T0);
+            assert_eq!(leader.follower_log_end(B3), Some(Offset(9)));
         }
 
         #[test]

@@ -134,6 +134,11 @@ impl Partition {
         });
     }
 
+    /// Whether a follower is in the committed ISR.
+    pub(crate) fn is_in_sync(&self, follower: BrokerId) -> bool {
+        self.lock().replica.isr().contains(&follower)
+    }
+
     /// The next records for `stream`'s follower: of at most `room` bytes, but for one larger batch where the message is
     /// empty so far (`first`).
     pub(crate) fn next_data(

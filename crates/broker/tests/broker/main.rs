@@ -6,5 +6,6 @@ mod cluster;
 mod data;
 mod groups;
 mod peers;
+mod reassign;
 mod restarts;
 mod transactions;

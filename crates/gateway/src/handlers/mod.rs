@@ -27,11 +27,13 @@ pub(crate) mod offset_delete;
 pub(crate) mod offset_fetch;
 pub(crate) mod sync_group;
 
+pub(crate) mod alter_partition_reassignments;
 pub(crate) mod create_partitions;
 pub(crate) mod create_topics;
 pub(crate) mod delete_records;
 pub(crate) mod delete_topics;
 pub(crate) mod elect_leaders;
+pub(crate) mod list_partition_reassignments;
 
 pub(crate) mod alter_configs;
 pub(crate) mod describe_configs;

@@ -9,7 +9,9 @@ use broker::api::*;
 use broker::coordinator::{GroupRequest, GroupResponse};
 use bytes::{Bytes, BytesMut};
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
-use metadata::control::{CreateTopics, CreatedTopic, NewTopic};
+use metadata::control::{
+    AlterReassignments, ControlError, CreateTopics, CreatedTopic, NewTopic, Reassignment, ReassignmentResult,
+};
 use metadata::records::{BrokerRegistration, Listener, MetadataRecord, Partition, SecurityProtocol};
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::*;
@@ -264,6 +266,18 @@ impl BrokerApi for Fake {
                     CreatedTopic { name: topic.name, result: Ok(created) }
                 };
                 Ok(ControlResponse::CreateTopics(topics.into_iter().map(create).collect()))
+            }
+            ControlRequest::AlterReassignments(AlterReassignments { partitions, .. }) => {
+                let refuse = |asked: &Reassignment| match &asked.target {
+                    None => Err(ControlError::new(ErrorCode::NoReassignmentInProgress, "nothing moves")),
+                    Some(_) => Ok(()),
+                };
+                let decide = |asked: Reassignment| ReassignmentResult {
+                    result: refuse(&asked),
+                    topic: asked.topic,
+                    partition: asked.partition,
+                };
+                Ok(ControlResponse::AlterReassignments(partitions.into_iter().map(decide).collect()))
             }
             _ => {
                 let message = "nobody decides here".to_owned();

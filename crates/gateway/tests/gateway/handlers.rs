@@ -7,7 +7,7 @@ use model::{BrokerId, ErrorCode, Uuid};
 use protocol::Records;
 use protocol::messages::*;
 
-use crate::fake::{Client, Served, broker, partition, topic_id};
+use crate::fake::{Client, HERE, Served, broker, partition, topic_id};
 
 fn owned(text: &str) -> String {
     text.to_owned()
@@ -497,4 +497,64 @@ async fn a_sync_from_version_5_on_names_its_protocol() {
     assert_eq!(client.ask(&request, 5).await.error_code, ErrorCode::InconsistentGroupProtocol.code());
     request.protocol_name = Some(owned("range"));
     assert_eq!(client.ask(&request, 5).await.error_code, 0);
+}
+
+#[tokio::test]
+async fn reassignments_are_asked_for_by_partition_and_answered_so() {
+    use alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let partition =
+        |partition_index, replicas: Option<Vec<i32>>| ReassignablePartition { partition_index, replicas };
+    let topic = |name: &str, partitions| ReassignableTopic { name: name.to_owned(), partitions };
+    let request = AlterPartitionReassignmentsRequest {
+        timeout_ms: 1_000,
+        allow_replication_factor_change: false,
+        topics: vec![
+            topic("a", vec![partition(0, Some(vec![2, 1])), partition(1, None)]),
+            topic("b", vec![partition(3, None)]),
+        ],
+    };
+    let response = client.ask(&request, 1).await;
+    let told: Vec<_> = response.responses.iter().map(|topic| (topic.name.as_str(), topic.partitions.len())).collect();
+    assert_eq!((response.error_code, response.allow_replication_factor_change), (0, false));
+    assert_eq!(told, [("a", 2), ("b", 1)]);
+    let codes: Vec<_> = response.responses.iter().flat_map(|topic| &topic.partitions).map(|p| p.error_code).collect();
+    let none = ErrorCode::NoReassignmentInProgress.code();
+    assert_eq!(codes, [0, none, none]);
+    let asked = served.broker.controlled.lock().unwrap().clone();
+    let [metadata::ControlRequest::AlterReassignments(asked)] = asked.as_slice() else { panic!("{asked:?}") };
+    assert!(!asked.allow_factor_change);
+    assert_eq!(asked.partitions[0].target, Some(vec![BrokerId(2), BrokerId(1)]));
+}
+
+#[tokio::test]
+async fn the_replicas_that_move_are_listed() {
+    use list_partition_reassignments_request::ListPartitionReassignmentsTopics;
+    let served = Served::start().await;
+    let id = served.broker.topic("t", 3);
+    served.broker.topic("still", 1);
+    let mut moving = partition(id, 1, HERE);
+    moving.adding = vec![BrokerId(2)];
+    moving.removing = vec![HERE];
+    served.broker.apply(&[metadata::MetadataRecord::Partition(Box::new(moving))]);
+    let client = &mut served.client().await;
+    let asked = |name: &str, partition_indexes: Vec<i32>| ListPartitionReassignmentsTopics {
+        name: name.to_owned(),
+        partition_indexes,
+    };
+    let cases = [
+        (None, vec![1]),
+        (Some(vec![asked("t", vec![0, 1]), asked("nope", vec![0]), asked("still", vec![0])]), vec![1]),
+        (Some(vec![asked("t", vec![0, 9])]), vec![]),
+    ];
+    for (topics, expected) in cases {
+        let request = ListPartitionReassignmentsRequest { topics, ..Default::default() };
+        let response = client.ask(&request, 0).await;
+        let listed = response.topics.iter().flat_map(|topic| &topic.partitions);
+        let listed: Vec<_> =
+            listed.map(|p| (p.partition_index, p.adding_replicas.as_slice(), p.removing_replicas.as_slice())).collect();
+        let expected: Vec<_> = expected.into_iter().map(|index| (index, &[2][..], &[1][..])).collect();
+        assert_eq!(listed, expected);
+    }
 }

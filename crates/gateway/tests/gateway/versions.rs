@@ -51,6 +51,8 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     each_version(client, DeleteGroupsRequest { groups_names: vec!["g".to_owned()] }, done).await;
     each_version(client, ElectLeadersRequest { topic_partitions: None, ..Default::default() }, done).await;
     each_version(client, IncrementalAlterConfigsRequest::default(), done).await;
+    each_version(client, AlterPartitionReassignmentsRequest::default(), done).await;
+    each_version(client, ListPartitionReassignmentsRequest::default(), done).await;
     each_version(client, OffsetDeleteRequest::default(), done).await;
     each_version(client, quorum(), done).await;
     each_version(client, DescribeClusterRequest::default(), done).await;

@@ -1,0 +1,148 @@
+"""Apache Kafka's own admin tools: kafka-reassign-partitions and kafka-leader-election, as operators use them.
+
+KAFKA_CLASS_PATH is what the tools are run from.
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'lib'))
+from checks import Suite, addresses, bootstrap, equal, eventually, wait_topic  # noqa: E402
+import wire  # noqa: E402
+from wire import unique  # noqa: E402
+
+suite = Suite('tools')
+B = bootstrap()
+JAVA = ['java', '-Xmx256m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', '-Dlog4j2.level=OFF', '-cp',
+        os.environ['KAFKA_CLASS_PATH']]
+REASSIGN = 'org.apache.kafka.tools.reassign.ReassignPartitionsCommand'
+ELECT = 'org.apache.kafka.tools.LeaderElectionCommand'
+
+
+def tool(name, *arguments, fails=False):
+    done = subprocess.run([*JAVA, name, '--bootstrap-server', B, *arguments], capture_output=True, text=True, timeout=60)
+    if bool(done.returncode) != fails:
+        raise AssertionError(f'{name} {" ".join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}')
+    return done.stdout + done.stderr
+
+
+def written(content):
+    file = tempfile.NamedTemporaryFile('w', suffix='.json', delete=False)
+    with file:
+        json.dump(content, file)
+    return file.name
+
+
+def plan(topic, replicas):
+    return written({'version': 1, 'partitions': [
+        {'topic': topic, 'partition': p, 'replicas': r} for p, r in enumerate(replicas)]})
+
+
+def topic(partitions, factor):
+    name = unique('tools')
+    equal(wire.create_topic(addresses()[0], name, partitions, factor), 0, 'CreateTopics')
+    wait_topic(name, partitions)
+    return name
+
+
+def partitions(name):
+    """[(leader, replicas, isr)] by partition"""
+    error, parts = wire.metadata(addresses()[0], [name])[2][name]
+    equal(error, 0, name)
+    return [(leader, replicas, isr) for _, (_, leader, replicas, isr) in sorted(parts.items())]
+
+
+def settled(name, replicas):
+    return all(r == want and sorted(i) == sorted(want) and leader in want
+               for (leader, r, i), want in zip(partitions(name), replicas))
+
+
+@suite.check
+def reassignment():
+    """a plan is executed, verified and listed as done; growing and shrinking included"""
+    name = topic(2, 2)
+    before = [r for _, r, _ in partitions(name)]
+    want = [[({1, 2, 3} - set(r)).pop(), r[0]] for r in before]
+    file = plan(name, want)
+    out = tool(REASSIGN, '--reassignment-json-file', file, '--execute')
+    assert 'Successfully started partition reassignments' in out, out
+    eventually(lambda: settled(name, want), 'the replicas to move', 30)
+    out = tool(REASSIGN, '--reassignment-json-file', file, '--verify')
+    assert out.count('is completed.') == 2, out
+    want = [[1, 2, 3], [2]]
+    tool(REASSIGN, '--reassignment-json-file', plan(name, want), '--execute')
+    eventually(lambda: settled(name, want), 'one to grow and one to shrink', 30)
+    assert 'No partition reassignments found' in tool(REASSIGN, '--list')
+
+
+@suite.check
+def throttled_and_cancelled():
+    """a throttled move is listed while it is under way, cancelled, and its throttle taken back"""
+    name = topic(1, 1)
+    leader = partitions(name)[0][0]
+    other = 1 + leader % 3
+    produce(name, 64, 16_000)
+    file = plan(name, [[other]])
+    out = tool(REASSIGN, '--reassignment-json-file', file, '--execute', '--throttle', '1000')
+    assert 'replica throttle was set to 1000 B/s' in out, out
+    out = tool(REASSIGN, '--list')
+    assert f'{name}-0: replicas: {other},{leader}. adding: {other}. removing: {leader}.' in out, out
+    out = tool(REASSIGN, '--reassignment-json-file', file, '--verify')
+    assert 'is still in progress' in out, out
+    out = tool(REASSIGN, '--reassignment-json-file', file, '--cancel')
+    assert 'Successfully cancelled partition reassignments' in out, out
+    eventually(lambda: settled(name, [[leader]]), 'the old replica alone', 30)
+    assert 'None of the specified partition moves are active' in tool(
+        REASSIGN, '--reassignment-json-file', file, '--cancel')
+    configs = 'kafka.admin.ConfigCommand'
+    out = tool(configs, '--entity-type', 'topics', '--entity-name', name, '--describe')
+    assert 'throttled' not in out, out
+
+
+@suite.check
+def refusals():
+    """what cannot be is refused in Kafka's words"""
+    name = topic(1, 1)
+    tool(REASSIGN, '--reassignment-json-file', plan(name, [[1, 99]]), '--execute', fails=True)
+    nowhere = unique('nowhere')
+    out = tool(REASSIGN, '--reassignment-json-file', plan(nowhere, [[1]]), '--execute', fails=True)
+    assert nowhere in out, out
+
+
+@suite.check
+def preferred_leader():
+    """the preferred replica leads when it is asked for, and an election that is not needed is no error"""
+    name = topic(1, 3)
+    leader, replicas, _ = partitions(name)[0]
+    want = replicas[1:] + replicas[:1]
+    tool(REASSIGN, '--reassignment-json-file', plan(name, [want]), '--execute')
+    eventually(lambda: settled(name, [want]), 'the new order', 30)
+    equal(partitions(name)[0][0], leader, 'an order alone moves no leader')
+    chosen = ['--topic', name, '--partition', '0']
+    out = tool(ELECT, '--election-type', 'preferred', *chosen)
+    assert 'Successfully completed leader election (PREFERRED)' in out, out
+    eventually(lambda: partitions(name)[0][0] == want[0], 'the preferred leader', 30)
+    out = tool(ELECT, '--election-type', 'preferred', *chosen)
+    assert 'Valid replica already elected' in out, out
+
+
+@suite.check
+def unclean_leader():
+    """an unclean election is not needed where somebody leads"""
+    name = topic(1, 3)
+    out = tool(ELECT, '--election-type', 'unclean', '--topic', name, '--partition', '0')
+    assert 'Valid replica already elected' in out, out
+
+
+def produce(name, count, size):
+    perf = 'org.apache.kafka.tools.ProducerPerformance'
+    done = subprocess.run(
+        [*JAVA, perf, '--bootstrap-server', B, '--topic', name, '--num-records', str(count), '--record-size', str(size),
+         '--throughput', '-1', '--command-property', 'acks=all'], capture_output=True, text=True, timeout=60)
+    equal(done.returncode, 0, done.stderr)
+
+
+suite.main()
