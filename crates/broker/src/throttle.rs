@@ -72,12 +72,7 @@ impl Throttles {
 
 impl State {
     /// The buckets that hold for a partition and a follower.
-    fn buckets(
-        &mut self,
-        id: TopicPartition,
-        me: BrokerId,
-        follower: BrokerId,
-    ) -> impl Iterator<Item = &mut Throttle> {
+    fn buckets(&mut self, id: TopicPartition, me: BrokerId, follower: BrokerId) -> impl Iterator<Item = &mut Throttle> {
         let leading = self.leading.as_mut().filter(|_| self.whom.throttles_leader(id, me));
         let throttled = self.whom.throttles_follower(id, follower);
         let following = self.following.get_mut(&follower).filter(|_| throttled);

@@ -195,7 +195,9 @@ mod tests {
     #[test]
     fn a_rate_without_replicas_and_replicas_without_a_rate_throttle_nobody() {
         let rate = |name| set(ConfigResource::DefaultBroker, name, "1000");
-        assert!(ReplicationThrottle::resolve(&image(&[rate(LEADER_RATE), rate(FOLLOWER_RATE)]), BrokerId(1)).is_empty());
+        assert!(
+            ReplicationThrottle::resolve(&image(&[rate(LEADER_RATE), rate(FOLLOWER_RATE)]), BrokerId(1)).is_empty()
+        );
         let all = [set(topic(), LEADER_REPLICAS, "*"), set(topic(), FOLLOWER_REPLICAS, "*")];
         assert!(ReplicationThrottle::resolve(&image(&all), BrokerId(1)).is_empty());
     }
@@ -216,10 +218,8 @@ mod tests {
 
     #[test]
     fn a_followers_rate_is_shared_by_the_leaders_that_bring_it_up() {
-        let configs = [
-            set(topic(), FOLLOWER_REPLICAS, "*"),
-            set(ConfigResource::Broker(BrokerId(3)), FOLLOWER_RATE, "1000"),
-        ];
+        let configs =
+            [set(topic(), FOLLOWER_REPLICAS, "*"), set(ConfigResource::Broker(BrokerId(3)), FOLLOWER_RATE, "1000")];
         let mut image = image(&configs);
         let throttle = ReplicationThrottle::resolve(&image, BrokerId(1));
         assert_eq!(throttle.follower_rates, [(BrokerId(3), 500)].into());

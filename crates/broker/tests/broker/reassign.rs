@@ -2,9 +2,7 @@
 
 use broker::Broker;
 use broker::api::{Acks, BrokerApi};
-use metadata::control::{
-    AlterReassignments, ConfigChange, ConfigOperation, IncrementalAlterConfigs, Reassignment,
-};
+use metadata::control::{AlterReassignments, ConfigChange, ConfigOperation, IncrementalAlterConfigs, Reassignment};
 use metadata::{ConfigResource, ControlRequest, ControlResponse, throttle};
 use model::{BrokerId, ErrorCode, PartitionIndex, TopicPartition};
 use storage::disk::Disk;
@@ -18,8 +16,7 @@ fn ids(numbers: &[i32]) -> Vec<BrokerId> {
 
 /// Asked for at a broker, as clients do.
 async fn reassign(broker: &Broker, topic: &str, target: Option<&[i32]>) -> ErrorCode {
-    let asked =
-        Reassignment { topic: topic.to_owned(), partition: PartitionIndex(0), target: target.map(ids) };
+    let asked = Reassignment { topic: topic.to_owned(), partition: PartitionIndex(0), target: target.map(ids) };
     let request = AlterReassignments { partitions: vec![asked], allow_factor_change: true };
     match broker.control(ControlRequest::AlterReassignments(request), 10_000).await {
         Ok(ControlResponse::AlterReassignments(mut list)) => {

@@ -504,8 +504,7 @@ async fn reassignments_are_asked_for_by_partition_and_answered_so() {
     use alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
     let served = Served::start().await;
     let client = &mut served.client().await;
-    let partition =
-        |partition_index, replicas: Option<Vec<i32>>| ReassignablePartition { partition_index, replicas };
+    let partition = |partition_index, replicas: Option<Vec<i32>>| ReassignablePartition { partition_index, replicas };
     let topic = |name: &str, partitions| ReassignableTopic { name: name.to_owned(), partitions };
     let request = AlterPartitionReassignmentsRequest {
         timeout_ms: 1_000,

@@ -13,9 +13,7 @@
 use model::{BrokerId, DirectoryId, ErrorCode, Rule};
 
 use crate::control::draft::{Draft, Want};
-use crate::control::messages::{
-    AlterReassignments, ControlError, ControlResponse, Reassignment, ReassignmentResult,
-};
+use crate::control::messages::{AlterReassignments, ControlError, ControlResponse, Reassignment, ReassignmentResult};
 use crate::records::Partition;
 
 /// Where the replicas are, and are to be.

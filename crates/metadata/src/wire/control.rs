@@ -15,11 +15,11 @@ use super::records::{
 };
 use super::{WireError, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid, uuid_to_wire};
 use crate::control::{
-    AlterConfigs, AlterPartition, AlterPartitions, AlterReassignments, AlteredPartition, ConfigChange, ConfigOperation, ConfigResult,
-    ControlError, ControlRequest, ControlResponse, CreatePartitions, CreateTopic, CreateTopics, CreatedTopic,
-    DeleteTopics, DeletedTopic, ElectLeaders, ElectionResult, ElectionType, FeatureResult, FeatureUpdate, Heartbeat,
-    HeartbeatAnswer, IncrementalAlterConfigs, MorePartitions, NewTopic, PartitionNow, RecoveryAnswer, RecoveryReport,
-    Reassignment, ReassignmentResult, RegisterBroker, Suspect, TopicRef, TopicResult, UpdateFeatures,
+    AlterConfigs, AlterPartition, AlterPartitions, AlterReassignments, AlteredPartition, ConfigChange, ConfigOperation,
+    ConfigResult, ControlError, ControlRequest, ControlResponse, CreatePartitions, CreateTopic, CreateTopics,
+    CreatedTopic, DeleteTopics, DeletedTopic, ElectLeaders, ElectionResult, ElectionType, FeatureResult, FeatureUpdate,
+    Heartbeat, HeartbeatAnswer, IncrementalAlterConfigs, MorePartitions, NewTopic, PartitionNow, Reassignment,
+    ReassignmentResult, RecoveryAnswer, RecoveryReport, RegisterBroker, Suspect, TopicRef, TopicResult, UpdateFeatures,
 };
 
 type Kind = request::Kind;

@@ -7,12 +7,7 @@ impl Cluster {
         self.reassign_as(name, target, true)
     }
 
-    fn reassign_as(
-        &mut self,
-        name: &str,
-        target: Option<&[i32]>,
-        allow_factor_change: bool,
-    ) -> Result<(), ErrorCode> {
+    fn reassign_as(&mut self, name: &str, target: Option<&[i32]>, allow_factor_change: bool) -> Result<(), ErrorCode> {
         let asked =
             Reassignment { topic: name.to_owned(), partition: PartitionIndex(0), target: target.map(super::ids) };
         let request = AlterReassignments { partitions: vec![asked], allow_factor_change };
@@ -32,7 +27,10 @@ impl Cluster {
 /// What holds from one state of a partition to a later one.
 pub(super) fn check(p: &Partition, old: &Partition, min_isr: usize) {
     let gone: Vec<_> = old.replicas.iter().filter(|b| !p.replicas.contains(b)).collect();
-    assert!(gone.is_empty() || p.leader_epoch > old.leader_epoch, "a replica left under one leader epoch: {old:?} {p:?}");
+    assert!(
+        gone.is_empty() || p.leader_epoch > old.leader_epoch,
+        "a replica left under one leader epoch: {old:?} {p:?}"
+    );
     let counted = gone.iter().any(|b| [&old.isr, &old.elr, &old.last_known_elr].iter().any(|set| set.contains(b)));
     assert!(!counted || p.isr.len() >= min_isr, "the partition needed who left: {old:?} {p:?}");
     let came = p.replicas.iter().filter(|b| !p.adding.contains(b) && old.adding.contains(b));
