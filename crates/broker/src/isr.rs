@@ -9,7 +9,7 @@ use std::time::Duration;
 use metadata::control::{AlterPartition, AlterPartitions, ControlRequest, ControlResponse};
 use metadata::records::LeaderRecoveryState;
 use model::{ErrorCode, TopicPartition};
-use replication::{AlterAnswer, Proposal};
+use replication::{AckRule, AlterAnswer, Proposal};
 use tokio::sync::Notify;
 
 use crate::context::Context;
@@ -92,6 +92,7 @@ async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>
                 leader_epoch: now.leader_epoch,
                 partition_epoch: now.partition_epoch,
                 isr: now.isr,
+                ack_rule: ack_rule(now.min_isr, now.ack_zones),
             },
             // What the controller may or may not have done is unknown (R67).
             Some(Err(ErrorCode::NotController | ErrorCode::RequestTimedOut)) => AlterAnswer::Unknown,
@@ -99,6 +100,12 @@ async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>
         };
         partition.handle_isr_answer(context, proposal.id, answer);
     }
+}
+
+/// The rule that an answer says; a controller before this was said leaves it at nothing.
+fn ack_rule(min_isr: u32, zones: u32) -> Option<AckRule> {
+    let number = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    (min_isr > 0).then(|| AckRule { min_isr: number(min_isr), zones: number(zones) })
 }
 
 fn alter(partition: TopicPartition, proposal: &Proposal) -> AlterPartition {

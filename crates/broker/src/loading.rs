@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use metadata::{MetadataDelta, MetadataImage};
 use model::{BrokerEpoch, BrokerId, EndMarker, Offset, PartitionIndex, TopicId, TopicPartition};
 use replication::producers::{EndedTransaction, ProducerBatch, ProducerTable};
-use replication::{Member, PartitionState, ReplicaConfig};
+use replication::{AckRule, Member, PartitionState, ReplicaConfig};
 use storage::{
     AbortedTransaction, Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict,
 };
@@ -256,6 +256,7 @@ impl Replicas {
             id: *broker,
             broker_epoch: image.broker(*broker).map_or(BrokerEpoch::NONE, |registration| registration.epoch),
             eligible: image.is_eligible(partition, *broker),
+            zone: zone_of(image, &partition.replicas, *broker),
         };
         let state = PartitionState {
             leader: partition.leader,
@@ -264,7 +265,10 @@ impl Replicas {
             replicas: partition.replicas.iter().map(member).collect(),
             isr: partition.isr.clone(),
             recovering: partition.leader_recovery_state == metadata::records::LeaderRecoveryState::Recovering,
-            min_insync_replicas: image.min_isr(local.topic(), partition.factor()),
+            ack_rule: AckRule {
+                min_isr: image.min_isr(local.topic(), partition.factor()),
+                zones: settings.ack_zones,
+            },
             sync_before_ack: settings.sync_before_ack(),
         };
         local.handle_metadata(&self.context, &state, &settings);
@@ -274,6 +278,14 @@ impl Replicas {
         let config = &self.context.config;
         Arc::clone(self.settings.entry(id).or_insert_with(|| TopicSettings::resolve(image, name, config)))
     }
+}
+
+/// The zone of a replica, numbered by the first of the replicas that is in it (`R79`).
+fn zone_of(image: &MetadataImage, replicas: &[BrokerId], broker: BrokerId) -> Option<u32> {
+    let rack = |broker: &BrokerId| image.broker(*broker).and_then(|broker| broker.rack.as_deref());
+    let mine = rack(&broker)?;
+    let first = replicas.iter().position(|replica| rack(replica) == Some(mine))?;
+    u32::try_from(first).ok()
 }
 
 fn recover_one(

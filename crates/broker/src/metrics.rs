@@ -30,7 +30,7 @@ pub struct BrokerMetrics {
     pub leaders: usize,
     /// Of those, with an ISR smaller than their replicas.
     pub under_replicated: usize,
-    /// Of those, with an ISR below `min.insync.replicas`.
+    /// Of those, with an ISR below `min.insync.replicas`, or in fewer zones than `ottla.ack.rule` asks for.
     pub under_min_isr: usize,
     /// Of the whole cluster, as the metadata has it: without a leader.
     pub offline: usize,
@@ -56,14 +56,14 @@ impl BrokerMetrics {
             let (leads, size, log_end, isr) = {
                 let inner = partition.lock();
                 let leads = inner.replica.is_leader();
-                (leads, inner.log.size_bytes(), inner.replica.log().end.0, inner.replica.isr().len())
+                (leads, inner.log.size_bytes(), inner.replica.log().end.0, inner.replica.isr().to_vec())
             };
             if leads {
                 // A partition that grows is not under-replicated for it.
                 let replicas = image.partition(id).map_or(0, |p| p.factor());
                 metrics.leaders += 1;
-                metrics.under_replicated += usize::from(isr < replicas);
-                metrics.under_min_isr += usize::from(isr < image.min_isr(partition.topic(), replicas));
+                metrics.under_replicated += usize::from(isr.len() < replicas);
+                metrics.under_min_isr += usize::from(!image.is_enough(partition.topic(), replicas, &isr));
             }
             let topic = partition.topic().to_string();
             metrics.partitions.push(PartitionMetrics { partition: id, topic, leads, size, log_end });

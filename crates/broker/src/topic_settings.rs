@@ -18,12 +18,15 @@ pub(crate) struct TopicSettings {
     pub(crate) timestamp_after_max_ms: i64,
     pub(crate) timestamp_before_max_ms: i64,
     pub(crate) compacted: bool,
+    /// In how many zones records must be before they count (`R79`).
+    pub(crate) ack_zones: usize,
 }
 
 impl TopicSettings {
     /// As the metadata and this broker's file say.
     pub(crate) fn resolve(image: &MetadataImage, topic: &str, config: &BrokerConfig) -> Arc<TopicSettings> {
         let broker: BrokerId = config.broker_id;
+        let ack_zones = image.ack_zones(topic);
         let topic = TopicConfig::resolve(image, topic, broker, &config.file);
         Arc::new(TopicSettings {
             max_message_bytes: usize::try_from(topic.max_message_bytes).unwrap_or(usize::MAX),
@@ -31,6 +34,7 @@ impl TopicSettings {
             timestamp_after_max_ms: signed(topic.message_timestamp_after_max_ms),
             timestamp_before_max_ms: signed(topic.message_timestamp_before_max_ms),
             compacted: topic.cleanup_policy.compact,
+            ack_zones,
             log: Arc::new(log_config(&topic)),
         })
     }

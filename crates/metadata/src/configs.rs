@@ -14,6 +14,8 @@ use crate::records::ConfigResource;
 
 /// The name of the config behind `R18`, `R20` and `R34`.
 pub const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
+/// The name of the config behind `R79`: `isr`, or `zones=` and how many zones must have a record before it is acknowledged.
+pub const ACK_RULE: &str = "ottla.ack.rule";
 /// The name of the config behind `R36`.
 pub const UNCLEAN_LEADER_ELECTION: &str = "unclean.leader.election.enable";
 
@@ -77,6 +79,7 @@ enum Valid {
     NonEmpty,
     ThrottledReplicas,
     OffsetReset,
+    AckRule,
 }
 
 /// A config of the table.
@@ -173,6 +176,10 @@ impl ConfigDefinition {
             (Valid::NonEmpty, Typed::List(items)) if items.is_empty() => Err("List must be non-empty".to_owned()),
             (Valid::ThrottledReplicas, Typed::List(items)) => throttled(items),
             (Valid::OffsetReset, Typed::Text(text)) => offset_reset(text),
+            (Valid::AckRule, Typed::Text(text)) => match ack_zones(text) {
+                Some(_) => Ok(()),
+                None => Err("it must be isr, or zones=2 or more".to_owned()),
+            },
             _ => Ok(()),
         }
     }
@@ -267,6 +274,15 @@ pub fn validate(scope: Scope, name: &str, value: &str) -> Result<Typed, String> 
         Scope::Broker => format!("Unknown broker config name: {name}"),
     })?;
     definition.validate(value)
+}
+
+/// How many zones an ack rule asks for (`R79`): none by `isr`. `None` where it is no ack rule.
+#[must_use]
+pub fn ack_zones(rule: &str) -> Option<usize> {
+    match rule.trim() {
+        "isr" => Some(0),
+        other => other.strip_prefix("zones=")?.parse().ok().filter(|zones| *zones >= 2),
+    }
 }
 
 /// The elements of a list.
@@ -607,6 +623,7 @@ fn parse_valid(text: &'static str) -> Option<Valid> {
         "non-empty string" | "non-empty list" => return Some(Valid::NonEmpty),
         "[partitionId]:[brokerId],[partitionId]:[brokerId],..." => return Some(Valid::ThrottledReplicas),
         "[latest, earliest, by_duration:PnDTnHnMn.nS]" => return Some(Valid::OffsetReset),
+        "isr or zones=[2,...]" => return Some(Valid::AckRule),
         _ => {}
     }
     let (words, any_case) = match text.strip_prefix("(case insensitive) ") {
@@ -661,7 +678,7 @@ mod tests {
 
     #[test]
     fn the_table_is_whole_and_each_default_is_valid() {
-        assert_eq!([Scope::Topic, Scope::Group, Scope::Broker].map(|scope| all(scope).len()), [33, 17, 343]);
+        assert_eq!([Scope::Topic, Scope::Group, Scope::Broker].map(|scope| all(scope).len()), [34, 17, 343]);
         for definition in [Scope::Topic, Scope::Group, Scope::Broker].iter().flat_map(|scope| all(*scope).values()) {
             let Some(default) = definition.default_value() else { continue };
             let is_empty_list = default.is_empty() && definition.config_type == ConfigType::List;
@@ -700,6 +717,8 @@ mod tests {
         assert_eq!(check("leader.replication.throttled.replicas", "0:1,1:2"), ok("0:1,1:2"));
         assert_eq!(check("leader.replication.throttled.replicas", "*"), ok("*"));
         assert!(check("leader.replication.throttled.replicas", "0:x").is_err());
+        assert_eq!(["isr", "zones=2", "zones=12"].map(|rule| check(ACK_RULE, rule).is_ok()), [true; 3]);
+        assert_eq!(["", "zones=1", "zones=", "zones=-2", "racks=2"].map(|rule| check(ACK_RULE, rule).is_ok()), [false; 5]);
         assert_eq!(check("no.such", "1"), Err("Unknown topic config name: no.such".to_owned()));
         assert!(validate(Scope::Broker, "group.consumer.migration.policy", "Upgrade").is_ok());
     }

@@ -3,7 +3,7 @@
 //! Invariants: an image equals the replay of the records before [`MetadataImage::next_offset`] on an empty one, and the image
 //! of its own [`MetadataImage::to_records`]; every name in the name index names a topic that exists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::{
@@ -246,6 +246,28 @@ impl MetadataImage {
     pub fn min_isr(&self, topic: &str, replicas: usize) -> usize {
         let set = self.topic_config(topic, configs::MIN_INSYNC_REPLICAS, BrokerId::NONE);
         set.and_then(|value| value.parse().ok()).unwrap_or(1).clamp(1, replicas.max(1))
+    }
+
+    /// How many zones the in-sync replicas of a topic must be in to commit (`R79`); none where it does not ask for zones.
+    #[must_use]
+    pub fn ack_zones(&self, topic: &str) -> usize {
+        let rule = self.config_of(&ConfigResource::Topic(topic.to_owned()), configs::ACK_RULE);
+        rule.and_then(configs::ack_zones).unwrap_or(0)
+    }
+
+    /// How many zones these brokers are in, by the registrations in force; a broker without a rack is in none (`R79`).
+    #[must_use]
+    pub fn zones_of(&self, brokers: &[BrokerId]) -> usize {
+        let rack = |broker: &BrokerId| self.brokers.get(broker).and_then(|broker| broker.rack.as_deref());
+        brokers.iter().filter_map(rack).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Whether these in-sync replicas of a topic's partition may commit: they are as many as min ISR asks for (`R18`,
+    /// `R34`), in as many zones as the ack rule does (`R79`). `factor` is [`Partition::factor`].
+    #[must_use]
+    pub fn is_enough(&self, topic: &str, factor: usize, isr: &[BrokerId]) -> bool {
+        let zones = self.ack_zones(topic);
+        isr.len() >= self.min_isr(topic, factor) && (zones == 0 || self.zones_of(isr) >= zones)
     }
 
     /// Applies one record at [`MetadataImage::next_offset`]. It cannot fail: a record about something that does not exist
@@ -520,7 +542,7 @@ mod tests {
             after.iter().for_each(|record| new.apply(record));
             let delta = MetadataDelta::between(&old, &new);
             prop_assert_eq!(&delta, &MetadataDelta::between(&old, &MetadataImage::from_snapshot(new.next_offset(), &new.to_records())));
-            let ids: std::collections::BTreeSet<_> = old.partitions().chain(new.partitions()).map(|p| p.id()).collect();
+            let ids: BTreeSet<_> = old.partitions().chain(new.partitions()).map(|p| p.id()).collect();
             let differ: Vec<_> = ids.into_iter().filter(|id| old.partition(*id) != new.partition(*id)).collect();
             prop_assert_eq!(delta.partitions.iter().map(|(id, _)| *id).collect::<Vec<_>>(), differ);
             let brokers: Vec<_> = (0..4).map(BrokerId).filter(|id| old.broker(*id) != new.broker(*id)).collect();

@@ -65,6 +65,8 @@ pub enum Rule {
     R37LeaderEpoch,
     R37CancelKeepsIsr,
     R38UnassignedFollower,
+    R79Zones,
+    R34RuleOfAnswer,
 }
 
 /// Which rules hold.

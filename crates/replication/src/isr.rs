@@ -15,7 +15,7 @@
 use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, PartitionEpoch, Rule, Time};
 
 use crate::leader::Leader;
-use crate::messages::Action;
+use crate::messages::{AckRule, Action};
 use crate::replica::{Core, Replica, Role};
 
 /// Before a proposal that got no answer is sent again, or one that was refused is replaced.
@@ -52,6 +52,9 @@ pub enum AlterAnswer {
         partition_epoch: PartitionEpoch,
         /// The new ISR.
         isr: Vec<BrokerId>,
+        /// The rule that the controller decided by, where the answer says it: metadata may bring it later than the answer
+        /// brings an ISR whose ELR rests on it (`R34`).
+        ack_rule: Option<AckRule>,
     },
     /// The controller refused it.
     Refused {
@@ -130,11 +133,14 @@ impl Leader {
             return;
         }
         match answer {
-            AlterAnswer::Changed { leader_epoch, partition_epoch, isr } => {
+            AlterAnswer::Changed { leader_epoch, partition_epoch, isr, ack_rule } => {
                 let newer = leader_epoch == core.leader_epoch && partition_epoch > core.partition_epoch;
                 if newer || (!strict && leader_epoch == core.leader_epoch) {
                     core.partition_epoch = core.partition_epoch.max(partition_epoch);
                     core.recovering = false;
+                    if let Some(rule) = ack_rule.filter(|_| core.config.rules.hold(Rule::R34RuleOfAnswer)) {
+                        core.adopt_rule(rule);
+                    }
                     self.isr = isr;
                     self.pending = None;
                 } else {
@@ -240,6 +246,7 @@ mod tests {
             leader_epoch: LeaderEpoch(5),
             partition_epoch: PartitionEpoch(partition_epoch),
             isr: isr.iter().map(|id| BrokerId(*id)).collect(),
+            ack_rule: None,
         }
     }
 
@@ -249,6 +256,40 @@ mod tests {
 
     fn hw(replica: &Replica) -> i64 {
         replica.log().high_watermark.0
+    }
+
+    /// ISR {1, 2}, min ISR 1: a shrink to {1} is accepted under a min ISR of 2 that this leader has not heard of.
+    fn shrunk_under_a_newer_rule(rules: model::Rules) -> Replica {
+        let config = crate::messages::ReplicaConfig { rules, ..config() };
+        let mut leader = replica_with(config, 10, 10, &[(4, 0)]);
+        let rule = AckRule { min_isr: 1, zones: 0 };
+        leader.handle_metadata(&PartitionState { ack_rule: rule, ..state(1, 5, 50, &[1, 2]) }, T0);
+        append(&mut leader, 12, T0);
+        leader.handle_timeout(T0 + LAG_MS + 1);
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1])]);
+        let rule = AckRule { min_isr: 2, zones: 0 };
+        let answer = AlterAnswer::Changed {
+            leader_epoch: LeaderEpoch(5),
+            partition_epoch: PartitionEpoch(51),
+            isr: vec![ME],
+            ack_rule: Some(rule),
+        };
+        leader.handle_alter_partition_answer(id(50, 1), answer, T0 + LAG_MS + 2);
+        leader
+    }
+
+    #[test]
+    fn a_leader_goes_by_the_rule_that_its_isr_was_accepted_under() {
+        // R34: 2 is an eligible leader there, and must have all that is committed
+        let leader = shrunk_under_a_newer_rule(model::Rules::all());
+        assert_eq!((hw(&leader), leader.isr()), (10, &[ME][..]));
+        assert_eq!(leader.check_produce(-1), Err(ErrorCode::NotEnoughReplicas));
+    }
+
+    #[cfg(feature = "mutations")]
+    #[test]
+    fn by_its_own_older_rule_it_would_commit_alone() {
+        assert_eq!(hw(&shrunk_under_a_newer_rule(model::Rules::without(Rule::R34RuleOfAnswer))), 12);
     }
 
     /// ISR {1, 2} at 10; broker 3 has just joined at 10: the expansion is in flight as proposal 1.

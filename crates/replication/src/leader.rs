@@ -1,7 +1,7 @@
 //! The leader's side: appends, sessions of followers, acknowledgements, the high watermark.
 //!
 //! Invariants: a follower's log end counts only if it came in a session of this leader epoch (`R18`, `R59`); the high
-//! watermark does not fall, and does not rise below the effective min ISR (`R18`); nothing is sent twice in one session.
+//! watermark does not fall, and does not rise below the effective min ISR (`R18`) or in too few zones (`R79`); nothing is sent twice in one session.
 
 use std::collections::VecDeque;
 
@@ -99,11 +99,11 @@ impl Replica {
     /// Whether records may be appended for a produce with these acks (`R20`), under the lock of the append (`R22`).
     ///
     /// # Errors
-    /// `NOT_LEADER_OR_FOLLOWER`; `NOT_ENOUGH_REPLICAS` for acks=all below the min ISR.
+    /// `NOT_LEADER_OR_FOLLOWER`; `NOT_ENOUGH_REPLICAS` for acks=all where the ISR is not enough (`R79`).
     pub fn check_produce(&self, acks: i16) -> Result<(), ErrorCode> {
         let Role::Leader(leader) = &self.role else { return Err(ErrorCode::NotLeaderOrFollower) };
         let strict = self.core.config.rules.hold(Rule::R20MinIsrBeforeAppend);
-        if acks == -1 && leader.isr.len() < self.core.min_isr && strict {
+        if acks == -1 && strict && !self.core.is_enough(leader.isr.iter().copied()) {
             return Err(ErrorCode::NotEnoughReplicas);
         }
         Ok(())
@@ -139,7 +139,7 @@ impl Replica {
         if self.core.log.high_watermark < end {
             return ProduceVerdict::Pending;
         }
-        let enough = leader.maximal_isr_len() >= self.core.min_isr;
+        let enough = self.core.is_enough(leader.maximal_isr());
         if enough || !self.core.config.rules.hold(Rule::R20MinIsrAfterAppend) {
             ProduceVerdict::Done(ErrorCode::None)
         } else {
@@ -356,7 +356,8 @@ impl Leader {
     /// `R18`, over the maximal ISR (`R14`) and those about to join.
     fn maybe_advance_high_watermark(&mut self, core: &mut Core, now: Time) {
         self.joins_until = None;
-        if self.isr.len() < core.min_isr && core.config.rules.hold(Rule::R18NoAdvanceBelowMinIsr) {
+        let enough = core.is_enough(self.isr.iter().copied());
+        if !enough && core.config.rules.hold(Rule::R18NoAdvanceBelowMinIsr) {
             return;
         }
         let mut lowest = Some(core.counted_end());
@@ -400,10 +401,10 @@ impl Leader {
             && peer.is_caught_up(core, now)
     }
 
-    pub(crate) fn maximal_isr_len(&self) -> usize {
-        let added =
-            self.pending.as_ref().map_or(0, |pending| pending.added.iter().filter(|id| !self.isr.contains(id)).count());
-        self.isr.len() + added
+    /// The committed ISR, and who a pending proposal adds (`R14`).
+    fn maximal_isr(&self) -> impl Iterator<Item = BrokerId> + Clone {
+        let added = self.pending.iter().flat_map(|pending| &pending.added).filter(|id| !self.isr.contains(id));
+        self.isr.iter().chain(added).copied()
     }
 
     fn handle_append(&mut self, core: &mut Core, old_end: Offset, now: Time) {
@@ -781,6 +782,54 @@ mod tests {
         assert_eq!(replica(10, 10, &[]).check_produce(1), Err(ErrorCode::NotLeaderOrFollower));
     }
 
+    /// Broker 1 and 2 are in one zone, 3 in another; records count in two.
+    fn zoned(rules: model::Rules, isr: &[i32]) -> Replica {
+        let config = crate::messages::ReplicaConfig { rules, ..config() };
+        let mut replica = replica_with(config, 10, 10, &[(4, 0)]);
+        let mut metadata = state(1, 5, 50, isr);
+        metadata.ack_rule.zones = 2;
+        for (member, zone) in metadata.replicas.iter_mut().zip([7, 7, 9]) {
+            member.zone = Some(zone);
+        }
+        replica.handle_metadata(&metadata, T0);
+        opens(&mut replica, B2, 1, 10, T0);
+        drain(&mut replica);
+        replica
+    }
+
+    #[test]
+    fn in_one_zone_nothing_is_committed_however_many_have_it() {
+        // R18, R20, R79
+        let mut leader = zoned(model::Rules::all(), &[1, 2]);
+        assert_eq!(leader.check_produce(-1), Err(ErrorCode::NotEnoughReplicas));
+        assert_eq!(leader.check_produce(1), Ok(()));
+        append(&mut leader, 12, T0);
+        acks(&mut leader, B2, 1, 12, T0);
+        assert_eq!(hw(&leader), 10);
+        let too_few = ProduceVerdict::Done(ErrorCode::NotEnoughReplicasAfterAppend);
+        assert_eq!(leader.produce_verdict(Offset(10)), too_few);
+        let mut both = zoned(model::Rules::all(), &[1, 2, 3]);
+        assert_eq!(both.check_produce(-1), Ok(()));
+        opens(&mut both, B3, 1, 10, T0);
+        append(&mut both, 12, T0);
+        acks(&mut both, B2, 1, 12, T0);
+        assert_eq!(hw(&both), 10);
+        acks(&mut both, B3, 1, 12, T0);
+        assert_eq!(hw(&both), 12);
+    }
+
+    #[test]
+    fn a_replica_without_a_zone_is_in_none() {
+        // R79
+        let mut leader = zoned(model::Rules::all(), &[1, 3]);
+        assert_eq!(leader.check_produce(-1), Ok(()));
+        let mut metadata = state(1, 5, 51, &[1, 3]);
+        metadata.ack_rule.zones = 2;
+        metadata.replicas[0].zone = Some(7);
+        leader.handle_metadata(&metadata, T0);
+        assert_eq!(leader.check_produce(-1), Err(ErrorCode::NotEnoughReplicas));
+    }
+
     #[test]
     fn a_produce_is_done_when_the_high_watermark_passes_it() {
         // R17, R20
@@ -1069,6 +1118,14 @@ mod tests {
             metadata.replicas.pop();
             leader.handle_metadata(&metadata, T0);
             assert_eq!(leader.follower_log_end(B3), Some(Offset(9)));
+        }
+
+        #[test]
+        fn one_zone_alone_would_commit() {
+            let mut leader = zoned(Rules::without(Rule::R79Zones), &[1, 2]);
+            append(&mut leader, 12, T0);
+            acks(&mut leader, B2, 1, 12, T0);
+            assert_eq!(hw(&leader), 12);
         }
 
         #[test]

@@ -24,7 +24,7 @@ pub mod throttle;
 pub use isr::{AlterAnswer, Proposal, ProposalId};
 pub use leader::{ProduceVerdict, SendPlan};
 pub use messages::{
-    Ack, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, LogView, Member,
+    Ack, AckRule, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, LogView, Member,
     Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
 };
 pub use producers::{

@@ -42,6 +42,17 @@ pub struct Member {
     pub broker_epoch: BrokerEpoch,
     /// Unfenced and not in controlled shutdown (`R12`).
     pub eligible: bool,
+    /// Its zone: a number that members in the same zone share (`R79`). None where it has none.
+    pub zone: Option<u32>,
+}
+
+/// What in-sync replicas must be for records to be committed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AckRule {
+    /// `min.insync.replicas`; counts as the number of replicas where that is smaller (`R18`).
+    pub min_isr: usize,
+    /// In so many zones (`R79`); 0 where zones do not count.
+    pub zones: usize,
 }
 
 /// A partition's record, with what the metadata says of its replicas and its topic.
@@ -59,8 +70,8 @@ pub struct PartitionState {
     pub isr: Vec<BrokerId>,
     /// The leader was elected uncleanly and has not reported that it recovered (`R35`).
     pub recovering: bool,
-    /// `min.insync.replicas`; counts as the number of replicas where that is smaller.
-    pub min_insync_replicas: usize,
+    /// What the ISR must be for records to be committed.
+    pub ack_rule: AckRule,
     /// Whether records count only once they are durable (sync before ack).
     pub sync_before_ack: bool,
 }

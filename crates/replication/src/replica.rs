@@ -13,7 +13,7 @@ use model::{BrokerEpoch, BrokerId, EpochCache, EpochEnd, ErrorCode, LeaderEpoch,
 
 use crate::follower::Follower;
 use crate::leader::Leader;
-use crate::messages::{Action, Divergence, FetchPosition, LogView, Member, PartitionState, ReplicaConfig, SyncPoint};
+use crate::messages::{AckRule, Action, Divergence, FetchPosition, LogView, Member, PartitionState, ReplicaConfig, SyncPoint};
 
 /// The core of one partition replica. See the crate.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Core {
     pub(crate) leader_epoch: LeaderEpoch,
     pub(crate) partition_epoch: PartitionEpoch,
     pub(crate) members: Vec<Member>,
-    pub(crate) min_isr: usize,
+    pub(crate) ack_rule: AckRule,
     pub(crate) sync_before_ack: bool,
     pub(crate) recovering: bool,
     pub(crate) last_open_no: u64,
@@ -69,7 +69,7 @@ impl Replica {
             leader_epoch: LeaderEpoch::NONE,
             partition_epoch: PartitionEpoch::NONE,
             members: Vec::new(),
-            min_isr: 1,
+            ack_rule: AckRule { min_isr: 1, zones: 0 },
             sync_before_ack: false,
             recovering: false,
             last_proposal: 0,
@@ -332,9 +332,30 @@ impl Core {
         self.leader_epoch = state.leader_epoch;
         self.partition_epoch = state.partition_epoch;
         self.members.clone_from(&state.replicas);
-        self.min_isr = state.min_insync_replicas.min(state.replicas.len());
+        self.adopt_rule(state.ack_rule);
         self.sync_before_ack = state.sync_before_ack;
         self.recovering = state.recovering;
+    }
+
+    /// Of the members that are here.
+    pub(crate) fn adopt_rule(&mut self, rule: AckRule) {
+        self.ack_rule = AckRule { min_isr: rule.min_isr.min(self.members.len()), ..rule };
+    }
+
+    /// Whether these in-sync replicas may commit (`R18`, `R79`).
+    pub(crate) fn is_enough(&self, isr: impl Iterator<Item = BrokerId> + Clone) -> bool {
+        let AckRule { min_isr, zones } = self.ack_rule;
+        let by_zones = zones > 0 && self.config.rules.hold(Rule::R79Zones);
+        isr.clone().count() >= min_isr && (!by_zones || self.zones_of(isr) >= zones)
+    }
+
+    /// How many zones they are in.
+    fn zones_of(&self, isr: impl Iterator<Item = BrokerId> + Clone) -> usize {
+        let zone = |id| self.member(id).and_then(|member| member.zone);
+        let first_of_zone = |(at, id): &(usize, BrokerId)| {
+            zone(*id).is_some_and(|mine| isr.clone().take(*at).all(|other| zone(other) != Some(mine)))
+        };
+        isr.clone().enumerate().filter(first_of_zone).count()
     }
 
     pub(crate) fn member(&self, id: BrokerId) -> Option<Member> {

@@ -2,7 +2,7 @@
 
 use model::{BrokerEpoch, BrokerId, EpochCache, EpochStart, LeaderEpoch, Offset, PartitionEpoch, Rules, Time};
 
-use crate::messages::{Ack, Action, LogView, Member, Open, OpenVerdict, PartitionState, ReplicaConfig, Session};
+use crate::messages::{Ack, AckRule, Action, LogView, Member, Open, OpenVerdict, PartitionState, ReplicaConfig, Session};
 use crate::replica::Replica;
 
 pub(crate) const ME: BrokerId = BrokerId(1);
@@ -31,7 +31,7 @@ pub(crate) fn cache(epochs: &[(i32, i64)]) -> EpochCache {
 
 /// Broker n has broker epoch 10 n; all are eligible; min ISR 2.
 pub(crate) fn state(leader: i32, leader_epoch: i32, partition_epoch: i32, isr: &[i32]) -> PartitionState {
-    let member = |id: i32| Member { id: BrokerId(id), broker_epoch: BrokerEpoch(i64::from(id) * 10), eligible: true };
+    let member = |id: i32| Member { id: BrokerId(id), broker_epoch: BrokerEpoch(i64::from(id) * 10), eligible: true, zone: None };
     PartitionState {
         leader: BrokerId(leader),
         leader_epoch: LeaderEpoch(leader_epoch),
@@ -39,7 +39,7 @@ pub(crate) fn state(leader: i32, leader_epoch: i32, partition_epoch: i32, isr: &
         replicas: vec![member(1), member(2), member(3)],
         isr: isr.iter().map(|id| BrokerId(*id)).collect(),
         recovering: false,
-        min_insync_replicas: 2,
+        ack_rule: AckRule { min_isr: 2, zones: 0 },
         sync_before_ack: false,
     }
 }

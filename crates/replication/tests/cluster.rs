@@ -4,18 +4,20 @@
 //! The replicas are the crate's own. The controller here keeps just what the cores lean on: `R15`, `R33`, `R34`. With the
 //! feature `mutations`, single rules are switched off and the same check must notice.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use model::{
     BrokerEpoch, BrokerId, EpochCache, EpochStart, ErrorCode, LeaderEpoch, Offset, PartitionEpoch, Rules, Time,
 };
 use replication::{
-    Ack, Action, AlterAnswer, Answer, BatchInfo, DataHeader, DataVerdict, LogView, Member, Open, OpenVerdict,
+    Ack, AckRule, Action, AlterAnswer, Answer, BatchInfo, DataHeader, DataVerdict, LogView, Member, Open, OpenVerdict,
     PartitionState, ProduceVerdict, Progress, Proposal, ProposalId, Replica, ReplicaConfig, Session,
 };
 
 const NODES: usize = 3;
 const LAG_MS: u64 = 100;
+/// The zone of each node.
+const ZONES: [usize; NODES] = [0, 0, 1];
 
 /// A seeded generator (xorshift): a run is a function of its seed.
 struct Dice(u64);
@@ -132,8 +134,9 @@ fn at(offset: Offset) -> usize {
 }
 
 impl Controller {
-    fn new(sync_before_ack: bool) -> Controller {
-        let member = |node| Member { id: id(node), broker_epoch: BrokerEpoch(1), eligible: true };
+    fn new(sync_before_ack: bool, zones: usize) -> Controller {
+        let member =
+            |node| Member { id: id(node), broker_epoch: BrokerEpoch(1), eligible: true, zone: u32::try_from(ZONES[node]).ok() };
         let state = PartitionState {
             leader: id(0),
             leader_epoch: LeaderEpoch(1),
@@ -141,10 +144,16 @@ impl Controller {
             replicas: (0..NODES).map(member).collect(),
             isr: (0..NODES).map(id).collect(),
             recovering: false,
-            min_insync_replicas: 2,
+            ack_rule: AckRule { min_isr: 2, zones },
             sync_before_ack,
         };
         Controller { state, elr: Vec::new(), last_broker_epoch: 1 }
+    }
+
+    /// `R34`, `R79`.
+    fn is_enough(&self) -> bool {
+        let zones: BTreeSet<usize> = self.state.isr.iter().map(|id| ZONES[node_of(*id)]).collect();
+        self.state.isr.len() >= 2 && zones.len() >= self.state.ack_rule.zones
     }
 
     fn is_alive(&self, id: BrokerId) -> bool {
@@ -154,7 +163,7 @@ impl Controller {
     /// `R34`, for a new ISR in place of the one in the state.
     fn set_isr(&mut self, isr: Vec<BrokerId>, unclean: Option<BrokerId>) {
         let before = std::mem::replace(&mut self.state.isr, isr);
-        if self.state.isr.len() >= 2 {
+        if self.is_enough() {
             self.elr.clear();
         } else {
             let joined = before.into_iter().filter(|id| !self.elr.contains(id)).collect::<Vec<_>>();
@@ -234,6 +243,7 @@ impl Controller {
             leader_epoch: self.state.leader_epoch,
             partition_epoch: self.state.partition_epoch,
             isr: self.state.isr.clone(),
+            ack_rule: Some(self.state.ack_rule),
         }
     }
 }
@@ -252,7 +262,7 @@ fn new_replica(node: usize, log: &[Record], synced: usize, hw: usize, rules: Rul
 }
 
 impl World {
-    fn new(seed: u64, sync_before_ack: bool, rules: Rules) -> World {
+    fn new(seed: u64, sync_before_ack: bool, zones: usize, rules: Rules) -> World {
         let node = |number| Node {
             replica: new_replica(number, &[], 0, 0, rules),
             log: Vec::new(),
@@ -263,7 +273,7 @@ impl World {
             stream: None,
             waiting: Vec::new(),
         };
-        let controller = Controller::new(sync_before_ack);
+        let controller = Controller::new(sync_before_ack, zones);
         World {
             dice: Dice::new(seed),
             now: Time(1000),
@@ -676,8 +686,11 @@ impl World {
             return; // R35 is not part of this test.
         }
         let synced_mode = self.controller.state.sync_before_ack;
-        // Mode K tolerates one lossy crash at a time (min ISR 2); mode R any number (section 17).
-        let may_lose = synced_mode || !self.nodes.iter().enumerate().any(|(other, n)| other != node && n.lossy);
+        // Mode K tolerates one lossy crash at a time (min ISR 2), by zones those of one zone (R79); mode R any number
+        // (section 17).
+        let together = |other: usize| self.controller.state.ack_rule.zones > 0 && ZONES[other] == ZONES[node];
+        let tolerated = |other: usize| other == node || together(other);
+        let may_lose = synced_mode || !self.nodes.iter().enumerate().any(|(other, n)| n.lossy && !tolerated(other));
         let lossy = may_lose && self.dice.one_in(2);
         let kept = self.dice.below(self.nodes[node].log.len() + 1);
         let hint = self.dice.below(at(self.nodes[node].replica.log().high_watermark) + 1);
@@ -748,7 +761,12 @@ impl World {
             self.violation = Some(format!("node {node} calls {log:?} committed, but {committed:?} is"));
             return;
         }
-        self.committed.extend_from_slice(&n.log[common..hw]);
+        for at in common..hw {
+            let record = n.log[at];
+            self.committed.push(record);
+            self.check_zones(at, record);
+        }
+        let n = &mut self.nodes[node];
         let replica = &n.replica;
         let committed = &self.committed;
         let mut lost = None;
@@ -761,15 +779,30 @@ impl World {
                 false
             }
         });
-        self.violation = lost;
+        self.violation = self.violation.take().or(lost);
     }
 }
 
-/// Runs seeds until one violates; the seed and what it found.
+impl World {
+    /// `R79`: a record that is committed is in so many zones; who lost it since had it.
+    fn check_zones(&mut self, at: usize, record: Record) {
+        let wanted = self.controller.state.ack_rule.zones;
+        let has = |n: &Node| n.lossy || n.log.get(at) == Some(&record);
+        let zones: BTreeSet<usize> =
+            self.nodes.iter().zip(ZONES).filter(|(n, _)| has(n)).map(|(_, zone)| zone).collect();
+        if zones.len() < wanted {
+            self.violation = Some(format!("{record:?} is committed at {at} in the zones {zones:?} only"));
+        }
+    }
+}
+
+/// Runs seeds until one violates; the seed and what it found. Every other one syncs before it acknowledges, and half of
+/// them acknowledge by zones.
+
 fn search(seeds: std::ops::Range<u64>, steps: usize, rules: Rules) -> (Option<String>, Seen) {
     let mut all = Seen::default();
     for seed in seeds {
-        let (violation, seen) = World::new(seed, seed % 2 == 1, rules).run(steps);
+        let (violation, seen) = World::new(seed, seed % 2 == 1, if seed % 4 < 2 { 0 } else { 2 }, rules).run(steps);
         if let Some(violation) = violation {
             return (Some(format!("seed {seed}, {violation}")), all);
         }
@@ -817,6 +850,7 @@ mod mutations {
             Rule::R19FollowerHighWatermark,
             Rule::R24NoTruncationByHighWatermark,
             Rule::R25DropStaleEpochs,
+            Rule::R79Zones,
         ];
         let mut unnoticed = Vec::new();
         for rule in rules {

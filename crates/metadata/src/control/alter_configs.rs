@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{BrokerId, ErrorCode};
 
-use crate::configs::{self, ConfigType, MIN_INSYNC_REPLICAS, UpdateMode};
+use crate::configs::{self, ACK_RULE, ConfigType, MIN_INSYNC_REPLICAS, UpdateMode};
 use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
     AlterConfigs, ConfigChange, ConfigOperation, ConfigResult, ControlError, ControlResponse, IncrementalAlterConfigs,
@@ -161,6 +161,7 @@ impl Draft<'_> {
             check_change(resource, name, value.map(String::as_str))?;
         }
         check_together(resource, target)?;
+        self.check_ack_rule(resource, &changes)?;
         let mut records = Vec::new();
         for (name, value) in changes {
             records.push(MetadataRecord::Config {
@@ -176,11 +177,34 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Where min ISR falls to the size of an ISR, the high watermark may move without the ELR from now on: the ELR goes
-    /// first (`R34`). A reassignment that only waited for the ISR to be enough is completed.
+    /// A topic's replicas must be able to commit under its new ack rule (`R79`), and, where they move, those from before
+    /// too: the move may be cancelled.
+    fn check_ack_rule(
+        &self,
+        resource: &ConfigResource,
+        changes: &[(&String, Option<&String>)],
+    ) -> Result<(), ControlError> {
+        let ConfigResource::Topic(name) = resource else { return Ok(()) };
+        let rule = changes.iter().find(|(name, _)| *name == ACK_RULE).and_then(|(_, rule)| *rule);
+        let zones = rule.and_then(|rule| configs::ack_zones(rule)).unwrap_or(0);
+        let partitions = self.image.topic_by_name(name).into_iter().flat_map(|topic| topic.partitions.values());
+        for partition in partitions.filter(|_| zones > 0) {
+            let before: Vec<_> =
+                partition.replicas.iter().copied().filter(|b| !partition.adding.contains(b)).collect();
+            let lacks = [partition.target(), before].iter().find_map(|replicas| self.lacks_zones(zones, replicas));
+            if let Some(message) = lacks {
+                let message = format!("partition {}: {message}", partition.partition);
+                return Err(ControlError::new(ErrorCode::InvalidConfig, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where min ISR, or the zones of the ack rule, fall to what an ISR has, the high watermark may move without the ELR from
+    /// now on: the ELR goes first (`R34`, `R79`). A reassignment that only waited for the ISR to be enough is completed.
     fn prepare_for(&mut self, records: &[MetadataRecord]) {
-        let is_min_isr = |record: &MetadataRecord| matches!(record, MetadataRecord::Config { name, .. } if name == MIN_INSYNC_REPLICAS);
-        if !records.iter().any(is_min_isr) {
+        let is_ack_rule = |record: &MetadataRecord| matches!(record, MetadataRecord::Config { name, .. } if name == MIN_INSYNC_REPLICAS || name == ACK_RULE);
+        if !records.iter().any(is_ack_rule) {
             return;
         }
         let mut later = Draft::new(self.control);

@@ -1,6 +1,7 @@
 //! ISR changes that leaders propose (`R13`), judged in the order of `R15`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use model::{BrokerId, ErrorCode, Rule};
 
@@ -8,6 +9,7 @@ use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
     AlterPartition, AlterPartitions, AlteredPartition, ControlError, ControlResponse, PartitionNow,
 };
+use crate::image::TopicImage;
 use crate::records::{LeaderRecoveryState, Partition};
 
 impl Draft<'_> {
@@ -37,12 +39,19 @@ impl Draft<'_> {
             // It completed a reassignment (R37): done, but by a leadership that the sender has yet to hear of.
             return Err(ErrorCode::NewLeaderElected);
         }
+        let topic = self.image.topic(after.topic_id);
+        let rule = |topic: &Arc<TopicImage>| {
+            (self.image.min_isr(&topic.name, after.factor()), self.image.ack_zones(&topic.name))
+        };
+        let (min_isr, ack_zones) = topic.map_or((1, 0), rule);
         Ok(PartitionNow {
             leader: after.leader,
             leader_epoch: after.leader_epoch,
             isr: after.isr,
             leader_recovery_state: after.leader_recovery_state,
             partition_epoch: after.partition_epoch,
+            min_isr: u32::try_from(min_isr).unwrap_or(u32::MAX),
+            ack_zones: u32::try_from(ack_zones).unwrap_or(u32::MAX),
         })
     }
 

@@ -4,7 +4,7 @@ use model::{
     BrokerEpoch, BrokerId, DirectoryId, ErrorCode, LeaderEpoch, MetadataOffset, PartitionEpoch, Rule, TopicPartition,
 };
 
-use crate::configs::UNCLEAN_LEADER_ELECTION;
+use crate::configs::{ACK_RULE, UNCLEAN_LEADER_ELECTION};
 use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision, RecoveryAnswer};
 use crate::control::reassign::Assignment;
 use crate::control::{ClusterControl, soft::SoftState};
@@ -149,11 +149,26 @@ impl<'a> Draft<'a> {
         after.leader != before.leader || (left() && self.holds(Rule::R37LeaderEpoch))
     }
 
-    /// Whether the ISR may commit: it has the min ISR (`R18`, `R34`).
+    /// Whether the ISR may commit (`R18`, `R34`, `R79`).
     pub(super) fn is_enough(&self, partition: &Partition) -> bool {
-        let topic = self.image.topic(partition.topic_id);
-        let min_isr = topic.map_or(1, |topic| self.image.min_isr(&topic.name, partition.factor()));
-        partition.isr.len() >= min_isr
+        let Some(topic) = self.image.topic(partition.topic_id) else { return !partition.isr.is_empty() };
+        if !self.holds(Rule::R79Zones) {
+            return partition.isr.len() >= self.image.min_isr(&topic.name, partition.factor());
+        }
+        self.image.is_enough(&topic.name, partition.factor(), &partition.isr)
+    }
+
+    /// Why replicas on these brokers could never commit under an ack rule of so many zones (`R79`); `None` where they can.
+    pub(super) fn lacks_zones(&self, zones: usize, replicas: &[BrokerId]) -> Option<String> {
+        let found = self.image.zones_of(replicas);
+        (found < zones).then(|| {
+            let brokers: Vec<_> = replicas.iter().map(ToString::to_string).collect();
+            format!(
+                "{ACK_RULE}=zones={zones} needs replicas in {zones} zones, but those on the brokers {} are in {found}: place \
+                 them in others, give the brokers a broker.rack, or set {ACK_RULE}=isr",
+                brokers.join(", ")
+            )
+        })
     }
 
     fn target_elr(&self, before: &Partition, want: &Want, after: &Partition) -> Vec<BrokerId> {

@@ -290,6 +290,11 @@ pub struct PartitionNow {
     pub leader_recovery_state: LeaderRecoveryState,
     /// The partition's epoch.
     pub partition_epoch: PartitionEpoch,
+    /// The min ISR that this was decided under: the leader may not have it in its metadata yet (`R34`). 0 in the answer of a
+    /// controller that does not say so.
+    pub min_isr: u32,
+    /// And the zones of the ack rule (`R79`).
+    pub ack_zones: u32,
 }
 
 /// What a broker's replicas hold, of partitions that nobody leads (`R35`).

@@ -78,6 +78,11 @@ impl Draft<'_> {
             let message = format!("The replication factor is changed from {factor} to {}", target.len());
             return Err(ControlError::new(ErrorCode::InvalidReplicationFactor, message));
         }
+        let topic = self.image.topic(partition.topic_id);
+        let zones = topic.map_or(0, |topic| self.image.ack_zones(&topic.name));
+        if let Some(message) = self.lacks_zones(zones, target) {
+            return Err(ControlError::new(ErrorCode::InvalidReplicaAssignment, message));
+        }
         let was_here = |b: &BrokerId| partition.replicas.contains(b) && !partition.adding.contains(b);
         let mut adding: Vec<_> = target.iter().copied().filter(|b| !was_here(b)).collect();
         let is_superseded = |b: &BrokerId| partition.adding.contains(b) && !target.contains(b);

@@ -1,6 +1,7 @@
 //! Decisions on a cluster of three racks, each replayed at once as the shell does.
 
 mod reassign;
+mod zones;
 
 use model::{
     BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
@@ -574,6 +575,8 @@ fn a_proposal_is_judged_in_the_order_of_the_rule() {
         isr: ids(&[1, 2, 3]),
         leader_recovery_state: Recovered,
         partition_epoch: PartitionEpoch(2),
+        min_isr: 2,
+        ack_zones: 0,
     };
     assert_eq!(now, expected);
 }
@@ -1100,6 +1103,7 @@ enum Step {
     Report(i32, usize, i64),
     Create(u8),
     MinIsr(usize, u8),
+    Zones(usize, bool),
     Elect(usize, bool),
     Reassign(usize, Option<Vec<i32>>),
     Pass(u64),
@@ -1115,6 +1119,7 @@ fn step() -> impl Strategy<Value = Step> {
         (1..5, 0..3usize, 0..20i64).prop_map(|(id, p, end)| Step::Report(id, p, end)),
         (1..4u8).prop_map(Step::Create),
         (0..3usize, 1..4u8).prop_map(|(p, n)| Step::MinIsr(p, n)),
+        (0..3usize, any::<bool>()).prop_map(|(p, zones)| Step::Zones(p, zones)),
         (0..3usize, any::<bool>()).prop_map(|(p, unclean)| Step::Elect(p, unclean)),
         (0..3usize, prop::option::weighted(0.8, replicas())).prop_map(|(p, target)| Step::Reassign(p, target)),
         (1..6_000u64).prop_map(Step::Pass),
@@ -1174,6 +1179,12 @@ fn take(cluster: &mut Cluster, step: &Step) {
                 drop(cluster.set(topic(&name), "min.insync.replicas", operation));
             }
         }
+        Step::Zones(at, zones) => {
+            if let Some(name) = name(cluster, at) {
+                let rule = if zones { "zones=2" } else { "isr" };
+                drop(cluster.set(topic(&name), crate::configs::ACK_RULE, ConfigOperation::Set(value(rule))));
+            }
+        }
         Step::Elect(at, unclean) => {
             if let Some(name) = name(cluster, at) {
                 let kind = if unclean { ElectionType::Unclean } else { ElectionType::Preferred };
@@ -1194,18 +1205,20 @@ fn check(cluster: &Cluster, before: &MetadataImage) {
     let image = cluster.control.image();
     for p in image.partitions() {
         let topic = image.topic(p.topic_id).unwrap();
-        let min = image.min_isr(&topic.name, p.factor());
+        let enough = image.is_enough(&topic.name, p.factor(), &p.isr);
         let all = [&p.isr, &p.elr, &p.last_known_elr];
         assert!(all.iter().all(|set| set.iter().all(|b| p.replicas.contains(b))), "strangers: {p:?}");
         assert!(p.isr.iter().all(|b| !p.elr.contains(b)), "ISR and ELR overlap: {p:?}");
         assert!(p.isr.iter().all(|b| image.is_eligible(p, *b)), "a fenced or stopping member: {p:?}");
         assert!(p.is_leaderless() || p.isr.contains(&p.leader), "the leader is not in sync: {p:?}");
         assert!(!p.is_leaderless() || p.isr.is_empty(), "somebody in sync but no leader: {p:?}");
-        assert!(p.isr.len() < min || p.elr.is_empty(), "an ELR at min ISR {min}: {p:?}");
+        assert!(!enough || p.elr.is_empty(), "an ELR beside an ISR that is enough: {p:?}");
+        let zones = image.ack_zones(&topic.name);
+        assert!(image.zones_of(&p.target()) >= zones, "it can never be in {zones} zones: {p:?}");
         assert!(p.last_known_elr.is_empty() || p.elr.iter().all(|b| p.last_known_elr.contains(b)), "{p:?}");
         assert!(p.adding.iter().chain(&p.removing).all(|b| p.replicas.contains(b)), "who moves is a stranger: {p:?}");
         if let Some(old) = before.partition(p.id()) {
-            reassign::check(p, old, min);
+            reassign::check(p, old, enough);
             assert!(p.partition_epoch >= old.partition_epoch && p.leader_epoch >= old.leader_epoch, "{old:?} {p:?}");
             assert!(old == p || p.partition_epoch > old.partition_epoch, "two states of one epoch: {old:?} {p:?}");
             assert!(

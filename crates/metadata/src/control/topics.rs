@@ -6,6 +6,7 @@ use model::{
     BrokerId, DirectoryId, ErrorCode, LeaderEpoch, PartitionEpoch, PartitionIndex, TopicId, TopicPartition, Uuid,
 };
 
+use crate::configs::{self, ACK_RULE};
 use crate::control::alter_configs::check_topic_configs;
 use crate::control::brokers::pick_directory;
 use crate::control::draft::Draft;
@@ -65,6 +66,8 @@ impl Draft<'_> {
         } else {
             self.assigned_placement(topic)?
         };
+        let zones = configs.get(ACK_RULE).and_then(|rule| configs::ack_zones(rule)).unwrap_or(0);
+        self.check_zones(zones, &placement)?;
         let id = self.new_topic_id(entropy);
         self.push(MetadataRecord::Topic { id, name: topic.name.clone() });
         // Before the partitions: min ISR counts from the first one on.
@@ -192,6 +195,14 @@ impl Draft<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Each partition's replicas must be able to commit under the topic's ack rule (`R79`).
+    fn check_zones(&self, zones: usize, placement: &[Vec<BrokerId>]) -> Result<(), ControlError> {
+        match placement.iter().find_map(|replicas| self.lacks_zones(zones, replicas)) {
+            Some(message) => Err(ControlError::new(ErrorCode::InvalidConfig, message)),
+            None => Ok(()),
+        }
     }
 
     /// Replicas that a client chose: registered brokers, each once.
@@ -323,6 +334,7 @@ impl Draft<'_> {
                 assigned.clone()
             }
         };
+        self.check_zones(self.image.ack_zones(&request.name), &placement)?;
         let first = topic.partitions.keys().next_back().map_or(0, |last| last.0 + 1);
         for (index, replicas) in (first..).zip(placement) {
             self.push_partition(TopicPartition { topic_id: topic.id, partition: PartitionIndex(index) }, replicas);

@@ -491,6 +491,8 @@ fn altered_to_wire(altered: &AlteredPartition) -> wire::AlteredPartition {
             isr: ids_to_wire(&now.isr),
             leader_recovery_state: recovery_to_wire(now.leader_recovery_state),
             partition_epoch: now.partition_epoch.0,
+            min_isr: now.min_isr,
+            ack_zones: now.ack_zones,
         },
         Err(error) => {
             wire::AlteredPartition { partition, error: i32::from(error.code()), ..wire::AlteredPartition::default() }
@@ -506,6 +508,8 @@ fn altered(a: wire::AlteredPartition) -> Result<AlteredPartition, WireError> {
             isr: ids(a.isr),
             leader_recovery_state: recovery(a.leader_recovery_state)?,
             partition_epoch: PartitionEpoch(a.partition_epoch),
+            min_isr: a.min_isr,
+            ack_zones: a.ack_zones,
         }),
         error => Err(ErrorCode::from_code(small(error, "error")?)),
     };

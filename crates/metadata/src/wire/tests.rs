@@ -239,6 +239,8 @@ fn responses() -> Vec<ControlResponse> {
         isr: brokers(&[1]),
         leader_recovery_state: LeaderRecoveryState::Recovering,
         partition_epoch: PartitionEpoch(3),
+        min_isr: 2,
+        ack_zones: 3,
     };
     let configs = [("n".to_owned(), "v".to_owned())].into();
     let new = NewTopic { id: TopicId(id(5)), partitions: 4, replication_factor: 3, configs };
