@@ -265,10 +265,7 @@ impl Replicas {
             replicas: partition.replicas.iter().map(member).collect(),
             isr: partition.isr.clone(),
             recovering: partition.leader_recovery_state == metadata::records::LeaderRecoveryState::Recovering,
-            ack_rule: AckRule {
-                min_isr: image.min_isr(local.topic(), partition.factor()),
-                zones: settings.ack_zones,
-            },
+            ack_rule: AckRule { min_isr: image.min_isr(local.topic(), partition.factor()), zones: settings.ack_zones },
             sync_before_ack: settings.sync_before_ack(),
         };
         local.handle_metadata(&self.context, &state, &settings);

@@ -93,6 +93,7 @@ served! {
     DescribeQuorum by describe_quorum,
     DescribeCluster by describe_cluster,
     DescribeProducers by describe_producers,
+    UnregisterBroker by unregister_broker,
     ListConfigResources by list_config_resources,
     DescribeTopicPartitions by describe_topic_partitions,
 }
@@ -169,6 +170,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 34);
+        assert_eq!(SERVED.len(), 35);
     }
 }

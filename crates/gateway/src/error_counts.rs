@@ -67,6 +67,7 @@ error_counts! {
         let partitions = r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
         [r.error_code].into_iter().chain(partitions)
     };
+    UnregisterBrokerResponse: r => [r.error_code];
     DescribeClusterResponse: r => [r.error_code];
     DescribeProducersResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
     ListConfigResourcesResponse: r => [r.error_code];

@@ -718,7 +718,10 @@ mod tests {
         assert_eq!(check("leader.replication.throttled.replicas", "*"), ok("*"));
         assert!(check("leader.replication.throttled.replicas", "0:x").is_err());
         assert_eq!(["isr", "zones=2", "zones=12"].map(|rule| check(ACK_RULE, rule).is_ok()), [true; 3]);
-        assert_eq!(["", "zones=1", "zones=", "zones=-2", "racks=2"].map(|rule| check(ACK_RULE, rule).is_ok()), [false; 5]);
+        assert_eq!(
+            ["", "zones=1", "zones=", "zones=-2", "racks=2"].map(|rule| check(ACK_RULE, rule).is_ok()),
+            [false; 5]
+        );
         assert_eq!(check("no.such", "1"), Err("Unknown topic config name: no.such".to_owned()));
         assert!(validate(Scope::Broker, "group.consumer.migration.policy", "Upgrade").is_ok());
     }

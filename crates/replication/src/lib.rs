@@ -24,8 +24,8 @@ pub mod throttle;
 pub use isr::{AlterAnswer, Proposal, ProposalId};
 pub use leader::{ProduceVerdict, SendPlan};
 pub use messages::{
-    Ack, AckRule, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, LogView, Member,
-    Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
+    Ack, AckRule, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, LogView,
+    Member, Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
 };
 pub use producers::{
     BatchKind, EndedTransaction, MarkerClaim, ProducerBatch, ProducerState, ProducerTable, RetainedBatch,

@@ -13,7 +13,9 @@ use model::{BrokerEpoch, BrokerId, EpochCache, EpochEnd, ErrorCode, LeaderEpoch,
 
 use crate::follower::Follower;
 use crate::leader::Leader;
-use crate::messages::{AckRule, Action, Divergence, FetchPosition, LogView, Member, PartitionState, ReplicaConfig, SyncPoint};
+use crate::messages::{
+    AckRule, Action, Divergence, FetchPosition, LogView, Member, PartitionState, ReplicaConfig, SyncPoint,
+};
 
 /// The core of one partition replica. See the crate.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

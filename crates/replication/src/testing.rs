@@ -2,7 +2,9 @@
 
 use model::{BrokerEpoch, BrokerId, EpochCache, EpochStart, LeaderEpoch, Offset, PartitionEpoch, Rules, Time};
 
-use crate::messages::{Ack, AckRule, Action, LogView, Member, Open, OpenVerdict, PartitionState, ReplicaConfig, Session};
+use crate::messages::{
+    Ack, AckRule, Action, LogView, Member, Open, OpenVerdict, PartitionState, ReplicaConfig, Session,
+};
 use crate::replica::Replica;
 
 pub(crate) const ME: BrokerId = BrokerId(1);
@@ -31,7 +33,12 @@ pub(crate) fn cache(epochs: &[(i32, i64)]) -> EpochCache {
 
 /// Broker n has broker epoch 10 n; all are eligible; min ISR 2.
 pub(crate) fn state(leader: i32, leader_epoch: i32, partition_epoch: i32, isr: &[i32]) -> PartitionState {
-    let member = |id: i32| Member { id: BrokerId(id), broker_epoch: BrokerEpoch(i64::from(id) * 10), eligible: true, zone: None };
+    let member = |id: i32| Member {
+        id: BrokerId(id),
+        broker_epoch: BrokerEpoch(i64::from(id) * 10),
+        eligible: true,
+        zone: None,
+    };
     PartitionState {
         leader: BrokerId(leader),
         leader_epoch: LeaderEpoch(leader_epoch),

@@ -135,8 +135,12 @@ fn at(offset: Offset) -> usize {
 
 impl Controller {
     fn new(sync_before_ack: bool, zones: usize) -> Controller {
-        let member =
-            |node| Member { id: id(node), broker_epoch: BrokerEpoch(1), eligible: true, zone: u32::try_from(ZONES[node]).ok() };
+        let member = |node| Member {
+            id: id(node),
+            broker_epoch: BrokerEpoch(1),
+            eligible: true,
+            zone: u32::try_from(ZONES[node]).ok(),
+        };
         let state = PartitionState {
             leader: id(0),
             leader_epoch: LeaderEpoch(1),
@@ -762,7 +766,7 @@ impl World {
             return;
         }
         for at in common..hw {
-            let record = n.log[at];
+            let record = self.nodes[node].log[at];
             self.committed.push(record);
             self.check_zones(at, record);
         }

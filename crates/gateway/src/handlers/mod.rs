@@ -34,6 +34,7 @@ pub(crate) mod delete_records;
 pub(crate) mod delete_topics;
 pub(crate) mod elect_leaders;
 pub(crate) mod list_partition_reassignments;
+pub(crate) mod unregister_broker;
 
 pub(crate) mod alter_configs;
 pub(crate) mod describe_configs;

@@ -279,6 +279,11 @@ impl BrokerApi for Fake {
                 };
                 Ok(ControlResponse::AlterReassignments(partitions.into_iter().map(decide).collect()))
             }
+            ControlRequest::UnregisterBroker { broker: BrokerId(9) } => {
+                let error = ControlError::new(ErrorCode::BrokerIdNotRegistered, "there is none");
+                Ok(ControlResponse::Refused(error))
+            }
+            ControlRequest::UnregisterBroker { .. } => Ok(ControlResponse::Done),
             _ => {
                 let message = "nobody decides here".to_owned();
                 Err(ControlUnavailable { error: ErrorCode::NotController, message })

@@ -557,3 +557,14 @@ async fn the_replicas_that_move_are_listed() {
         assert_eq!(listed, expected);
     }
 }
+
+#[tokio::test]
+async fn a_broker_is_unregistered_by_the_controller() {
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let response = client.ask(&UnregisterBrokerRequest { broker_id: 3 }, 0).await;
+    assert_eq!(response.error_code, 0);
+    let response = client.ask(&UnregisterBrokerRequest { broker_id: 9 }, 0).await;
+    assert_eq!(response.error_code, ErrorCode::BrokerIdNotRegistered.code());
+    assert!(response.error_message.is_some());
+}

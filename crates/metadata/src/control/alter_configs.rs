@@ -189,8 +189,7 @@ impl Draft<'_> {
         let zones = rule.and_then(|rule| configs::ack_zones(rule)).unwrap_or(0);
         let partitions = self.image.topic_by_name(name).into_iter().flat_map(|topic| topic.partitions.values());
         for partition in partitions.filter(|_| zones > 0) {
-            let before: Vec<_> =
-                partition.replicas.iter().copied().filter(|b| !partition.adding.contains(b)).collect();
+            let before: Vec<_> = partition.replicas.iter().copied().filter(|b| !partition.adding.contains(b)).collect();
             let lacks = [partition.target(), before].iter().find_map(|replicas| self.lacks_zones(zones, replicas));
             if let Some(message) = lacks {
                 let message = format!("partition {}: {message}", partition.partition);

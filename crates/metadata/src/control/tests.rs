@@ -1139,7 +1139,7 @@ fn take(cluster: &mut Cluster, step: &Step) {
     match *step {
         Step::Reassign(at, ref target) => {
             if let Some(name) = name(cluster, at) {
-                drop(cluster.reassign(&name, target.as_deref()));
+                let _ = cluster.reassign(&name, target.as_deref());
             }
         }
         Step::Start(id, clean) => {

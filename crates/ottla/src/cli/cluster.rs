@@ -2,26 +2,45 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Subcommand;
-use protocol::messages::{DescribeQuorumRequest, DescribeQuorumResponse, MetadataResponse, describe_quorum_request};
+use protocol::messages::describe_configs_response::DescribeConfigsResult;
+use protocol::messages::{
+    DescribeConfigsRequest, DescribeConfigsResponse, DescribeQuorumRequest, DescribeQuorumResponse, MetadataResponse,
+    UnregisterBrokerRequest, UnregisterBrokerResponse, describe_configs_request, describe_quorum_request,
+};
 use serde_json::{Value, json};
 
-use super::output::{Output, object};
-use crate::kafka_client::{KafkaClient, addresses, check};
+use super::outlook::{self, Loss};
+use super::output::{Output, counted, object};
+use super::rebalance::{self, RebalanceOptions};
+use crate::kafka_client::{KafkaClient, addresses, check, check_message};
 
+/// Kafka's number of the resource type "topic".
+const TOPIC_RESOURCE: i8 = 2;
+const MIN_ISR: &str = "min.insync.replicas";
+const ACK_RULE: &str = "ottla.ack.rule";
 const COLUMNS: [&str; 7] = ["node", "zone", "address", "state", "controller", "leaders", "replicas"];
 
 /// What to ask of the cluster.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Show nodes, zones, the quorum, and partitions in trouble
+    /// Show nodes, zones, the quorum, partitions in trouble, and what another failure would stop
     Status,
+    /// Even out replicas and leaders over nodes and zones, or move all off a node: shows the plan, or executes it
+    Rebalance(#[command(flatten)] RebalanceOptions),
+    /// Forget a node that is gone for good; it must hold no replica
+    Unregister {
+        /// Its node.id
+        node: i32,
+    },
 }
 
 pub(super) async fn run(client: &mut KafkaClient, output: Output, command: ClusterCommand) -> Result<()> {
     match command {
         ClusterCommand::Status => status(client, output).await,
+        ClusterCommand::Rebalance(options) => rebalance::run(client, output, options).await,
+        ClusterCommand::Unregister { node } => unregister(client, output, node).await,
     }
 }
 
@@ -47,6 +66,7 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
     }
     let nodes = nodes(&metadata, &reached, quorum.as_ref().ok());
     let (under, offline) = in_trouble(&metadata);
+    let losses = outlook(client, &metadata, &reached, quorum.as_ref().ok()).await;
     if output.json {
         let all = json!({
             "cluster_id": metadata.cluster_id,
@@ -56,6 +76,7 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
             "topics": metadata.topics.len(),
             "under_replicated": names(&under),
             "offline": names(&offline),
+            "another_failure_stops": losses.as_ref().map(|losses| losses.iter().map(loss_json).collect::<Vec<_>>()).ok(),
         });
         return output.fact("", &all);
     }
@@ -84,7 +105,99 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
             output.text(&format!("\n{what}\n{}", topics.join("\n")))?;
         }
     }
-    Ok(())
+    output.text(&format!("\n{}", losses_in_words(&losses)))
+}
+
+/// What the failure of one more node, or of a zone, would stop.
+async fn outlook(
+    client: &mut KafkaClient,
+    metadata: &MetadataResponse,
+    reached: &BTreeSet<i32>,
+    quorum: Option<&Quorum>,
+) -> Result<Vec<Loss>> {
+    let rules = ack_rules(client, metadata).await?;
+    let up = metadata.brokers.iter().filter(|broker| reached.contains(&broker.node_id));
+    let mut cluster = outlook::Cluster {
+        brokers: up.map(|broker| (broker.node_id, broker.rack.clone())).collect(),
+        ..outlook::Cluster::default()
+    };
+    for topic in &metadata.topics {
+        let (min_isr, zones) = rules.get(topic.name.as_deref().unwrap_or_default()).copied().unwrap_or((1, 0));
+        cluster.partitions.extend(topic.partitions.iter().map(|partition| outlook::Partition {
+            isr: partition.isr_nodes.clone(),
+            min_isr: min_isr.min(partition.replica_nodes.len()),
+            zones,
+        }));
+    }
+    cluster.voters = quorum.iter().flat_map(|quorum| &quorum.voters).copied().collect();
+    let is_down = |id: &&i32| metadata.brokers.iter().any(|b| b.node_id == **id) && !reached.contains(id);
+    cluster.voters_down = cluster.voters.iter().filter(is_down).copied().collect();
+    Ok(cluster.losses())
+}
+
+/// min.insync.replicas and the zones of ottla.ack.rule, by topic.
+async fn ack_rules(client: &mut KafkaClient, metadata: &MetadataResponse) -> Result<BTreeMap<String, (usize, usize)>> {
+    let resource = |name: &String| describe_configs_request::DescribeConfigsResource {
+        resource_type: TOPIC_RESOURCE,
+        resource_name: name.clone(),
+        configuration_keys: Some(vec![MIN_ISR.to_owned(), ACK_RULE.to_owned()]),
+    };
+    let names: Vec<String> = metadata.topics.iter().filter_map(|topic| topic.name.clone()).collect();
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let request =
+        DescribeConfigsRequest { resources: names.iter().map(resource).collect(), ..DescribeConfigsRequest::default() };
+    let answer: DescribeConfigsResponse = client.any(&request).await?;
+    let rule = |result: DescribeConfigsResult| {
+        let value = |name: &str| result.configs.iter().find(|c| c.name == name).and_then(|c| c.value.as_deref());
+        let min_isr = value(MIN_ISR).and_then(|value| value.parse().ok()).unwrap_or(1);
+        let zones = value(ACK_RULE).and_then(|value| value.strip_prefix("zones=")?.parse().ok()).unwrap_or(0);
+        (result.resource_name.clone(), (min_isr, zones))
+    };
+    Ok(answer.results.into_iter().map(rule).collect())
+}
+
+fn loss_json(loss: &Loss) -> Value {
+    json!({
+        "failure": loss.failure, "offline_partitions": loss.offline, "unwritable_partitions": loss.unwritable,
+        "quorum": loss.quorum,
+    })
+}
+
+fn losses_in_words(losses: &Result<Vec<Loss>>) -> String {
+    let losses = match losses {
+        Ok(losses) if losses.is_empty() => {
+            return "another failure of any one node or zone stops nothing".to_owned();
+        }
+        Ok(losses) => losses,
+        Err(error) => return format!("what another failure would stop is not known: {error:#}"),
+    };
+    let words = |loss: &Loss| {
+        let partitions =
+            |count: usize| if count == 1 { "1 partition".to_owned() } else { format!("{count} partitions") };
+        let offline = (loss.offline > 0).then(|| format!("{} without a leader", partitions(loss.offline)));
+        let unwritable = (loss.unwritable > 0).then(|| format!("{} refusing acks=all", partitions(loss.unwritable)));
+        let quorum = loss.quorum.then(|| "the quorum, and with it every change".to_owned());
+        let all: Vec<String> = [offline, unwritable, quorum].into_iter().flatten().collect();
+        format!("  {}: {}", loss.failure, all.join(", "))
+    };
+    let lines: Vec<String> = losses.iter().map(words).collect();
+    format!("another failure would stop\n{}", lines.join("\n"))
+}
+
+async fn unregister(client: &mut KafkaClient, output: Output, node: i32) -> Result<()> {
+    let metadata = client.metadata(None).await?;
+    let partitions = metadata.topics.iter().flat_map(|topic| &topic.partitions);
+    let held = partitions.filter(|partition| partition.replica_nodes.contains(&node)).count();
+    ensure!(
+        held == 0,
+        "node {node} has {} of partitions: move them with `ottla cluster rebalance --drain {node} --execute` first",
+        counted(i64::try_from(held)?, "replica")
+    );
+    let answer: UnregisterBrokerResponse = client.any(&UnregisterBrokerRequest { broker_id: node }).await?;
+    check_message(answer.error_code, answer.error_message.as_deref())?;
+    output.fact(&format!("node {node} is no longer registered"), &json!({ "node": node }))
 }
 
 /// A row for each broker that the cluster counts on, and for each other node that it knows.

@@ -3,9 +3,11 @@
 mod cluster;
 mod consume;
 mod group;
+mod outlook;
 pub(crate) mod output;
 mod partitions;
 mod produce;
+mod rebalance;
 mod topic;
 
 use anyhow::Result;

@@ -1,6 +1,6 @@
 //! `ottla topic`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,8 +9,8 @@ use model::{ErrorCode, TopicId};
 use protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
     DeleteTopicsResponse, DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest,
-    IncrementalAlterConfigsResponse, create_partitions_request, create_topics_request, delete_topics_request,
-    describe_configs_request, incremental_alter_configs_request, metadata_response,
+    IncrementalAlterConfigsResponse, MetadataResponse, create_partitions_request, create_topics_request,
+    delete_topics_request, describe_configs_request, incremental_alter_configs_request, metadata_response,
 };
 use serde_json::{Value, json};
 
@@ -134,14 +134,33 @@ async fn create(
     check_message(topic.error_code, topic.error_message.as_deref())
         .with_context(|| format!("cannot create topic {name}"))?;
     wait_until_seen(client, name).await?;
+    let crowded = crowded(&client.metadata(Some(&[name])).await?);
     let (partitions, replicas) =
         (counted(topic.num_partitions, "partition"), counted(topic.replication_factor, "replica"));
-    let sentence = format!("created topic {name}: {partitions}, {replicas} each");
+    let note = match crowded {
+        0 => String::new(),
+        count => format!(
+            "\nnote: {} several replicas in one zone",
+            if count == 1 { "1 partition has".to_owned() } else { format!("{count} partitions have") }
+        ),
+    };
+    let sentence = format!("created topic {name}: {partitions}, {replicas} each{note}");
     let object = json!({
-        "topic": name, "topic_id": TopicId(topic.topic_id).to_string(),
-        "partitions": topic.num_partitions, "replication_factor": topic.replication_factor,
+        "topic": name, "topic_id": TopicId(topic.topic_id).to_string(), "partitions": topic.num_partitions,
+        "replication_factor": topic.replication_factor, "sharing_a_zone": crowded,
     });
     output.fact(&sentence, &object)
+}
+
+/// How many partitions have several replicas in one zone, where the nodes have zones.
+fn crowded(metadata: &MetadataResponse) -> usize {
+    let zones: BTreeMap<i32, &str> =
+        metadata.brokers.iter().filter_map(|b| Some((b.node_id, b.rack.as_deref()?))).collect();
+    let shares = |partition: &&metadata_response::MetadataResponsePartition| {
+        let in_zones: Vec<_> = partition.replica_nodes.iter().filter_map(|id| zones.get(id)).collect();
+        in_zones.iter().collect::<BTreeSet<_>>().len() < in_zones.len()
+    };
+    metadata.topics.iter().flat_map(|topic| &topic.partitions).filter(shares).count()
 }
 
 /// The quorum has decided; the broker that is asked first learns it a moment later, and the next command may ask it.

@@ -4,4 +4,5 @@ mod cli;
 mod cluster;
 mod golden;
 mod local;
+mod moves;
 mod tidy;

@@ -1,0 +1,348 @@
+//! Where replicas should be: a plan from who has them now, and nothing else.
+//!
+//! In this order: drained brokers have nothing; a partition's replicas are in as many zones as they can be; brokers hold as
+//! many replicas as each other, and lead as many partitions, within one. What is balanced already stays where it is.
+//!
+//! Invariants: a partition keeps its number of replicas; no move takes a partition out of a zone without bringing it into
+//! another; planning again from a plan's result plans nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How often the leaders are gone over: each pass only improves, and few are needed.
+const PASSES: usize = 20;
+
+/// A broker that may hold replicas.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Broker {
+    pub(super) id: i32,
+    pub(super) zone: Option<String>,
+}
+
+/// A partition and who has it, the preferred leader first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Placed {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) replicas: Vec<i32>,
+}
+
+/// A partition whose replicas are to be others, or in another order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Move {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) from: Vec<i32>,
+    pub(super) to: Vec<i32>,
+}
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Plan {
+    pub(super) moves: Vec<Move>,
+    /// What cannot be had with these brokers, in words.
+    pub(super) unmet: Vec<String>,
+    /// Replicas on each broker, before and after.
+    pub(super) held: BTreeMap<i32, (usize, usize)>,
+}
+
+/// Plans for `brokers`; those `drained` are to have nothing.
+pub(super) fn plan(brokers: &[Broker], placed: &[Placed], drained: &BTreeSet<i32>) -> Plan {
+    let mut planner = Planner::new(brokers, placed, drained);
+    let before = planner.held.clone();
+    let mut unmet = planner.drain(placed, drained);
+    unmet.extend(planner.spread(placed));
+    planner.even_replicas();
+    planner.even_leaders();
+    let changed = placed.iter().zip(&planner.replicas).filter(|(placed, now)| placed.replicas != **now);
+    let moves = changed.map(|(placed, now)| Move {
+        topic: placed.topic.clone(),
+        partition: placed.partition,
+        from: placed.replicas.clone(),
+        to: now.clone(),
+    });
+    let count = |held: &BTreeMap<i32, usize>, id: &i32| held.get(id).copied().unwrap_or(0);
+    let ids: BTreeSet<i32> = before.keys().chain(planner.held.keys()).copied().collect();
+    let held = ids.into_iter().map(|id| (id, (count(&before, &id), count(&planner.held, &id)))).collect();
+    Plan { moves: moves.collect(), unmet, held }
+}
+
+struct Planner {
+    zones: BTreeMap<i32, Option<String>>,
+    /// Who may be given replicas.
+    usable: Vec<i32>,
+    /// By partition, as in `placed`.
+    replicas: Vec<Vec<i32>>,
+    held: BTreeMap<i32, usize>,
+}
+
+impl Planner {
+    fn new(brokers: &[Broker], placed: &[Placed], drained: &BTreeSet<i32>) -> Planner {
+        let replicas: Vec<Vec<i32>> = placed.iter().map(|placed| placed.replicas.clone()).collect();
+        let mut held: BTreeMap<i32, usize> = brokers.iter().map(|broker| (broker.id, 0)).collect();
+        for id in replicas.iter().flatten() {
+            *held.entry(*id).or_default() += 1;
+        }
+        Planner {
+            zones: brokers.iter().map(|broker| (broker.id, broker.zone.clone())).collect(),
+            usable: brokers.iter().map(|broker| broker.id).filter(|id| !drained.contains(id)).collect(),
+            replicas,
+            held,
+        }
+    }
+
+    /// How many zones these are in; a broker without a zone is in none.
+    fn zones_of(&self, replicas: &[i32]) -> usize {
+        let zone = |id: &i32| self.zones.get(id).and_then(Option::as_deref);
+        replicas.iter().filter_map(zone).collect::<BTreeSet<_>>().len()
+    }
+
+    fn zones(&self) -> usize {
+        self.zones_of(&self.usable)
+    }
+
+    /// The replicas with `to` in the place of the one at `place`.
+    fn replaced(replicas: &[i32], place: usize, to: i32) -> Vec<i32> {
+        replicas.iter().enumerate().map(|(at, id)| if at == place { to } else { *id }).collect()
+    }
+
+    fn replace(&mut self, at: usize, place: usize, to: i32) {
+        let from = std::mem::replace(&mut self.replicas[at][place], to);
+        *self.held.entry(from).or_default() -= 1;
+        *self.held.entry(to).or_default() += 1;
+    }
+
+    /// Who takes a replica best: most zones, then fewest replicas.
+    fn best(&self, at: usize, place: usize) -> Option<i32> {
+        let replicas = &self.replicas[at];
+        let rank = |id: &i32| {
+            let zones = self.zones_of(&Self::replaced(replicas, place, *id));
+            (std::cmp::Reverse(zones), self.held.get(id).copied().unwrap_or(0), *id)
+        };
+        self.usable.iter().copied().filter(|id| !replicas.contains(id)).min_by_key(rank)
+    }
+
+    fn drain(&mut self, placed: &[Placed], drained: &BTreeSet<i32>) -> Vec<String> {
+        let mut unmet = Vec::new();
+        for (at, placed) in placed.iter().enumerate() {
+            for place in 0..placed.replicas.len() {
+                let from = self.replicas[at][place];
+                if !drained.contains(&from) {
+                    continue;
+                }
+                match self.best(at, place) {
+                    Some(to) => self.replace(at, place, to),
+                    None => unmet.push(format!(
+                        "{}-{} stays on broker {from}: no other broker is without a replica of it",
+                        placed.topic, placed.partition
+                    )),
+                }
+            }
+        }
+        unmet
+    }
+
+    fn spread(&mut self, placed: &[Placed]) -> Vec<String> {
+        let mut crowded = 0;
+        for at in 0..placed.len() {
+            while self.spread_one(at) {}
+            crowded += usize::from(self.zones() > 0 && self.zones_of(&self.replicas[at]) < self.replicas[at].len());
+        }
+        let zones = self.zones();
+        let partitions = if crowded == 1 { "1 partition has".to_owned() } else { format!("{crowded} partitions have") };
+        let message = format!("{partitions} several replicas in one zone: there are {zones} zones for them");
+        if crowded > 0 { vec![message] } else { Vec::new() }
+    }
+
+    /// Moves a replica into a zone that the partition is not in, if it shares its own; whether it did.
+    fn spread_one(&mut self, at: usize) -> bool {
+        let zones = self.zones_of(&self.replicas[at]);
+        let gains = |place: &usize| {
+            let best = self.best(at, *place);
+            best.filter(|to| self.zones_of(&Self::replaced(&self.replicas[at], *place, *to)) > zones)
+        };
+        // The last ones first: the preferred leader stays where it can.
+        let found = (0..self.replicas[at].len()).rev().find_map(|place| Some((place, gains(&place)?)));
+        let Some((place, to)) = found else { return false };
+        self.replace(at, place, to);
+        true
+    }
+
+    /// Moves replicas from brokers with many to brokers with few until nothing is gained.
+    fn even_replicas(&mut self) {
+        while let Some((at, place, to)) = self.evening_move() {
+            self.replace(at, place, to);
+        }
+    }
+
+    fn evening_move(&self) -> Option<(usize, usize, i32)> {
+        let held = |id: &i32| self.held.get(id).copied().unwrap_or(0);
+        let mut by_load = self.usable.clone();
+        by_load.sort_by_key(|id| (held(id), *id));
+        for from in by_load.iter().rev() {
+            for to in by_load.iter().take_while(|to| held(to) + 1 < held(from)) {
+                let legal = |at: &usize| {
+                    let replicas = &self.replicas[*at];
+                    let place = replicas.iter().position(|id| id == from)?;
+                    let zones = || self.zones_of(&Self::replaced(replicas, place, *to)) >= self.zones_of(replicas);
+                    (!replicas.contains(to) && zones()).then_some((*at, place))
+                };
+                if let Some((at, place)) = (0..self.replicas.len()).find_map(|at| legal(&at)) {
+                    return Some((at, place, *to));
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts another replica first where that one is first for fewer partitions.
+    fn even_leaders(&mut self) {
+        let mut led: BTreeMap<i32, usize> = BTreeMap::new();
+        for first in self.replicas.iter().filter_map(|replicas| replicas.first()) {
+            *led.entry(*first).or_default() += 1;
+        }
+        for _ in 0..PASSES {
+            let mut moved = false;
+            for replicas in &mut self.replicas {
+                let leads = |id: i32| led.get(&id).copied().unwrap_or(0);
+                let Some(fewest) = (0..replicas.len()).min_by_key(|place| leads(replicas[*place])) else { continue };
+                if leads(replicas[fewest]) + 1 < leads(replicas[0]) {
+                    *led.entry(replicas[0]).or_default() -= 1;
+                    *led.entry(replicas[fewest]).or_default() += 1;
+                    replicas.swap(0, fewest);
+                    moved = true;
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Brokers 1, 2, … in these zones.
+    fn brokers(zones: &[&str]) -> Vec<Broker> {
+        let broker =
+            |(id, zone): (i32, &&str)| Broker { id, zone: Some((*zone).to_owned()).filter(|zone| !zone.is_empty()) };
+        (1..).zip(zones).map(broker).collect()
+    }
+
+    fn placed(partitions: &[&[i32]]) -> Vec<Placed> {
+        let place = |(partition, replicas): (i32, &&[i32])| Placed {
+            topic: "t".to_owned(),
+            partition,
+            replicas: replicas.to_vec(),
+        };
+        (0..).zip(partitions).map(place).collect()
+    }
+
+    fn after(placed: &[Placed], plan: &Plan) -> Vec<Placed> {
+        let mut after = placed.to_vec();
+        for each in &plan.moves {
+            let moved = after.iter_mut().find(|p| p.topic == each.topic && p.partition == each.partition);
+            moved.expect("a move of what there is").replicas.clone_from(&each.to);
+        }
+        after
+    }
+
+    fn none() -> BTreeSet<i32> {
+        BTreeSet::new()
+    }
+
+    #[test]
+    fn a_balanced_cluster_stays_as_it_is() {
+        let now = placed(&[&[1, 2, 3], &[2, 3, 1], &[3, 1, 2]]);
+        assert_eq!(plan(&brokers(&["a", "b", "c"]), &now, &none()).moves, []);
+    }
+
+    #[test]
+    fn a_new_broker_gets_its_share() {
+        let now = placed(&[&[1, 2], &[2, 3], &[3, 1], &[1, 2], &[2, 3], &[3, 1]]);
+        let cluster = brokers(&["", "", "", ""]);
+        let plan = plan(&cluster, &now, &none());
+        assert_eq!(plan.held.values().map(|(_, after)| *after).collect::<Vec<_>>(), [3, 3, 3, 3]);
+        assert_eq!(plan.moves.iter().filter(|m| m.to.contains(&4)).count(), 3, "no more than its share moves");
+        assert_eq!(super::plan(&cluster, &after(&now, &plan), &none()).moves, [], "planned again, nothing moves");
+    }
+
+    #[test]
+    fn a_drained_broker_has_nothing_and_its_zone_is_made_up_for() {
+        let now = placed(&[&[1, 2, 3], &[4, 2, 3], &[3, 1, 2]]);
+        let cluster = brokers(&["a", "b", "c", "a"]);
+        let plan = plan(&cluster, &now, &[1].into());
+        assert_eq!(plan.held[&1], (2, 0));
+        assert_eq!(plan.unmet, Vec::<String>::new());
+        for each in after(&now, &plan) {
+            assert!(!each.replicas.contains(&1) && each.replicas.len() == 3, "{each:?}");
+            assert!(each.replicas.contains(&4), "zone a is only on 4 now: {each:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_drained_or_spread_is_said() {
+        let now = placed(&[&[1, 2], &[1, 2]]);
+        let plan = plan(&brokers(&["a", "a"]), &now, &[2].into());
+        assert_eq!(plan.moves, []);
+        assert_eq!(plan.unmet.len(), 3, "{:?}", plan.unmet);
+        assert!(plan.unmet[0].contains("t-0 stays on broker 2"), "{:?}", plan.unmet);
+        assert!(plan.unmet[2].contains("2 partitions have several replicas in one zone"), "{:?}", plan.unmet);
+    }
+
+    #[test]
+    fn replicas_in_one_zone_are_spread_before_they_are_evened() {
+        let now = placed(&[&[1, 2], &[1, 2], &[2, 1]]);
+        let plan = plan(&brokers(&["a", "a", "b"]), &now, &none());
+        for each in after(&now, &plan) {
+            assert!(each.replicas.contains(&3), "3 alone is in zone b: {each:?}");
+        }
+        assert_eq!(plan.unmet, Vec::<String>::new());
+    }
+
+    #[test]
+    fn leaders_are_evened_by_order_alone() {
+        let now = placed(&[&[1, 2], &[1, 2], &[1, 2], &[1, 2]]);
+        let plan = plan(&brokers(&["a", "b"]), &now, &none());
+        let led = |id| after(&now, &plan).iter().filter(|p| p.replicas[0] == id).count();
+        assert_eq!((led(1), led(2)), (2, 2));
+        assert!(plan.moves.iter().all(|m| m.to == [2, 1]), "{plan:?}");
+    }
+
+    #[test]
+    fn whatever_there_is_a_plan_keeps_factors_and_zones_and_plans_nothing_more() {
+        // A few hundred clusters from a simple generator.
+        let mut seed: u64 = 7;
+        let mut below = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        for _ in 0..300 {
+            let count = 3 + below(4);
+            let zones: Vec<&str> =
+                (0..count).map(|_| ["a", "b", "c", ""][usize::try_from(below(4)).unwrap()]).collect();
+            let cluster = brokers(&zones);
+            let factor = usize::try_from(1 + below(3)).unwrap();
+            let partitions: Vec<Vec<i32>> = (0..1 + below(12))
+                .map(|_| {
+                    let mut ids: Vec<i32> = cluster.iter().map(|broker| broker.id).collect();
+                    (0..factor).map(|_| ids.swap_remove(usize::try_from(below(ids.len() as u64)).unwrap())).collect()
+                })
+                .collect();
+            let now = placed(&partitions.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let made = plan(&cluster, &now, &none());
+            let then = after(&now, &made);
+            let zones = |replicas: &[i32]| {
+                let of = |id: &i32| cluster[usize::try_from(id - 1).unwrap()].zone.clone();
+                replicas.iter().filter_map(of).collect::<BTreeSet<_>>().len()
+            };
+            for (before, after) in now.iter().zip(&then) {
+                let unique: BTreeSet<_> = after.replicas.iter().collect();
+                assert_eq!(unique.len(), before.replicas.len(), "{before:?} {after:?}");
+                assert!(zones(&after.replicas) >= zones(&before.replicas), "{before:?} {after:?}");
+            }
+            assert_eq!(plan(&cluster, &then, &none()).moves, [], "{now:?}");
+        }
+    }
+}
