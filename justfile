@@ -37,6 +37,10 @@ fuzz TARGET="requests" SECONDS="120":
 compare *ARGS:
     python3 benches/compare/compare.py {{ARGS}}
 
+# How fast thousands of partitions are led again after a kill (minutes)
+partitions *ARGS:
+    python3 benches/partitions/failover.py {{ARGS}}
+
 # What ships
 dist:
     cargo build --profile dist

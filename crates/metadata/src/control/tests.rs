@@ -390,6 +390,34 @@ fn a_silent_broker_is_fenced_and_its_leaderships_move_first() {
 }
 
 #[test]
+fn ten_thousand_partitions_are_led_again_by_one_decision() {
+    // R9, R33
+    let mut cluster = Cluster::of(3);
+    let topic = CreateTopic { partitions: 10_000, ..plain("many") };
+    cluster.create(topic).unwrap();
+    let led = |cluster: &Cluster| {
+        let partitions = cluster.control.image().partitions();
+        partitions.filter(|p| !p.is_leaderless() && p.leader != BrokerId(1)).count()
+    };
+    let before = led(&cluster);
+    assert!(before < 7_000, "broker 1 leads its share: {before}");
+    cluster.lose_all_but(&[2, 3]);
+    assert_eq!(led(&cluster), 10_000);
+    assert!(cluster.control.image().partitions().all(|p| p.isr.len() == 2));
+    // And all replicas come back by one request.
+    cluster.start(1, BrokerEpoch::NONE);
+    cluster.beat(1);
+    let of_two: Vec<_> =
+        cluster.control.image().partitions().filter(|p| p.leader == BrokerId(2)).map(|p| p.id()).collect();
+    let epoch = cluster.control.image().broker_epoch(BrokerId(2));
+    let partitions = of_two.iter().map(|id| cluster.proposal(*id, &[1, 2, 3])).collect();
+    let request = AlterPartitions { broker: BrokerId(2), epoch, partitions };
+    let decision = cluster.ask(ControlRequest::AlterPartitions(request));
+    assert_eq!(decision.records.len(), of_two.len());
+    assert!(of_two.len() > 3_000);
+}
+
+#[test]
 fn a_new_tenure_fences_nobody_before_a_whole_session_has_passed() {
     // R71
     let mut cluster = Cluster::of(3);
