@@ -189,7 +189,8 @@ async fn execute(client: &mut KafkaClient, output: Output, moves: &[Move]) -> Re
     loop {
         let under_way = ongoing(client).await?;
         let left = moves.iter().filter(|m| under_way.contains(&(m.topic.clone(), m.partition))).count();
-        if left == 0 {
+        // A broker that has not heard of the moves yet knows of none under way either.
+        if left == 0 && are_done(client, moves).await? {
             return Ok(());
         }
         if told != Some(left) && !output.json {
@@ -198,6 +199,15 @@ async fn execute(client: &mut KafkaClient, output: Output, moves: &[Move]) -> Re
         told = Some(left);
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Whether the replicas are where they were to be.
+async fn are_done(client: &mut KafkaClient, moves: &[Move]) -> Result<bool> {
+    let placed = placed(&client.metadata(None).await?);
+    let now: BTreeMap<_, _> = placed.iter().map(|p| ((p.topic.as_str(), p.partition), &p.replicas)).collect();
+    // A topic that was deleted meanwhile has nothing left to move.
+    let done = |m: &Move| now.get(&(m.topic.as_str(), m.partition)).is_none_or(|replicas| **replicas == m.to);
+    Ok(moves.iter().all(done))
 }
 
 /// The preferred replicas lead where they changed.
