@@ -35,11 +35,12 @@ impl Throttles {
     /// The metadata changed from `before` to `after`, as the broker `me` sees it.
     pub(crate) fn follow(&self, before: &MetadataImage, after: &MetadataImage, me: BrokerId, now: Time) {
         let configs_changed = !std::ptr::eq(before.configs(), after.configs());
-        if !configs_changed && !self.is_active() {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Replicas that are named may fall out of sync, and leaders change.
+        if !configs_changed && !state.whom.names_replicas() {
             return;
         }
         let whom = ReplicationThrottle::resolve(after, me);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.leading = whom.leader_rate.map(|rate| at_rate(state.leading.take(), rate, now));
         let mut old = std::mem::take(&mut state.following);
         let bucket = |(id, rate): (&BrokerId, &u64)| (*id, at_rate(old.remove(id), *rate, now));

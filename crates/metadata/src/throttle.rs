@@ -96,6 +96,12 @@ impl ReplicationThrottle {
         throttle
     }
 
+    /// Whether the configs name replicas, be they in sync at this moment.
+    #[must_use]
+    pub fn names_replicas(&self) -> bool {
+        !self.topics.is_empty()
+    }
+
     /// Whether nobody is throttled.
     #[must_use]
     pub fn is_empty(&self) -> bool {
