@@ -194,7 +194,7 @@ impl Planner {
         None
     }
 
-    /// Puts another replica first where that one is first for fewer partitions.
+    /// Puts another replica first where that one is first for fewer partitions, or the first is on a drained broker.
     fn even_leaders(&mut self) {
         let mut led: BTreeMap<i32, usize> = BTreeMap::new();
         for first in self.replicas.iter().filter_map(|replicas| replicas.first()) {
@@ -204,8 +204,11 @@ impl Planner {
             let mut moved = false;
             for replicas in &mut self.replicas {
                 let leads = |id: i32| led.get(&id).copied().unwrap_or(0);
-                let Some(fewest) = (0..replicas.len()).min_by_key(|place| leads(replicas[*place])) else { continue };
-                if leads(replicas[fewest]) + 1 < leads(replicas[0]) {
+                let stays = |id: i32| self.usable.contains(&id);
+                let places = (0..replicas.len()).filter(|place| stays(replicas[*place]));
+                let Some(fewest) = places.min_by_key(|place| leads(replicas[*place])) else { continue };
+                let first = replicas[0];
+                if leads(replicas[fewest]) + 1 < leads(first) || !stays(first) {
                     *led.entry(replicas[0]).or_default() -= 1;
                     *led.entry(replicas[fewest]).or_default() += 1;
                     replicas.swap(0, fewest);
