@@ -385,6 +385,27 @@ pub struct QuorumReplica {
     pub endpoint: Option<(String, u16)>,
 }
 
+/// A voter of the metadata quorum that comes or goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VoterChange {
+    /// It comes.
+    Add {
+        /// Its `node.id`.
+        id: BrokerId,
+        /// Its metadata directory; `NONE`: the one that it introduced itself by.
+        directory: DirectoryId,
+        /// `host:port` of its CONTROLLER listener.
+        address: String,
+    },
+    /// It goes.
+    Remove {
+        /// Its `node.id`.
+        id: BrokerId,
+        /// Its metadata directory; `NONE`: whichever votes.
+        directory: DirectoryId,
+    },
+}
+
 /// A broker as its listeners see it.
 pub trait BrokerApi: Send + Sync + 'static {
     /// Who this is.
@@ -461,6 +482,13 @@ pub trait BrokerApi: Send + Sync + 'static {
 
     /// The metadata quorum's state.
     fn describe_quorum(&self) -> impl Future<Output = Result<QuorumDescription, ControlUnavailable>> + Send;
+
+    /// Has the active controller change who votes in the metadata quorum (KIP-853).
+    fn change_voters(
+        &self,
+        change: VoterChange,
+        timeout_ms: u64,
+    ) -> impl Future<Output = Result<(), ControlUnavailable>> + Send;
 
     /// The partition of `__consumer_offsets` that coordinates a group, creating the topic where it does not exist.
     ///

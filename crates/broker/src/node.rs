@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::api::{
     BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity, Isolation,
     ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
-    QuorumDescription, TransactionMarker, TransactionVerifier,
+    QuorumDescription, TransactionMarker, TransactionVerifier, VoterChange,
 };
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -404,6 +404,10 @@ impl BrokerApi for Broker {
 
     async fn describe_quorum(&self) -> Result<QuorumDescription, ControlUnavailable> {
         offsets::describe_quorum(&self.context).await
+    }
+
+    async fn change_voters(&self, change: VoterChange, timeout_ms: u64) -> Result<(), ControlUnavailable> {
+        offsets::change_voters(&self.context, change, timeout_ms).await
     }
 
     async fn find_group_coordinator(&self, group_id: &str) -> Result<BrokerId, ErrorCode> {

@@ -9,7 +9,7 @@ use storage::TimeMatch;
 
 use crate::api::{
     ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset,
-    LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica,
+    LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica, VoterChange,
 };
 use crate::context::Context;
 use crate::partition::Partition;
@@ -155,6 +155,27 @@ pub(crate) fn describe_log_dirs(context: &Arc<Context>) -> Vec<LogDirDescription
 }
 
 /// The metadata quorum's state, as the active controller tells it.
+/// Has the active controller change who votes.
+pub(crate) async fn change_voters(
+    context: &Arc<Context>,
+    change: VoterChange,
+    timeout_ms: u64,
+) -> Result<(), ControlUnavailable> {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(timeout_ms.max(1));
+    let node = |id, directory| rpc::raft::QuorumNode { id, directory };
+    let change = match change {
+        VoterChange::Add { id, directory, address } => {
+            rpc::controller::VoterChange::Add { node: node(id, directory), address }
+        }
+        VoterChange::Remove { id, directory } => rpc::controller::VoterChange::Remove { node: node(id, directory) },
+    };
+    match context.controller.change_voters(&change, deadline).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(ControlUnavailable { error: error.code, message: error.message }),
+        Err(error) => Err(ControlUnavailable { error: ErrorCode::RequestTimedOut, message: error.to_string() }),
+    }
+}
+
 pub(crate) async fn describe_quorum(context: &Arc<Context>) -> Result<QuorumDescription, ControlUnavailable> {
     let deadline = tokio::time::Instant::now() + QUORUM_TIMEOUT;
     let unavailable =

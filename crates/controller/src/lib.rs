@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`Controller`] (how one is started), `control_loop` (the active controller decides), `service` (what it
 //! answers over `rpc`), `metadata_log` (what followers are offered), `supervision` (when it gives up), `registration` (it
-//! tells the cluster where it is), `raft` (everything that knows openraft).
+//! tells the cluster where it is), `raft` (everything that knows openraft), in it [`recovery`] (what an operator does to a
+//! stopped node's metadata).
 //!
 //! Invariants: the log holds facts, fenced by tenure and offset (`R66`); one proposal is in flight (`R67`); nothing is
 //! answered but in an active tenure (`R68`); only `raft` knows openraft. A controller lives on its own thread and runtime,
@@ -39,7 +40,7 @@ use crate::raft::{OpenError, Quorum, QuorumConfig};
 use crate::service::Service;
 use crate::supervision::Supervision;
 
-pub use crate::raft::Timeouts;
+pub use crate::raft::{Timeouts, recovery};
 pub use crate::supervision::OnFatal;
 
 /// What a controller is started with.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metadata::{ControlRequest, ControlResponse};
+use metadata::{ControlError, ControlRequest, ControlResponse};
 use model::{ClusterId, MetadataOffset};
-use rpc::controller::{ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
+use rpc::controller::{ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure, VoterChange};
 
 use crate::control_loop::ControlHandle;
 use crate::metadata_log::Since;
-use crate::raft::Quorum;
+use crate::raft::{Quorum, members};
 
 /// A sign of life on a stream on which nothing happens: well below the silence that followers bear (`R69`).
 const KEEP_ALIVE: Duration = Duration::from_millis(200);
@@ -55,6 +55,20 @@ impl ControllerServer for Service {
 
     fn describe(&self) -> QuorumInfo {
         self.quorum.describe()
+    }
+
+    async fn change_voters(self: Arc<Self>, change: VoterChange) -> Reply<Result<(), ControlError>> {
+        let leader = || self.quorum.leader().filter(|(id, _)| id.0 != self.quorum.me.id);
+        let Some(tenure) = self.quorum.contact.active() else { return Reply::NotController { leader: leader() } };
+        let outcome = match change {
+            VoterChange::Add { node, address } => members::add(&self.quorum, node, address).await,
+            VoterChange::Remove { node } => members::remove(&self.quorum, node).await,
+        };
+        // What was committed stays so, whoever is active by now.
+        match outcome {
+            Err(_) if self.quorum.contact.active() != Some(tenure) => Reply::NotController { leader: leader() },
+            outcome => Reply::Active(tenure, outcome),
+        }
     }
 }
 

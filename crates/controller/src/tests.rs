@@ -13,7 +13,8 @@ use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBroker, Suspect, supported_features};
 use metadata::records::{Listener, SecurityProtocol};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Uuid};
-use rpc::controller::{ControllerClient, MetadataEvent};
+use rpc::controller::{ControllerClient, MetadataEvent, VoterChange};
+use rpc::raft::QuorumNode;
 use storage::disk::{Call, Crash, DirEntry, Disk, DiskFile, FaultKind, MemDisk, OpenMode};
 use tokio::time::Instant;
 
@@ -561,4 +562,153 @@ async fn serve_broker() -> u16 {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(rpc::net::serve(listener, rpc::broker::routes(Arc::new(Peer)), std::future::pending()));
     port
+}
+
+impl Cluster {
+    /// A fourth controller, blank, that knows the others; not started.
+    fn add_config(&mut self) -> usize {
+        let reserved = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = self.configs.len();
+        let id = BrokerId(i32::try_from(at).unwrap() + 1);
+        let bind = reserved.local_addr().unwrap();
+        let mut voters = self.voters.clone();
+        voters.push((id, bind.to_string()));
+        let config = ControllerConfig {
+            node_id: id,
+            directory: DirectoryId(Uuid::from_u128(100 + at as u128)),
+            incarnation: Incarnation(Uuid::from_u128(200 + at as u128)),
+            disk: Arc::new(MemDisk::new()),
+            voters,
+            bind,
+            seed: 1000 + at as u64,
+            ..self.configs[0].clone()
+        };
+        self.configs.push(config);
+        self.handles.push(None);
+        at
+    }
+
+    fn voters_now(&self) -> Vec<i32> {
+        let (at, _) = (0..self.handles.len())
+            .filter_map(|at| self.handles[at].as_ref().map(|handle| (at, handle)))
+            .find(|(_, handle)| handle.is_active())
+            .unwrap_or((0, self.handle(0)));
+        let mut ids: Vec<i32> = self.handle(at).status().quorum.voters.iter().map(|voter| voter.node.id.0).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+fn voter(id: i32, directory: DirectoryId) -> QuorumNode {
+    QuorumNode { id: BrokerId(id), directory }
+}
+
+async fn change(client: &ControllerClient, change: VoterChange) -> Result<(), model::ErrorCode> {
+    let outcome = client.change_voters(&change, Instant::now() + PATIENCE).await;
+    outcome.expect("a controller answers").map_err(|error| error.code)
+}
+
+#[tokio::test]
+async fn voters_come_and_go_while_the_quorum_works() {
+    // R74, KIP-853
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    cluster.active().await;
+    let client = cluster.client();
+    let first = cluster.register(1).await;
+    let unknown = VoterChange::Add { node: voter(4, DirectoryId::NONE), address: "127.0.0.1:1".to_owned() };
+    assert_eq!(change(&client, unknown).await, Err(model::ErrorCode::VoterNotFound), "nobody has met it");
+    let at = cluster.add_config();
+    cluster.start(at).await;
+    let address = cluster.handle(at).address().to_string();
+    let add = VoterChange::Add { node: voter(4, cluster.configs[at].directory), address };
+    assert_eq!(change(&client, add.clone()).await, Ok(()));
+    until("four voters", || cluster.voters_now() == [1, 2, 3, 4]).await;
+    assert_eq!(change(&client, add).await, Err(model::ErrorCode::DuplicateVoter));
+    // The new one has all there is, and is needed for a majority once one is gone.
+    let gone = VoterChange::Remove { node: voter(9, DirectoryId::NONE) };
+    assert_eq!(change(&client, gone).await, Err(model::ErrorCode::VoterNotFound));
+    let removed = VoterChange::Remove { node: voter(1, DirectoryId::NONE) };
+    assert_eq!(change(&client, removed).await, Ok(()));
+    until("three voters", || {
+        let active = cluster.handles.iter().flatten().any(ControllerHandle::is_active);
+        active && cluster.voters_now() == [2, 3, 4]
+    })
+    .await;
+    cluster.stop(0).await;
+    cluster.stop(1).await;
+    let second = register(&client, 2, 1).await;
+    assert!(second > first, "3 and 4 alone decide");
+    until("the new voter knows", || cluster.handle(at).status().next_offset.0 > second.0.unsigned_abs()).await;
+}
+
+impl Cluster {
+    fn files(&self, at: usize) -> recovery::QuorumFiles {
+        let config = &self.configs[at];
+        recovery::QuorumFiles {
+            node_id: config.node_id,
+            directory: config.directory,
+            address: self.voters[at].1.clone(),
+            disk: Arc::clone(&config.disk),
+            path: config.path.clone(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_survivor_goes_on_alone_and_takes_on_the_others_anew() {
+    // R74: two of three are wiped
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    cluster.active().await;
+    let first = cluster.register(1).await;
+    until("the survivor knows", || cluster.handle(2).status().next_offset.0 > first.0.unsigned_abs()).await;
+    for at in 0..3 {
+        cluster.stop(at).await;
+    }
+    let recovered = recovery::recover_alone(&cluster.files(2)).await.unwrap();
+    assert_eq!(recovered.voters, [BrokerId(1), BrokerId(2), BrokerId(3)]);
+    assert!(recovered.next_offset.0 > first.0.unsigned_abs(), "{recovered:?}");
+    cluster.start(2).await;
+    until("it is active alone", || cluster.handle(2).is_active()).await;
+    assert_eq!(cluster.handle(2).status().cluster_id, recovered.cluster_id);
+    let client = ControllerClient::new(&cluster.voters[2..]).unwrap();
+    let second = register(&client, 2, 1).await;
+    assert!(second > first);
+    // The wiped one joins as a new one.
+    cluster.configs[0].disk = Arc::new(MemDisk::new());
+    cluster.configs[0].directory = DirectoryId(Uuid::from_u128(900));
+    cluster.start(0).await;
+    let address = cluster.voters[0].1.clone();
+    let add = VoterChange::Add { node: voter(1, cluster.configs[0].directory), address };
+    assert_eq!(change(&client, add).await, Ok(()));
+    until("it has it all", || cluster.handle(0).status().next_offset.0 > second.0.unsigned_abs()).await;
+}
+
+#[tokio::test]
+async fn a_backup_is_put_into_an_empty_directory_only() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    let (at, _) = cluster.active().await;
+    cluster.register(1).await;
+    let mut events = pin!(cluster.client().follow(ClusterId::NONE, MetadataOffset(0)));
+    let mut image = MetadataImage::default();
+    follow(&mut events, &mut image, cluster.handle(at).status().next_offset).await;
+    for at in 0..3 {
+        cluster.stop(at).await;
+    }
+    let backup = recovery::write_backup(&image);
+    let occupied = recovery::restore(&cluster.files(0), backup.clone()).await;
+    assert!(occupied.is_err_and(|error| error.to_string().contains("holds metadata already")));
+    cluster.configs[0].disk = Arc::new(MemDisk::new());
+    let mut damaged = backup.to_vec();
+    damaged[30] ^= 1;
+    let refused = recovery::restore(&cluster.files(0), damaged.into()).await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("checksum")));
+    let restored = recovery::restore(&cluster.files(0), backup).await.unwrap();
+    assert_eq!((restored.cluster_id, restored.next_offset), (image.cluster_id(), image.next_offset()));
+    cluster.start(0).await;
+    until("it is active alone", || cluster.handle(0).is_active()).await;
+    let again = register(&ControllerClient::new(&cluster.voters[..1]).unwrap(), 2, 1).await;
+    assert!(again.0.unsigned_abs() >= image.next_offset().0, "it goes on where the backup ended");
 }

@@ -96,6 +96,8 @@ served! {
     UnregisterBroker by unregister_broker,
     ListConfigResources by list_config_resources,
     DescribeTopicPartitions by describe_topic_partitions,
+    AddRaftVoter by add_raft_voter,
+    RemoveRaftVoter by remove_raft_voter,
 }
 
 /// Starts the request of a frame.
@@ -170,6 +172,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 35);
+        assert_eq!(SERVED.len(), 37);
     }
 }

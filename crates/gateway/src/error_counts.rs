@@ -68,6 +68,8 @@ error_counts! {
         [r.error_code].into_iter().chain(partitions)
     };
     UnregisterBrokerResponse: r => [r.error_code];
+    AddRaftVoterResponse: r => [r.error_code];
+    RemoveRaftVoterResponse: r => [r.error_code];
     DescribeClusterResponse: r => [r.error_code];
     DescribeProducersResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
     ListConfigResourcesResponse: r => [r.error_code];

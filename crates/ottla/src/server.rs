@@ -5,7 +5,7 @@
 //! stop (`R77`): the broker hands over and flushes, the gateway closes, the controller ends last.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,6 +147,28 @@ fn open_directory(config: &NodeConfig) -> Result<Directory> {
         );
     }
     Ok(Directory { data, id: meta.directory_id, cluster_id: meta.cluster_id.unwrap_or(ClusterId::NONE) })
+}
+
+/// The metadata files of a node that is stopped, whose directory stays locked while the first value lives.
+pub(crate) fn quorum_files(config: &NodeConfig) -> Result<(DataDir, controller::recovery::QuorumFiles)> {
+    ensure!(config.is_controller, "process.roles of this node has no controller: it holds no metadata of its own");
+    let directory = open_directory(config)?;
+    let voter = config.voters.iter().find(|voter| voter.id == config.node_id);
+    let advertised = || config.advertised.iter().find(|listener| listener.name == CONTROLLER);
+    let address = voter.map(|voter| format!("{}:{}", voter.host, voter.port));
+    let address = address.or_else(|| advertised().map(|listener| format!("{}:{}", listener.host, listener.port)));
+    let files = controller::recovery::QuorumFiles {
+        node_id: BrokerId(config.node_id),
+        directory: directory.id,
+        address: address.context("listeners has no CONTROLLER")?,
+        disk: Arc::new(storage::disk::RealDisk),
+        path: metadata_path(config),
+    };
+    Ok((directory.data, files))
+}
+
+fn metadata_path(config: &NodeConfig) -> PathBuf {
+    config.metadata_dir.join("__cluster_metadata")
 }
 
 fn random_id() -> Result<Uuid> {
@@ -310,7 +332,7 @@ async fn controller_config(
         directory: directory.id,
         incarnation,
         disk: Arc::new(storage::disk::RealDisk),
-        path: config.metadata_dir.join("__cluster_metadata"),
+        path: metadata_path(config),
         keep_image: true,
         voters: voters(config),
         bind,

@@ -6,13 +6,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use metadata::{ControlRequest, ControlResponse, MetadataRecord};
-use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset};
+use metadata::{ControlError, ControlRequest, ControlResponse, MetadataRecord};
+use model::{BrokerId, ClusterId, DirectoryId, ErrorCode, MetadataOffset};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -96,6 +96,23 @@ pub struct QuorumReplica {
     pub last_acknowledged_ms: Option<u64>,
 }
 
+/// A voter that comes or goes (KIP-853).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VoterChange {
+    /// It follows, and votes once it has caught up.
+    Add {
+        /// Who; without a directory: with the one that it introduced itself by.
+        node: QuorumNode,
+        /// Its CONTROLLER listener.
+        address: String,
+    },
+    /// It votes no longer.
+    Remove {
+        /// Who; without a directory: whichever one of that id votes.
+        node: QuorumNode,
+    },
+}
+
 /// Answers for this controller.
 pub trait ControllerServer: Send + Sync + 'static {
     /// Answers a request within `timeout`.
@@ -115,6 +132,12 @@ pub trait ControllerServer: Send + Sync + 'static {
 
     /// What it knows of the quorum.
     fn describe(&self) -> QuorumInfo;
+
+    /// Changes who votes; answers once that is committed, or with why not.
+    fn change_voters(
+        self: Arc<Self>,
+        change: VoterChange,
+    ) -> impl Future<Output = Reply<Result<(), ControlError>>> + Send;
 }
 
 /// Messages under way in one stream, before its writer waits.
@@ -125,6 +148,8 @@ const SNAPSHOT_PART: usize = 1 << 20;
 const SILENCE: Duration = Duration::from_secs(1);
 /// A call that is not answered for so long is tried elsewhere.
 const CALL_SILENCE: Duration = Duration::from_secs(5);
+/// Controllers that are remembered at most.
+const CONTROLLERS_MAX: usize = 64;
 /// The pause after all controllers were tried in vain, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(160);
@@ -256,6 +281,48 @@ impl<S: ControllerServer> wire::controller_server::Controller for Service<S> {
         check_version(request.get_ref().version).map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(info_to_wire(self.server.describe())))
     }
+
+    async fn change_voters(
+        &self,
+        request: Request<wire::ChangeVotersRequest>,
+    ) -> Result<Response<wire::ChangeVotersResponse>, Status> {
+        use wire::change_voters_response::Result as Outcome;
+        let request = request.into_inner();
+        let invalid = |error: RpcError| Status::invalid_argument(error.to_string());
+        check_version(request.version).map_err(invalid)?;
+        let change = change_from_wire(request.change).map_err(invalid)?;
+        let result = match Arc::clone(&self.server).change_voters(change).await {
+            Reply::Active(_, Ok(())) => Outcome::Changed(wire::VotersChanged {}),
+            Reply::Active(_, Err(error)) => {
+                Outcome::Refused(wire::VotersRefused { code: i32::from(error.code.code()), message: error.message })
+            }
+            Reply::NotController { leader } => Outcome::NotController(not_controller(leader)),
+        };
+        Ok(Response::new(wire::ChangeVotersResponse { version: INTERNAL_VERSION, result: Some(result) }))
+    }
+}
+
+fn change_to_wire(change: &VoterChange) -> wire::change_voters_request::Change {
+    let voter = |node: &QuorumNode, address: &str| wire::Voter {
+        id: node.id.0,
+        directory: uuid_bytes(node.directory.0),
+        address: address.to_owned(),
+    };
+    match change {
+        VoterChange::Add { node, address } => wire::change_voters_request::Change::Add(voter(node, address)),
+        VoterChange::Remove { node } => wire::change_voters_request::Change::Remove(voter(node, "")),
+    }
+}
+
+fn change_from_wire(change: Option<wire::change_voters_request::Change>) -> Result<VoterChange, RpcError> {
+    use wire::change_voters_request::Change;
+    let node = |voter: &wire::Voter| {
+        Ok(QuorumNode { id: BrokerId(voter.id), directory: DirectoryId(uuid_from(&voter.directory)?) })
+    };
+    match change.ok_or(RpcError::Invalid("a change of voters without a change"))? {
+        Change::Add(voter) => Ok(VoterChange::Add { node: node(&voter)?, address: voter.address }),
+        Change::Remove(voter) => Ok(VoterChange::Remove { node: node(&voter)? }),
+    }
 }
 
 /// Why a call gave no answer.
@@ -277,7 +344,8 @@ pub struct ControllerClient {
 
 #[derive(Debug)]
 struct Shared {
-    controllers: Vec<Controller>,
+    /// Those of the configuration, then those that others named: a voter may have been added since.
+    controllers: RwLock<Vec<Arc<Controller>>>,
     state: Mutex<ClientState>,
 }
 
@@ -306,9 +374,9 @@ impl ControllerClient {
             return Err(RpcError::Invalid("there is no controller to ask: set controller.quorum.voters"));
         }
         let controller = |(id, address): &(BrokerId, String)| {
-            Ok(Controller { id: *id, address: address.clone(), channel: net::connect_lazy(address)? })
+            Ok(Arc::new(Controller { id: *id, address: address.clone(), channel: net::connect_lazy(address)? }))
         };
-        let controllers = voters.iter().map(controller).collect::<Result<_, RpcError>>()?;
+        let controllers = RwLock::new(voters.iter().map(controller).collect::<Result<_, RpcError>>()?);
         Ok(ControllerClient { shared: Arc::new(Shared { controllers, state: Mutex::default() }) })
     }
 
@@ -329,7 +397,7 @@ impl ControllerClient {
                     Err(RpcError::Refused { reason, .. }) => return Err(CallError::Refused(reason)),
                     Err(error) => self.failed(at, &error),
                 }
-                search.pause(self.shared.controllers.len()).await;
+                search.pause(self.count()).await;
             }
         };
         tokio::time::timeout_at(deadline, attempts).await.unwrap_or(Err(CallError::Timeout))
@@ -352,9 +420,9 @@ impl ControllerClient {
     /// [`CallError::Timeout`] where none answers.
     pub async fn describe(&self, deadline: Instant) -> Result<QuorumInfo, CallError> {
         let mut found: Option<QuorumInfo> = None;
-        let count = self.shared.controllers.len();
+        let count = self.count();
         let first = self.state().current;
-        for controller in (0..count).map(|i| &self.shared.controllers[(first + i) % count]) {
+        for controller in (0..count).map(|i| self.controller((first + i) % count)) {
             let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone());
             let until = deadline.min(Instant::now() + SILENCE);
             let asked = client.describe(wire::DescribeRequest { version: INTERNAL_VERSION });
@@ -370,6 +438,52 @@ impl ControllerClient {
         found.ok_or(CallError::Timeout)
     }
 
+    /// Has the active controller change who votes.
+    ///
+    /// # Errors
+    /// [`CallError::Timeout`]: the outcome is unknown; [`CallError::Refused`] by a controller that cannot.
+    pub async fn change_voters(
+        &self,
+        change: &VoterChange,
+        deadline: Instant,
+    ) -> Result<Result<(), ControlError>, CallError> {
+        let attempts = async {
+            let mut search = Search::default();
+            loop {
+                let at = self.state().current;
+                match self.change_once(at, change).await {
+                    Ok(Some(outcome)) => return Ok(outcome),
+                    Ok(None) => {}
+                    Err(RpcError::Refused { reason, .. }) => return Err(CallError::Refused(reason)),
+                    Err(error) => self.failed(at, &error),
+                }
+                search.pause(self.count()).await;
+            }
+        };
+        tokio::time::timeout_at(deadline, attempts).await.unwrap_or(Err(CallError::Timeout))
+    }
+
+    async fn change_once(&self, at: usize, change: &VoterChange) -> Result<Option<Result<(), ControlError>>, RpcError> {
+        use wire::change_voters_response::Result as Outcome;
+        let controller = self.controller(at);
+        let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone());
+        let request = wire::ChangeVotersRequest { version: INTERNAL_VERSION, change: Some(change_to_wire(change)) };
+        let answer = client.change_voters(request).await;
+        let answer = answer.map_err(|status| RpcError::of(&controller.address, &status))?.into_inner();
+        check_version(answer.version)?;
+        match answer.result.ok_or(RpcError::Invalid("a change of voters was answered with nothing"))? {
+            Outcome::Changed(wire::VotersChanged {}) => Ok(Some(Ok(()))),
+            Outcome::Refused(refused) => {
+                let code = i16::try_from(refused.code).map_or(ErrorCode::UnknownServerError, ErrorCode::from_code);
+                Ok(Some(Err(ControlError { code, message: refused.message })))
+            }
+            Outcome::NotController(not) => {
+                self.redirect(at, &not);
+                Ok(None)
+            }
+        }
+    }
+
     /// The highest tenure seen.
     #[must_use]
     pub fn newest_tenure(&self) -> Option<Tenure> {
@@ -377,7 +491,7 @@ impl ControllerClient {
     }
 
     async fn call_once(&self, at: usize, request: Bytes, left: Duration) -> Result<Option<ControlResponse>, RpcError> {
-        let controller = &self.shared.controllers[at];
+        let controller = self.controller(at);
         let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone())
             .max_decoding_message_size(net::MAX_MESSAGE)
             .max_encoding_message_size(net::MAX_MESSAGE);
@@ -402,11 +516,32 @@ impl ControllerClient {
         }
     }
 
+    fn controller(&self, at: usize) -> Arc<Controller> {
+        Arc::clone(&self.shared.controllers.read().expect("no holder of the lock panics")[at])
+    }
+
+    fn count(&self) -> usize {
+        self.shared.controllers.read().expect("no holder of the lock panics").len()
+    }
+
+    /// Where the leader that was named stands; one that is new is added, at the address it has.
+    fn position(&self, not: &wire::NotController) -> Option<usize> {
+        let mut controllers = self.shared.controllers.write().expect("no holder of the lock panics");
+        let found = controllers.iter().position(|controller| controller.id.0 == not.leader_id);
+        if found.is_some() || not.leader_id < 0 || controllers.len() >= CONTROLLERS_MAX {
+            return found;
+        }
+        let channel = net::connect_lazy(&not.leader_address).ok()?;
+        let (id, address) = (BrokerId(not.leader_id), not.leader_address.clone());
+        controllers.push(Arc::new(Controller { id, address, channel }));
+        Some(controllers.len() - 1)
+    }
+
     /// Notes who answered; false where a newer controller is known (`R69`).
     fn accept(&self, at: usize, tenure: Tenure) -> bool {
         let mut state = self.state();
         if state.newest.is_some_and(|newest| tenure < newest) {
-            state.current = (at + 1) % self.shared.controllers.len();
+            state.current = (at + 1) % self.count();
             return false;
         }
         state.newest = Some(tenure);
@@ -416,8 +551,8 @@ impl ControllerClient {
 
     /// The one at `at` is not the active controller.
     fn redirect(&self, at: usize, not: &wire::NotController) {
-        let count = self.shared.controllers.len();
-        let leader = self.shared.controllers.iter().position(|c| c.id.0 == not.leader_id);
+        let leader = self.position(not);
+        let count = self.count();
         let mut state = self.state();
         if state.current == at {
             state.current = leader.filter(|leader| *leader != at).unwrap_or((at + 1) % count);
@@ -428,7 +563,7 @@ impl ControllerClient {
         tracing::debug!(%error, "a controller did not answer");
         let mut state = self.state();
         if state.current == at {
-            state.current = (at + 1) % self.shared.controllers.len();
+            state.current = (at + 1) % self.count();
         }
     }
 
@@ -471,7 +606,7 @@ impl Follow {
             let Some((at, stream)) = self.stream.as_mut() else {
                 self.dial().await;
                 if self.stream.is_none() {
-                    search.pause(self.client.shared.controllers.len()).await;
+                    search.pause(self.client.count()).await;
                 }
                 continue;
             };
@@ -485,7 +620,7 @@ impl Follow {
                 Err(error) => {
                     self.stream = None;
                     self.client.failed(at, &error);
-                    search.pause(self.client.shared.controllers.len()).await;
+                    search.pause(self.client.count()).await;
                     continue;
                 }
             };
@@ -501,7 +636,7 @@ impl Follow {
 
     async fn dial(&mut self) {
         let at = self.client.state().current;
-        let controller = &self.client.shared.controllers[at];
+        let controller = self.client.controller(at);
         let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone())
             .max_decoding_message_size(net::MAX_MESSAGE);
         let request = wire::FollowRequest {
@@ -528,7 +663,7 @@ impl Follow {
         loop {
             let message = tokio::time::timeout(SILENCE, stream.message()).await;
             let message = message.map_err(|_| RpcError::Invalid("silence"))?;
-            let message = message.map_err(|status| RpcError::of(&client.shared.controllers[at].address, &status))?;
+            let message = message.map_err(|status| RpcError::of(&client.controller(at).address, &status))?;
             let message = message.ok_or(RpcError::Invalid("the stream ended"))?;
             check_version(message.version)?;
             let event = message.event.ok_or(RpcError::Invalid("an event without content"))?;
@@ -658,6 +793,13 @@ mod tests {
             sender.event(tenure, &event).await;
         }
 
+        async fn change_voters(self: Arc<Self>, change: VoterChange) -> Reply<Result<(), ControlError>> {
+            self.reply(match change {
+                VoterChange::Add { node: added, address } if (added, address.as_str()) == (node(4), "h:1") => Ok(()),
+                other => Err(ControlError::new(ErrorCode::VoterNotFound, format!("{other:?}"))),
+            })
+        }
+
         fn describe(&self) -> QuorumInfo {
             QuorumInfo {
                 leader: BrokerId(1),
@@ -743,6 +885,20 @@ mod tests {
         assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
         let described = client.describe(in_ms(20_000)).await.unwrap();
         assert_eq!((described.active, described.voters[0].log_end, described.voters[0].node), (true, 7, node(1)));
+    }
+
+    #[tokio::test]
+    async fn a_change_of_voters_reaches_a_leader_that_only_a_follower_names() {
+        // It was added after this client was configured.
+        let (_, added) = serve(Some(tenure(5, 4)), None).await;
+        let (_, first) = serve(None, Some((BrokerId(4), added))).await;
+        let client = ControllerClient::new(&[(BrokerId(1), first)]).unwrap();
+        let add = VoterChange::Add { node: node(4), address: "h:1".to_owned() };
+        assert_eq!(client.change_voters(&add, in_ms(20_000)).await, Ok(Ok(())));
+        let remove = VoterChange::Remove { node: node(7) };
+        let refused = client.change_voters(&remove, in_ms(20_000)).await.unwrap().unwrap_err();
+        assert_eq!((refused.code, refused.message), (ErrorCode::VoterNotFound, format!("{remove:?}")));
+        assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
     }
 
     #[tokio::test]

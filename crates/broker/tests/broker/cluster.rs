@@ -188,6 +188,13 @@ impl ControllerServer for Controller {
         }
     }
 
+    async fn change_voters(
+        self: Arc<Self>,
+        _: rpc::controller::VoterChange,
+    ) -> Reply<Result<(), metadata::ControlError>> {
+        Reply::NotController { leader: None }
+    }
+
     fn describe(&self) -> QuorumInfo {
         QuorumInfo {
             leader: BrokerId(1),

@@ -1,13 +1,16 @@
-//! The leader's care for the membership (`R74`): a voter whose disk was wiped is replaced by its successor, and a joint
-//! configuration that a lost leader left is finished.
+//! The leader's care for the membership (`R74`): a voter whose disk was wiped is replaced by its successor, a joint
+//! configuration that a lost leader left is finished, and voters come and go as an operator says (KIP-853).
 //!
-//! Invariants: one replacement at a time, through a joint configuration; the old member has been silent for
+//! Invariants: one change at a time, through a joint configuration; the old member has been silent for
 //! [`Timeouts::replace_after`](crate::Timeouts::replace_after); the new one has caught up as a learner.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metadata::ControlError;
+use model::{BrokerId, ErrorCode};
+use rpc::raft::QuorumNode;
 use tokio::time::Instant;
 
 use crate::raft::Quorum;
@@ -28,6 +31,8 @@ pub(crate) async fn run(quorum: Arc<Quorum>) {
             continue;
         }
         let since = *leading_since.get_or_insert_with(Instant::now);
+        // An operator's change is under way: it finishes what it began, or leaves it to the next round.
+        let Ok(_one) = quorum.changing.try_lock() else { continue };
         if finish_joint(&quorum).await {
             continue;
         }
@@ -52,30 +57,96 @@ fn due(quorum: &Quorum, since: Instant) -> Option<(NodeId, NodeId, Member)> {
     let metrics = quorum.contact.metrics();
     let membership = metrics.membership_config.membership();
     let meetings = quorum.meetings.lock().expect("no holder of the lock panics");
-    quorum.voters.iter().find_map(|(id, address)| {
-        let directory = meetings.newcomer(*id)?;
-        let new = NodeId { id: id.0, directory: directory.0 };
-        let old = membership.voter_ids().find(|voter| voter.id == id.0 && *voter != new)?;
+    membership.voter_ids().find_map(|old| {
+        let directory = meetings.newcomer(BrokerId(old.id))?;
+        let new = NodeId { id: old.id, directory: directory.0 };
+        if new == old {
+            return None;
+        }
+        let address = quorum.links.address(old, membership.get_node(&old)?);
         let silent = quorum.links.acknowledged(old).map_or(since.elapsed(), |at| at.elapsed().min(since.elapsed()));
-        (old != quorum.me && silent >= quorum.timeouts.replace_after)
-            .then(|| (old, new, Member { address: address.clone() }))
+        (old != quorum.me && silent >= quorum.timeouts.replace_after).then_some((old, new, Member { address }))
     })
 }
 
 async fn replace(quorum: &Quorum, old: NodeId, new: NodeId, member: Member) {
     tracing::warn!(%old, %new, "a voter with a new metadata directory replaces its predecessor");
+    if let Err(error) = teach(quorum, new, member).await {
+        tracing::warn!(%error, "the new voter does not follow yet");
+        return;
+    }
+    change(quorum, voters(quorum).into_iter().map(|id| if id == old { new } else { id }).collect()).await;
+}
+
+fn voters(quorum: &Quorum) -> BTreeSet<NodeId> {
+    quorum.contact.metrics().membership_config.membership().voter_ids().collect()
+}
+
+/// Adds a voter that an operator names, once it follows and has caught up.
+pub(crate) async fn add(quorum: &Quorum, node: QuorumNode, address: String) -> Result<(), ControlError> {
+    let _one = quorum.changing.lock().await;
+    let refuse = |code, message: String| Err(ControlError::new(code, message));
+    if voters(quorum).iter().any(|voter| voter.id == node.id.0) {
+        return refuse(ErrorCode::DuplicateVoter, format!("node {} is a voter already", node.id));
+    }
+    if address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()).is_none() {
+        return refuse(ErrorCode::InvalidRequest, format!("{address:?} is not host:port of a CONTROLLER listener"));
+    }
+    let met = quorum.meetings.lock().expect("no holder of the lock panics").newcomer(node.id);
+    let Some(directory) = Some(node.directory).filter(|directory| !directory.is_none()).or(met) else {
+        let message = format!(
+            "node {} has not introduced itself: start it with these controllers in its controller.quorum.voters, or say its \
+             directory id",
+            node.id
+        );
+        return refuse(ErrorCode::VoterNotFound, message);
+    };
+    let new = NodeId { id: node.id.0, directory: directory.0 };
+    tracing::warn!(%new, address, "a voter is added");
+    teach(quorum, new, Member { address }).await?;
+    let mut wanted = voters(quorum);
+    wanted.insert(new);
+    commit(quorum, wanted).await
+}
+
+/// Takes a voter out; the quorum goes on without it.
+pub(crate) async fn remove(quorum: &Quorum, node: QuorumNode) -> Result<(), ControlError> {
+    let _one = quorum.changing.lock().await;
+    let refuse = |code, message: String| Err(ControlError::new(code, message));
+    let mut wanted = voters(quorum);
+    let is_meant =
+        |voter: &NodeId| voter.id == node.id.0 && (node.directory.is_none() || voter.directory == node.directory.0);
+    let Some(gone) = wanted.iter().copied().find(is_meant) else {
+        return refuse(ErrorCode::VoterNotFound, format!("there is no voter {} with that directory", node.id));
+    };
+    wanted.remove(&gone);
+    if wanted.is_empty() {
+        return refuse(ErrorCode::InvalidRequest, "the last voter cannot be removed".to_owned());
+    }
+    tracing::warn!(%gone, "a voter is removed");
+    commit(quorum, wanted).await
+}
+
+/// A node follows as a learner until it has what there is now.
+async fn teach(quorum: &Quorum, new: NodeId, member: Member) -> Result<(), ControlError> {
+    let late = |what: &str| ControlError::new(ErrorCode::RequestTimedOut, format!("{new} {what}"));
     let added = tokio::time::timeout(CHANGE, quorum.raft.add_learner(new, member, false)).await;
     if !matches!(added, Ok(Ok(_))) {
-        tracing::warn!(?added, "the new voter is not added yet");
-        return;
+        return Err(late(&format!("is not taken on yet: {added:?}")));
     }
     let target = quorum.contact.metrics().last_log_index;
-    if tokio::time::timeout(CATCH_UP, caught_up(quorum, new, target)).await != Ok(true) {
-        tracing::warn!(%new, "the new voter does not catch up");
-        return;
+    match tokio::time::timeout(CATCH_UP, caught_up(quorum, new, target)).await {
+        Ok(true) => Ok(()),
+        _ => Err(late("does not catch up: is it running, and its address right?")),
     }
-    let voters = quorum.contact.metrics().membership_config.membership().voter_ids().collect::<BTreeSet<_>>();
-    change(quorum, voters.into_iter().map(|id| if id == old { new } else { id }).collect()).await;
+}
+
+async fn commit(quorum: &Quorum, voters: BTreeSet<NodeId>) -> Result<(), ControlError> {
+    if change(quorum, voters).await {
+        return Ok(());
+    }
+    let message = "the change is not committed yet: describe the quorum to see what became of it";
+    Err(ControlError::new(ErrorCode::RequestTimedOut, message))
 }
 
 /// Waits until a learner has the log up to `target`; false when this node is no longer active.
@@ -94,11 +165,18 @@ async fn caught_up(quorum: &Quorum, learner: NodeId, target: Option<u64>) -> boo
     false
 }
 
-async fn change(quorum: &Quorum, voters: BTreeSet<NodeId>) {
+/// Whether the change is committed.
+async fn change(quorum: &Quorum, voters: BTreeSet<NodeId>) -> bool {
     let changed = tokio::time::timeout(CHANGE, quorum.raft.change_membership(voters, false)).await;
     match changed {
-        Ok(Ok(_)) => tracing::info!("the membership changed"),
+        Ok(Ok(_)) => {
+            tracing::info!("the membership changed");
+            true
+        }
         // It may be left joint: it is finished by the next round, or by the next leader.
-        other => tracing::warn!(?other, "the membership has not changed yet"),
+        other => {
+            tracing::warn!(?other, "the membership has not changed yet");
+            false
+        }
     }
 }

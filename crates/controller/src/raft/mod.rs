@@ -3,7 +3,7 @@
 //! Reading order: [`types`] and [`runtime`] (openraft's parameters), [`codec`], [`log_store`] and [`state_machine`] (what is
 //! kept), [`image_keeper`] (its copy in sled), [`network`] and [`server`] (messages out and in), [`contact`] (whether this
 //! node is active, and when it heard of a leader), [`election`], [`formation`] and [`members`] (the tasks that openraft
-//! leaves to us).
+//! leaves to us), [`recovery`] (a quorum of one, by hand).
 //!
 //! Invariant: no other module knows openraft.
 
@@ -15,6 +15,7 @@ pub(crate) mod image_keeper;
 pub(crate) mod log_store;
 pub(crate) mod members;
 pub(crate) mod network;
+pub mod recovery;
 pub(crate) mod runtime;
 pub(crate) mod server;
 pub(crate) mod state_machine;
@@ -126,6 +127,8 @@ pub(crate) struct Quorum {
     /// Whether this node had nothing at all when it started.
     pub(crate) was_blank: bool,
     pub(crate) meetings: Mutex<formation::Meetings>,
+    /// Held while the membership is changed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
     reports: watch::Sender<u64>,
 }
 
@@ -176,6 +179,7 @@ impl Quorum {
             published,
             was_blank,
             meetings: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             reports: watch::Sender::new(0),
         })
     }

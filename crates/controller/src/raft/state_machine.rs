@@ -78,6 +78,18 @@ impl StateMachine {
         StateMachine { shared: Arc::new(Shared { machine, snapshots, log_store, pool, published, keeper }) }
     }
 
+    /// What it stands at.
+    pub(crate) fn image(&self) -> MetadataImage {
+        self.machine().image.clone()
+    }
+
+    /// Starts over from `position` with `image`: for a machine that nobody uses yet.
+    pub(crate) fn start_from(&self, position: Position, image: MetadataImage) {
+        let mut machine = self.machine();
+        machine.position = position;
+        machine.image = image;
+    }
+
     fn machine(&self) -> MutexGuard<'_, Machine> {
         self.shared.machine.lock().expect("no holder of the lock panics")
     }

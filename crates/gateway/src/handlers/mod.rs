@@ -36,6 +36,9 @@ pub(crate) mod elect_leaders;
 pub(crate) mod list_partition_reassignments;
 pub(crate) mod unregister_broker;
 
+pub(crate) mod add_raft_voter;
+pub(crate) mod remove_raft_voter;
+
 pub(crate) mod alter_configs;
 pub(crate) mod describe_configs;
 pub(crate) mod incremental_alter_configs;

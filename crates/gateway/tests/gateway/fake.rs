@@ -44,6 +44,7 @@ pub(crate) struct Fake {
     pub(crate) asked_group: Mutex<Vec<GroupRequest>>,
     pub(crate) group_error: Mutex<Option<ErrorCode>>,
     pub(crate) controlled: Mutex<Vec<ControlRequest>>,
+    pub(crate) voters: Mutex<Vec<VoterChange>>,
 }
 
 impl Fake {
@@ -59,6 +60,7 @@ impl Fake {
             asked_group: Mutex::default(),
             group_error: Mutex::default(),
             controlled: Mutex::default(),
+            voters: Mutex::default(),
         };
         (Arc::new(fake), appends)
     }
@@ -300,6 +302,11 @@ impl BrokerApi for Fake {
             voters: vec![voter],
             observers: vec![],
         })
+    }
+
+    async fn change_voters(&self, change: VoterChange, _: u64) -> Result<(), ControlUnavailable> {
+        self.voters.lock().unwrap().push(change);
+        Ok(())
     }
 
     async fn find_group_coordinator(&self, group_id: &str) -> Result<BrokerId, ErrorCode> {

@@ -1,5 +1,6 @@
 //! What single APIs answer where it is easy to get wrong.
 
+use ::broker::api as broker_api;
 use bytes::{Bytes, BytesMut};
 use metadata::ControlRequest;
 use metadata::records::{ConfigResource, MetadataRecord};
@@ -567,4 +568,30 @@ async fn a_broker_is_unregistered_by_the_controller() {
     let response = client.ask(&UnregisterBrokerRequest { broker_id: 9 }, 0).await;
     assert_eq!(response.error_code, ErrorCode::BrokerIdNotRegistered.code());
     assert!(response.error_message.is_some());
+}
+
+#[tokio::test]
+async fn voters_come_by_their_controller_listener_and_only_to_the_cluster_that_is_meant() {
+    use add_raft_voter_request::Listener;
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let listener = |name: &str, port| Listener { name: owned(name), host: owned("h"), port };
+    let mut add = AddRaftVoterRequest {
+        cluster_id: None,
+        voter_id: 4,
+        listeners: vec![listener("OTHER", 1), listener("CONTROLLER", 2)],
+        ..Default::default()
+    };
+    assert_eq!(client.ask(&add, 1).await.error_code, 0);
+    add.cluster_id = Some(owned("another"));
+    assert_eq!(client.ask(&add, 1).await.error_code, ErrorCode::InconsistentClusterId.code());
+    add.listeners.clear();
+    add.cluster_id = None;
+    assert_eq!(client.ask(&add, 0).await.error_code, ErrorCode::InvalidRequest.code());
+    let remove = RemoveRaftVoterRequest { cluster_id: None, voter_id: 1, ..Default::default() };
+    assert_eq!(client.ask(&remove, 0).await.error_code, 0);
+    let directory = model::DirectoryId::NONE;
+    let asked = served.broker.voters.lock().unwrap().clone();
+    let added = broker_api::VoterChange::Add { id: BrokerId(4), directory, address: owned("h:2") };
+    assert_eq!(asked, [added, broker_api::VoterChange::Remove { id: BrokerId(1), directory }]);
 }

@@ -60,6 +60,8 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     each_version(client, UnregisterBrokerRequest::default(), done).await;
     each_version(client, ListConfigResourcesRequest::default(), done).await;
     each_version(client, DescribeTopicPartitionsRequest::default(), done).await;
+    each_version(client, AddRaftVoterRequest::default(), done).await;
+    each_version(client, RemoveRaftVoterRequest::default(), done).await;
 
     let keys: Vec<i16> = advertised.iter().map(|entry| entry.api_key).collect();
     assert_eq!(keys, done.iter().map(|api| api.key()).collect::<Vec<_>>(), "advertised is what is served");

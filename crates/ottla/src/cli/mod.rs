@@ -7,6 +7,7 @@ mod outlook;
 pub(crate) mod output;
 mod partitions;
 mod produce;
+mod quorum;
 mod rebalance;
 mod topic;
 
@@ -61,6 +62,13 @@ pub(crate) enum ClientCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// The metadata quorum: who votes
+    Quorum {
+        #[command(subcommand)]
+        command: quorum::QuorumCommand,
+        #[command(flatten)]
+        target: Target,
+    },
     /// The cluster: nodes, zones, quorum, partitions in trouble
     Cluster {
         #[command(subcommand)]
@@ -88,6 +96,10 @@ pub(crate) async fn run(command: ClientCommand) -> Result<()> {
         ClientCommand::Group { command, target } => {
             let (mut client, output) = connect(&target)?;
             group::run(&mut client, output, command).await
+        }
+        ClientCommand::Quorum { command, target } => {
+            let (mut client, output) = connect(&target)?;
+            quorum::run(&mut client, output, command).await
         }
         ClientCommand::Cluster { command, target } => {
             let (mut client, output) = connect(&target)?;

@@ -5,4 +5,5 @@ mod cluster;
 mod golden;
 mod local;
 mod moves;
+mod quorum;
 mod tidy;
