@@ -24,10 +24,11 @@ clients *SUITES:
 faults *SCENARIOS:
     tests/faults/run.sh {{SCENARIOS}}
 
-# Each safety rule switched off is noticed by a test
-mutations:
+# Each safety rule switched off is noticed by a test: by the cores' own, and by each of all their tests (minutes)
+mutations *RULES:
     cargo test -p replication --features mutations
     cargo test -p coordinator --features mutations
+    python3 tests/mutations/run.py {{RULES}}
 
 # Hostile bytes against the codec, two minutes a target (needs cargo-fuzz)
 fuzz TARGET="requests" SECONDS="120":

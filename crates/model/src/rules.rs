@@ -3,11 +3,24 @@
 //!
 //! In a normal build [`Rules`] has no content and every rule holds; with the feature `mutations` it carries a set.
 
-/// A rule that a core asks for. Each variant is one decision that loses data, or liveness, when it is left out.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "each variant is named by its rule in docs/replication.md")]
-pub enum Rule {
+macro_rules! rules {
+    ($($rule:ident,)*) => {
+        /// A rule that a core asks for. Each variant is one decision that loses data, or liveness, when it is left out.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        #[expect(missing_docs, reason = "each variant is named by its rule in docs/replication.md")]
+        pub enum Rule {
+            $($rule,)*
+        }
+
+        impl Rule {
+            /// All of them.
+            pub const ALL: &[Rule] = &[$(Rule::$rule,)*];
+        }
+    };
+}
+
+rules! {
     R3StalePartitionEpoch,
     R8BrokerEpoch,
     R11LagByTime,
@@ -24,11 +37,9 @@ pub enum Rule {
     R19FollowerHighWatermark,
     R20MinIsrBeforeAppend,
     R20MinIsrAfterAppend,
-    R22LeaderEpochOnAppend,
     R24NoTruncationByHighWatermark,
     R24EndOffsetForEpoch,
     R25DropStaleEpochs,
-    R28ForgetFollowers,
     R34EligibleLeaderReplicas,
     R34UncleanRegistration,
     R35LastKnownLeaders,
@@ -56,7 +67,6 @@ pub enum Rule {
     R59AckOfCurrentSession,
     R61AppendCountsAsCaughtUp,
     R64SessionBrokerEpoch,
-    R66TenureAndBase,
     R6LiveSession,
     R7CaughtUp,
     R76HeartbeatClears,
@@ -67,7 +77,61 @@ pub enum Rule {
     R38UnassignedFollower,
     R79Zones,
     R34RuleOfAnswer,
+    R1EachChangeRaisesTheEpoch,
+    R6SameIncarnation,
+    R7LeavesBeforeTheFence,
+    R9SilenceOfASession,
+    R10ProofNamesTheEpoch,
+    R12AboveHighWatermark,
+    R12EligibleMember,
+    R15LeaderEpoch,
+    R15Sender,
+    R15Members,
+    R15Recovering,
+    R16RollBackOnlyIfCertain,
+    R16StayPendingOnRefusal,
+    R18SyncedEnd,
+    R19LatestOffset,
+    R19ReadBelowHighWatermark,
+    R20FailWaitingProduces,
+    R23FencedOpen,
+    R23OpenFromTheFuture,
+    R24Divergence,
+    R26LogStart,
+    R26SessionBelowLogStart,
+    R28NewEpochEndsSession,
+    R32MarkedFirst,
+    R32OthersKnow,
+    R33LeaderIsInSync,
+    R33KeepsTheLeader,
+    R34ElrEndsAtMinIsr,
+    R34WeakerRule,
+    R35AllAnswer,
+    R35GreatestLog,
+    R35LossyLastLeader,
+    R35LastLeadersDirectory,
+    R35Recovering,
+    R36UncleanIsOff,
+    R39LogStart,
+    R57OpenBelowCounts,
+    R57LastRecordsEpoch,
+    R57OnlyOpenedIsCurrent,
+    R58CurrentSession,
+    R58Ascending,
+    R58Epochs,
+    R59OnlyWhatWasSent,
+    R59SyncBeforeAck,
+    R61BrokenStreamKeepsLogEnd,
+    R61Mark,
+    R62Window,
+    R71NewTenure,
+    R71Stall,
+    R76MoreThanHalf,
+    R78LossyReplica,
 }
+
+// A set of them is 128 bits.
+const _: () = assert!(Rule::ALL.len() <= 128);
 
 /// Which rules hold.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -95,6 +159,13 @@ impl Rules {
     #[cfg(feature = "mutations")]
     pub fn hold(self, rule: Rule) -> bool {
         self.switched_off & (1 << (rule as u8)) == 0
+    }
+
+    /// All rules but the one of this name, as [`Rule`] writes it; all, where the name is empty or unknown.
+    #[must_use]
+    #[cfg(feature = "mutations")]
+    pub fn without_named(name: &str) -> Self {
+        Rule::ALL.iter().find(|rule| format!("{rule:?}") == name).map_or(Self::all(), |rule| Self::without(*rule))
     }
 
     /// All rules but `rule`.

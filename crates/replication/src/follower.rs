@@ -65,8 +65,9 @@ impl Replica {
     /// Checks a Data frame (`R58`).
     pub fn check_data(&mut self, open_no: u64, data: &DataHeader<'_>) -> DataVerdict {
         let Role::Follower(follower) = &mut self.role else { return DataVerdict::Drop };
+        let any_session = !self.core.config.rules.hold(Rule::R58CurrentSession);
         match &follower.link {
-            Link::Current(current) if current.open_no == open_no => {
+            Link::Current(current) if current.open_no == open_no || any_session => {
                 if continues_log(&self.core, current.prev_epoch, data) {
                     return DataVerdict::Append;
                 }
@@ -145,11 +146,10 @@ fn continues_log(core: &Core, prev_epoch: LeaderEpoch, data: &DataHeader<'_>) ->
     let (mut end, mut epoch) = (core.log.end, prev_epoch);
     for batch in data.batches {
         let ascends = batch.base_offset >= end && batch.last_offset >= batch.base_offset;
-        if !ascends
-            || batch.last_offset.0 == i64::MAX
-            || batch.leader_epoch < epoch
-            || batch.leader_epoch > core.leader_epoch
-        {
+        let legal = batch.leader_epoch >= epoch && batch.leader_epoch <= core.leader_epoch;
+        let ascends = ascends || !core.config.rules.hold(Rule::R58Ascending);
+        let legal = legal || !core.config.rules.hold(Rule::R58Epochs);
+        if !ascends || !legal || batch.last_offset.0 == i64::MAX {
             return false;
         }
         (end, epoch) = (batch.last_offset + 1, batch.leader_epoch);
@@ -172,7 +172,7 @@ impl Follower {
         if self.link != Link::Wanted {
             return None;
         }
-        if core.counted_end() < core.log.end {
+        if core.counted_end() < core.log.end && core.config.rules.hold(Rule::R59SyncBeforeAck) {
             // The Open is an ack of all that the log holds (R59).
             core.act(Action::Sync);
             return None;

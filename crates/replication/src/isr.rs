@@ -163,7 +163,11 @@ impl Leader {
             | ErrorCode::InvalidUpdateVersion
             | ErrorCode::UnknownTopicOrPartition
             | ErrorCode::UnknownTopicId
-            | ErrorCode::NewLeaderElected => {}
+            | ErrorCode::NewLeaderElected => {
+                if !core.config.rules.hold(Rule::R16StayPendingOnRefusal) {
+                    self.roll_back(core, now);
+                }
+            }
             _ => self.unanswered(core, now),
         }
     }
@@ -186,7 +190,7 @@ impl Leader {
     fn roll_back(&mut self, core: &mut Core, now: Time) {
         let committed = self.isr.iter().map(|id| (*id, core.broker_epoch(*id))).collect();
         match &mut self.pending {
-            Some(pending) if pending.uncertain => {
+            Some(pending) if pending.uncertain && core.config.rules.hold(Rule::R16RollBackOnlyIfCertain) => {
                 pending.proposal = new_proposal(core, committed);
                 pending.send_at = Some(now + RETRY_MS);
             }
@@ -281,7 +285,7 @@ mod tests {
     #[test]
     fn a_leader_goes_by_the_rule_that_its_isr_was_accepted_under() {
         // R34: 2 is an eligible leader there, and must have all that is committed
-        let leader = shrunk_under_a_newer_rule(model::Rules::all());
+        let leader = shrunk_under_a_newer_rule(rules());
         assert_eq!((hw(&leader), leader.isr()), (10, &[ME][..]));
         assert_eq!(leader.check_produce(-1), Err(ErrorCode::NotEnoughReplicas));
     }

@@ -150,10 +150,10 @@ impl Replica {
     /// A follower opens a session (`R57`, with the checks of `R8`, `R23`, `R24`, `R26`).
     pub fn handle_open(&mut self, follower: BrokerId, session: Session, open: Open, now: Time) -> OpenVerdict {
         let core = &mut self.core;
-        if open.leader_epoch > core.leader_epoch {
+        if open.leader_epoch > core.leader_epoch && core.config.rules.hold(Rule::R23OpenFromTheFuture) {
             return OpenVerdict::Park;
         }
-        if open.leader_epoch < core.leader_epoch {
+        if open.leader_epoch < core.leader_epoch && core.config.rules.hold(Rule::R23FencedOpen) {
             return OpenVerdict::Answer(Answer::Refused(ErrorCode::FencedLeaderEpoch));
         }
         let Role::Leader(leader) = &mut self.role else {
@@ -190,6 +190,9 @@ impl Replica {
         let Some(peer) = leader.peers.iter_mut().find(|peer| peer.id == follower) else { return };
         if peer.cursor.as_ref().is_some_and(|cursor| which(cursor.session)) {
             peer.cursor = None;
+            if !self.core.config.rules.hold(Rule::R61BrokenStreamKeepsLogEnd) {
+                peer.log_end = None;
+            }
             leader.settle(&mut self.core, now);
         }
     }
@@ -200,7 +203,8 @@ impl Replica {
         let Role::Leader(leader) = &self.role else { return None };
         let cursor = leader.peer(follower)?.cursor.as_ref()?;
         let (log, window) = (self.core.log, self.core.config.window_bytes);
-        if cursor.sent_end >= log.end || (cursor.in_flight_bytes >= window && !cursor.in_flight.is_empty()) {
+        let full = cursor.in_flight_bytes >= window && !cursor.in_flight.is_empty();
+        if cursor.sent_end >= log.end || (full && self.core.config.rules.hold(Rule::R62Window)) {
             return None;
         }
         Some(SendPlan {
@@ -442,8 +446,14 @@ impl Leader {
             return OpenVerdict::Ignore;
         }
         peer.greatest = Some(session);
-        peer.cursor = None;
-        let answer = divergence_of(core, &open);
+        if core.config.rules.hold(Rule::R57OnlyOpenedIsCurrent) {
+            peer.cursor = None;
+        }
+        let mut answer = divergence_of(core, &open);
+        if !core.config.rules.hold(Rule::R24Divergence) && matches!(answer, Answer::Diverging { .. }) {
+            let log = core.log;
+            answer = Answer::Opened { high_watermark: log.high_watermark, log_start: log.start, log_end: log.end };
+        }
         if let Answer::Opened { .. } = answer {
             peer.opened(core, session, open, now);
             let lost = open.log_end < core.log.high_watermark && self.isr.contains(&id);
@@ -471,7 +481,7 @@ impl Leader {
         let Some(peer) = self.peer_mut(follower) else { return Ok(()) };
         match &mut peer.cursor {
             Some(cursor) if cursor.session == session => {
-                if ack.log_end > cursor.sent_end {
+                if ack.log_end > cursor.sent_end && core.config.rules.hold(Rule::R59OnlyWhatWasSent) {
                     return Err(CloseStream { follower, acked: ack.log_end, sent: cursor.sent_end });
                 }
                 let window_was_full = cursor.in_flight_bytes >= core.config.window_bytes;
@@ -493,7 +503,8 @@ impl Leader {
     pub(crate) fn handle_log_start(&mut self, core: &mut Core) {
         let start = core.log.start;
         for peer in &mut self.peers {
-            if peer.cursor.as_ref().is_some_and(|cursor| cursor.sent_end < start) {
+            let behind = peer.cursor.as_ref().is_some_and(|cursor| cursor.sent_end < start);
+            if behind && core.config.rules.hold(Rule::R26SessionBelowLogStart) {
                 peer.end_session(core, ErrorCode::OffsetOutOfRange);
             }
         }
@@ -555,7 +566,7 @@ fn divergence_of(core: &Core, open: &Open) -> Answer {
         let inside = log.start <= open.log_end && open.log_end <= log.end;
         return if empty && inside { opened } else { out_of_range };
     }
-    if open.log_end < log.start {
+    if open.log_end < log.start && core.config.rules.hold(Rule::R26LogStart) {
         return out_of_range;
     }
     match core.epochs.end_offset_for(open.last_epoch, log.end) {
@@ -591,7 +602,9 @@ impl Peer {
             in_flight_bytes: 0,
         });
         self.log_start = open.log_start;
-        self.log_end = None;
+        if core.config.rules.hold(Rule::R57OpenBelowCounts) {
+            self.log_end = None;
+        }
         self.acknowledged(core, open.log_end, now);
     }
 
@@ -602,7 +615,7 @@ impl Peer {
         if log_end >= leader_log_end {
             self.caught_up = now;
             self.mark = Mark { at: now, log_end: leader_log_end };
-        } else if log_end >= self.mark.log_end {
+        } else if log_end >= self.mark.log_end && core.config.rules.hold(Rule::R61Mark) {
             self.caught_up = self.caught_up.max(self.mark.at);
             self.mark = Mark { at: now, log_end: leader_log_end };
         }
@@ -629,7 +642,8 @@ impl Peer {
     fn is_eligible(&self, core: &Core) -> bool {
         let (Some(cursor), Some(member)) = (&self.cursor, core.member(self.id)) else { return false };
         let same = cursor.session.broker_epoch == member.broker_epoch;
-        member.eligible && (same || !core.config.rules.hold(Rule::R64SessionBrokerEpoch))
+        (member.eligible || !core.config.rules.hold(Rule::R12EligibleMember))
+            && (same || !core.config.rules.hold(Rule::R64SessionBrokerEpoch))
     }
 
     /// `R12`, `R64`; and not out of sync, or it would be proposed in and out in turn.
@@ -637,7 +651,8 @@ impl Peer {
         let reaches = |least| self.log_end.is_some_and(|log_end| log_end >= least);
         let in_sync = (reaches(epoch_start) && self.is_caught_up(core, now))
             || !core.config.rules.hold(Rule::R12ExpandAboveLeaderEpochStart);
-        reaches(core.log.high_watermark) && in_sync && self.is_eligible(core)
+        let above = reaches(core.log.high_watermark) || !core.config.rules.hold(Rule::R12AboveHighWatermark);
+        above && in_sync && self.is_eligible(core)
     }
 
     pub(crate) fn session_epoch(&self) -> BrokerEpoch {
@@ -800,7 +815,7 @@ mod tests {
     #[test]
     fn in_one_zone_nothing_is_committed_however_many_have_it() {
         // R18, R20, R79
-        let mut leader = zoned(model::Rules::all(), &[1, 2]);
+        let mut leader = zoned(rules(), &[1, 2]);
         assert_eq!(leader.check_produce(-1), Err(ErrorCode::NotEnoughReplicas));
         assert_eq!(leader.check_produce(1), Ok(()));
         append(&mut leader, 12, T0);
@@ -808,7 +823,7 @@ mod tests {
         assert_eq!(hw(&leader), 10);
         let too_few = ProduceVerdict::Done(ErrorCode::NotEnoughReplicasAfterAppend);
         assert_eq!(leader.produce_verdict(Offset(10)), too_few);
-        let mut both = zoned(model::Rules::all(), &[1, 2, 3]);
+        let mut both = zoned(rules(), &[1, 2, 3]);
         assert_eq!(both.check_produce(-1), Ok(()));
         opens(&mut both, B3, 1, 10, T0);
         append(&mut both, 12, T0);
@@ -821,7 +836,7 @@ mod tests {
     #[test]
     fn a_replica_without_a_zone_is_in_none() {
         // R79
-        let mut leader = zoned(model::Rules::all(), &[1, 3]);
+        let mut leader = zoned(rules(), &[1, 3]);
         assert_eq!(leader.check_produce(-1), Ok(()));
         let mut metadata = state(1, 5, 51, &[1, 3]);
         metadata.ack_rule.zones = 2;

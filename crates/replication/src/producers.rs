@@ -590,6 +590,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::rules;
     use proptest::prelude::*;
 
     fn batch(epoch: i16, first: i32, last: i32, base: i64) -> ProducerBatch {
@@ -607,7 +608,7 @@ mod tests {
     }
 
     fn check(table: &ProducerTable, epoch: i16, first: i32, last: i32) -> Result<SequenceCheck, ErrorCode> {
-        table.check(&batch(epoch, first, last, -1), Rules::all())
+        table.check(&batch(epoch, first, last, -1), rules())
     }
 
     fn table(batches: &[ProducerBatch]) -> ProducerTable {
@@ -708,7 +709,7 @@ mod tests {
     }
 
     fn stable(table: &ProducerTable, high_watermark: i64) -> i64 {
-        table.last_stable_offset(view(0, high_watermark, 100), Rules::all()).0
+        table.last_stable_offset(view(0, high_watermark, 100), rules()).0
     }
 
     #[test]
@@ -727,7 +728,7 @@ mod tests {
         assert_eq!(stable(&table, 14), 14);
         // A log start above the first unstable offset wins.
         let open = super::tests::table(&[begun(1, 0, 10)]);
-        assert_eq!(open.last_stable_offset(view(20, 30, 30), Rules::all()), Offset(20));
+        assert_eq!(open.last_stable_offset(view(20, 30, 30), rules()), Offset(20));
     }
 
     #[test]
@@ -751,9 +752,9 @@ mod tests {
     #[test]
     fn markers_of_older_producers_and_coordinators_are_fenced() {
         let empty = ProducerTable::default();
-        assert_eq!(empty.check_marker(&claim(0, 0, 2), Rules::all()), Ok(()));
+        assert_eq!(empty.check_marker(&claim(0, 0, 2), rules()), Ok(()));
         let table = table(&[begun(1, 4, 10), ended(1, 4, 11, 7), begun(1, 4, 12)]);
-        let check = |epoch, coordinator, version| table.check_marker(&claim(epoch, coordinator, version), Rules::all());
+        let check = |epoch, coordinator, version| table.check_marker(&claim(epoch, coordinator, version), rules());
         assert_eq!(check(3, 7, 1), Err(ErrorCode::InvalidProducerEpoch));
         assert_eq!(check(4, 6, 1), Err(ErrorCode::TransactionCoordinatorFenced));
         assert_eq!(check(4, 7, 1), Ok(()));
@@ -761,7 +762,7 @@ mod tests {
         // The transaction of epoch 4 goes on: a marker of that epoch is a late copy of the one before.
         assert_eq!(check(4, 7, 2), Err(ErrorCode::InvalidProducerEpoch));
         let no_open = super::tests::table(&[begun(1, 4, 10), ended(1, 5, 11, 7)]);
-        assert_eq!(no_open.check_marker(&claim(5, 7, 2), Rules::all()), Ok(()), "a retry");
+        assert_eq!(no_open.check_marker(&claim(5, 7, 2), rules()), Ok(()), "a retry");
     }
 
     #[test]
@@ -791,14 +792,11 @@ mod tests {
     fn a_verification_counts_until_a_marker_comes_and_only_for_its_own_asking() {
         let (id, epoch) = (ProducerId(1), ProducerEpoch(0));
         let mut table = ProducerTable::default();
-        let check = |table: &ProducerTable, guard| table.check_verified(id, epoch, guard, Rules::all());
+        let check = |table: &ProducerTable, guard| table.check_verified(id, epoch, guard, rules());
         assert_eq!(check(&table, None), Err(ErrorCode::InvalidTxnState));
         let asked = table.start_verification(id);
         assert_eq!(check(&table, Some(asked)), Ok(()));
-        assert_eq!(
-            table.check_verified(ProducerId(2), epoch, Some(asked), Rules::all()),
-            Err(ErrorCode::InvalidTxnState)
-        );
+        assert_eq!(table.check_verified(ProducerId(2), epoch, Some(asked), rules()), Err(ErrorCode::InvalidTxnState));
         table.append(&ended(1, 0, 0, 0));
         assert_eq!(
             check(&table, Some(asked)),
@@ -810,7 +808,7 @@ mod tests {
         table.append(&begun(1, 0, 1));
         table.end_verification(id, again);
         assert_eq!(check(&table, None), Ok(()), "the transaction is open");
-        assert_eq!(table.check_verified(id, ProducerEpoch(1), None, Rules::all()), Err(ErrorCode::InvalidTxnState));
+        assert_eq!(table.check_verified(id, ProducerEpoch(1), None, rules()), Err(ErrorCode::InvalidTxnState));
     }
 
     #[test]
@@ -902,7 +900,7 @@ mod tests {
             table.append(&batch(0, i32::MAX - 2, i32::MAX, 0));
             for send in sends {
                 let sent = client[send];
-                if table.check(&sent, Rules::all()) == APPEND {
+                if table.check(&sent, rules()) == APPEND {
                     let base = Offset(i64::try_from(log.len()).unwrap());
                     log.extend(sent.first_sequence..=sent.last_sequence);
                     table.append(&ProducerBatch { base_offset: base, last_offset: base + 2, ..sent });

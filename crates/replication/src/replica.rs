@@ -121,7 +121,8 @@ impl Replica {
             }
         } else if state.leader != BrokerId::NONE && mine {
             let same = matches!(&self.role, Role::Follower(f) if f.leader == state.leader);
-            if !(same && same_leadership) {
+            let epoch_ends = !same_leadership && core.config.rules.hold(Rule::R28NewEpochEndsSession);
+            if !same || epoch_ends {
                 self.start_following(state.leader);
             }
         } else {
@@ -195,7 +196,7 @@ impl Replica {
         match std::mem::replace(&mut self.role, Role::Idle) {
             Role::Idle => None,
             Role::Leader(mut leader) => {
-                if loses_leadership {
+                if loses_leadership && self.core.config.rules.hold(Rule::R20FailWaitingProduces) {
                     self.core.act(Action::LeaderStopped);
                 }
                 leader.end_sessions(&mut self.core);
@@ -287,7 +288,9 @@ impl Replica {
         let log = self.core.log;
         if offset < log.start || (offset > log.end && self.is_leader()) {
             FetchPosition::OutOfRange
-        } else if offset < readable_end {
+        } else if offset < readable_end
+            || (offset < log.end && !self.core.config.rules.hold(Rule::R19ReadBelowHighWatermark))
+        {
             FetchPosition::Readable
         } else {
             FetchPosition::Wait
@@ -300,7 +303,10 @@ impl Replica {
     /// `OFFSET_NOT_AVAILABLE` while a new leader's high watermark may be behind the one clients saw.
     pub fn latest_offset(&self) -> Result<Offset, ErrorCode> {
         match &self.role {
-            Role::Leader(leader) if self.core.log.high_watermark < leader.epoch_start => {
+            Role::Leader(leader)
+                if self.core.log.high_watermark < leader.epoch_start
+                    && self.core.config.rules.hold(Rule::R19LatestOffset) =>
+            {
                 Err(ErrorCode::OffsetNotAvailable)
             }
             _ => Ok(self.core.log.high_watermark),
@@ -370,13 +376,17 @@ impl Core {
 
     /// The end of what this replica vouches for: under sync before ack what is durable (`R18`, `R59`).
     pub(crate) fn counted_end(&self) -> Offset {
-        if self.sync_before_ack { self.log.synced_end } else { self.log.end }
+        let synced = self.sync_before_ack && self.config.rules.hold(Rule::R18SyncedEnd);
+        if synced { self.log.synced_end } else { self.log.end }
     }
 
     /// The epoch of the last record, never that of a cache entry without a record (`R57`).
     pub(crate) fn last_epoch(&self) -> LeaderEpoch {
         if self.log.start >= self.log.end {
             return LeaderEpoch::NONE;
+        }
+        if !self.config.rules.hold(Rule::R57LastRecordsEpoch) {
+            return self.epochs.latest().map_or(LeaderEpoch::NONE, |latest| latest.epoch);
         }
         self.epochs.epoch_of(self.log.end + -1).unwrap_or(LeaderEpoch::NONE)
     }
@@ -415,7 +425,8 @@ impl Core {
 
     /// Raises the log start, up to the high watermark; whether it moved.
     pub(crate) fn raise_log_start(&mut self, start: Offset) -> bool {
-        let start = start.min(self.log.high_watermark);
+        let below = self.config.rules.hold(Rule::R39LogStart);
+        let start = start.min(if below { self.log.high_watermark } else { self.log.end });
         if start <= self.log.start {
             return false;
         }

@@ -13,8 +13,16 @@ pub(crate) const B3: BrokerId = BrokerId(3);
 pub(crate) const LAG_MS: u64 = 30_000;
 pub(crate) const T0: Time = Time(100_000);
 
+/// All rules, but for the one that `just mutations` has switched off.
+pub(crate) fn rules() -> Rules {
+    #[cfg(feature = "mutations")]
+    return Rules::without_named(&std::env::var("OTTLA_SWITCHED_OFF").unwrap_or_default());
+    #[cfg(not(feature = "mutations"))]
+    Rules::all()
+}
+
 pub(crate) fn config() -> ReplicaConfig {
-    ReplicaConfig { me: ME, lag_time_max_ms: LAG_MS, window_bytes: 1000, opens_before: 0, rules: Rules::all() }
+    ReplicaConfig { me: ME, lag_time_max_ms: LAG_MS, window_bytes: 1000, opens_before: 0, rules: rules() }
 }
 
 /// A log from 0 to `end`, all synced, high watermark `hw`, with these (epoch, start).

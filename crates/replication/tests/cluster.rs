@@ -800,13 +800,11 @@ impl World {
     }
 }
 
-/// Runs seeds until one violates; the seed and what it found. Every other one syncs before it acknowledges, and half of
-/// them acknowledge by zones.
-
-fn search(seeds: std::ops::Range<u64>, steps: usize, rules: Rules) -> (Option<String>, Seen) {
+/// Runs seeds until one violates; the seed and what it found. Every other one syncs before it acknowledges.
+fn search(seeds: std::ops::Range<u64>, steps: usize, zones: usize, rules: Rules) -> (Option<String>, Seen) {
     let mut all = Seen::default();
     for seed in seeds {
-        let (violation, seen) = World::new(seed, seed % 2 == 1, if seed % 4 < 2 { 0 } else { 2 }, rules).run(steps);
+        let (violation, seen) = World::new(seed, seed % 2 == 1, zones, rules).run(steps);
         if let Some(violation) = violation {
             return (Some(format!("seed {seed}, {violation}")), all);
         }
@@ -822,15 +820,34 @@ fn search(seeds: std::ops::Range<u64>, steps: usize, rules: Rules) -> (Option<St
     (None, all)
 }
 
+/// All rules, but for the one that `just mutations` has switched off.
+fn rules() -> Rules {
+    #[cfg(feature = "mutations")]
+    return Rules::without_named(&std::env::var("OTTLA_SWITCHED_OFF").unwrap_or_default());
+    #[cfg(not(feature = "mutations"))]
+    Rules::all()
+}
+
 #[test]
 fn committed_records_survive_crashes_fencing_and_a_bad_network() {
-    let (violation, seen) = search(0..4000, 1500, Rules::all());
+    let (violation, seen) = search(0..4000, 1500, 0, rules());
     assert_eq!(violation, None);
     println!("{seen:?}");
     // Empty success is failure.
     let sometimes =
         [seen.elr_elections, seen.truncations, seen.shrinks, seen.expansions, seen.lossy_crashes, seen.healed];
     assert!(seen.committed > 5_000 && seen.elections > 1_000 && sometimes.iter().all(|times| *times > 100), "{seen:?}");
+}
+
+#[test]
+fn committed_records_survive_in_two_zones() {
+    // R79: whole zones crash
+    let (violation, seen) = search(0..1500, 1500, 2, rules());
+    assert_eq!(violation, None);
+    println!("{seen:?}");
+    let sometimes =
+        [seen.elr_elections, seen.truncations, seen.shrinks, seen.expansions, seen.lossy_crashes, seen.healed];
+    assert!(seen.committed > 1_000 && seen.elections > 500 && sometimes.iter().all(|times| *times > 50), "{seen:?}");
 }
 
 #[cfg(feature = "mutations")]
@@ -858,7 +875,8 @@ mod mutations {
         ];
         let mut unnoticed = Vec::new();
         for rule in rules {
-            match search(0..30_000, 1500, Rules::without(rule)).0 {
+            let zones = if rule == Rule::R79Zones { 2 } else { 0 };
+            match search(0..30_000, 1500, zones, Rules::without(rule)).0 {
                 Some(violation) => println!("{rule:?}: {}", violation.chars().take(90).collect::<String>()),
                 None => unnoticed.push(rule),
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{BrokerId, ErrorCode};
+use model::{BrokerId, ErrorCode, Rule};
 
 use crate::configs::{self, ACK_RULE, ConfigType, MIN_INSYNC_REPLICAS, UpdateMode};
 use crate::control::draft::{Draft, Want};
@@ -203,7 +203,7 @@ impl Draft<'_> {
     /// now on: the ELR goes first (`R34`, `R79`). A reassignment that only waited for the ISR to be enough is completed.
     fn prepare_for(&mut self, records: &[MetadataRecord]) {
         let is_ack_rule = |record: &MetadataRecord| matches!(record, MetadataRecord::Config { name, .. } if name == MIN_INSYNC_REPLICAS || name == ACK_RULE);
-        if !records.iter().any(is_ack_rule) {
+        if !records.iter().any(is_ack_rule) || !self.holds(Rule::R34WeakerRule) {
             return;
         }
         let mut later = Draft::new(self.control);

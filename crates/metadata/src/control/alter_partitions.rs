@@ -34,7 +34,10 @@ impl Draft<'_> {
             },
         );
         // Even where the ISR stays the same: the new partition epoch kills older copies of a proposal (R16).
-        self.put(&before, &after);
+        let same = Partition { partition_epoch: before.partition_epoch, ..after.clone() } == *before;
+        if !same || self.holds(Rule::R1EachChangeRaisesTheEpoch) {
+            self.put(&before, &after);
+        }
         if after.leader_epoch != before.leader_epoch {
             // It completed a reassignment (R37): done, but by a leadership that the sender has yet to hear of.
             return Err(ErrorCode::NewLeaderElected);
@@ -68,10 +71,10 @@ impl Draft<'_> {
         if proposal.leader_epoch > now.leader_epoch || (check_epoch && proposal.partition_epoch > now.partition_epoch) {
             return Err(ErrorCode::NotController);
         }
-        if proposal.leader_epoch < now.leader_epoch {
+        if proposal.leader_epoch < now.leader_epoch && self.holds(Rule::R15LeaderEpoch) {
             return Err(ErrorCode::FencedLeaderEpoch);
         }
-        if sender != now.leader {
+        if sender != now.leader && self.holds(Rule::R15Sender) {
             return Err(ErrorCode::InvalidRequest);
         }
         if check_epoch && proposal.partition_epoch < now.partition_epoch {
@@ -79,12 +82,13 @@ impl Draft<'_> {
         }
         let members: BTreeSet<BrokerId> = proposal.isr.iter().map(|(member, _)| *member).collect();
         let are_replicas = members.iter().all(|member| now.replicas.contains(member));
-        if !are_replicas || members.len() != proposal.isr.len() || !members.contains(&now.leader) {
+        let legal = are_replicas && members.len() == proposal.isr.len() && members.contains(&now.leader);
+        if !legal && self.holds(Rule::R15Members) {
             return Err(ErrorCode::InvalidRequest);
         }
         let recovers = proposal.leader_recovery_state == LeaderRecoveryState::Recovering;
         let recovered = now.leader_recovery_state == LeaderRecoveryState::Recovered;
-        if recovers && (members.len() > 1 || recovered) {
+        if recovers && (members.len() > 1 || recovered) && self.holds(Rule::R15Recovering) {
             return Err(ErrorCode::InvalidRequest);
         }
         let epoch_matches = |(member, epoch)| self.image.broker_epoch(member) == epoch;

@@ -29,7 +29,7 @@ impl Draft<'_> {
         self.check_registration(request)?;
         let existing = self.image.broker(request.broker).cloned();
         if let Some(broker) = &existing {
-            if broker.incarnation == request.incarnation {
+            if broker.incarnation == request.incarnation && self.holds(Rule::R6SameIncarnation) {
                 return Ok(ControlResponse::RegisterBroker { epoch: broker.epoch });
             }
             self.check_no_live_session(broker, request, now)?;
@@ -37,7 +37,9 @@ impl Draft<'_> {
                 self.note_fenced(broker, FenceReason::Replaced);
             }
         }
-        let clean = existing.is_some_and(|broker| request.previous_epoch == broker.epoch);
+        let named = existing.is_some_and(|broker| request.previous_epoch == broker.epoch);
+        let some_proof = request.previous_epoch != BrokerEpoch::NONE;
+        let clean = named || (some_proof && !self.holds(Rule::R10ProofNamesTheEpoch));
         self.renew_replicas(request, clean);
         let epoch = i64::try_from(self.next_offset().0).map_or(BrokerEpoch::NONE, BrokerEpoch);
         self.push(MetadataRecord::RegisterBroker(Box::new(BrokerRegistration {
@@ -195,7 +197,8 @@ impl Draft<'_> {
             }
             self.push_change(BrokerChange { offline_directories: Some(failed), ..unchanged(broker) });
         }
-        for id in &request.lossy {
+        let lossy = if self.holds(Rule::R78LossyReplica) { request.lossy.as_slice() } else { &[] };
+        for id in lossy {
             if self.image.partition(*id).is_some_and(|partition| partition.replicas.contains(&broker.id)) {
                 self.change(*id, &leaves);
             }
@@ -216,8 +219,15 @@ impl Draft<'_> {
 
     /// Leaves every leadership and ISR; marked first, so that it joins none meanwhile (`R32`).
     fn begin_controlled_shutdown(&mut self, broker: &BrokerRegistration) {
-        self.push_change(BrokerChange { in_controlled_shutdown: Some(true), ..unchanged(broker) });
+        let marked_first = self.holds(Rule::R32MarkedFirst);
+        let mark = BrokerChange { in_controlled_shutdown: Some(true), ..unchanged(broker) };
+        if marked_first {
+            self.push_change(mark.clone());
+        }
         self.leave_all(broker.id);
+        if !marked_first {
+            self.push_change(mark);
+        }
     }
 
     /// Whether a broker in controlled shutdown may stop: it leads nothing, and all other active brokers know (`R32`,
@@ -229,14 +239,20 @@ impl Draft<'_> {
         let Some(offset) = self.soft().shutdowns.get(&broker.id) else { return false };
         let knows = |other: &BrokerRegistration| self.soft().next_offset(other).is_some_and(|next| next >= *offset);
         let others = self.image.brokers().values().filter(|other| other.id != broker.id && other.is_active());
-        others.into_iter().all(|other| knows(other))
+        others.into_iter().all(|other| knows(other) || !self.holds(Rule::R32OthersKnow))
     }
 
     /// Fences a broker: leaves ISRs and leaderships first, the fence record comes last (`R7`).
     pub(super) fn fence(&mut self, id: BrokerId, reason: FenceReason) {
         let Some(broker) = self.image.broker(id).filter(|broker| !broker.fenced).cloned() else { return };
-        self.leave_all(id);
+        let leaves_first = self.holds(Rule::R7LeavesBeforeTheFence);
+        if leaves_first {
+            self.leave_all(id);
+        }
         self.push_change(BrokerChange { fenced: Some(true), ..unchanged(&broker) });
+        if !leaves_first {
+            self.leave_all(id);
+        }
         self.note_fenced(&broker, reason);
     }
 

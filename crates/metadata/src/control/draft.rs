@@ -129,7 +129,7 @@ impl<'a> Draft<'a> {
         self.maybe_complete_reassignment(&mut after);
         after.elr = self.target_elr(before, want, &after);
         self.elect(before, want, &mut after);
-        if self.is_enough(&after) {
+        if self.is_enough(&after) && self.holds(Rule::R34ElrEndsAtMinIsr) {
             after.elr = Vec::new();
         }
         after.last_known_elr = self.target_last_known(before, &after);
@@ -172,7 +172,8 @@ impl<'a> Draft<'a> {
     }
 
     fn target_elr(&self, before: &Partition, want: &Want, after: &Partition) -> Vec<BrokerId> {
-        if self.is_enough(after) || !self.holds(Rule::R34EligibleLeaderReplicas) {
+        let ends = self.is_enough(after) && self.holds(Rule::R34ElrEndsAtMinIsr);
+        if ends || !self.holds(Rule::R34EligibleLeaderReplicas) {
             return Vec::new();
         }
         let unclean = want.leaves.filter(|_| want.unclean);
@@ -200,13 +201,18 @@ impl<'a> Draft<'a> {
     /// Keeps a valid leader; else takes the first valid replica (`R33`), else, where that is allowed, anybody (`R36`).
     fn elect(&self, before: &Partition, want: &Want, after: &mut Partition) {
         if let Some(leader) = want.recovered {
-            return lead_alone(after, leader, LeaderRecoveryState::Recovering);
+            let recovers = self.holds(Rule::R35Recovering);
+            let state = if recovers { LeaderRecoveryState::Recovering } else { LeaderRecoveryState::Recovered };
+            return lead_alone(after, leader, state);
         }
+        let any_eligible = !self.holds(Rule::R33LeaderIsInSync);
         let eligible = |b: BrokerId| want.leaves != Some(b) && self.image.is_eligible(after, b);
-        let valid =
-            |b: BrokerId| eligible(b) && (after.isr.contains(&b) || (after.isr.is_empty() && after.elr.contains(&b)));
+        let valid = |b: BrokerId| {
+            let in_sync = after.isr.contains(&b) || (after.isr.is_empty() && after.elr.contains(&b));
+            eligible(b) && (in_sync || any_eligible)
+        };
         let preferred = after.replicas.first().copied().filter(|first| want.preferred && valid(*first));
-        let current = Some(before.leader).filter(|leader| valid(*leader));
+        let current = Some(before.leader).filter(|leader| valid(*leader) && self.holds(Rule::R33KeepsTheLeader));
         let clean = preferred.or(current).or_else(|| after.replicas.iter().copied().find(|b| valid(*b)));
         if let Some(leader) = clean {
             let state = after.leader_recovery_state;
@@ -229,7 +235,10 @@ impl<'a> Draft<'a> {
     pub(super) fn allows_unclean(&self, partition: &Partition) -> bool {
         let topic = self.image.topic(partition.topic_id);
         let set = topic.and_then(|t| self.image.topic_config(&t.name, UNCLEAN_LEADER_ELECTION, BrokerId::NONE));
-        set.map_or(self.control.settings.unclean_leader_election, |value| value.trim().eq_ignore_ascii_case("true"))
+        !self.holds(Rule::R36UncleanIsOff)
+            || set.map_or(self.control.settings.unclean_leader_election, |value| {
+                value.trim().eq_ignore_ascii_case("true")
+            })
     }
 
     fn note_unclean(&mut self, before: &Partition, after: &Partition) {

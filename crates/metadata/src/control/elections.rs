@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use model::{BrokerId, ErrorCode, PartitionIndex, Time, TopicPartition};
+use model::{BrokerId, ErrorCode, PartitionIndex, Rule, Time, TopicPartition};
 
 use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
@@ -54,7 +54,9 @@ impl Draft<'_> {
             // The last of equals is taken: the last leader, else the first replica.
             let rank = |(broker, answer): &&(BrokerId, RecoveryAnswer)| {
                 let place = partition.replicas.iter().position(|replica| replica == broker);
-                (answer.last_epoch, answer.log_end, *broker == partition.last_leader, std::cmp::Reverse(place))
+                let log = (answer.last_epoch, answer.log_end);
+                let log = Some(log).filter(|_| self.holds(Rule::R35GreatestLog));
+                (log, *broker == partition.last_leader, std::cmp::Reverse(place))
             };
             candidates.max_by_key(rank).map(|(broker, _)| *broker)
         };
@@ -63,12 +65,15 @@ impl Draft<'_> {
             return synced;
         }
         let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
-        if self.candidates(partition).iter().all(answered) {
+        let some = !answers.is_empty() && !self.holds(Rule::R35AllAnswer);
+        if self.candidates(partition).iter().all(answered) || some {
             return greatest(&|_| true);
         }
         let waited = now.since(recovery.since) >= self.control.settings.recovery_wait_ms;
         let last_leader_is_whole = answers.iter().any(|(broker, answer)| {
-            *broker == partition.last_leader && !answer.lossy && answer.directory == partition.last_leader_directory
+            let whole = !answer.lossy || !self.holds(Rule::R35LossyLastLeader);
+            let its_own = answer.directory == partition.last_leader_directory;
+            *broker == partition.last_leader && whole && (its_own || !self.holds(Rule::R35LastLeadersDirectory))
         });
         (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
     }

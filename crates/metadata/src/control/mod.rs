@@ -128,13 +128,15 @@ impl ClusterControl {
 
     /// A tenure begins: nothing is known softly, and all brokers count as heard of now (`R71`).
     pub fn begin_tenure(&mut self, now: Time) {
-        self.soft = SoftState::begin(now);
+        // R71: silence before the tenure is nobody's fault.
+        let began = if self.settings.rules.hold(Rule::R71NewTenure) { now } else { Time::ZERO };
+        self.soft = SoftState::begin(began, now);
         self.soft.prune(&self.image, &self.leaderless);
     }
 
     /// Notes what a request tells by arriving: to be called before any queue (`R71`).
     pub fn observe(&mut self, request: &ControlRequest, now: Time) {
-        self.soft.pass(now, self.settings.session_timeout_ms);
+        self.soft.pass(now, self.stall_ms());
         match request {
             ControlRequest::RegisterBroker(register) => self.soft.registering(&self.image, register, now),
             ControlRequest::Heartbeat(heartbeat) => self.soft.heartbeat(&self.image, heartbeat, now),
@@ -210,7 +212,7 @@ impl ClusterControl {
     /// Decides what is due by the time alone: sessions that expired (`R9`), recoveries that waited long enough (`R35`),
     /// leaders that go back to the preferred replica. Changes soft state only.
     pub fn tick(&mut self, now: Time) -> Decision {
-        self.soft.pass(now, self.settings.session_timeout_ms);
+        self.soft.pass(now, self.stall_ms());
         self.soft.note_recoveries(&self.image, &self.leaderless, now);
         let rebalance = self.soft.rebalance_due(self.settings.leader_rebalance_ms, now);
         let mut draft = Draft::new(self);
@@ -270,15 +272,22 @@ impl ClusterControl {
         self.soft.clear(suspicion);
     }
 
+    /// Time that jumps by more than half of this is taken for a stall of this process (`R71`).
+    fn stall_ms(&self) -> u64 {
+        if self.settings.rules.hold(Rule::R71Stall) { self.settings.session_timeout_ms } else { u64::MAX }
+    }
+
     fn too_many(&self, suspects: usize) -> bool {
-        suspects * 2 > self.image.alive_brokers().count()
+        suspects * 2 > self.image.alive_brokers().count() && self.settings.rules.hold(Rule::R76MoreThanHalf)
     }
 
     /// Unfenced brokers whose session expired, the longest silent first.
     fn expired(&self, now: Time) -> Vec<BrokerId> {
         let silent = |broker: &crate::records::BrokerRegistration| now.since(self.soft.last_contact(broker));
         let alive = self.image.alive_brokers().map(|broker| (silent(broker), broker.id));
-        let mut expired: Vec<_> = alive.filter(|(silent, _)| *silent > self.settings.session_timeout_ms).collect();
+        let session =
+            if self.settings.rules.hold(Rule::R9SilenceOfASession) { self.settings.session_timeout_ms } else { 0 };
+        let mut expired: Vec<_> = alive.filter(|(silent, _)| *silent > session).collect();
         expired.sort_by_key(|(silent, id)| (std::cmp::Reverse(*silent), *id));
         expired.into_iter().map(|(_, id)| id).collect()
     }

@@ -66,8 +66,9 @@ pub(super) struct Recovery {
 }
 
 impl SoftState {
-    pub(super) fn begin(now: Time) -> Self {
-        Self { began: now, passed: now, rebalanced: now, ..Self::default() }
+    /// All brokers count as heard of at `began`.
+    pub(super) fn begin(began: Time, now: Time) -> Self {
+        Self { began, passed: now, rebalanced: now, ..Self::default() }
     }
 
     /// Time passes. Where it jumped by more than half a session timeout, this process stood still: nobody is blamed for a

@@ -64,7 +64,7 @@ fn in_one_zone(rules: Rules) -> (i32, Vec<i32>, Vec<i32>, Vec<i32>) {
 #[test]
 fn an_isr_in_one_zone_is_not_enough_whatever_its_size() {
     // R34, R79: nothing is committed without another zone, so who left has all that is
-    assert_eq!(in_one_zone(Rules::all()), (1, vec![1, 4], vec![2], vec![1, 2, 4]));
+    assert_eq!(in_one_zone(rules()), (1, vec![1, 4], vec![2], vec![1, 2, 4]));
     assert_eq!(in_one_zone(Rules::without(Rule::R79Zones)), (1, vec![1, 4], vec![], vec![]));
 }
 
