@@ -172,6 +172,13 @@ impl Rules {
     #[must_use]
     #[cfg(feature = "mutations")]
     pub fn without(rule: Rule) -> Self {
-        Self { switched_off: 1 << (rule as u8) }
+        Self::default().and_without(rule)
+    }
+
+    /// These, and `rule` switched off too: for rules that stand in for each other.
+    #[must_use]
+    #[cfg(feature = "mutations")]
+    pub fn and_without(self, rule: Rule) -> Self {
+        Self { switched_off: self.switched_off | 1 << (rule as u8) }
     }
 }

@@ -254,6 +254,15 @@ impl Follower {
         }
     }
 
+    /// What counts has changed with the setting: an Open or an acknowledgement may wait for it.
+    pub(crate) fn handle_sync_before_ack(&self, core: &mut Core) {
+        match self.link {
+            Link::Current(_) => core.act(Action::AckDirty),
+            Link::Wanted => core.act(Action::OpenSession { leader: self.leader }),
+            Link::Backoff(_) | Link::Opening(_) => {}
+        }
+    }
+
     pub(crate) fn ack_dirty(&self, core: &mut Core) {
         if let Link::Current(_) = self.link {
             core.act(Action::AckDirty);
@@ -401,11 +410,50 @@ mod tests {
     }
 
     #[test]
+    fn a_weaker_setting_lets_go_what_waited_for_a_sync() {
+        // R59: acknowledged as durable as the setting says, whichever it is now
+        let mut replica = replica(10, 10, &[(4, 0)]);
+        let synced_first = PartitionState { sync_before_ack: true, ..state(2, 5, 50, &[1, 2, 3]) };
+        replica.handle_metadata(&synced_first, T0);
+        let open = replica.open_request().unwrap();
+        replica.handle_answer(open.open_no, opened(10), T0);
+        let batches = [batch(10, 11, 5)];
+        replica.handle_follower_append(&data(10, 4, &batches));
+        drain(&mut replica);
+        assert_eq!(replica.ack(), None);
+        replica.handle_sync_before_ack(false, T0);
+        assert_eq!(drain(&mut replica), [Action::AckDirty]);
+        assert_eq!(replica.ack().map(|ack| ack.log_end), Some(Offset(12)));
+    }
+
+    #[test]
     fn the_same_metadata_again_keeps_the_session() {
         // R28
         let mut replica = current(10, &[(4, 0)]);
         replica.handle_metadata(&state(2, 5, 51, &[2]), T0);
         assert_eq!((drain(&mut replica), replica.current_open_no()), (vec![], Some(1)));
+    }
+
+    #[test]
+    fn what_was_sent_before_a_truncation_is_discarded_after_it() {
+        // R27: frames and answers of the first session arrive once the log was cut and another session is open
+        let mut replica = current(10, &[(4, 0)]);
+        replica.handle_metadata(&state(3, 6, 51, &[1, 2, 3]), T0);
+        let open = replica.open_request().unwrap();
+        replica.handle_answer(open.open_no, diverging(4, 8), T0);
+        let open = replica.open_request().unwrap();
+        assert_eq!((open.open_no, open.log_end), (3, Offset(8)));
+        replica.handle_answer(open.open_no, opened(8), T0);
+        drain(&mut replica);
+        let before = replica.clone();
+        for old in [1, 2] {
+            assert_eq!(replica.check_data(old, &data(8, 4, &[batch(8, 9, 5)])), DataVerdict::Drop, "it would fit");
+            assert_eq!(replica.check_data(old, &data(10, 4, &[batch(10, 12, 5)])), DataVerdict::Drop);
+            replica.handle_answer(old, diverging(4, 2), T0);
+            replica.handle_answer(old, Answer::OutOfRange { log_start: Offset(3), log_end: Offset(9) }, T0);
+            replica.handle_progress(old, Offset(10), Offset(5));
+        }
+        assert_eq!(replica, before);
     }
 
     #[test]

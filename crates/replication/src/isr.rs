@@ -227,9 +227,9 @@ fn new_proposal(core: &mut Core, isr: Vec<(BrokerId, BrokerEpoch)>) -> Proposal 
 mod tests {
     use super::*;
     use crate::leader::ProduceVerdict;
-    use crate::messages::PartitionState;
+    use crate::messages::{Answer, OpenVerdict, PartitionState, ReplicaConfig};
     use crate::testing::*;
-    use model::Offset;
+    use model::{Offset, Rules};
 
     fn id(partition_epoch: i32, number: u64) -> ProposalId {
         ProposalId { leader_epoch: LeaderEpoch(5), partition_epoch: PartitionEpoch(partition_epoch), number }
@@ -422,6 +422,35 @@ mod tests {
         leader.handle_stream_closed(B3, BrokerEpoch(30), 1, T0);
         acks(&mut leader, B3, 1, 10, T0);
         assert_eq!(proposals(&mut leader), []);
+    }
+
+    /// Fenced broker 3 acknowledged all of the log; then its log parted from it (its disk is bad), and it is unfenced.
+    fn parted_and_unfenced(rules: Rules) -> Replica {
+        let mut leader = replica_with(ReplicaConfig { rules, ..config() }, 10, 10, &[(4, 0)]);
+        let mut fenced = state(1, 5, 50, &[1, 2]);
+        fenced.replicas[2].eligible = false;
+        leader.handle_metadata(&fenced, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        let parted = leader.handle_open(B3, session(B3, 2), open(2, 30, 4), T0);
+        assert!(matches!(parted, OpenVerdict::Answer(Answer::Diverging { .. })), "{parted:?}");
+        drain(&mut leader);
+        leader.handle_metadata(&state(1, 5, 50, &[1, 2]), T0);
+        leader
+    }
+
+    #[test]
+    fn what_an_ended_session_acknowledged_lets_nobody_join() {
+        // R57, R64: the log end that the leader remembers is of a log that is no more
+        let mut leader = parted_and_unfenced(Rules::all());
+        assert_eq!(leader.follower_log_end(B3), Some(Offset(10)));
+        assert_eq!(proposals(&mut leader), []);
+    }
+
+    #[test]
+    #[cfg(feature = "mutations")]
+    fn without_r64_an_ended_session_would_let_a_follower_join() {
+        let mut leader = parted_and_unfenced(Rules::without(model::Rule::R64SessionBrokerEpoch));
+        assert_eq!(proposals(&mut leader), [proposal(50, 1, &[1, 2, 3])]);
     }
 
     #[test]

@@ -640,8 +640,8 @@ impl Peer {
 
     /// The member that the metadata shows, unfenced, and the very incarnation of the current session (`R12`, `R64`).
     fn is_eligible(&self, core: &Core) -> bool {
-        let (Some(cursor), Some(member)) = (&self.cursor, core.member(self.id)) else { return false };
-        let same = cursor.session.broker_epoch == member.broker_epoch;
+        let Some(member) = core.member(self.id) else { return false };
+        let same = self.cursor.as_ref().is_some_and(|cursor| cursor.session.broker_epoch == member.broker_epoch);
         (member.eligible || !core.config.rules.hold(Rule::R12EligibleMember))
             && (same || !core.config.rules.hold(Rule::R64SessionBrokerEpoch))
     }
@@ -988,6 +988,26 @@ mod tests {
         acks(&mut leader, B2, 2, 7, T0);
         acks(&mut leader, B2, 3, 10, T0);
         assert_eq!(leader.follower_log_end(B2), Some(Offset(7)), "a diverging open is no session");
+    }
+
+    #[test]
+    fn an_ack_of_bytes_that_were_cut_since_counts_for_nothing() {
+        // R27: the follower had 14 of the first leadership; both logs were cut to 10, and grew to 14 anew
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        append(&mut leader, 14, T0);
+        leader.handle_metadata(&state(3, 6, 51, &[1, 2, 3]), T0);
+        let open_of_mine = leader.open_request().unwrap();
+        let diverging = Answer::Diverging { epoch: LeaderEpoch(4), end: Offset(10) };
+        leader.handle_answer(open_of_mine.open_no, diverging, T0);
+        leader.handle_metadata(&state(1, 7, 52, &[1, 2]), T0);
+        let anew = Open { leader_epoch: LeaderEpoch(7), ..open(2, 10, 4) };
+        leader.handle_open(B2, session(B2, 2), anew, T0);
+        append(&mut leader, 14, T0);
+        acks(&mut leader, B2, 1, 14, T0);
+        assert_eq!((leader.follower_log_end(B2), hw(&leader)), (Some(Offset(10)), 10));
+        acks(&mut leader, B2, 2, 14, T0);
+        assert_eq!(hw(&leader), 14);
     }
 
     #[test]

@@ -149,6 +149,17 @@ impl Replica {
         }
     }
 
+    /// Whether records count only once they are durable has changed.
+    pub fn handle_sync_before_ack(&mut self, sync_before_ack: bool, now: Time) {
+        let core = &mut self.core;
+        core.sync_before_ack = sync_before_ack;
+        match &mut self.role {
+            Role::Idle => {}
+            Role::Leader(leader) => leader.settle(core, now),
+            Role::Follower(follower) => follower.handle_sync_before_ack(core),
+        }
+    }
+
     /// What a sync that starts now covers.
     #[must_use]
     pub fn sync_point(&self) -> SyncPoint {

@@ -798,6 +798,44 @@ impl World {
             self.violation = Some(format!("{record:?} is committed at {at} in the zones {zones:?} only"));
         }
     }
+
+    /// A follower loses records in a crash and is unfenced in its new registration before its leader hears of its log; then
+    /// the others go. What it acknowledged before must not have made it a member.
+    fn lossy_restart(mut self) -> Option<String> {
+        self.fence(1);
+        for _ in 0..5 {
+            if let Some(stuck) = self.heal() {
+                return Some(stuck);
+            }
+            self.produce(0);
+        }
+        assert!(self.nodes[0].log.len() > 3, "{:?}", self.nodes[0].log);
+        self.crash(2);
+        self.restart(2);
+        self.unfence(2);
+        for _ in 0..10 {
+            self.deliver_metadata(0);
+            self.drain(0);
+            self.answer_request();
+            self.deliver_answer();
+        }
+        for gone in [0, 1] {
+            self.fence(gone);
+        }
+        for _ in 0..10 {
+            self.deliver_metadata(2);
+            self.drain(2);
+        }
+        self.violation
+    }
+}
+
+#[test]
+fn a_lossy_restart_makes_no_member_by_what_was_acknowledged_before() {
+    // R8, R64
+    for seed in 0..50 {
+        assert_eq!(World::new(seed, false, 1, Rules::all()).lossy_restart(), None, "seed {seed}");
+    }
 }
 
 /// Runs seeds until one violates; the seed and what it found. Every other one syncs before it acknowledges.
@@ -882,5 +920,15 @@ mod mutations {
             }
         }
         assert_eq!(unnoticed, []);
+    }
+
+    /// R8 voids what an older registration acknowledged, R64 lets only the registration of the session join: each alone
+    /// holds what the other would.
+    #[test]
+    fn a_lossy_restart_would_make_a_member_without_r8_and_r64() {
+        let notices = |rules: Rules| (0..50).any(|seed| World::new(seed, false, 1, rules).lossy_restart().is_some());
+        let (r8, r64) = (Rules::without(Rule::R8BrokerEpoch), Rules::without(Rule::R64SessionBrokerEpoch));
+        assert!(!notices(r8) && !notices(r64));
+        assert!(notices(r8.and_without(Rule::R64SessionBrokerEpoch)));
     }
 }
