@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use coordinator::{GroupRequest, GroupResponse};
 use metadata::MetadataImage;
-use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics, Reassignment};
+use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics};
 use model::{BrokerEpoch, BrokerId, ClusterId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rpc::broker::{BrokerPeer, Probe};
-use rpc::controller::ControllerClient;
+use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
@@ -32,7 +32,8 @@ use crate::transactions::NoCoordinator;
 use crate::waiters::PendingProduce;
 use crate::{fetch, housekeeping, isr, lifecycle, offsets, timers, transactions};
 
-/// How long a decision may take to arrive in this broker's own image before the client is answered all the same.
+/// How long what an answer rests on may take to arrive in this broker's own image before the client is answered all the
+/// same.
 const IMAGE_WAIT: Duration = Duration::from_millis(500);
 
 /// What a broker stands on.
@@ -191,40 +192,6 @@ impl Broker {
         }
         self.leader_streams.stop();
         self.groups.stop();
-    }
-
-    /// After a decision: waits a little until this broker's image shows it, so that a client which asks here next sees it.
-    async fn wait_for_decision(&self, request: &ControlRequest, response: &ControlResponse) {
-        match (request, response) {
-            (ControlRequest::CreateTopics(_), ControlResponse::CreateTopics(created)) => {
-                let ids: Vec<_> =
-                    created.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|topic| topic.id).collect();
-                let shown = || {
-                    let image = self.context.image();
-                    ids.iter().all(|id| id.is_none() || image.topic(*id).is_some()).then_some(())
-                };
-                let _ = self.context.wait_metadata(IMAGE_WAIT, shown).await;
-            }
-            (ControlRequest::DeleteTopics(_), ControlResponse::DeleteTopics(deleted)) => {
-                let ids: Vec<_> =
-                    deleted.iter().filter_map(|topic| topic.result.as_ref().ok()).map(|(_, id)| *id).collect();
-                let gone = || {
-                    let image = self.context.image();
-                    ids.iter().all(|id| image.topic(*id).is_none()).then_some(())
-                };
-                let _ = self.context.wait_metadata(IMAGE_WAIT, gone).await;
-            }
-            (ControlRequest::AlterReassignments(asked), ControlResponse::AlterReassignments(results)) => {
-                let done = asked.partitions.iter().zip(results).filter(|(_, result)| result.result.is_ok());
-                let asked: Vec<_> = done.map(|(asked, _)| asked).collect();
-                let shown = || {
-                    let image = self.context.image();
-                    asked.iter().all(|asked| shows(&image, asked)).then_some(())
-                };
-                let _ = self.context.wait_metadata(IMAGE_WAIT, shown).await;
-            }
-            _ => {}
-        }
     }
 
     async fn create_offsets_topic(&self) -> Result<(), ErrorCode> {
@@ -392,14 +359,14 @@ impl BrokerApi for Broker {
     }
 
     async fn control(&self, request: ControlRequest, timeout_ms: u64) -> Result<ControlResponse, ControlUnavailable> {
-        let timeout = Duration::from_millis(timeout_ms.max(1));
-        match self.context.ask(request.clone(), timeout).await {
-            Ok(response) => {
-                self.wait_for_decision(&request, &response).await;
-                Ok(response)
-            }
-            Err(error) => Err(ControlUnavailable { error: ErrorCode::RequestTimedOut, message: error.to_string() }),
-        }
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms.max(1));
+        let unavailable =
+            |error: CallError| ControlUnavailable { error: ErrorCode::RequestTimedOut, message: error.to_string() };
+        let answered = self.context.controller.ask(request, deadline).await.map_err(unavailable)?;
+        // A client that asks here next sees what was decided.
+        let shown = || (self.context.image().next_offset() >= answered.next_offset).then_some(());
+        let _ = self.context.wait_metadata(IMAGE_WAIT, shown).await;
+        Ok(answered.response)
     }
 
     async fn describe_quorum(&self) -> Result<QuorumDescription, ControlUnavailable> {
@@ -426,15 +393,6 @@ impl BrokerApi for Broker {
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
         self.groups.ask(request).await
     }
-}
-
-/// Whether an image shows that a reassignment was begun, or cancelled, or that its topic is gone.
-fn shows(image: &MetadataImage, asked: &Reassignment) -> bool {
-    let partition = image.topic_by_name(&asked.topic).and_then(|topic| topic.partition(asked.partition));
-    partition.is_none_or(|partition| match &asked.target {
-        Some(target) => partition.target() == *target,
-        None => !partition.is_reassigning(),
-    })
 }
 
 #[derive(Debug)]

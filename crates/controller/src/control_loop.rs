@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Invariants: one proposal in flight; what queues up meanwhile is decided together (`R67`); an answer leaves only while
-//! the tenure is active at that moment (`R68`); what the core knows softly lives as long as the tenure (`R71`).
+//! the tenure is active at that moment (`R68`), and one that must be current and recorded nothing only after a quorum has
+//! confirmed the leadership since (`R71`); what the core knows softly lives as long as the tenure (`R71`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +19,7 @@ use std::time::Duration;
 use metadata::control::{ControlEvent, Suspicion};
 use metadata::{ClusterControl, ControlRequest, ControlResponse, Decision, MetadataRecord};
 use model::{BrokerId, ClusterId, Incarnation, MetadataOffset, Time, Uuid};
-use rpc::controller::{Reply, Tenure};
+use rpc::controller::{Answered, Reply, Tenure};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -32,6 +33,8 @@ const QUEUE: usize = 1024;
 const TOGETHER: usize = 256;
 /// How often the loop looks at suspicions and at its tenure when nothing else happens.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a quorum may take to confirm the leadership (`R71`).
+pub(crate) const CONFIRMATION: Duration = Duration::from_millis(500);
 /// A suspect is asked twice, this long each (`R76`).
 const PROBE: Duration = Duration::from_millis(250);
 
@@ -57,7 +60,7 @@ impl Clock {
 
 #[derive(Debug)]
 enum Input {
-    Call { request: ControlRequest, reply: oneshot::Sender<Reply<ControlResponse>> },
+    Call { request: ControlRequest, reply: oneshot::Sender<Reply<Answered>> },
     Probed { suspicion: Suspicion, gone: bool },
 }
 
@@ -77,6 +80,14 @@ pub(crate) struct ControlHandle {
     clock: Clock,
 }
 
+/// What one that is not answered may count on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    /// Nothing was decided for it, nor will be.
+    Undecided,
+    Unknown,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct ControlLoop {
@@ -93,8 +104,20 @@ pub(crate) struct ControlLoop {
 #[derive(Default)]
 struct Pending {
     records: Vec<MetadataRecord>,
-    parked: Vec<(oneshot::Sender<Reply<ControlResponse>>, ControlResponse)>,
+    parked: Vec<Parked>,
     events: Vec<ControlEvent>,
+}
+
+/// Who waits for an answer.
+struct Parked {
+    caller: Caller,
+    response: ControlResponse,
+}
+
+struct Caller {
+    reply: oneshot::Sender<Reply<Answered>>,
+    /// The answer must be current, whether it records anything or not (`R71`).
+    wants_current: bool,
 }
 
 /// What the loop is configured with.
@@ -109,9 +132,9 @@ pub(crate) struct ControlConfig {
 
 impl ControlHandle {
     /// Asks, for at most `timeout`.
-    pub(crate) async fn call(&self, request: ControlRequest, timeout: Duration) -> Reply<ControlResponse> {
+    pub(crate) async fn call(&self, request: ControlRequest, timeout: Duration) -> Reply<Answered> {
         if !self.observe(&request) {
-            return self.not_controller();
+            return self.not_controller(Outcome::Undecided);
         }
         let (reply, answer) = oneshot::channel();
         let asked = async {
@@ -119,7 +142,8 @@ impl ControlHandle {
             answer.await.ok()
         };
         // A request that is given up may still be decided: to the caller, that outcome is unknown (R67).
-        tokio::time::timeout(timeout, asked).await.ok().flatten().unwrap_or_else(|| self.not_controller())
+        let answer = tokio::time::timeout(timeout, asked).await.ok().flatten();
+        answer.unwrap_or_else(|| self.not_controller(Outcome::Unknown))
     }
 
     /// Notes what the arrival of a request tells (`R71`); false where this is not the active controller.
@@ -132,9 +156,31 @@ impl ControlHandle {
         true
     }
 
-    fn not_controller<T>(&self) -> Reply<T> {
+    fn not_controller<T>(&self, outcome: Outcome) -> Reply<T> {
         let leader = self.quorum.leader().filter(|(id, _)| id.0 != self.quorum.me.id);
-        Reply::NotController { leader }
+        Reply::NotController { leader, undecided: outcome == Outcome::Undecided }
+    }
+
+    /// Answers what was decided on the image at `next_offset`, if the tenure is active at this moment (`R68`).
+    fn answer(&self, tenure: Tenure, next_offset: MetadataOffset, parked: Vec<Parked>, otherwise: Outcome) {
+        for Parked { caller, response } in parked {
+            let active = self.quorum.contact.active() == Some(tenure);
+            let reply = Reply::Active(tenure, Answered { response, next_offset });
+            // Who no longer waits wants no answer.
+            drop(caller.reply.send(if active { reply } else { self.not_controller(otherwise) }));
+        }
+    }
+
+    /// As `answer`, for what recorded nothing and must be current: waits until a quorum has confirmed that nobody else led
+    /// when it was decided (`R71`).
+    async fn answer_current(self, tenure: Tenure, next_offset: MetadataOffset, parked: Vec<Parked>) {
+        if self.quorum.is_current(CONFIRMATION).await {
+            return self.answer(tenure, next_offset, parked, Outcome::Undecided);
+        }
+        tracing::warn!(term = tenure.term, answers = parked.len(), "no quorum confirms that this controller is active");
+        for Parked { caller, .. } in parked {
+            drop(caller.reply.send(self.not_controller(Outcome::Undecided)));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Active> {
@@ -202,7 +248,8 @@ impl ControlLoop {
             }
             pending = self.gather(tenure).await;
             if !self.holds(tenure) {
-                self.refuse(pending);
+                // It was not proposed.
+                self.refuse(pending, Outcome::Undecided);
                 break;
             }
         }
@@ -245,7 +292,8 @@ impl ControlLoop {
         match input {
             Input::Call { request, reply } => {
                 let decision = self.handle.lock().control.decide(&request, now, entropy);
-                self.take(pending, decision, Some(reply));
+                let caller = Caller { reply, wants_current: request.wants_current_answer() };
+                self.take(pending, decision, Some(caller));
             }
             Input::Probed { suspicion, gone } => {
                 self.probing.remove(&(suspicion.broker, suspicion.epoch));
@@ -274,22 +322,18 @@ impl ControlLoop {
     }
 
     /// Replays a decision, so that the next one sees it, and parks its answer.
-    fn take(
-        &mut self,
-        pending: &mut Pending,
-        decision: Decision,
-        reply: Option<oneshot::Sender<Reply<ControlResponse>>>,
-    ) {
+    fn take(&mut self, pending: &mut Pending, decision: Decision, caller: Option<Caller>) {
         let mut active = self.handle.lock();
         decision.records.iter().for_each(|record| active.control.replay(record));
         pending.records.extend(decision.records);
         pending.events.extend(decision.events);
-        pending.parked.extend(reply.map(|reply| (reply, decision.response)));
+        pending.parked.extend(caller.map(|caller| Parked { caller, response: decision.response }));
     }
 
     /// Has a batch applied and answers for it; false when the tenure is over.
     async fn settle(&mut self, tenure: Tenure, pending: Pending) -> bool {
         let mut base = self.handle.quorum.image().next_offset();
+        let before = base;
         for part in in_parts(&pending.records) {
             match self.propose(tenure, base, part).await {
                 Proposed::Applied(next) => base = next,
@@ -297,12 +341,13 @@ impl ControlLoop {
                     tracing::warn!(term = tenure.term, %base, "a batch was superseded: deciding starts over");
                     let image = self.handle.quorum.image();
                     self.handle.lock().control.reset(image);
-                    self.refuse(pending);
+                    // R66: what is superseded changes nothing, now or later. A part before it may have been applied.
+                    self.refuse(pending, if base == before { Outcome::Undecided } else { Outcome::Unknown });
                     return true;
                 }
                 Proposed::TenureOver | Proposed::Dead => {
                     self.handle.quorum.contact.give_up(tenure);
-                    self.refuse(pending);
+                    self.refuse(pending, Outcome::Unknown);
                     return false;
                 }
             }
@@ -310,11 +355,14 @@ impl ControlLoop {
         let decided = self.handle.lock().control.image().next_offset();
         assert_eq!(decided, base, "what was decided is not what was applied");
         pending.events.iter().for_each(tell);
-        for (reply, response) in pending.parked {
-            let active = self.handle.quorum.contact.active() == Some(tenure);
-            let answer = if active { Reply::Active(tenure, response) } else { self.handle.not_controller() };
-            // Who no longer waits wants no answer.
-            drop(reply.send(answer));
+        // Records that were applied in this tenure prove that it was current when they were decided.
+        let proven = !pending.records.is_empty();
+        let at_once = |parked: &Parked| proven || !parked.caller.wants_current;
+        let (now, later): (Vec<_>, Vec<_>) = pending.parked.into_iter().partition(at_once);
+        self.handle.answer(tenure, base, now, if proven { Outcome::Unknown } else { Outcome::Undecided });
+        if !later.is_empty() {
+            // A task of its own: heartbeats do not wait for it. It holds no more than callers that wait.
+            tokio::spawn(self.handle.clone().answer_current(tenure, base, later));
         }
         true
     }
@@ -338,15 +386,15 @@ impl ControlLoop {
         }
     }
 
-    fn refuse(&self, pending: Pending) {
-        for (reply, _) in pending.parked {
-            drop(reply.send(self.handle.not_controller()));
+    fn refuse(&self, pending: Pending, outcome: Outcome) {
+        for Parked { caller, .. } in pending.parked {
+            drop(caller.reply.send(self.handle.not_controller(outcome)));
         }
     }
 
     fn turn_away(&self, input: Input) {
         if let Input::Call { reply, .. } = input {
-            drop(reply.send(self.handle.not_controller()));
+            drop(reply.send(self.handle.not_controller(Outcome::Undecided)));
         }
     }
 

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metadata::{ControlError, ControlRequest, ControlResponse};
+use metadata::{ControlError, ControlRequest};
 use model::{ClusterId, MetadataOffset};
-use rpc::controller::{ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure, VoterChange};
+use rpc::controller::{
+    Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure, VoterChange,
+};
 
-use crate::control_loop::ControlHandle;
+use crate::control_loop::{CONFIRMATION, ControlHandle};
 use crate::metadata_log::Since;
 use crate::raft::{Quorum, members};
 
@@ -22,7 +24,7 @@ pub(crate) struct Service {
 }
 
 impl ControllerServer for Service {
-    async fn call(self: Arc<Self>, request: ControlRequest, timeout: Duration) -> Reply<ControlResponse> {
+    async fn call(self: Arc<Self>, request: ControlRequest, timeout: Duration) -> Reply<Answered> {
         self.control.call(request, timeout).await
     }
 
@@ -53,20 +55,26 @@ impl ControllerServer for Service {
         }
     }
 
-    fn describe(&self) -> QuorumInfo {
-        self.quorum.describe()
+    async fn describe(&self) -> QuorumInfo {
+        let confirmed = self.quorum.contact.active().is_some() && self.quorum.is_current(CONFIRMATION).await;
+        let info = self.quorum.describe();
+        QuorumInfo { active: info.active && confirmed, ..info }
     }
 
     async fn change_voters(self: Arc<Self>, change: VoterChange) -> Reply<Result<(), ControlError>> {
         let leader = || self.quorum.leader().filter(|(id, _)| id.0 != self.quorum.me.id);
-        let Some(tenure) = self.quorum.contact.active() else { return Reply::NotController { leader: leader() } };
+        let Some(tenure) = self.quorum.contact.active() else {
+            return Reply::NotController { leader: leader(), undecided: true };
+        };
         let outcome = match change {
             VoterChange::Add { node, address } => members::add(&self.quorum, node, address).await,
             VoterChange::Remove { node } => members::remove(&self.quorum, node).await,
         };
         // What was committed stays so, whoever is active by now.
         match outcome {
-            Err(_) if self.quorum.contact.active() != Some(tenure) => Reply::NotController { leader: leader() },
+            Err(_) if self.quorum.contact.active() != Some(tenure) => {
+                Reply::NotController { leader: leader(), undecided: false }
+            }
             outcome => Reply::Active(tenure, outcome),
         }
     }

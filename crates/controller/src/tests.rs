@@ -129,6 +129,19 @@ async fn register(client: &ControllerClient, broker: i32, port: u16) -> BrokerEp
     }
 }
 
+/// Of a broker that has applied all of the metadata.
+fn heartbeat(broker: i32, epoch: BrokerEpoch) -> ControlRequest {
+    ControlRequest::Heartbeat(Heartbeat {
+        broker: BrokerId(broker),
+        epoch,
+        next_offset: MetadataOffset(1 << 40),
+        want_fence: false,
+        want_shutdown: false,
+        offline_directories: Vec::new(),
+        lossy: Vec::new(),
+    })
+}
+
 /// Follows until `image` is at least at `end`; says how many snapshots came.
 async fn follow(
     events: &mut (impl Stream<Item = MetadataEvent> + Unpin),
@@ -397,6 +410,64 @@ async fn a_leader_whose_disk_stalls_stops_answering_and_its_batch_is_superseded(
 }
 
 #[tokio::test]
+async fn an_answer_that_must_be_current_waits_for_a_quorum_and_a_heartbeat_rests_on_the_lease() {
+    // R68, R71: the lease is long, so that the leader counts as active for a while after it lost its quorum
+    let mut cluster = Cluster::of_three(|config| config.timeouts.election_max = Duration::from_secs(4));
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    let epoch = cluster.register(1).await;
+    let handle = cluster.handle(leader).clone();
+    let client = ControllerClient::new(&cluster.voters[leader..=leader]).unwrap();
+    // Nobody has that number: the answer records nothing.
+    let unregister = ControlRequest::UnregisterBroker { broker: BrokerId(99) };
+    let refused = client.call(unregister.clone(), Instant::now() + PATIENCE).await;
+    assert!(matches!(refused, Ok(ControlResponse::Refused(_))), "{refused:?}");
+    // The first one unfences the broker; those after it record nothing.
+    client.call(heartbeat(1, epoch), Instant::now() + PATIENCE).await.unwrap();
+    handle.quorum.links.cut.lock().unwrap().extend([1, 2, 3]);
+    let in_lease = Instant::now() + Duration::from_secs(1);
+    let (beat, stale) =
+        tokio::join!(client.call(heartbeat(1, epoch), in_lease), client.call(unregister.clone(), in_lease));
+    let described = client.describe(Instant::now() + Duration::from_secs(1)).await.unwrap();
+    assert!(handle.is_active(), "by its lease");
+    assert!(matches!(beat, Ok(ControlResponse::Heartbeat(_))), "{beat:?}");
+    // Whichever gives up first, nobody answers from an image that may be old.
+    assert!(stale.is_err(), "{stale:?}");
+    assert!(!described.active, "{described:?}");
+    handle.quorum.links.cut.lock().unwrap().clear();
+    let refused = cluster.client().call(unregister, Instant::now() + PATIENCE).await;
+    assert!(matches!(refused, Ok(ControlResponse::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_decision_has_no_effect_before_it_is_committed() {
+    // R2: it is in the leader's log, and in nobody else's
+    let disks: Vec<GatedDisk> = (0..3).map(|_| GatedDisk::default()).collect();
+    let mut cluster = Cluster::of_three(|config| {
+        config.disk = Arc::new(disks[usize::try_from(config.node_id.0 - 1).unwrap()].clone());
+    });
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    cluster.register(1).await;
+    let handle = cluster.handle(leader).clone();
+    until("all controllers' registrations", || handle.quorum.image().controllers().len() == 3).await;
+    let (before, log_end) = (handle.quorum.image(), handle.quorum.contact.metrics().last_log_index);
+    for follower in (0..3).filter(|at| *at != leader) {
+        disks[follower].hold(true);
+    }
+    let client = cluster.client();
+    let mut asked = tokio::spawn(async move { register(&client, 2, 1).await });
+    let appended = || handle.quorum.contact.metrics().last_log_index > log_end;
+    until("the decision in the leader's log", appended).await;
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut asked).await;
+    assert!(early.is_err(), "answered: {early:?}");
+    assert_eq!(handle.quorum.image(), before);
+    disks.iter().for_each(|disk| disk.hold(false));
+    let epoch = asked.await.unwrap();
+    until("its effect", || handle.quorum.image().broker_epoch(BrokerId(2)) == epoch).await;
+}
+
+#[tokio::test]
 async fn a_controller_whose_disk_fails_asks_for_its_end_and_the_others_go_on() {
     let disks: Vec<MemDisk> = (0..3).map(|_| MemDisk::new()).collect();
     let fatal = Arc::new(Mutex::new(Vec::new()));
@@ -517,16 +588,7 @@ async fn a_suspect_that_is_gone_is_fenced_and_one_that_lives_is_not() {
         epochs.push(register(&client, broker, port).await);
     }
     for (broker, epoch) in (1..).zip(&epochs) {
-        let heartbeat = ControlRequest::Heartbeat(Heartbeat {
-            broker: BrokerId(broker),
-            epoch: *epoch,
-            next_offset: MetadataOffset(1 << 40),
-            want_fence: false,
-            want_shutdown: false,
-            offline_directories: Vec::new(),
-            lossy: Vec::new(),
-        });
-        let answer = client.call(heartbeat, Instant::now() + PATIENCE).await;
+        let answer = client.call(heartbeat(broker, *epoch), Instant::now() + PATIENCE).await;
         assert!(matches!(&answer, Ok(ControlResponse::Heartbeat(now)) if !now.is_fenced), "{answer:?}");
     }
     let (leader, _) = cluster.active().await;

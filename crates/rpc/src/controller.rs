@@ -2,7 +2,8 @@
 //! description of the quorum; and the client that finds the active controller.
 //!
 //! Invariants: an answer and a stream event come from an active tenure and name it; the client keeps the highest tenure it
-//! has seen and hears nothing of a lower one (`R69`); records come in whole batches (`R70`).
+//! has seen and hears nothing of a lower one (`R69`); records come in whole batches (`R70`); what may have taken effect is
+//! asked again only where that is harmless.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -38,11 +39,22 @@ pub struct Tenure {
 pub enum Reply<T> {
     /// The active controller's answer.
     Active(Tenure, T),
-    /// This is not the active controller, or it does not know whether it still is: the outcome is unknown.
+    /// This is not the active controller, or it does not know whether it still is.
     NotController {
         /// Whom it follows.
         leader: Option<(BrokerId, String)>,
+        /// Whether it is certain that nothing was decided, nor will be; else the outcome is unknown.
+        undecided: bool,
     },
+}
+
+/// An answer of the active controller.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answered {
+    /// The answer.
+    pub response: ControlResponse,
+    /// The metadata offset after all that it rests on: an image that has reached it shows what was decided.
+    pub next_offset: MetadataOffset,
 }
 
 /// What a follower of the metadata is told.
@@ -120,7 +132,7 @@ pub trait ControllerServer: Send + Sync + 'static {
         self: Arc<Self>,
         request: ControlRequest,
         timeout: Duration,
-    ) -> impl Future<Output = Reply<ControlResponse>> + Send;
+    ) -> impl Future<Output = Reply<Answered>> + Send;
 
     /// Sends the metadata from `next` on until the receiver goes away or this controller is no longer active.
     fn follow(
@@ -130,8 +142,8 @@ pub trait ControllerServer: Send + Sync + 'static {
         sender: FollowSender,
     ) -> impl Future<Output = ()> + Send;
 
-    /// What it knows of the quorum.
-    fn describe(&self) -> QuorumInfo;
+    /// What it knows of the quorum; `active` only where that is so at this moment (`R71`).
+    fn describe(&self) -> impl Future<Output = QuorumInfo> + Send;
 
     /// Changes who votes; answers once that is committed, or with why not.
     fn change_voters(
@@ -188,7 +200,7 @@ impl FollowSender {
 
     /// Says that this controller is not, or no longer, active.
     pub async fn not_controller(&self, leader: Option<(BrokerId, String)>) -> bool {
-        let event = wire::follow_response::Event::NotController(not_controller(leader));
+        let event = wire::follow_response::Event::NotController(not_controller(leader, true));
         self.send(None, event).await
     }
 
@@ -251,11 +263,14 @@ impl<S: ControllerServer> wire::controller_server::Controller for Service<S> {
         let decoded = decoded.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let timeout = Duration::from_millis(u64::from(request.timeout_ms));
         let result = match Arc::clone(&self.server).call(decoded, timeout).await {
-            Reply::Active(tenure, response) => wire::call_response::Result::Answer(wire::Answer {
+            Reply::Active(tenure, answered) => wire::call_response::Result::Answer(wire::Answer {
                 tenure: Some(tenure_to_wire(tenure)),
-                response: metadata::wire::encode_response(&response).into(),
+                response: metadata::wire::encode_response(&answered.response).into(),
+                next_offset: answered.next_offset.0,
             }),
-            Reply::NotController { leader } => wire::call_response::Result::NotController(not_controller(leader)),
+            Reply::NotController { leader, undecided } => {
+                wire::call_response::Result::NotController(not_controller(leader, undecided))
+            }
         };
         Ok(Response::new(wire::CallResponse { version: INTERNAL_VERSION, result: Some(result) }))
     }
@@ -279,7 +294,7 @@ impl<S: ControllerServer> wire::controller_server::Controller for Service<S> {
         request: Request<wire::DescribeRequest>,
     ) -> Result<Response<wire::DescribeResponse>, Status> {
         check_version(request.get_ref().version).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(Response::new(info_to_wire(self.server.describe())))
+        Ok(Response::new(info_to_wire(self.server.describe().await)))
     }
 
     async fn change_voters(
@@ -296,7 +311,7 @@ impl<S: ControllerServer> wire::controller_server::Controller for Service<S> {
             Reply::Active(_, Err(error)) => {
                 Outcome::Refused(wire::VotersRefused { code: i32::from(error.code.code()), message: error.message })
             }
-            Reply::NotController { leader } => Outcome::NotController(not_controller(leader)),
+            Reply::NotController { leader, undecided } => Outcome::NotController(not_controller(leader, undecided)),
         };
         Ok(Response::new(wire::ChangeVotersResponse { version: INTERNAL_VERSION, result: Some(result) }))
     }
@@ -331,6 +346,9 @@ pub enum CallError {
     /// No active controller answered in time: whether the request took effect is unknown.
     #[error("no active controller answered in time; the outcome is unknown")]
     Timeout,
+    /// A controller took the request and gave no answer, and asking again could meet its effect.
+    #[error("the controller that was asked gave no answer; the outcome is unknown")]
+    Unknown,
     /// The request is not one that this controller understands.
     #[error("the controller refused the request: {0}")]
     Refused(String),
@@ -380,11 +398,21 @@ impl ControllerClient {
         Ok(ControllerClient { shared: Arc::new(Shared { controllers, state: Mutex::default() }) })
     }
 
-    /// Asks the active controller, whichever it is, until `deadline`. A request may reach a controller more than once.
+    /// As [`ask`](Self::ask), for who wants the response alone.
     ///
     /// # Errors
-    /// [`CallError::Timeout`]: the outcome is unknown.
+    /// [`CallError::Timeout`] and [`CallError::Unknown`]: the outcome is unknown.
     pub async fn call(&self, request: ControlRequest, deadline: Instant) -> Result<ControlResponse, CallError> {
+        Ok(self.ask(request, deadline).await?.response)
+    }
+
+    /// Asks the active controller, whichever it is, until `deadline`. A request that
+    /// [`may_repeat`](ControlRequest::may_repeat) may reach a controller more than once; any other one is asked again only
+    /// where it is certain that it came to nothing.
+    ///
+    /// # Errors
+    /// [`CallError::Timeout`] and [`CallError::Unknown`]: the outcome is unknown.
+    pub async fn ask(&self, request: ControlRequest, deadline: Instant) -> Result<Answered, CallError> {
         let bytes = Bytes::from(metadata::wire::encode_request(&request));
         let attempts = async {
             let mut search = Search::default();
@@ -392,10 +420,11 @@ impl ControllerClient {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let at = self.state().current;
                 match self.call_once(at, bytes.clone(), left.min(CALL_SILENCE)).await {
-                    Ok(Some(response)) => return Ok(response),
-                    Ok(None) => {}
+                    Ok(Attempt::Answered(answered)) => return Ok(answered),
                     Err(RpcError::Refused { reason, .. }) => return Err(CallError::Refused(reason)),
-                    Err(error) => self.failed(at, &error),
+                    Ok(Attempt::Undecided) => {}
+                    Ok(Attempt::Unknown) | Err(_) if !request.may_repeat() => return Err(CallError::Unknown),
+                    Ok(Attempt::Unknown) | Err(_) => {}
                 }
                 search.pause(self.count()).await;
             }
@@ -490,7 +519,15 @@ impl ControllerClient {
         self.state().newest
     }
 
-    async fn call_once(&self, at: usize, request: Bytes, left: Duration) -> Result<Option<ControlResponse>, RpcError> {
+    async fn call_once(&self, at: usize, request: Bytes, left: Duration) -> Result<Attempt, RpcError> {
+        let outcome = self.attempt(at, request, left).await;
+        if let Err(error) = &outcome {
+            self.failed(at, error);
+        }
+        outcome
+    }
+
+    async fn attempt(&self, at: usize, request: Bytes, left: Duration) -> Result<Attempt, RpcError> {
         let controller = self.controller(at);
         let mut client = wire::controller_client::ControllerClient::new(controller.channel.clone())
             .max_decoding_message_size(net::MAX_MESSAGE)
@@ -498,20 +535,30 @@ impl ControllerClient {
         let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         let asked = client.call(wire::CallRequest { version: INTERNAL_VERSION, request, timeout_ms });
         let late = || RpcError::Unavailable { peer: controller.address.clone(), reason: "silence".to_owned() };
-        let answer = tokio::time::timeout(left, asked).await.map_err(|_| late())?;
-        let answer = answer.map_err(|status| RpcError::of(&controller.address, &status))?.into_inner();
+        let answer = match tokio::time::timeout(left, asked).await.map_err(|_| late())? {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                let error = RpcError::of(&controller.address, &status);
+                if !net::never_connected(&status) {
+                    return Err(error);
+                }
+                self.failed(at, &error);
+                return Ok(Attempt::Undecided);
+            }
+        };
         check_version(answer.version)?;
         match answer.result.ok_or(RpcError::Invalid("a call was answered with nothing"))? {
             wire::call_response::Result::Answer(answer) => {
                 if !self.accept(at, tenure_from_wire(answer.tenure)?) {
-                    return Ok(None);
+                    return Ok(Attempt::Unknown);
                 }
-                let response = metadata::wire::decode_response(&answer.response);
-                response.map(Some).map_err(|_| RpcError::Invalid("a control response does not decode"))
+                let response = metadata::wire::decode_response(&answer.response)
+                    .map_err(|_| RpcError::Invalid("a control response does not decode"))?;
+                Ok(Attempt::Answered(Answered { response, next_offset: MetadataOffset(answer.next_offset) }))
             }
             wire::call_response::Result::NotController(not) => {
                 self.redirect(at, &not);
-                Ok(None)
+                Ok(if not.undecided { Attempt::Undecided } else { Attempt::Unknown })
             }
         }
     }
@@ -570,6 +617,15 @@ impl ControllerClient {
     fn state(&self) -> MutexGuard<'_, ClientState> {
         self.shared.state.lock().expect("no holder of the lock panics")
     }
+}
+
+/// What came of asking one controller once.
+enum Attempt {
+    Answered(Answered),
+    /// It is certain that nothing was decided.
+    Undecided,
+    /// It may have been decided, or still be.
+    Unknown,
 }
 
 /// Pauses between attempts: none before all controllers were asked once.
@@ -698,9 +754,9 @@ fn records_from(bytes: &[u8]) -> Result<Vec<MetadataRecord>, RpcError> {
     metadata::wire::decode_records(bytes).map_err(|_| RpcError::Invalid("metadata records do not decode"))
 }
 
-fn not_controller(leader: Option<(BrokerId, String)>) -> wire::NotController {
+fn not_controller(leader: Option<(BrokerId, String)>, undecided: bool) -> wire::NotController {
     let (id, address) = leader.unwrap_or((BrokerId::NONE, String::new()));
-    wire::NotController { leader_id: id.0, leader_address: address }
+    wire::NotController { leader_id: id.0, leader_address: address, undecided }
 }
 
 fn tenure_to_wire(tenure: Tenure) -> wire::Tenure {
@@ -760,23 +816,30 @@ mod tests {
     use super::*;
     use metadata::control::UpdateFeatures;
     use model::Uuid;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     /// A controller that answers as it is told.
     struct Fake {
         tenure: Mutex<Option<Tenure>>,
         leader: Option<(BrokerId, String)>,
+        /// Where it is not active: whether it is certain that nothing was decided.
+        undecided: AtomicBool,
+        asked: AtomicUsize,
     }
 
     impl Fake {
         fn reply<T>(&self, answer: T) -> Reply<T> {
+            let undecided = self.undecided.load(Ordering::Relaxed);
+            let not = Reply::NotController { leader: self.leader.clone(), undecided };
             let tenure = *self.tenure.lock().unwrap();
-            tenure.map_or(Reply::NotController { leader: self.leader.clone() }, |tenure| Reply::Active(tenure, answer))
+            tenure.map_or(not, |tenure| Reply::Active(tenure, answer))
         }
     }
 
     impl ControllerServer for Fake {
-        async fn call(self: Arc<Self>, _: ControlRequest, _: Duration) -> Reply<ControlResponse> {
-            self.reply(ControlResponse::Done)
+        async fn call(self: Arc<Self>, _: ControlRequest, _: Duration) -> Reply<Answered> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.reply(Answered { response: ControlResponse::Done, next_offset: MetadataOffset(9) })
         }
 
         async fn follow(self: Arc<Self>, _: ClusterId, next: MetadataOffset, sender: FollowSender) {
@@ -800,7 +863,7 @@ mod tests {
             })
         }
 
-        fn describe(&self) -> QuorumInfo {
+        async fn describe(&self) -> QuorumInfo {
             QuorumInfo {
                 leader: BrokerId(1),
                 term: 4,
@@ -853,7 +916,12 @@ mod tests {
     }
 
     async fn serve(tenure: Option<Tenure>, leader: Option<(BrokerId, String)>) -> (Arc<Fake>, String) {
-        let fake = Arc::new(Fake { tenure: Mutex::new(tenure), leader });
+        let fake = Arc::new(Fake {
+            tenure: Mutex::new(tenure),
+            leader,
+            undecided: AtomicBool::new(true),
+            asked: AtomicUsize::new(0),
+        });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let routes = routes(Arc::clone(&fake), Arc::clone(&fake));
@@ -863,6 +931,10 @@ mod tests {
 
     fn request() -> ControlRequest {
         ControlRequest::UpdateFeatures(UpdateFeatures { updates: Vec::new(), validate_only: true })
+    }
+
+    fn repeatable() -> ControlRequest {
+        ControlRequest::AllocateProducerIds { broker: BrokerId(1), epoch: model::BrokerEpoch(1) }
     }
 
     fn in_ms(ms: u64) -> Instant {
@@ -880,7 +952,8 @@ mod tests {
         assert_eq!(client.newest_tenure(), Some(tenure(5, 2)));
         *newer.tenure.lock().unwrap() = None;
         // The third still believes in an older tenure: nobody hears it.
-        assert_eq!(client.call(request(), in_ms(400)).await, Err(CallError::Timeout));
+        assert_eq!(client.call(repeatable(), in_ms(400)).await, Err(CallError::Timeout));
+        assert_eq!(client.call(request(), in_ms(20_000)).await, Err(CallError::Unknown), "it may have decided it");
         *newer.tenure.lock().unwrap() = Some(tenure(6, 2));
         assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
         let described = client.describe(in_ms(20_000)).await.unwrap();
@@ -899,6 +972,28 @@ mod tests {
         let refused = client.change_voters(&remove, in_ms(20_000)).await.unwrap().unwrap_err();
         assert_eq!((refused.code, refused.message), (ErrorCode::VoterNotFound, format!("{remove:?}")));
         assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
+    }
+
+    #[tokio::test]
+    async fn what_may_have_taken_effect_is_not_asked_again() {
+        let (first, address) = serve(None, None).await;
+        let (second, other) = serve(Some(tenure(5, 2)), None).await;
+        // Nobody is there: nothing left this process.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let voters = [(BrokerId(3), silent), (BrokerId(1), address), (BrokerId(2), other)];
+        let asks = |request| async {
+            let client = ControllerClient::new(&voters).unwrap();
+            client.ask(request, in_ms(20_000)).await
+        };
+        let answered = Answered { response: ControlResponse::Done, next_offset: MetadataOffset(9) };
+        assert_eq!(asks(request()).await.as_ref(), Ok(&answered), "the first two came to nothing for certain");
+        first.undecided.store(false, Ordering::Relaxed);
+        let (asked, others) = (first.asked.load(Ordering::Relaxed), second.asked.load(Ordering::Relaxed));
+        assert_eq!(asks(request()).await, Err(CallError::Unknown));
+        let now = (first.asked.load(Ordering::Relaxed), second.asked.load(Ordering::Relaxed));
+        assert_eq!(now, (asked + 1, others));
+        // What does the same the second time goes on to the next.
+        assert_eq!(asks(repeatable()).await, Ok(answered));
     }
 
     #[tokio::test]

@@ -86,6 +86,18 @@ pub async fn serve(
         .map_err(|error| RpcError::Unavailable { peer: address, reason: chain(&error) })
 }
 
+/// Whether a call failed because there was no connection: then the peer has not heard of it.
+pub(crate) fn never_connected(status: &tonic::Status) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// An error with its causes: tonic's own text is only "transport error".
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

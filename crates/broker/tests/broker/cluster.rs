@@ -23,7 +23,7 @@ use model::{
     PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, TopicPartition, Uuid, encode_batch,
     encode_records,
 };
-use rpc::controller::{ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
+use rpc::controller::{Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
 use rpc::raft::{QuorumNode, RaftAnswer, RaftCall, RaftServer, RaftVote};
 use storage::disk::{Crash, MemDisk};
 use storage::{DataDir, DiskPool, LogEnv};
@@ -55,6 +55,8 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub(crate) struct Controller {
     state: Mutex<ControllerState>,
     next: watch::Sender<MetadataOffset>,
+    /// Nothing new is told to those who follow while this is set.
+    held: watch::Sender<bool>,
     clock: SystemClock,
     pub(crate) address: String,
 }
@@ -86,6 +88,7 @@ impl Controller {
         let controller = Arc::new(Controller {
             state: Mutex::new(ControllerState { control, batches: Vec::new(), decisions: 0 }),
             next: watch::Sender::new(MetadataOffset(0)),
+            held: watch::Sender::new(false),
             clock,
             address: listener.local_addr().unwrap().to_string(),
         });
@@ -102,6 +105,11 @@ impl Controller {
 
     pub(crate) fn image(&self) -> MetadataImage {
         self.lock().control.image().clone()
+    }
+
+    /// Holds up the metadata streams, or lets them go on.
+    pub(crate) fn hold_metadata(&self, held: bool) {
+        self.held.send_replace(held);
     }
 
     pub(crate) fn ask(&self, request: &ControlRequest) -> ControlResponse {
@@ -163,13 +171,21 @@ impl Controller {
 }
 
 impl ControllerServer for Controller {
-    async fn call(self: Arc<Self>, request: ControlRequest, _: Duration) -> Reply<ControlResponse> {
-        Reply::Active(tenure(), self.ask(&request))
+    async fn call(self: Arc<Self>, request: ControlRequest, _: Duration) -> Reply<Answered> {
+        let response = self.ask(&request);
+        Reply::Active(tenure(), Answered { response, next_offset: self.image().next_offset() })
     }
 
     async fn follow(self: Arc<Self>, _: ClusterId, mut next: MetadataOffset, sender: FollowSender) {
         let mut moved = self.next.subscribe();
+        let mut held = self.held.subscribe();
         loop {
+            while *held.borrow_and_update() {
+                let _ = tokio::time::timeout(Duration::from_millis(200), held.changed()).await;
+                if !sender.keep_alive(tenure()).await {
+                    return;
+                }
+            }
             moved.borrow_and_update();
             let batch = self.lock().batches.iter().find(|(base, _)| *base == next).cloned();
             let sent = match batch {
@@ -192,10 +208,10 @@ impl ControllerServer for Controller {
         self: Arc<Self>,
         _: rpc::controller::VoterChange,
     ) -> Reply<Result<(), metadata::ControlError>> {
-        Reply::NotController { leader: None }
+        Reply::NotController { leader: None, undecided: true }
     }
 
-    fn describe(&self) -> QuorumInfo {
+    async fn describe(&self) -> QuorumInfo {
         QuorumInfo {
             leader: BrokerId(1),
             term: 1,

@@ -230,6 +230,13 @@ impl Quorum {
         }
     }
 
+    /// Whether a quorum confirms, in answers to messages sent from now on, that nobody else leads, and all that was
+    /// committed before is applied here (`R71`).
+    pub(crate) async fn is_current(&self, timeout: Duration) -> bool {
+        // What is dropped late is only the waiting.
+        matches!(tokio::time::timeout(timeout, self.raft.ensure_linearizable()).await, Ok(Ok(_)))
+    }
+
     /// Whom this node follows, and its address.
     pub(crate) fn leader(&self) -> Option<(BrokerId, String)> {
         let metrics = self.contact.metrics();

@@ -56,6 +56,39 @@ pub enum ControlRequest {
     },
 }
 
+impl ControlRequest {
+    /// Whether asking twice is as asking once: then it may be asked again although it is unknown what became of it. What
+    /// clients want done is not: the second time would meet the effect of the first.
+    #[must_use]
+    pub fn may_repeat(&self) -> bool {
+        match self {
+            ControlRequest::RegisterBroker(_)
+            | ControlRequest::Heartbeat(_)
+            | ControlRequest::RegisterController(_)
+            | ControlRequest::Suspect(_)
+            | ControlRequest::AlterPartitions(_)
+            | ControlRequest::RecoveryReport(_)
+            | ControlRequest::AllocateProducerIds { .. } => true,
+            ControlRequest::CreateTopics(_)
+            | ControlRequest::DeleteTopics(_)
+            | ControlRequest::CreatePartitions(_)
+            | ControlRequest::IncrementalAlterConfigs(_)
+            | ControlRequest::AlterConfigs(_)
+            | ControlRequest::ElectLeaders(_)
+            | ControlRequest::AlterReassignments(_)
+            | ControlRequest::UpdateFeatures(_)
+            | ControlRequest::UnregisterBroker { .. } => false,
+        }
+    }
+
+    /// Whether an answer that records nothing must be current (`R71`). What brokers say of their lives comes often, and a
+    /// late answer to it does no harm: there the lease of the tenure is enough (`R68`).
+    #[must_use]
+    pub fn wants_current_answer(&self) -> bool {
+        !matches!(self, ControlRequest::Heartbeat(_) | ControlRequest::Suspect(_) | ControlRequest::RecoveryReport(_))
+    }
+}
+
 /// The answer to a [`ControlRequest`]; each variant to the request of its name.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ControlResponse {
