@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
@@ -55,6 +55,10 @@ pub(crate) struct Context {
     pub(crate) leadership_moved: Notify,
     /// Replicas whose log failed in this process while the directory is in use (`R78`).
     failed_replicas: Mutex<BTreeSet<TopicPartition>>,
+    /// Replicas that were found to be gone, and the heartbeats have not told yet (`R78`).
+    found_lossy: Mutex<BTreeSet<TopicPartition>>,
+    /// Replicas that were here by name and cannot be opened, or are gone, and the offset below which they had records.
+    pub(crate) lost: Mutex<BTreeMap<(String, PartitionIndex), Offset>>,
     /// What the checkpoints hold of logs that the metadata has not claimed yet.
     pub(crate) unclaimed: Mutex<BTreeMap<TopicPartition, (Arc<str>, Checkpointed)>>,
     /// Held while the checkpoints are written.
@@ -100,6 +104,8 @@ impl Context {
             leaderships: Mutex::default(),
             leadership_moved: Notify::new(),
             failed_replicas: Mutex::default(),
+            found_lossy: Mutex::default(),
+            lost: Mutex::default(),
             unclaimed: Mutex::default(),
             checkpoints: Mutex::new(()),
             heartbeat_wanted: Notify::new(),
@@ -266,6 +272,21 @@ impl Context {
     /// Replicas that can no longer be trusted, in a directory that is in use.
     pub(crate) fn failed_replicas(&self) -> Vec<TopicPartition> {
         self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// A replica that was here is gone: the controller must hear of it before this broker is unfenced (`R78`).
+    pub(crate) fn replica_found_lossy(&self, id: TopicPartition) {
+        self.found_lossy.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    /// What heartbeats and registrations are to tell of, once.
+    pub(crate) fn found_lossy(&self) -> Vec<TopicPartition> {
+        self.found_lossy.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// The controller has heard, and recorded it.
+    pub(crate) fn lossy_told(&self, told: &[TopicPartition]) {
+        self.found_lossy.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| !told.contains(id));
     }
 
     /// The log directory, where it is out of use.

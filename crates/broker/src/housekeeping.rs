@@ -2,6 +2,7 @@
 //!
 //! Invariant: a checkpoint holds only what an fdatasync covered (`R25`, `R31`).
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -16,15 +17,19 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Syncs dirty logs in turn and writes the checkpoints where they moved, until the broker stops.
 pub(crate) async fn flush_in_background(context: Arc<Context>) {
-    let mut written = Vec::new();
+    let mut written = BTreeMap::new();
     loop {
         tokio::time::sleep(FLUSH_INTERVAL).await;
         for partition in context.partitions() {
             partition.flush(&context).await;
         }
+        // Before the lines: what waits now is not in them.
+        let mut awaited = context.partitions();
+        awaited.retain(|partition| partition.awaits_checkpoint());
         let lines = checkpoint_lines(&context);
-        if lines != written && write_checkpoints(&context).await {
+        if (lines != written || !awaited.is_empty()) && write_checkpoints(&context).await {
             written = lines;
+            awaited.iter().for_each(|partition| partition.checkpoint_written(&context));
         }
     }
 }
@@ -38,18 +43,27 @@ pub(crate) async fn complete(context: &Arc<Context>) -> bool {
     write_checkpoints(context).await && whole
 }
 
-type Line = (Arc<str>, PartitionIndex, Checkpointed);
+type Lines = BTreeMap<(Arc<str>, PartitionIndex), Checkpointed>;
 
-fn checkpoint_lines(context: &Context) -> Vec<Line> {
-    let unclaimed = context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
-    let unclaimed = unclaimed.iter().map(|(id, (topic, all))| (Arc::clone(topic), id.partition, *all));
-    let mut lines: Vec<Line> = unclaimed.collect();
-    lines.extend(
-        context
-            .partitions()
-            .iter()
-            .map(|partition| (Arc::clone(partition.topic()), partition.id().partition, partition.checkpoints())),
-    );
+/// What the checkpoints are to say: of replicas that are gone what they promised (`R78`), of logs that nobody has claimed
+/// yet what was found, and of the partitions here. A replica that goes from one to the next is never in none.
+fn checkpoint_lines(context: &Context) -> Lines {
+    let mut lines = Lines::new();
+    for ((topic, partition), promised) in &*context.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+        let all = Checkpointed {
+            recovery_point: Offset::ZERO,
+            log_start: Offset::ZERO,
+            high_watermark: *promised,
+            synced_since: None,
+        };
+        lines.insert((Arc::from(topic.as_str()), *partition), all);
+    }
+    for (id, (topic, all)) in &*context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner) {
+        lines.insert((Arc::clone(topic), id.partition), *all);
+    }
+    for partition in context.partitions() {
+        lines.insert((Arc::clone(partition.topic()), partition.id().partition), partition.checkpoints());
+    }
     lines
 }
 
@@ -61,12 +75,16 @@ pub(crate) async fn write_checkpoints(context: &Arc<Context>) -> bool {
         let _turn = job_context.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = checkpoint_lines(&job_context);
         let line = |offset: fn(&Checkpointed) -> Offset| {
-            lines.iter().map(move |(topic, index, all)| (&**topic, *index, offset(all)))
+            lines.iter().map(move |((topic, index), all)| (&**topic, *index, offset(all)))
         };
+        let synced = lines.iter().filter_map(|((_, index), all)| all.synced_since.map(|since| (*index, since)));
+        let synced: Vec<_> = synced.map(|(index, (id, since))| (id.to_string(), index, since)).collect();
         let data = &job_context.data;
         data.write_checkpoint(Checkpoint::RecoveryPoint, line(|all| all.recovery_point))?;
         data.write_checkpoint(Checkpoint::LogStart, line(|all| all.log_start))?;
-        data.write_checkpoint(Checkpoint::HighWatermark, line(|all| all.high_watermark))
+        data.write_checkpoint(Checkpoint::HighWatermark, line(|all| all.high_watermark))?;
+        let synced = synced.iter().map(|(id, index, since)| (id.as_str(), *index, *since));
+        data.write_checkpoint(Checkpoint::SyncedBeforeAck, synced)
     };
     let written = context.disk_pool.run(write).await;
     if let Err(error) = &written {

@@ -188,7 +188,7 @@ async fn register(
             rack: config.rack.clone(),
             features: metadata::control::supported_features(),
             previous_epoch,
-            lossy: lossy.iter().copied().chain(context.failed_replicas()).collect(),
+            lossy: lossy.iter().copied().chain(context.failed_replicas()).chain(context.found_lossy()).collect(),
         };
         let reason = match context.ask(ControlRequest::RegisterBroker(request), CALL_TIMEOUT).await {
             Ok(ControlResponse::RegisterBroker { epoch }) => {
@@ -219,17 +219,23 @@ async fn heartbeat(
     lifecycle: &Lifecycle,
     epoch: BrokerEpoch,
 ) -> Result<HeartbeatAnswer, HeartbeatError> {
+    // First how far the metadata is applied: what was found lossy on the way there is told with it (R78).
+    let next_offset = context.image().next_offset();
+    let found_lossy = context.found_lossy();
     let request = Heartbeat {
         broker: context.config.broker_id,
         epoch,
-        next_offset: context.image().next_offset(),
+        next_offset,
         want_fence: false,
         want_shutdown: lifecycle.stops(),
         offline_directories: context.offline_directories(),
-        lossy: context.failed_replicas(),
+        lossy: context.failed_replicas().into_iter().chain(found_lossy.iter().copied()).collect(),
     };
     match context.ask(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
-        Ok(ControlResponse::Heartbeat(answer)) => Ok(answer),
+        Ok(ControlResponse::Heartbeat(answer)) => {
+            context.lossy_told(&found_lossy);
+            Ok(answer)
+        }
         Ok(ControlResponse::Refused(error)) if error.code == ErrorCode::StaleBrokerEpoch => Err(HeartbeatError::Stale),
         Ok(other) => {
             tracing::warn!(?other, "the controller refused a heartbeat");
@@ -258,10 +264,13 @@ async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[T
     }
 }
 
-/// Follows the metadata: applies each batch to the replicas, then publishes the image. Returns where this node cannot
-/// follow that quorum (`R69`).
+/// Follows the metadata: applies each batch to the replicas, then publishes the image. Replicas hear of nothing before this
+/// process is in the metadata: what was decided before is about an earlier one, and no replica takes the role that it had
+/// then (`R7`). Returns where this node cannot follow that quorum (`R69`).
 pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecycle>, mut replicas: Replicas) {
-    let mut strays_dropped = false;
+    // What the replicas have been told.
+    let mut told = context.image();
+    let mut registered = false;
     loop {
         let next = context.image().next_offset();
         let mut stream = pin!(context.controller.follow(context.known_cluster(), next));
@@ -290,16 +299,24 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecy
                 tracing::error!(%error, "this directory cannot follow that cluster");
                 return lifecycle.give_up();
             }
-            replicas.apply(&before, &after).await;
-            context.publish(Arc::clone(&after));
-            let registered =
-                context.registration().is_some_and(|(epoch, _)| after.broker_epoch(context.config.broker_id) == epoch);
-            if registered && !strays_dropped {
-                strays_dropped = true;
+            let first = !registered && is_registered(&context, &after);
+            registered |= first;
+            if registered {
+                replicas.apply(&told, &after).await;
+                told = Arc::clone(&after);
+            }
+            context.publish(after);
+            if first {
                 replicas.drop_strays().await;
             }
         }
     }
+}
+
+/// Whether the metadata knows this process.
+fn is_registered(context: &Context, image: &MetadataImage) -> bool {
+    let incarnation = context.config.incarnation;
+    image.broker(context.config.broker_id).is_some_and(|broker| broker.incarnation == incarnation)
 }
 
 /// Watches the other brokers, and tells the controller who seems to be gone (`R76`).

@@ -26,6 +26,9 @@ struct Found {
     producers: ProducerTable,
     snapshot_at: Offset,
     high_watermark: Offset,
+    /// Below it the checkpoints promise records.
+    promised: Offset,
+    synced_since: Option<Offset>,
 }
 
 /// Makes partitions as the metadata says. Owned by the task that follows the metadata.
@@ -33,8 +36,6 @@ struct Found {
 pub(crate) struct Replicas {
     context: Arc<Context>,
     found: BTreeMap<TopicPartition, Found>,
-    /// Replicas that were here by name and cannot be opened, or are gone, and the offset below which they had records.
-    lost: BTreeMap<(String, PartitionIndex), Offset>,
     settings: BTreeMap<TopicId, Arc<TopicSettings>>,
 }
 
@@ -49,6 +50,7 @@ impl Replicas {
             recovery_points: data.read_checkpoint(Checkpoint::RecoveryPoint)?,
             log_starts: data.read_checkpoint(Checkpoint::LogStart)?,
             high_watermarks: data.read_checkpoint(Checkpoint::HighWatermark)?,
+            synced: data.read_checkpoint(Checkpoint::SyncedBeforeAck)?,
         });
         let directories = data.partitions()?;
         let total = directories.len();
@@ -69,10 +71,12 @@ impl Replicas {
             tracing::info!(partitions = found.len(), of = total, clean, "recovered the logs");
         }
         context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).extend(found.iter().map(|(id, found)| {
+            let lossy = found.log.lossy_from().is_some();
             let held = Checkpointed {
                 recovery_point: found.log.recovery_point(),
                 log_start: found.log.log_start(),
-                high_watermark: found.high_watermark,
+                high_watermark: if lossy { found.promised } else { found.high_watermark },
+                synced_since: found.synced_since.map(|since| (id.topic_id, since)),
             };
             (*id, (Arc::from(found.topic.as_str()), held))
         }));
@@ -82,12 +86,13 @@ impl Replicas {
         for ((topic, partition), promised) in &lost {
             tracing::error!(topic, %partition, records_below = %promised, "a replica that was here is gone");
         }
-        Ok(Replicas { context: Arc::clone(context), found, lost, settings: BTreeMap::new() })
+        *context.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
+        Ok(Replicas { context: Arc::clone(context), found, settings: BTreeMap::new() })
     }
 
     /// Whether a replica is gone whole. A clean shutdown is then no proof that what was here is here (`R10`, `R34`).
     pub(crate) fn any_gone(&self) -> bool {
-        !self.lost.is_empty()
+        !self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Replicas that lost records below the high watermark or in their middle (`R29`, `R78`).
@@ -141,6 +146,8 @@ impl Replicas {
 
     /// Deletes what is on disk but not in the metadata: called once the metadata is known to be current.
     pub(crate) async fn drop_strays(&mut self) {
+        // Every replica that is placed here has been made by now: what is still missed is missed by nobody.
+        self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let strays: Vec<TopicPartition> = self.found.keys().copied().collect();
         if !strays.is_empty() {
             tracing::warn!(count = strays.len(), "deleting replicas that the metadata does not place here");
@@ -180,12 +187,18 @@ impl Replicas {
             log,
             epochs: found.recovered.epochs,
             high_watermark: found.high_watermark,
+            promised: found.promised,
+            synced_since: found.synced_since,
             producers: found.producers,
             snapshot_at: found.snapshot_at,
             settings,
         });
         self.context.insert_partition(&partition);
         self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let key = (topic.name.to_string(), id.partition);
+        if self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {
+            self.context.replica_found_lossy(id);
+        }
     }
 
     /// A log for a partition that has none here.
@@ -198,7 +211,9 @@ impl Replicas {
             self.remove(&[old]).await;
         }
         // A lossy log: it says so where the controller asks for it (R35), until a leader's records come.
-        let promised = self.lost.remove(&(topic.to_string(), id.partition)).unwrap_or(Offset::ZERO);
+        let key = (topic.to_string(), id.partition);
+        let lost = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let promised = lost.unwrap_or(Offset::ZERO);
         let hints = OpenHints {
             topic_id: id.topic_id,
             recovery_point: Offset::ZERO,
@@ -304,8 +319,12 @@ fn recover_one(
         log_start: hint(&checkpoints.log_starts),
         high_watermark: hint(&checkpoints.high_watermarks),
     };
+    let synced_since = checkpoints.synced.get(&(topic_id.to_string(), directory.partition)).copied();
     match open(context, &directory.topic, directory.path.clone(), hints) {
-        Ok(found) => Some((TopicPartition { topic_id, partition: directory.partition }, found)),
+        Ok(found) => {
+            let found = Found { synced_since, ..found };
+            Some((TopicPartition { topic_id, partition: directory.partition }, found))
+        }
         Err(error) => {
             tracing::error!(directory = %directory.path.display(), %error, "cannot open a partition's log");
             None
@@ -322,7 +341,16 @@ fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
         tracing::error!(directory = %path.display(), %first_bad, "the log is corrupt; it will be fetched from the leader again");
     }
     let (producers, snapshot_at) = recover_producers(&mut log)?;
-    Ok(Found { topic: topic.to_owned(), log, recovered, producers, snapshot_at, high_watermark: hints.high_watermark })
+    Ok(Found {
+        topic: topic.to_owned(),
+        log,
+        recovered,
+        producers,
+        snapshot_at,
+        high_watermark: hints.high_watermark,
+        promised: hints.high_watermark.max(hints.recovery_point),
+        synced_since: None,
+    })
 }
 
 /// The producers' state as the log says: the newest snapshot, and the batches after it; and the snapshot's offset (`R41`).
@@ -395,4 +423,6 @@ struct Checkpoints {
     recovery_points: BTreeMap<(String, PartitionIndex), Offset>,
     log_starts: BTreeMap<(String, PartitionIndex), Offset>,
     high_watermarks: BTreeMap<(String, PartitionIndex), Offset>,
+    /// By topic id, not by name.
+    synced: BTreeMap<(String, PartitionIndex), Offset>,
 }

@@ -76,6 +76,9 @@ pub enum Checkpoint {
     LogStart,
     /// The high watermark: a hint (`R19`).
     HighWatermark,
+    /// Of replicas that synced all they ever acknowledged before: where the log ended when that began (`R35`). Its
+    /// entries have topic ids in the place of names: it must not be taken for another topic's of that name.
+    SyncedBeforeAck,
 }
 
 /// A partition's directory, as it was found.
@@ -105,6 +108,7 @@ impl Checkpoint {
             Checkpoint::RecoveryPoint => "recovery-point-offset-checkpoint",
             Checkpoint::LogStart => "log-start-offset-checkpoint",
             Checkpoint::HighWatermark => "replication-offset-checkpoint",
+            Checkpoint::SyncedBeforeAck => "synced-before-ack-checkpoint",
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use model::{BrokerId, ErrorCode, Offset};
-use replication::{Action, ProduceVerdict};
+use model::{BrokerId, ErrorCode, Offset, Time};
+use replication::{Action, ProduceVerdict, SyncPoint};
 use storage::LogError;
 
 use super::{Inner, Link, Partition, SyncState};
@@ -147,7 +147,7 @@ impl Partition {
         let ticket = match inner.log.start_sync() {
             Ok(Some(ticket)) => ticket,
             // Nothing is dirty: what is there is durable already.
-            Ok(None) => return inner.replica.handle_synced(point, context.clock.monotonic()),
+            Ok(None) => return inner.handle_synced(point, context.clock.monotonic()),
             Err(error) => return self.log_failed(context, inner, &error),
         };
         inner.sync = SyncState::Running;
@@ -159,7 +159,7 @@ impl Partition {
                 partition.job_ended(inner);
                 let wanted = std::mem::replace(&mut inner.sync, SyncState::Idle) == SyncState::Wanted;
                 match inner.log.finish_sync(outcome) {
-                    Ok(_) => inner.replica.handle_synced(point, now),
+                    Ok(_) => inner.handle_synced(point, now),
                     Err(error) => return partition.log_failed(&task_context, inner, &error),
                 }
                 if wanted {
@@ -312,6 +312,11 @@ impl Inner {
             ProduceVerdict::Pending => ErrorCode::UnknownServerError,
         });
         self.fetch_waiters.wake();
+    }
+
+    fn handle_synced(&mut self, point: SyncPoint, now: Time) {
+        self.replica.handle_synced(point, now);
+        self.sync_history.synced(self.replica.log().synced_end);
     }
 
     /// The session is void: the follower is told, if it is still the one on its stream.

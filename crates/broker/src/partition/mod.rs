@@ -16,13 +16,14 @@ mod append;
 mod follow;
 mod lead;
 mod read;
+mod sync_history;
 mod transactions;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metadata::control::RecoveryAnswer;
-use model::{BrokerId, DirectoryId, EpochCache, Offset, ProducerEpoch, ProducerId, Time, TopicPartition};
+use model::{BrokerId, DirectoryId, EpochCache, Offset, ProducerEpoch, ProducerId, Time, TopicId, TopicPartition};
 use replication::producers::ProducerTable;
 use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use storage::Log;
@@ -35,6 +36,7 @@ use crate::leader_streams::LeaderStream;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
 
+use sync_history::SyncHistory;
 use transactions::Unverified;
 
 pub(crate) use lead::{NextData, Opening};
@@ -80,6 +82,10 @@ pub(crate) struct Inner {
     jobs: u32,
     /// The newest producer snapshot is of this offset (`R41`).
     snapshot_at: Offset,
+    /// Below it the last process had records: what the checkpoints go on to say while the log is lossy (`R78`).
+    promised: Offset,
+    /// Whether records count only once they are durable, and always have (`R35`).
+    sync_history: SyncHistory,
     /// A write was refused for want of space, and none has succeeded since.
     no_space: bool,
     /// The epoch cache is newer than its checkpoint.
@@ -125,6 +131,10 @@ pub(crate) struct Parts {
     pub(crate) epochs: EpochCache,
     /// As checkpointed: a hint (`R19`).
     pub(crate) high_watermark: Offset,
+    /// Below it the checkpoints promise records (`R78`).
+    pub(crate) promised: Offset,
+    /// What the checkpoint says of its acknowledgements (`R35`).
+    pub(crate) synced_since: Option<Offset>,
     pub(crate) producers: ProducerTable,
     /// The offset of the newest producer snapshot.
     pub(crate) snapshot_at: Offset,
@@ -145,6 +155,8 @@ impl Partition {
         let mut producers = parts.producers;
         producers.stabilise(replica.log().high_watermark);
         let inner = Inner {
+            promised: parts.promised,
+            sync_history: SyncHistory::restored(parts.synced_since, view.end),
             replica,
             log,
             producers,
@@ -208,10 +220,31 @@ impl Partition {
                 inner.settings = Arc::clone(settings);
             }
             inner.leader = state.leader;
+            let me = state.replicas.iter().find(|member| member.id == context.config.broker_id);
+            let registered = context.registration().map(|(epoch, _)| epoch);
+            let in_sync = state.isr.contains(&context.config.broker_id)
+                && registered.is_some()
+                && me.map(|member| member.broker_epoch) == registered;
+            inner.sync_history.want(state.sync_before_ack, in_sync, inner.log.log_end());
+            inner.sync_history.synced(inner.replica.log().synced_end);
             // R30: a replica whose log failed takes no role again in this process.
             if inner.failed.is_none() {
-                inner.replica.handle_metadata(state, now);
+                let sync_before_ack = inner.sync_history.in_force();
+                inner.replica.handle_metadata(&PartitionState { sync_before_ack, ..state.clone() }, now);
             }
+        });
+    }
+
+    /// Whether acknowledgements still wait for syncs only because the checkpoint says so (`R35`).
+    pub(crate) fn awaits_checkpoint(&self) -> bool {
+        self.lock().sync_history.is_ending()
+    }
+
+    /// The checkpoints were written after `awaits_checkpoint` said so.
+    pub(crate) fn checkpoint_written(self: &Arc<Self>, context: &Arc<Context>) {
+        self.handle(context, |inner, now| {
+            inner.sync_history.forgotten(inner.log.log_end());
+            inner.replica.handle_sync_before_ack(inner.sync_history.in_force(), now);
         });
     }
 
@@ -268,10 +301,14 @@ impl Partition {
     /// What the checkpoints are to say of this partition.
     pub(crate) fn checkpoints(&self) -> Checkpointed {
         let inner = self.lock();
+        let lossy = inner.log.lossy_from().is_some();
+        let high_watermark = inner.replica.log().high_watermark;
         Checkpointed {
             recovery_point: inner.log.recovery_point(),
             log_start: inner.log.log_start(),
-            high_watermark: inner.replica.log().high_watermark,
+            // R78: another crash must not make a sound log of it.
+            high_watermark: if lossy { high_watermark.max(inner.promised) } else { high_watermark },
+            synced_since: inner.sync_history.since().map(|since| (self.id.topic_id, since)),
         }
     }
 
@@ -284,7 +321,7 @@ impl Partition {
             last_epoch: inner.replica.last_epoch(),
             log_end: log.end,
             lossy: inner.log.lossy_from().is_some() || inner.failed.is_some(),
-            synced_before_ack: inner.settings.sync_before_ack(),
+            synced_before_ack: inner.sync_history.holds(),
         }
     }
 }
@@ -295,6 +332,8 @@ pub(crate) struct Checkpointed {
     pub(crate) recovery_point: Offset,
     pub(crate) log_start: Offset,
     pub(crate) high_watermark: Offset,
+    /// Where the log ended when sync before ack came into force without a gap (`R35`).
+    pub(crate) synced_since: Option<(TopicId, Offset)>,
 }
 
 impl Inner {

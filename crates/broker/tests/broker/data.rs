@@ -10,6 +10,7 @@ use crate::cluster::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_produced_with_any_acks_is_read_back_in_order_from_leader_and_follower() {
+    // R21
     let cluster = Cluster::start(3, 2).await;
     let id = cluster.topic("t", &[1, 2, 3], &[]).await;
     let leader = cluster.wait_leader(id).await;
@@ -30,6 +31,29 @@ async fn what_is_produced_with_any_acks_is_read_back_in_order_from_leader_and_fo
     let elsewhere = produce(cluster.broker(leader % 3 + 1), id, Acks::Leader, batch(&["x"])).await;
     assert_eq!(elsewhere.error, ErrorCode::NotLeaderOrFollower);
     assert_eq!(elsewhere.current_leader.unwrap().leader.0, leader);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failover_loses_is_the_end_of_what_was_not_acknowledged_by_all_and_the_order_stays() {
+    // R21: records of weaker acks go the same way as the others, so the next leader has a beginning of the log
+    let mut cluster = Cluster::start(3, 2).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    let leader = cluster.wait_leader(id).await;
+    let written: Vec<String> = (0..300).map(|n| format!("v{n}")).collect();
+    let begin = |(n, value): (usize, &String)| {
+        let acks = [Acks::None, Acks::Leader, Acks::All][n % 3];
+        (acks, begin_produce(cluster.broker(leader), id, acks, batch(&[value])))
+    };
+    let mut begun: Vec<_> = written.iter().enumerate().map(begin).collect();
+    let (_, of_all) = begun.swap_remove(29);
+    assert_eq!(soon("an acknowledgement by all", of_all).await.error, ErrorCode::None);
+    cluster.kill_and_fence(leader, Crash::KeepAll).await;
+    let next = cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(next), id, &["last"]).await;
+    let mut read = values(cluster.broker(next), id, 0).await;
+    assert_eq!(read.pop().as_deref(), Some("last"));
+    assert!(read.len() >= 30, "acknowledged by all: {}", read.len());
+    assert_eq!(read, written[..read.len()]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

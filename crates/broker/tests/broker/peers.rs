@@ -78,16 +78,7 @@ impl Played {
         let (beats, own) = (Arc::clone(&controller), Arc::clone(&epoch));
         tokio::spawn(async move {
             loop {
-                let request = Heartbeat {
-                    broker: BrokerId(PLAYED),
-                    epoch: BrokerEpoch(own.load(Ordering::SeqCst)),
-                    next_offset: beats.image().next_offset(),
-                    want_fence: false,
-                    want_shutdown: false,
-                    offline_directories: Vec::new(),
-                    lossy: Vec::new(),
-                };
-                beats.ask(&ControlRequest::Heartbeat(request));
+                beats.ask(&heartbeat(&beats, &own, false));
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
@@ -96,16 +87,7 @@ impl Played {
 
     /// Has itself fenced, which takes it out of every ISR; the next heartbeat unfences it.
     fn leave(&self) {
-        let request = Heartbeat {
-            broker: BrokerId(PLAYED),
-            epoch: BrokerEpoch(self.epoch.load(Ordering::SeqCst)),
-            next_offset: self.controller.image().next_offset(),
-            want_fence: true,
-            want_shutdown: false,
-            offline_directories: Vec::new(),
-            lossy: Vec::new(),
-        };
-        self.controller.ask(&ControlRequest::Heartbeat(request));
+        self.controller.ask(&heartbeat(&self.controller, &self.epoch, true));
     }
 
     fn hello(&mut self, leader: i32) -> Hello {
@@ -142,6 +124,33 @@ impl Played {
     }
 }
 
+/// Of the played broker, which has applied all of the metadata.
+fn heartbeat(controller: &Controller, epoch: &AtomicI64, want_fence: bool) -> ControlRequest {
+    ControlRequest::Heartbeat(Heartbeat {
+        broker: BrokerId(PLAYED),
+        epoch: BrokerEpoch(epoch.load(Ordering::SeqCst)),
+        next_offset: controller.image().next_offset(),
+        want_fence,
+        want_shutdown: false,
+        offline_directories: Vec::new(),
+        lossy: Vec::new(),
+    })
+}
+
+/// Reads frames of a stream until `look` finds something in one.
+async fn until<F, T, E: std::fmt::Debug>(
+    what: &str,
+    mut read: impl AsyncFnMut() -> Result<Option<F>, E>,
+    mut look: impl FnMut(F) -> Option<T>,
+) -> T {
+    loop {
+        let frame = soon(what, read()).await.unwrap();
+        if let Some(found) = look(frame.unwrap_or_else(|| panic!("the stream ended before {what}"))) {
+            return found;
+        }
+    }
+}
+
 /// The played broker as a follower.
 struct Following {
     sender: FollowerSender,
@@ -158,13 +167,8 @@ impl Following {
         self.sender.send(FollowerFrame { acks: vec![ack], ..FollowerFrame::default() }).await;
     }
 
-    async fn next<T>(&mut self, what: &str, mut look: impl FnMut(LeaderFrame) -> Option<T>) -> T {
-        loop {
-            let frame = soon(what, self.frames.next()).await.unwrap();
-            if let Some(found) = look(frame.unwrap_or_else(|| panic!("the stream ended before {what}"))) {
-                return found;
-            }
-        }
+    async fn next<T>(&mut self, what: &str, look: impl FnMut(LeaderFrame) -> Option<T>) -> T {
+        until(what, async || self.frames.next().await, look).await
     }
 
     async fn answer(&mut self) -> OpenAnswer {
@@ -184,13 +188,8 @@ struct Followed {
 }
 
 impl Followed {
-    async fn next<T>(&mut self, what: &str, mut look: impl FnMut(FollowerFrame) -> Option<T>) -> T {
-        loop {
-            let frame = soon(what, self.frames.next()).await.unwrap();
-            if let Some(found) = look(frame.unwrap_or_else(|| panic!("the stream ended before {what}"))) {
-                return found;
-            }
-        }
+    async fn next<T>(&mut self, what: &str, look: impl FnMut(FollowerFrame) -> Option<T>) -> T {
+        until(what, async || self.frames.next().await, look).await
     }
 
     async fn opened(&mut self) -> Open {

@@ -1,6 +1,11 @@
 //! Shutdowns, kills, and catching up.
 
-use broker::api::Acks;
+use std::time::Duration;
+
+use broker::api::{Acks, BrokerApi};
+use metadata::ControlRequest;
+use metadata::control::{AlterConfigs, ConfigChange, ConfigOperation, DeleteTopics, IncrementalAlterConfigs, TopicRef};
+use metadata::records::ConfigResource;
 use model::{BrokerId, ErrorCode};
 use storage::disk::Crash;
 use storage::{Checkpoint, DataDir, LogEnv};
@@ -26,6 +31,26 @@ async fn a_controlled_shutdown_hands_over_and_is_proven_clean_to_the_next_start(
     cluster.start_broker(1).await;
     cluster.wait_isr(id, &[1, 2, 3]).await;
     assert_eq!(cluster.log_end(1, id), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_the_controller_waits_until_this_broker_shows_what_it_says() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.topic("t", &[1], &[]).await;
+    let configs = vec![("retention.ms".to_owned(), Some("77777".to_owned()))];
+    let alter =
+        AlterConfigs { resources: vec![(ConfigResource::Topic("t".to_owned()), configs)], validate_only: false };
+    let delete = DeleteTopics { topics: vec![TopicRef::Name("t".to_owned())] };
+    let broker = std::sync::Arc::clone(cluster.broker(1));
+    for request in [ControlRequest::AlterConfigs(alter), ControlRequest::DeleteTopics(delete)] {
+        cluster.controller.hold_metadata(true);
+        let asked = std::sync::Arc::clone(&broker);
+        let mut answer = tokio::spawn(async move { asked.control(request, 25_000).await.unwrap() });
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut answer).await;
+        assert!(early.is_err(), "answered before the image has it: {early:?}");
+        cluster.controller.hold_metadata(false);
+        soon("the answer", answer).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,6 +132,115 @@ async fn synced_before_acked_survives_the_power_cut_of_all_replicas() {
     assert_eq!(produce_ok(cluster.broker(leader), id, &["v50"]).await, 50);
     let expected: Vec<String> = (0..=50).map(|n| format!("v{n}")).collect();
     assert_eq!(values(cluster.broker(leader), id, 0).await, expected);
+}
+
+/// What the checkpoint on a broker's disk says of `partition`.
+fn checkpointed(cluster: &Cluster, broker: i32, which: Checkpoint, name: &str) -> Option<i64> {
+    let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(broker).fork()), 16, 0);
+    let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
+    data.read_checkpoint(which).unwrap().get(&(name.to_owned(), model::PartitionIndex(0))).map(|offset| offset.0)
+}
+
+fn set_flush_messages(cluster: &Cluster, value: Option<&str>) {
+    let operation = value.map_or(ConfigOperation::Delete, |value| ConfigOperation::Set(Some(value.to_owned())));
+    let change = ConfigChange { name: "flush.messages".to_owned(), operation };
+    let resources = vec![(ConfigResource::Topic("t".to_owned()), vec![change])];
+    cluster
+        .controller
+        .ask(&ControlRequest::IncrementalAlterConfigs(IncrementalAlterConfigs { resources, validate_only: false }));
+}
+
+/// Both replicas of `t` are gone, broker 1, which led, last; then broker 2 comes back alone.
+async fn lose_both_and_start_the_follower(cluster: &mut Cluster) {
+    cluster.kill_and_fence(2, Crash::LoseUnsynced).await;
+    cluster.kill_and_fence(1, Crash::LoseUnsynced).await;
+    cluster.start_broker(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_always_synced_before_it_acknowledged_leads_alone_at_once() {
+    // R35: the last leader is absent, but nothing that was acknowledged can be missing here
+    let mut cluster = Cluster::start(2, 2).await;
+    let id = cluster.topic("t", &[1, 2], &[("flush.messages", "1")]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    let name = id.topic_id.to_string();
+    eventually("the checkpoint says so", || checkpointed(&cluster, 2, Checkpoint::SyncedBeforeAck, &name)).await;
+    lose_both_and_start_the_follower(&mut cluster).await;
+    assert_eq!(cluster.wait_leader(id).await, 2);
+    assert_eq!(cluster.log_end(2, id), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_came_later_does_not_vouch_for_what_was_acknowledged_before() {
+    // R35: "a" was acknowledged from page caches; the setting says nothing of it
+    let mut cluster = Cluster::start(2, 2).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.kill_and_fence(2, Crash::LoseUnsynced).await;
+    cluster.kill_and_fence(1, Crash::LoseUnsynced).await;
+    set_flush_messages(&cluster, Some("1"));
+    cluster.start_broker(2).await;
+    // Twice as long as a recovery waits for those who are absent.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.controller.image().partition(id).unwrap().leader, BrokerId::NONE);
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_weaker_setting_ends_the_history() {
+    let mut cluster = Cluster::start(2, 2).await;
+    let id = cluster.topic("t", &[1, 2], &[("flush.messages", "1")]).await;
+    cluster.wait_leader(id).await;
+    let name = id.topic_id.to_string();
+    for broker in [1, 2] {
+        eventually("the checkpoint says so", || checkpointed(&cluster, broker, Checkpoint::SyncedBeforeAck, &name))
+            .await;
+    }
+    set_flush_messages(&cluster, None);
+    for broker in [1, 2] {
+        let gone = || checkpointed(&cluster, broker, Checkpoint::SyncedBeforeAck, &name).is_none().then_some(());
+        eventually("the checkpoint says so no longer", gone).await;
+    }
+    set_flush_messages(&cluster, Some("1"));
+    for broker in [1, 2] {
+        eventually("it begins anew", || checkpointed(&cluster, broker, Checkpoint::SyncedBeforeAck, &name)).await;
+    }
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    lose_both_and_start_the_follower(&mut cluster).await;
+    assert_eq!(cluster.wait_leader(id).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_gone_stays_lossy_over_another_crash() {
+    // R78, R35: broker 1 led last, from the directory that it has; what was in it is gone
+    let mut cluster = Cluster::start(2, 2).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    let known = || checkpointed(&cluster, 1, Checkpoint::HighWatermark, "t").filter(|offset| *offset == 1);
+    eventually("the high watermark is checkpointed", known).await;
+    cluster.kill_and_fence(2, Crash::KeepAll).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    storage::disk::Disk::remove_dir_all(cluster.disk(1), "/data/t-0".as_ref()).unwrap();
+    cluster.start_broker(1).await;
+    // Its checkpoints are written anew: another topic's records are in them.
+    let other = cluster.topic("other", &[1], &[]).await;
+    cluster.wait_leader(other).await;
+    produce_ok(cluster.broker(1), other, &["b"]).await;
+    let written = || checkpointed(&cluster, 1, Checkpoint::RecoveryPoint, "other").filter(|point| *point == 1);
+    eventually("the checkpoints are written", written).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    cluster.start_broker(1).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.controller.image().partition(id).unwrap().leader, BrokerId::NONE, "it has lost its records");
+    cluster.start_broker(2).await;
+    assert_eq!(cluster.wait_leader(id).await, 2);
+    cluster.wait_isr(id, &[1, 2]).await;
+    eventually("the records are committed again", || (cluster.log_end(1, id) == 1).then_some(())).await;
+    assert_eq!(values(cluster.broker(2), id, 0).await, ["a"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
