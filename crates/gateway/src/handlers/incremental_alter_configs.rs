@@ -7,8 +7,8 @@ use protocol::messages::incremental_alter_configs_response::AlterConfigsResource
 use protocol::messages::{IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse};
 
 use crate::call::Call;
-use crate::handlers::alter_configs::{TIMEOUT_MS, outcomes, repeated, resource_of};
 use crate::handlers::ask_controller;
+use crate::handlers::config_changes::{ConfigAnswer, ConfigChanges, TIMEOUT_MS};
 use crate::refusal::Refusal;
 
 /// Has the controller change them.
@@ -16,32 +16,27 @@ pub(crate) async fn handle<B: BrokerApi>(
     call: Call<B>,
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
-    let (mut checked, mut resources) = (Vec::new(), Vec::new());
-    let named = request.resources.iter().map(|each| (each.resource_type, each.resource_name.as_str()));
-    let repeated = repeated(named);
-    for resource in request.resources {
-        let found = resource_of(&repeated, resource.resource_type, &resource.resource_name).and_then(|found| {
-            let changes = resource.configs.into_iter().map(change).collect::<Result<Vec<_>, _>>()?;
-            resources.push((found, changes));
-            Ok(())
-        });
-        checked.push((resource.resource_type, resource.resource_name, found));
-    }
-    let answers = if resources.is_empty() {
-        Ok(Vec::new())
-    } else {
-        let alter = IncrementalAlterConfigs { resources, validate_only: request.validate_only };
-        ask_controller!(call, IncrementalAlterConfigs, alter, TIMEOUT_MS)
-    };
-    let responses = outcomes(checked, answers).into_iter().map(|(resource_type, resource_name, outcome)| {
-        AlterConfigsResourceResponse {
-            error_code: outcome.as_ref().err().map_or(0, Refusal::wire),
-            error_message: outcome.err().and_then(|refusal| refusal.message()),
-            resource_type,
-            resource_name,
-        }
+    let asked = request.resources.into_iter().map(|resource| {
+        let changes = resource.configs.into_iter().map(change).collect();
+        (resource.resource_type, resource.resource_name, changes)
     });
-    IncrementalAlterConfigsResponse { responses: responses.collect(), ..Default::default() }
+    let mut changes = ConfigChanges::check(asked.collect());
+    let answers = match changes.take_resources() {
+        None => Ok(Vec::new()),
+        Some(resources) => {
+            let alter = IncrementalAlterConfigs { resources, validate_only: request.validate_only };
+            ask_controller!(call, IncrementalAlterConfigs, alter, TIMEOUT_MS)
+        }
+    };
+    IncrementalAlterConfigsResponse {
+        responses: changes.answered(answers).into_iter().map(response).collect(),
+        ..Default::default()
+    }
+}
+
+fn response(answer: ConfigAnswer) -> AlterConfigsResourceResponse {
+    let ConfigAnswer { error_code, error_message, resource_type, resource_name } = answer;
+    AlterConfigsResourceResponse { error_code, error_message, resource_type, resource_name }
 }
 
 fn change(config: AlterableConfig) -> Result<ConfigChange, Refusal> {

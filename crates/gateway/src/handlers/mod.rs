@@ -1,5 +1,6 @@
 //! One module for each API, as `handle(call, request) -> response`; before them what several share.
 
+pub(crate) mod config_changes;
 pub(crate) mod config_view;
 pub(crate) mod partition_view;
 

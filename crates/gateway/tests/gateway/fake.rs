@@ -18,7 +18,7 @@ use model::*;
 use protocol::{Request, decode_response, encode_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) const HERE: BrokerId = BrokerId(1);
 pub(crate) const LISTENER: &str = "EXTERNAL";
@@ -45,6 +45,9 @@ pub(crate) struct Fake {
     pub(crate) group_error: Mutex<Option<ErrorCode>>,
     pub(crate) controlled: Mutex<Vec<ControlRequest>>,
     pub(crate) voters: Mutex<Vec<VoterChange>>,
+    /// Whether some broker seems to be gone and nobody has decided yet.
+    pub(crate) unsettled: watch::Sender<bool>,
+    pub(crate) recently_gone: Mutex<Vec<BrokerId>>,
 }
 
 impl Fake {
@@ -61,6 +64,8 @@ impl Fake {
             group_error: Mutex::default(),
             controlled: Mutex::default(),
             voters: Mutex::default(),
+            unsettled: watch::Sender::new(false),
+            recently_gone: Mutex::default(),
         };
         (Arc::new(fake), appends)
     }
@@ -159,6 +164,14 @@ impl BrokerApi for Fake {
 
     fn image(&self) -> Arc<MetadataImage> {
         Arc::clone(&self.image.lock().unwrap())
+    }
+
+    async fn departures_settled(&self) {
+        self.unsettled.subscribe().wait_for(|unsettled| !*unsettled).await.unwrap();
+    }
+
+    fn recently_gone(&self) -> Vec<BrokerId> {
+        self.recently_gone.lock().unwrap().clone()
     }
 
     fn produce(&self, request: ProduceRequest) -> impl Future<Output = Vec<Produced>> + Send + 'static {

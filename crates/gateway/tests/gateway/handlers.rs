@@ -57,6 +57,35 @@ async fn metadata_tells_all_brokers_where_none_lives() {
 }
 
 #[tokio::test]
+async fn metadata_is_held_while_a_leader_seems_to_be_gone_and_then_tells_the_next_one() {
+    let served = Served::start().await;
+    let id = served.broker.topic("a", 1);
+    served.broker.unsettled.send_replace(true);
+    let client = &mut served.client().await;
+    client.send(&metadata_of(&["a"], false), 9).await;
+    let early = tokio::time::timeout(std::time::Duration::from_millis(100), client.frame()).await;
+    assert!(early.is_err(), "it would have named the old leader");
+    served.broker.apply(&[MetadataRecord::Partition(Box::new(partition(id, 0, BrokerId(2))))]);
+    served.broker.unsettled.send_replace(false);
+    let (_, response) = client.receive::<MetadataRequest>(9).await;
+    assert_eq!(response.topics[0].partitions[0].leader_id, 2);
+}
+
+#[tokio::test]
+async fn a_broker_that_was_just_fenced_is_still_listed_and_leads_nothing() {
+    let served = Served::start().await;
+    let id = served.broker.topic("a", 1);
+    served.broker.apply(&[MetadataRecord::Partition(Box::new(partition(id, 0, BrokerId(3))))]);
+    let client = &mut served.client().await;
+    let listed = |response: &MetadataResponse| response.brokers.iter().map(|b| b.node_id).collect::<Vec<_>>();
+    assert_eq!(listed(&client.ask(&metadata_of(&["a"], false), 9).await), [1, 2]);
+    *served.broker.recently_gone.lock().unwrap() = vec![BrokerId(3)];
+    let response = client.ask(&metadata_of(&["a"], false), 9).await;
+    assert_eq!(listed(&response), [1, 2, 3]);
+    assert_eq!(response.topics[0].partitions[0].leader_id, -1);
+}
+
+#[tokio::test]
 async fn metadata_creates_what_may_be_created_and_refuses_bad_names() {
     let served = Served::start().await;
     let client = &mut served.client().await;
