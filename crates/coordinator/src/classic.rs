@@ -18,13 +18,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use model::{ErrorCode, Time, Uuid};
+use model::{ErrorCode, Time};
 
 use crate::config::GroupConfig;
 use crate::record::{Fact, subscribed_topics};
 use crate::request::{
     DescribeGroupResponse, DescribedMember, GroupResponse, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
     JoinProtocol, JoinedMember, LeaveGroupRequest, LeavingMember, LeftMember, SyncGroupRequest, SyncGroupResponse,
+    random_uuid,
 };
 use crate::shard::{Now, Token};
 use crate::state::{GroupMetadata, MemberMetadata};
@@ -140,6 +141,27 @@ impl Member {
     fn bytes(&self) -> usize {
         protocol_bytes(&self.protocols) + self.client_id.len()
     }
+}
+
+/// A member with all that it brought and was given: how members go from one kind of group to the other.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ClassicMemberParts {
+    /// Its id.
+    pub member_id: String,
+    /// Its static id.
+    pub group_instance_id: Option<String>,
+    /// Its `client.id`.
+    pub client_id: String,
+    /// Its address.
+    pub client_host: String,
+    /// How long it needs to rejoin.
+    pub rebalance_timeout_ms: u64,
+    /// How long it may be silent.
+    pub session_timeout_ms: u64,
+    /// Its protocols, the favourite first.
+    pub protocols: Vec<JoinProtocol>,
+    /// Its assignment.
+    pub assignment: Bytes,
 }
 
 /// The wait of an empty group's first members for each other.
@@ -259,6 +281,52 @@ impl ClassicGroup {
         group.subscribed_topics = group.read_subscriptions();
         group.refresh_deadline();
         group
+    }
+
+    /// A stable group of consumers with these members, whose sessions start now.
+    #[must_use]
+    pub fn from_parts(group_id: &str, generation_id: i32, members: Vec<ClassicMemberParts>, now: Now) -> Self {
+        let mut group = ClassicGroup::new(group_id, now);
+        group.generation_id = generation_id;
+        group.protocol_type = Some(CONSUMER.to_owned());
+        for parts in members {
+            let (member_id, member) = Member::from_parts(parts, now);
+            group.insert(member_id, member);
+        }
+        group.protocol = group.select_protocol();
+        group.enter(Phase::Stable { sync_deadline: None }, now);
+        group.subscribed_topics = group.read_subscriptions();
+        group.refresh_deadline();
+        group
+    }
+
+    /// Its members, with all that they brought and were given.
+    pub fn members(&self) -> impl Iterator<Item = ClassicMemberParts> {
+        self.members.iter().map(|(member_id, member)| member.parts(member_id))
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn group_id(&self) -> &str {
+        &self.group_id
+    }
+
+    /// The generation.
+    #[must_use]
+    pub fn generation_id(&self) -> i32 {
+        self.generation_id
+    }
+
+    /// The protocol chosen.
+    #[must_use]
+    pub fn protocol(&self) -> Option<&str> {
+        self.protocol.as_deref()
+    }
+
+    /// The group as it is stored.
+    #[must_use]
+    pub fn as_fact(&self) -> Fact {
+        self.to_fact(None)
     }
 
     /// The state's name, as Kafka shows it.
@@ -1216,6 +1284,36 @@ impl Member {
         }
     }
 
+    fn from_parts(parts: ClassicMemberParts, now: Now) -> (String, Self) {
+        let member = Member {
+            group_instance_id: parts.group_instance_id,
+            client_id: parts.client_id,
+            client_host: parts.client_host,
+            rebalance_timeout_ms: parts.rebalance_timeout_ms,
+            session_timeout_ms: parts.session_timeout_ms,
+            protocols: parts.protocols,
+            assignment: parts.assignment,
+            parked: Parked::Nothing,
+            is_new: false,
+            owes_sync: false,
+            session_deadline: now.monotonic + parts.session_timeout_ms,
+        };
+        (parts.member_id, member)
+    }
+
+    fn parts(&self, member_id: &str) -> ClassicMemberParts {
+        ClassicMemberParts {
+            member_id: member_id.to_owned(),
+            group_instance_id: self.group_instance_id.clone(),
+            client_id: self.client_id.clone(),
+            client_host: self.client_host.clone(),
+            rebalance_timeout_ms: self.rebalance_timeout_ms,
+            session_timeout_ms: self.session_timeout_ms,
+            protocols: self.protocols.clone(),
+            assignment: self.assignment.clone(),
+        }
+    }
+
     fn store(&self, protocol: Option<&str>, assignment: Bytes) -> MemberMetadata {
         MemberMetadata {
             group_instance_id: self.group_instance_id.clone(),
@@ -1248,10 +1346,4 @@ fn pending_bytes(pending: &BTreeMap<String, Time>) -> usize {
 /// A client's timeout: a negative one is none.
 fn millis(timeout_ms: i32) -> u64 {
     u64::try_from(timeout_ms).unwrap_or(0)
-}
-
-/// Random bits with the marks of a version 4 UUID.
-fn random_uuid(bits: u128) -> Uuid {
-    let version = (bits & !(0xf << 76)) | (4 << 76);
-    Uuid::from_u128((version & !(0b11 << 62)) | (0b10 << 62))
 }

@@ -1,6 +1,8 @@
 //! What an operator may choose for groups, with Kafka's names and defaults, and the bounds that keep a hostile client from
 //! filling the broker.
 
+use crate::consumer::ConsumerConfig;
+
 /// The configuration of a shard.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct GroupConfig {
@@ -32,6 +34,8 @@ pub struct GroupConfig {
     pub max_member_metadata_bytes: usize,
     /// Bytes that all members of a shard may bring together.
     pub max_members_bytes: usize,
+    /// Of consumer groups.
+    pub consumer: ConsumerConfig,
 }
 
 impl Default for GroupConfig {
@@ -51,6 +55,7 @@ impl Default for GroupConfig {
             max_groups: 100_000,
             max_member_metadata_bytes: 1_000_000,
             max_members_bytes: 64 << 20,
+            consumer: ConsumerConfig::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod driver;
 
 pub mod classic;
 pub mod config;
+pub mod consumer;
 pub mod offsets;
 pub mod partition;
 pub mod record;

@@ -2,7 +2,6 @@
 
 use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
 
-use crate::classic::ClassicGroup;
 use crate::config::GroupConfig;
 use crate::record::Fact;
 use crate::request::{
@@ -10,6 +9,7 @@ use crate::request::{
     OffsetFetchRequest, OffsetFetchResponse, OffsetToCommit, TopicErrors, TopicFetchedOffsets, TopicOffsetsToCommit,
     TopicPartitions,
 };
+use crate::shard::Readers;
 use crate::state::{CommittedOffset, GroupOffsets, GroupState};
 
 /// What a decision comes to: facts to store, and the answer when they are.
@@ -132,14 +132,14 @@ fn same_topic(stored: TopicId, asked: TopicId) -> bool {
 /// The tombstones of a deletion, but for topics that a member reads. `exists` says which offsets are there, or on their way.
 #[must_use]
 pub fn decide_delete(
-    group: Option<&ClassicGroup>,
+    group: Readers<'_>,
     request: &OffsetDeleteRequest,
     exists: impl Fn(&str, PartitionIndex) -> bool,
 ) -> Decision<OffsetDeleteResponse> {
     let mut facts = Vec::new();
     let mut topics = Vec::new();
     for topic in &request.topics {
-        let subscribed = group.is_some_and(|group| group.is_subscribed_to(&topic.name));
+        let subscribed = group.read(&topic.name);
         let error = if subscribed { ErrorCode::GroupSubscribedToTopic } else { ErrorCode::None };
         let doomed = topic.partitions.iter().filter(|partition| !subscribed && exists(&topic.name, **partition));
         facts.extend(doomed.map(|partition| tombstone(&request.group_id, &topic.name, *partition)));
@@ -153,7 +153,7 @@ pub fn decide_delete(
 #[must_use]
 pub fn decide_expiry(
     group_id: &str,
-    group: Option<&ClassicGroup>,
+    group: Readers<'_>,
     stored: &GroupOffsets,
     now: Time,
     config: &GroupConfig,
@@ -162,7 +162,7 @@ pub fn decide_expiry(
     let mut facts = Vec::new();
     let mut all = true;
     for (topic, partitions) in stored {
-        let in_use = group.is_some_and(|group| group.is_subscribed_to(topic));
+        let in_use = group.read(topic);
         for (partition, committed) in partitions {
             if !in_use && rule.is_over(committed, now, config) {
                 facts.push(tombstone(group_id, topic, *partition));
@@ -183,14 +183,18 @@ enum ExpiryRule {
 
 impl ExpiryRule {
     /// None while the group may still need its offsets.
-    fn of(group: Option<&ClassicGroup>) -> Option<ExpiryRule> {
+    fn of(group: Readers<'_>) -> Option<ExpiryRule> {
         match group {
-            Some(group) if !group.is_empty() => group.knows_subscriptions().then_some(ExpiryRule::SinceCommit),
-            Some(group) if group.protocol_type().is_some() => {
+            Readers::Classic(group) if !group.is_empty() => {
+                group.knows_subscriptions().then_some(ExpiryRule::SinceCommit)
+            }
+            Readers::Classic(group) if group.protocol_type().is_some() => {
                 Some(group.state_since().map_or(ExpiryRule::SinceCommit, ExpiryRule::SinceGroupEmpty))
             }
+            // What a consumer group is not subscribed to, only commits keep.
+            Readers::Consumer(_) => Some(ExpiryRule::SinceCommit),
             // A simple consumer: it is never a member, so only its commits show that it lives.
-            Some(_) | None => Some(ExpiryRule::SinceCommit),
+            Readers::Classic(_) | Readers::Nobody => Some(ExpiryRule::SinceCommit),
         }
     }
 

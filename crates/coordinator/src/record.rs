@@ -11,6 +11,7 @@ use protocol::records::{
 };
 use protocol::{DecodeError, Decoder, EncodeError, Message, RecordKey};
 
+use crate::consumer::{self, ConsumerFact};
 use crate::state::{CommittedOffset, GroupMetadata, MemberMetadata};
 
 /// Kafka 4.3 writes offsets so.
@@ -62,6 +63,13 @@ pub enum Fact {
         /// The generation.
         metadata: Option<Box<GroupMetadata>>,
     },
+    /// Something is so of a consumer group.
+    Consumer {
+        /// Which group.
+        group_id: String,
+        /// What is so.
+        fact: ConsumerFact,
+    },
 }
 
 impl Fact {
@@ -69,7 +77,7 @@ impl Fact {
     #[must_use]
     pub fn group_id(&self) -> &str {
         match self {
-            Fact::Offset { group_id, .. } | Fact::Group { group_id, .. } => group_id,
+            Fact::Offset { group_id, .. } | Fact::Group { group_id, .. } | Fact::Consumer { group_id, .. } => group_id,
         }
     }
 
@@ -89,6 +97,7 @@ impl Fact {
                 let value = metadata.as_ref().map(|metadata| encode_group(metadata)).transpose()?;
                 Ok(CoordinatorRecord { key: encode_key(&key)?, value })
             }
+            Fact::Consumer { group_id, fact } => consumer::record::encode(group_id, fact),
         }
     }
 
@@ -108,7 +117,10 @@ impl Fact {
                 let metadata = record.value.as_ref().map(|value| decode_group(value)).transpose()?;
                 Ok(Some(Fact::Group { group_id, metadata: metadata.map(Box::new) }))
             }
-            _ => Ok(None),
+            other => {
+                let fact = consumer::record::decode(other, record)?;
+                Ok(fact.map(|(group_id, fact)| Fact::Consumer { group_id, fact }))
+            }
         }
     }
 }
@@ -202,12 +214,13 @@ fn decode_group(value: &[u8]) -> Result<GroupMetadata, DecodeError> {
     })
 }
 
-/// -1 is none.
-fn wire_time(time: Option<Time>) -> i64 {
+/// A time as it is written: -1 is none.
+pub(crate) fn wire_time(time: Option<Time>) -> i64 {
     time.map_or(-1, |time| i64::try_from(time.0).unwrap_or(i64::MAX))
 }
 
-fn read_time(ms: i64) -> Option<Time> {
+/// A time as it is read.
+pub(crate) fn read_time(ms: i64) -> Option<Time> {
     u64::try_from(ms).ok().map(Time)
 }
 

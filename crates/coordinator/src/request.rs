@@ -3,7 +3,11 @@
 //! names several); only [`ListGroupsRequest`] concerns every group of every shard.
 
 use bytes::Bytes;
-use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId};
+use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, Uuid};
+
+use crate::consumer::request::{
+    ConsumerDescribeRequest, ConsumerDescribeResponse, ConsumerHeartbeatRequest, ConsumerHeartbeatResponse,
+};
 
 /// A request to the coordinator of a group.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -28,6 +32,10 @@ pub enum GroupRequest {
     DescribeGroup(DescribeGroupRequest),
     /// List groups; to be asked of every shard of the broker.
     ListGroups(ListGroupsRequest),
+    /// Live in a consumer group.
+    ConsumerHeartbeat(ConsumerHeartbeatRequest),
+    /// Show one consumer group.
+    ConsumerDescribe(ConsumerDescribeRequest),
 }
 
 /// The answer, of the request's kind.
@@ -44,6 +52,8 @@ pub enum GroupResponse {
     DeleteGroup(DeleteGroupResponse),
     DescribeGroup(DescribeGroupResponse),
     ListGroups(ListGroupsResponse),
+    ConsumerHeartbeat(ConsumerHeartbeatResponse),
+    ConsumerDescribe(ConsumerDescribeResponse),
 }
 
 /// A protocol that a member can speak (for consumers: an assignor), with what it says in it.
@@ -273,7 +283,7 @@ pub struct TopicOffsetsToCommit {
 pub struct OffsetCommitRequest {
     /// The group.
     pub group_id: String,
-    /// The generation, or -1 from a simple consumer or an administrator (`R53`).
+    /// The generation or member epoch, or -1 from a simple consumer or an administrator (`R53`).
     pub generation_id: i32,
     /// Who, or empty.
     pub member_id: String,
@@ -283,8 +293,9 @@ pub struct OffsetCommitRequest {
     pub retention_time_ms: i64,
     /// The offsets.
     pub topics: Vec<TopicOffsetsToCommit>,
-    /// Version 9 and later: an unknown group is GROUP_ID_NOT_FOUND; before, it is ILLEGAL_GENERATION.
-    pub supports_group_id_not_found: bool,
+    /// Version 9 and later: members of the consumer protocol may commit, and an unknown group is GROUP_ID_NOT_FOUND; before,
+    /// it is ILLEGAL_GENERATION.
+    pub supports_member_epochs: bool,
 }
 
 /// The errors of one topic's partitions, in the request's order.
@@ -321,6 +332,10 @@ pub struct TopicPartitions {
 pub struct OffsetFetchRequest {
     /// The group.
     pub group_id: String,
+    /// The member that asks (version 9); None from those that do not say.
+    pub member_id: Option<String>,
+    /// Its member epoch, or -1.
+    pub member_epoch: i32,
     /// Which offsets; None for all there are.
     pub topics: Option<Vec<TopicPartitions>>,
     /// Answer only when writes now under way are committed, so that the answer is not about to change (KIP-447).
@@ -457,9 +472,9 @@ pub struct ListedGroup {
     pub group_id: String,
     /// `consumer` …, or empty.
     pub protocol_type: String,
-    /// As in [`DescribeGroupResponse::state`].
+    /// As in [`DescribeGroupResponse::state`] or [`ConsumerDescribeResponse::state`].
     pub state: &'static str,
-    /// `classic`.
+    /// `classic` or `consumer`.
     pub group_type: &'static str,
 }
 
@@ -487,6 +502,8 @@ impl GroupRequest {
             GroupRequest::DeleteGroup(r) => Some(&r.group_id),
             GroupRequest::DescribeGroup(r) => Some(&r.group_id),
             GroupRequest::ListGroups(_) => None,
+            GroupRequest::ConsumerHeartbeat(r) => Some(&r.group_id),
+            GroupRequest::ConsumerDescribe(r) => Some(&r.group_id),
         }
     }
 
@@ -510,6 +527,12 @@ impl GroupRequest {
                 GroupResponse::DescribeGroup(DescribeGroupResponse::refused(&r.group_id, error))
             }
             GroupRequest::ListGroups(_) => GroupResponse::ListGroups(ListGroupsResponse { error, groups: Vec::new() }),
+            GroupRequest::ConsumerHeartbeat(_) => {
+                GroupResponse::ConsumerHeartbeat(ConsumerHeartbeatResponse::refused(error, None))
+            }
+            GroupRequest::ConsumerDescribe(r) => {
+                GroupResponse::ConsumerDescribe(ConsumerDescribeResponse::refused(&r.group_id, error, None))
+            }
         }
     }
 }
@@ -549,4 +572,10 @@ impl DescribeGroupResponse {
             members: Vec::new(),
         }
     }
+}
+
+/// Random bits with the marks of a version 4 UUID.
+pub(crate) fn random_uuid(bits: u128) -> Uuid {
+    let version = (bits & !(0xf << 76)) | (4 << 76);
+    Uuid::from_u128((version & !(0b11 << 62)) | (0b10 << 62))
 }

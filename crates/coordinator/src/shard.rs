@@ -22,13 +22,19 @@
 //! over a group with writes on their way. So the order of the log is all that counts, and a failed batch takes
 //! nothing with it but the requests that waited for it.
 
+mod consumers;
+
 use std::collections::VecDeque;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use metadata::MetadataImage;
 use model::{ErrorCode, PartitionIndex, Time, TopicId};
 
 use crate::classic::{ClassicGroup, Effects, Stored, Turn, Write, protocol_bytes};
 use crate::config::GroupConfig;
+use crate::consumer::LiveConsumerGroup;
+use crate::consumer::request::ConsumerHeartbeatResponse;
 use crate::offsets;
 use crate::record::{CoordinatorRecord, Fact};
 use crate::request::{
@@ -39,6 +45,8 @@ use crate::request::{
 };
 use crate::state::GroupState;
 use crate::writes::{Operation, Waiting, Writes};
+pub use consumers::Readers;
+use consumers::{check_consumer_commit, check_consumer_fetch};
 
 /// Names a request until it is answered; chosen by the shell, unique while in use.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -57,8 +65,22 @@ pub struct Now {
     pub wall: Time,
 }
 
+/// What a group coordinator asks of its shell besides.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GroupEffect {
+    /// Call [`crate::consumer::regex::resolve`], which may take a while, then [`GroupShard::resolved`].
+    Resolve {
+        /// For which group.
+        group_id: String,
+        /// What to resolve.
+        expressions: Vec<String>,
+        /// Against what.
+        image: Arc<MetadataImage>,
+    },
+}
+
 /// What the shell must do.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Answer a request.
     Reply {
@@ -74,6 +96,8 @@ pub enum Output {
         /// Its records, in order; never empty.
         records: Vec<CoordinatorRecord>,
     },
+    /// Something else.
+    Effect(GroupEffect),
 }
 
 /// Whether requests can be served.
@@ -85,7 +109,7 @@ enum Stage {
 }
 
 /// The groups of one partition of `__consumer_offsets`.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupShard {
     config: GroupConfig,
     stage: Stage,
@@ -93,6 +117,13 @@ pub struct GroupShard {
     state: GroupState,
     /// The groups with members, or that had some. A group that only has offsets is not here.
     groups: BTreeMap<String, ClassicGroup>,
+    /// The consumer groups, as they are decided. A group is here or above, never in both.
+    consumers: BTreeMap<String, LiveConsumerGroup>,
+    /// The cluster.
+    image: Arc<MetadataImage>,
+    /// The metadata offset at which the last topic was seen to be there.
+    topic_created_at: i64,
+    effects: VecDeque<GroupEffect>,
     /// Bytes that the members of all groups brought.
     member_bytes: usize,
     /// For each group with deadlines, one time at or before the next.
@@ -113,6 +144,10 @@ impl GroupShard {
             stage: Stage::Loading,
             state: GroupState::default(),
             groups: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            image: Arc::default(),
+            topic_created_at: -1,
+            effects: VecDeque::new(),
             member_bytes: 0,
             timers: BTreeSet::new(),
             scheduled: BTreeMap::new(),
@@ -137,6 +172,7 @@ impl GroupShard {
         assert_eq!(self.stage, Stage::Loading, "a shard is loaded once");
         let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
         self.stage = Stage::Serving { next_expiry: now.monotonic + interval_ms };
+        self.load_consumers(now);
         let loaded: Vec<(String, ClassicGroup)> =
             self.state.groups().map(|(id, stored)| (id.clone(), ClassicGroup::load(id, stored, now))).collect();
         for (group_id, group) in loaded {
@@ -181,13 +217,20 @@ impl GroupShard {
             if let Some((token, response)) = self.replies.pop_front() {
                 return Some(Output::Reply { token, response });
             }
+            if let Some(effect) = self.effects.pop_front() {
+                return Some(Output::Effect(effect));
+            }
             let done = self.writes.take_leading_barriers();
             if done.is_empty() {
                 let (batch, records) = self.writes.cut_batch(self.config.max_batch_bytes)?;
                 return Some(Output::Append { batch, records });
             }
-            for fetch in done {
-                self.answer_fetch(fetch);
+            for waiting in done {
+                match waiting {
+                    Waiting::Fetch(token, request) => self.answer_fetch((token, request)),
+                    Waiting::Reply(token, response) => self.reply(token, response),
+                    Waiting::Group(_) => {}
+                }
             }
         }
     }
@@ -213,9 +256,8 @@ impl GroupShard {
 
     /// The batch is certainly not in the log, and never will be.
     pub fn failed(&mut self, batch: BatchNumber, error: ErrorCode, now: Now) {
-        for operation in self.writes.take_failed_batch(batch) {
-            self.fail(operation, error, now);
-        }
+        let failed = self.writes.take_failed_batch(batch);
+        self.give_up(failed, error, now);
     }
 
     /// When to call [`Self::handle_timeout`], on the monotonic clock.
@@ -229,9 +271,11 @@ impl GroupShard {
     /// Carries out what is due; does nothing when called early.
     pub fn handle_timeout(&mut self, now: Now) {
         let Stage::Serving { next_expiry } = self.stage else { return };
-        for operation in self.writes.take_overdue(now.monotonic) {
+        let overdue = self.writes.take_overdue(now.monotonic);
+        for operation in overdue.in_flight {
             self.fail(operation, ErrorCode::RequestTimedOut, now);
         }
+        self.give_up(overdue.given_up, ErrorCode::RequestTimedOut, now);
         let due: Vec<String> = self
             .timers
             .iter()
@@ -240,6 +284,7 @@ impl GroupShard {
             .collect();
         for group_id in due {
             self.change(&group_id, now, |group, turn| group.handle_timeout(turn));
+            self.expire_consumers(&group_id, now);
         }
         if next_expiry <= now.monotonic {
             let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
@@ -297,7 +342,13 @@ impl GroupShard {
             group.assert_invariants(waited_for.contains(group_id.as_str()));
             assert_eq!(self.scheduled.get(group_id).copied(), group.poll_timeout(), "timer of {group_id}");
         }
-        let bytes: usize = self.groups.values().map(ClassicGroup::bytes).sum();
+        for (group_id, live) in &self.consumers {
+            live.assert_invariants();
+            assert!(!self.groups.contains_key(group_id), "{group_id} is of two kinds");
+            assert_eq!(self.scheduled.get(group_id).copied(), live.poll_timeout(), "timer of {group_id}");
+        }
+        let consumers: usize = self.consumers.values().map(|live| live.group.bytes()).sum();
+        let bytes: usize = consumers + self.groups.values().map(ClassicGroup::bytes).sum::<usize>();
         assert_eq!(bytes, self.member_bytes, "bytes of all members");
         let timers: BTreeSet<(Time, String)> = self.scheduled.iter().map(|(id, at)| (*at, id.clone())).collect();
         assert_eq!(timers, self.timers, "timers");
@@ -320,6 +371,8 @@ impl GroupShard {
                 let response = self.describe(&request);
                 self.reply(token, GroupResponse::DescribeGroup(response));
             }
+            GroupRequest::ConsumerHeartbeat(request) => self.consumer_heartbeat(token, request, entropy, now),
+            GroupRequest::ConsumerDescribe(request) => self.consumer_describe(token, &request),
             GroupRequest::ListGroups(request) => {
                 let response = self.list(&request);
                 self.reply(token, GroupResponse::ListGroups(response));
@@ -328,11 +381,15 @@ impl GroupShard {
     }
 
     fn join(&mut self, token: Token, request: JoinGroupRequest, entropy: u128, now: Now) {
+        if self.consumer_group(&request.group_id).is_some_and(|group| !group.is_empty()) {
+            return self.join_consumers(token, &request, entropy, now);
+        }
         if let Err(error) = self.check_join(&request) {
             let response = JoinGroupResponse::refused(&request.member_id, error);
             return self.reply(token, GroupResponse::JoinGroup(response));
         }
         let group_id = request.group_id.clone();
+        self.drop_empty_consumers(&group_id, now);
         self.groups.entry(group_id.clone()).or_insert_with(|| ClassicGroup::new(&group_id, now));
         self.change(&group_id, now, |group, turn| group.join(token, request, entropy, turn));
     }
@@ -360,6 +417,9 @@ impl GroupShard {
     fn sync(&mut self, token: Token, request: SyncGroupRequest, now: Now) {
         let group_id = request.group_id.clone();
         let error = if group_id.is_empty() { ErrorCode::InvalidGroupId } else { ErrorCode::UnknownMemberId };
+        if self.consumers.contains_key(&group_id) {
+            return self.sync_consumers(token, &request, now);
+        }
         let served = self.change(&group_id, now, |group, turn| group.sync(token, request, turn));
         if served.is_none() {
             self.reply(token, GroupResponse::SyncGroup(SyncGroupResponse::refused(error)));
@@ -367,6 +427,9 @@ impl GroupShard {
     }
 
     fn heartbeat(&mut self, token: Token, request: &HeartbeatRequest, now: Now) {
+        if self.consumers.contains_key(&request.group_id) {
+            return self.heartbeat_consumers(token, request, now);
+        }
         // Only ever moves a deadline later, so that no timer need be set: this is the most frequent request of all.
         let error = match self.groups.get_mut(&request.group_id) {
             _ if request.group_id.is_empty() => ErrorCode::InvalidGroupId,
@@ -383,6 +446,9 @@ impl GroupShard {
             return self.reply(token, GroupResponse::LeaveGroup(response));
         }
         let group_id = request.group_id.clone();
+        if self.consumers.contains_key(&group_id) {
+            return self.leave_consumers(token, request, now);
+        }
         if !self.groups.contains_key(&group_id) {
             let unknown = |member: crate::request::LeavingMember| LeftMember {
                 member_id: member.member_id,
@@ -412,11 +478,14 @@ impl GroupShard {
     }
 
     fn check_commit(&self, request: &OffsetCommitRequest) -> Result<(), ErrorCode> {
+        if let Some(group) = self.consumer_group(&request.group_id) {
+            return check_consumer_commit(group, request, &self.image);
+        }
         let Some(group) = self.groups.get(&request.group_id) else {
             if request.generation_id < 0 {
                 return if self.knows(&request.group_id) { Ok(()) } else { self.check_room_for_group() };
             }
-            return Err(match (self.knows(&request.group_id), request.supports_group_id_not_found) {
+            return Err(match (self.knows(&request.group_id), request.supports_member_epochs) {
                 (true, _) => ErrorCode::UnknownMemberId,
                 (false, true) => ErrorCode::GroupIdNotFound,
                 (false, false) => ErrorCode::IllegalGeneration,
@@ -434,17 +503,20 @@ impl GroupShard {
     }
 
     fn answer_fetch(&mut self, (token, request): (Token, OffsetFetchRequest)) {
+        if let Err(error) = check_consumer_fetch(&self.state, &request) {
+            return self.reply(token, GroupResponse::OffsetFetch(request.refused(error)));
+        }
         let response = offsets::fetch(&self.state, &request);
         self.reply(token, GroupResponse::OffsetFetch(response));
     }
 
     fn delete_offsets(&mut self, token: Token, request: OffsetDeleteRequest, now: Now) {
-        let group = self.groups.get(&request.group_id);
+        let group = self.readers(&request.group_id);
         let error = match group {
             _ if request.group_id.is_empty() => ErrorCode::InvalidGroupId,
             _ if !self.knows(&request.group_id) => ErrorCode::GroupIdNotFound,
-            Some(group) if !group.is_empty() && !group.is_consumer() => ErrorCode::NonEmptyGroup,
-            Some(_) | None => ErrorCode::None,
+            Readers::Classic(group) if !group.is_empty() && !group.is_consumer() => ErrorCode::NonEmptyGroup,
+            Readers::Classic(_) | Readers::Consumer(_) | Readers::Nobody => ErrorCode::None,
         };
         if !error.is_none() {
             return self.reply(token, GroupRequest::OffsetDelete(request).refused(error));
@@ -459,10 +531,11 @@ impl GroupShard {
     }
 
     fn delete_group(&mut self, token: Token, request: DeleteGroupRequest, now: Now) {
-        let error = match self.groups.get(&request.group_id) {
-            Some(group) if !group.is_empty() => ErrorCode::NonEmptyGroup,
-            None if !self.knows(&request.group_id) => ErrorCode::GroupIdNotFound,
-            Some(_) | None => ErrorCode::None,
+        let error = match self.readers(&request.group_id) {
+            Readers::Classic(group) if !group.is_empty() => ErrorCode::NonEmptyGroup,
+            Readers::Consumer(group) if !group.is_empty() => ErrorCode::NonEmptyGroup,
+            Readers::Nobody if !self.knows(&request.group_id) => ErrorCode::GroupIdNotFound,
+            Readers::Classic(_) | Readers::Consumer(_) | Readers::Nobody => ErrorCode::None,
         };
         if !error.is_none() {
             return self.reply(token, GroupRequest::DeleteGroup(request).refused(error));
@@ -474,14 +547,18 @@ impl GroupShard {
         }
         let mut facts: Vec<Fact> =
             doomed.iter().map(|(topic, partition)| offsets::tombstone(&request.group_id, topic, *partition)).collect();
-        facts.push(Fact::Group { group_id: request.group_id.clone(), metadata: None });
+        facts.extend(self.group_tombstones(&request.group_id));
         let response = DeleteGroupResponse { group_id: request.group_id, error: ErrorCode::None };
-        self.write(facts, Some(Waiting::Reply(token, GroupResponse::DeleteGroup(response))), now);
+        self.write_for_group(facts, Some(Waiting::Reply(token, GroupResponse::DeleteGroup(response))), now);
     }
 
     fn describe(&self, request: &DescribeGroupRequest) -> DescribeGroupResponse {
         match self.groups.get(&request.group_id) {
             Some(group) => group.describe(),
+            None if self.consumers.contains_key(&request.group_id) => DescribeGroupResponse {
+                error_message: Some(format!("Group {} is not a classic group.", request.group_id)),
+                ..DescribeGroupResponse::refused(&request.group_id, ErrorCode::GroupIdNotFound)
+            },
             None if self.knows(&request.group_id) => DescribeGroupResponse {
                 state: "Empty",
                 ..DescribeGroupResponse::refused(&request.group_id, ErrorCode::None)
@@ -497,22 +574,23 @@ impl GroupShard {
         let passes = |filter: &[String], value: &str| {
             filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
         };
-        let simple = self.state.all_offsets().map(|(group_id, _)| group_id).filter(|id| !self.groups.contains_key(*id));
-        let simple = simple.map(|group_id| (group_id, "Empty", ""));
-        let classic = self.groups.iter().map(|(id, group)| (id, group.state(), group.protocol_type().unwrap_or("")));
-        let listed: BTreeMap<&String, (&'static str, &str)> =
-            classic.chain(simple).map(|(group_id, state, kind)| (group_id, (state, kind))).collect();
-        let groups = listed
-            .into_iter()
-            .filter(|(_, (state, _))| passes(&request.states, state) && passes(&request.types, "classic"))
-            .map(|(group_id, (state, protocol_type))| ListedGroup {
-                group_id: group_id.clone(),
-                protocol_type: protocol_type.to_owned(),
-                state,
-                group_type: "classic",
+        let held = |id: &&String| self.groups.contains_key(*id) || self.consumers.contains_key(*id);
+        let simple = self.state.all_offsets().map(|(group_id, _)| group_id).filter(|id| !held(id));
+        let simple = simple.map(|group_id| (group_id, "Empty", "", "classic"));
+        let classic = self.groups.iter();
+        let classic = classic.map(|(id, group)| (id, group.state(), group.protocol_type().unwrap_or(""), "classic"));
+        // As they are committed, as in Kafka.
+        let consumers = self.state.consumers().filter(|(id, group)| group.exists() && !self.groups.contains_key(*id));
+        let consumers = consumers.map(|(id, group)| (id, group.state(), "consumer", "consumer"));
+        let listed: BTreeMap<String, ListedGroup> = (classic.chain(simple).chain(consumers))
+            .filter(|(_, state, _, kind)| passes(&request.states, state) && passes(&request.types, kind))
+            .map(|(group_id, state, protocol_type, group_type)| {
+                let (group_id, protocol_type) = (group_id.clone(), protocol_type.to_owned());
+                ListedGroup { group_id, protocol_type, state, group_type }
             })
+            .map(|listed| (listed.group_id.clone(), listed))
             .collect();
-        ListGroupsResponse { error: ErrorCode::None, groups }
+        ListGroupsResponse { error: ErrorCode::None, groups: listed.into_values().collect() }
     }
 }
 
@@ -543,7 +621,8 @@ impl GroupShard {
     }
 
     fn reschedule(&mut self, group_id: &str) {
-        let next = self.groups.get(group_id).and_then(ClassicGroup::poll_timeout);
+        let classic = self.groups.get(group_id).and_then(ClassicGroup::poll_timeout);
+        let next = classic.or_else(|| self.consumers.get(group_id).and_then(LiveConsumerGroup::poll_timeout));
         let scheduled = self.scheduled.get(group_id).copied();
         if next == scheduled {
             return;
@@ -558,18 +637,21 @@ impl GroupShard {
         }
     }
 
-    /// Queues facts; who waits for them is answered when the last of them is committed.
-    fn write(&mut self, facts: Vec<Fact>, waiting: Option<Waiting>, now: Now) {
+    /// Queues facts; who waits for them is answered when the last of them is committed. Says whether they are queued.
+    fn write(&mut self, facts: Vec<Fact>, waiting: Option<Waiting>, now: Now) -> bool {
         if facts.is_empty() {
             if let Some(Waiting::Reply(token, response)) = waiting {
                 self.reply(token, response);
             }
-            return;
+            return true;
         }
         let deadline = now.monotonic + self.config.offsets_commit_timeout_ms;
-        if let Err((operation, error)) = self.writes.push(facts, waiting, deadline, &self.config) {
+        let pushed = self.writes.push(facts, waiting, deadline, &self.config);
+        let queued = pushed.is_ok();
+        if let Err((operation, error)) = pushed {
             self.fail(*operation, error, now);
         }
+        queued
     }
 
     fn fail(&mut self, operation: Operation, error: ErrorCode, now: Now) {
@@ -597,6 +679,9 @@ impl GroupShard {
     /// meanwhile; a generation that was queued behind such a tombstone brings its group back.
     fn follow(&mut self, fact: &Fact, now: Now) {
         let Fact::Group { group_id, metadata } = fact else { return };
+        if self.consumers.contains_key(group_id) {
+            return;
+        }
         match (self.groups.get(group_id), metadata) {
             (Some(group), None) if group.is_empty() => {
                 self.member_bytes -= group.bytes();
@@ -614,7 +699,7 @@ impl GroupShard {
 
     /// Expires offsets, and removes empty groups that have none left (`R55`).
     fn expire_offsets(&mut self, now: Now) {
-        let mut group_ids: BTreeSet<String> = self.groups.keys().cloned().collect();
+        let mut group_ids: BTreeSet<String> = self.groups.keys().chain(self.consumers.keys()).cloned().collect();
         group_ids.extend(self.state.all_offsets().map(|(group_id, _)| group_id.clone()));
         for busy in self.writes.groups_touched() {
             group_ids.remove(&busy);
@@ -623,19 +708,20 @@ impl GroupShard {
         let mut decided = Vec::new();
         let mut forgotten = Vec::new();
         for group_id in group_ids {
-            let group = self.groups.get(&group_id);
+            let group = self.readers(&group_id);
             let stored = self.state.offsets(&group_id).unwrap_or(&none);
             let (mut facts, all) = if stored.is_empty() {
                 (Vec::new(), true)
             } else {
                 offsets::decide_expiry(&group_id, group, stored, now.wall, &self.config)
             };
-            if all && group.is_none_or(ClassicGroup::is_empty) && self.state.group(&group_id).is_some() {
-                facts.push(Fact::Group { group_id: group_id.clone(), metadata: None });
+            let forgettable = matches!(group, Readers::Classic(group) if group.is_forgettable());
+            if all && group.is_empty() {
+                facts.extend(self.group_tombstones(&group_id));
             }
             if !facts.is_empty() {
                 decided.push(facts);
-            } else if all && group.is_some_and(ClassicGroup::is_forgettable) {
+            } else if all && forgettable {
                 // Its last generation could not be stored; there is nothing to remove but itself.
                 forgotten.push(group_id);
             }
@@ -645,7 +731,7 @@ impl GroupShard {
             self.reschedule(&group_id);
         }
         for facts in decided {
-            self.write(facts, None, now);
+            self.write_for_group(facts, None, now);
         }
     }
 
@@ -660,13 +746,15 @@ impl GroupShard {
 
     fn knows(&self, group_id: &str) -> bool {
         self.groups.contains_key(group_id)
+            || self.consumers.contains_key(group_id)
             || self.state.group(group_id).is_some()
             || self.state.offsets(group_id).is_some()
             || self.writes.touch(group_id)
     }
 
     fn check_room_for_group(&self) -> Result<(), ErrorCode> {
-        let full = self.groups.len() >= self.config.max_groups || self.state.offset_groups() >= self.config.max_groups;
+        let full = self.groups.len() + self.consumers.len() >= self.config.max_groups
+            || self.state.offset_groups() >= self.config.max_groups;
         if full { Err(ErrorCode::CoordinatorNotAvailable) } else { Ok(()) }
     }
 
@@ -709,6 +797,8 @@ fn refuse(mut response: GroupResponse, error: ErrorCode) -> GroupResponse {
         GroupResponse::OffsetFetch(response) => response.error = error,
         GroupResponse::DescribeGroup(response) => response.error = error,
         GroupResponse::ListGroups(response) => response.error = error,
+        GroupResponse::ConsumerHeartbeat(response) => *response = ConsumerHeartbeatResponse::refused(error, None),
+        GroupResponse::ConsumerDescribe(response) => response.error = error,
     }
     response
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use model::{LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
 
+use crate::consumer::{ConsumerFact, ConsumerGroup};
 use crate::record::Fact;
 
 /// A stored offset.
@@ -67,6 +68,7 @@ pub type GroupOffsets = BTreeMap<String, BTreeMap<PartitionIndex, CommittedOffse
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct GroupState {
     groups: BTreeMap<String, GroupMetadata>,
+    consumers: BTreeMap<String, ConsumerGroup>,
     offsets: BTreeMap<String, GroupOffsets>,
 }
 
@@ -80,6 +82,7 @@ impl GroupState {
             Fact::Group { group_id, metadata: None } => {
                 self.groups.remove(&group_id);
             }
+            Fact::Consumer { group_id, fact } => self.replay_consumer(group_id, &fact),
             Fact::Offset { group_id, topic, partition, committed: Some(committed) } => {
                 self.offsets.entry(group_id).or_default().entry(topic).or_default().insert(partition, committed);
             }
@@ -87,6 +90,32 @@ impl GroupState {
                 self.remove_offset(&group_id, &topic, partition);
             }
         }
+    }
+
+    fn replay_consumer(&mut self, group_id: String, fact: &ConsumerFact) {
+        if let Some(group) = self.consumers.get_mut(&group_id) {
+            group.replay(fact);
+            if group.is_gone() {
+                self.consumers.remove(&group_id);
+            }
+            return;
+        }
+        let mut group = ConsumerGroup::default();
+        group.replay(fact);
+        if !group.is_gone() {
+            self.consumers.insert(group_id, group);
+        }
+    }
+
+    /// What is stored of a consumer group; remains of one that does not exist are among it.
+    #[must_use]
+    pub fn consumer(&self, group_id: &str) -> Option<&ConsumerGroup> {
+        self.consumers.get(group_id)
+    }
+
+    /// All that is stored of consumer groups, by group id.
+    pub fn consumers(&self) -> impl Iterator<Item = (&String, &ConsumerGroup)> {
+        self.consumers.iter()
     }
 
     /// The stored generation of a group.

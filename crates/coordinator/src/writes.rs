@@ -6,6 +6,7 @@ use model::{ErrorCode, PartitionIndex, Time};
 
 use crate::classic::Stored;
 use crate::config::GroupConfig;
+use crate::consumer::ConsumerFact;
 use crate::record::{CoordinatorRecord, Fact};
 use crate::request::{GroupResponse, OffsetFetchRequest};
 use crate::shard::{BatchNumber, Token};
@@ -42,6 +43,36 @@ pub(crate) struct Operation {
     bytes: usize,
     pub(crate) waiting: Option<Waiting>,
     deadline: Time,
+    /// The group that an answer without facts is about: it tells of what was decided before.
+    about: Option<String>,
+}
+
+impl Operation {
+    /// Whether it was decided on what earlier operations of a consumer group, or of one that changes its kind, decided.
+    fn depends_on(&self, group_id: &str) -> bool {
+        let decided = |fact: &Fact| match fact {
+            Fact::Consumer { group_id: id, .. } | Fact::Group { group_id: id, .. } => id == group_id,
+            Fact::Offset { .. } => false,
+        };
+        self.about.as_deref() == Some(group_id) || self.facts.iter().any(decided)
+    }
+
+    /// The consumer group that it changes.
+    pub(crate) fn consumer_group(&self) -> Option<&str> {
+        self.facts.iter().find_map(|fact| match fact {
+            Fact::Consumer { group_id, .. } => Some(group_id.as_str()),
+            Fact::Group { .. } | Fact::Offset { .. } => None,
+        })
+    }
+}
+
+/// Who has waited too long.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct Overdue {
+    /// Those whose facts are in flight, and may still be committed.
+    pub(crate) in_flight: Vec<Operation>,
+    /// Those whose facts are given up with them.
+    pub(crate) given_up: Vec<Operation>,
 }
 
 /// The batch in flight and the queue behind it.
@@ -64,8 +95,15 @@ impl Writes {
         config: &GroupConfig,
     ) -> Result<(), (Box<Operation>, ErrorCode)> {
         self.decisions += 1;
-        let mut operation =
-            Operation { decision: self.decisions, facts, records: Vec::new(), bytes: 0, waiting, deadline };
+        let mut operation = Operation {
+            decision: self.decisions,
+            facts,
+            records: Vec::new(),
+            bytes: 0,
+            waiting,
+            deadline,
+            about: None,
+        };
         match operation.facts.iter().map(Fact::encode).collect::<Result<Vec<_>, _>>() {
             Ok(records) => operation.records = records,
             Err(_) => return Err((Box::new(operation), ErrorCode::UnknownServerError)),
@@ -84,21 +122,27 @@ impl Writes {
 
     /// Queues a fetch behind all writes.
     pub(crate) fn push_barrier(&mut self, token: Token, request: OffsetFetchRequest, deadline: Time) {
-        self.decisions += 1;
-        let waiting = Some(Waiting::Fetch(token, request));
-        let (facts, records) = (Vec::new(), Vec::new());
-        self.queue.push_back(Operation { decision: self.decisions, facts, records, bytes: 0, waiting, deadline });
+        self.push_waiting(Waiting::Fetch(token, request), None, deadline);
     }
 
-    /// The fetches that no write stands before.
-    pub(crate) fn take_leading_barriers(&mut self) -> Vec<(Token, OffsetFetchRequest)> {
-        let mut fetches = Vec::new();
+    /// Queues an answer behind all writes: it tells of what they decide about a group.
+    pub(crate) fn push_answer(&mut self, token: Token, response: GroupResponse, about: &str, deadline: Time) {
+        self.push_waiting(Waiting::Reply(token, response), Some(about.to_owned()), deadline);
+    }
+
+    fn push_waiting(&mut self, waiting: Waiting, about: Option<String>, deadline: Time) {
+        self.decisions += 1;
+        let (decision, facts, records, waiting) = (self.decisions, Vec::new(), Vec::new(), Some(waiting));
+        self.queue.push_back(Operation { decision, facts, records, bytes: 0, waiting, deadline, about });
+    }
+
+    /// Those who wait for nothing but writes, and before whom none stands any more.
+    pub(crate) fn take_leading_barriers(&mut self) -> Vec<Waiting> {
+        let mut done = Vec::new();
         while self.in_flight.is_none() && self.queue.front().is_some_and(|operation| operation.facts.is_empty()) {
-            if let Some(Operation { waiting: Some(Waiting::Fetch(token, request)), .. }) = self.queue.pop_front() {
-                fetches.push((token, request));
-            }
+            done.extend(self.queue.pop_front().and_then(|operation| operation.waiting));
         }
-        fetches
+        done
     }
 
     /// Sends the next batch on its way, where none is.
@@ -143,17 +187,33 @@ impl Writes {
     }
 
     /// Who has waited too long. What is queued is given up with them; what is in flight may still be committed.
-    pub(crate) fn take_overdue(&mut self, now: Time) -> Vec<Operation> {
-        let mut overdue = Vec::new();
+    pub(crate) fn take_overdue(&mut self, now: Time) -> Overdue {
+        let mut overdue = Overdue::default();
         if let Some((_, operations)) = &mut self.in_flight {
             for operation in operations.iter_mut().filter(|o| o.waiting.is_some() && o.deadline <= now) {
-                overdue.push(Operation { waiting: operation.waiting.take(), ..operation.clone() });
+                overdue.in_flight.push(Operation { waiting: operation.waiting.take(), ..operation.clone() });
             }
         }
         while self.queue.front().is_some_and(|operation| operation.deadline <= now) {
-            overdue.extend(self.pop());
+            overdue.given_up.extend(self.pop());
         }
         overdue
+    }
+
+    /// What is queued and was decided on earlier facts of this group that are not to be.
+    pub(crate) fn take_dependent(&mut self, group_id: &str) -> Vec<Operation> {
+        let (doomed, rest): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(|o| o.depends_on(group_id));
+        self.queue.extend(rest);
+        self.queued_bytes -= doomed.iter().map(|operation| operation.bytes).sum::<usize>();
+        doomed
+    }
+
+    /// The facts of a consumer group that are on their way, in order.
+    pub(crate) fn consumer_facts(&self, group_id: &str) -> impl Iterator<Item = &ConsumerFact> {
+        self.facts().filter_map(move |fact| match fact {
+            Fact::Consumer { group_id: id, fact } if id == group_id => Some(fact),
+            Fact::Consumer { .. } | Fact::Group { .. } | Fact::Offset { .. } => None,
+        })
     }
 
     /// Everything, for a shard that ends.
@@ -195,7 +255,7 @@ impl Writes {
             Fact::Offset { group_id, topic, partition, committed } => {
                 Some((group_id.as_str(), topic.as_str(), *partition, committed.as_ref()))
             }
-            Fact::Group { .. } => None,
+            Fact::Group { .. } | Fact::Consumer { .. } => None,
         })
     }
 
@@ -220,7 +280,10 @@ fn split(operation: Operation, max_bytes: usize) -> Vec<Operation> {
         return vec![operation];
     }
     let Operation { decision, facts, records, waiting, deadline, .. } = operation;
-    let empty = || Operation { decision, facts: Vec::new(), records: Vec::new(), bytes: 0, waiting: None, deadline };
+    let empty = || {
+        let (facts, records) = (Vec::new(), Vec::new());
+        Operation { decision, facts, records, bytes: 0, waiting: None, deadline, about: None }
+    };
     let mut parts = vec![empty()];
     for (fact, record) in facts.into_iter().zip(records) {
         let bytes = record.batch_bytes();

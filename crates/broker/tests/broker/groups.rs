@@ -66,7 +66,7 @@ fn commit(generation_id: i32, member_id: &str, offset: i64) -> GroupRequest {
                 metadata: String::new(),
             }],
         }],
-        supports_group_id_not_found: true,
+        supports_member_epochs: true,
     })
 }
 

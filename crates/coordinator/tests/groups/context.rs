@@ -1,13 +1,15 @@
 //! A shell in miniature: one shard, a log, two clocks that move together, and a stock of requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use coordinator::request::*;
 use coordinator::{
     BatchNumber, CoordinatorRecord, GroupConfig, GroupRequest, GroupResponse, GroupShard, GroupState, Now, Output,
-    Token,
+    Token, shard::GroupEffect,
 };
+use metadata::MetadataImage;
 use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
 
 pub(crate) const GROUP: &str = "group";
@@ -20,6 +22,7 @@ pub(crate) struct Context {
     pub(crate) in_flight: Option<(BatchNumber, Vec<CoordinatorRecord>)>,
     /// Whether batches are committed as soon as they are cut.
     pub(crate) log_works: bool,
+    pub(crate) image: Arc<MetadataImage>,
     replies: BTreeMap<Token, GroupResponse>,
     ms: u64,
     tokens: u64,
@@ -31,14 +34,15 @@ impl Context {
     }
 
     pub(crate) fn with(config: GroupConfig) -> Self {
-        Self::load(config, Vec::new(), 0, 0)
+        Self::load(config, Vec::new(), Arc::default(), 0, 0)
     }
 
-    fn load(config: GroupConfig, log: Vec<CoordinatorRecord>, ms: u64, tokens: u64) -> Self {
+    fn load(config: GroupConfig, log: Vec<CoordinatorRecord>, image: Arc<MetadataImage>, ms: u64, tokens: u64) -> Self {
         let mut shard = GroupShard::new(config);
         log.iter().for_each(|record| shard.replay(record));
         let replies = BTreeMap::new();
-        let mut context = Context { shard, log, in_flight: None, log_works: true, replies, ms, tokens };
+        shard.handle_metadata(&image, &BTreeSet::new());
+        let mut context = Context { shard, log, in_flight: None, log_works: true, image, replies, ms, tokens };
         context.shard.finish_load(context.now());
         context.drain();
         context
@@ -46,7 +50,7 @@ impl Context {
 
     /// The next coordinator of the same log.
     pub(crate) fn fail_over(&self) -> Self {
-        Self::load(self.shard.config().clone(), self.log.clone(), self.ms, self.tokens)
+        Self::load(self.shard.config().clone(), self.log.clone(), Arc::clone(&self.image), self.ms, self.tokens)
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -65,6 +69,11 @@ impl Context {
             match output {
                 Output::Reply { token, response } => {
                     assert!(self.replies.insert(token, response).is_none(), "{token:?} is answered twice");
+                }
+                Output::Effect(GroupEffect::Resolve { group_id, expressions, image }) => {
+                    let resolved = coordinator::consumer::regex::resolve(&expressions, &image, self.now().wall);
+                    let now = self.now();
+                    self.shard.resolved(&group_id, resolved, now);
                 }
                 Output::Append { batch, records } => {
                     assert!(!records.is_empty() && self.in_flight.is_none());
@@ -313,11 +322,12 @@ pub(crate) fn commit_request(member_id: &str, generation_id: i32, offset: i64) -
         group_instance_id: None,
         retention_time_ms: -1,
         topics: vec![TopicOffsetsToCommit { name: "t".into(), topic_id: TopicId::NONE, partitions: vec![partition] }],
-        supports_group_id_not_found: true,
+        supports_member_epochs: true,
     }
 }
 
 pub(crate) fn fetch_request(require_stable: bool) -> OffsetFetchRequest {
     let topic = TopicPartitions { name: "t".into(), topic_id: TopicId::NONE, partitions: vec![PartitionIndex(0)] };
-    OffsetFetchRequest { group_id: GROUP.into(), topics: Some(vec![topic]), require_stable }
+    let topics = Some(vec![topic]);
+    OffsetFetchRequest { group_id: GROUP.into(), member_id: None, member_epoch: -1, topics, require_stable }
 }

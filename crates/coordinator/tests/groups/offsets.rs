@@ -48,10 +48,8 @@ fn a_simple_consumer_commits_only_while_nobody_is_a_member() {
 #[test]
 fn a_generation_of_a_group_that_is_not_there_is_refused_by_version() {
     let mut c = Context::new();
-    for (supports_group_id_not_found, error) in
-        [(true, ErrorCode::GroupIdNotFound), (false, ErrorCode::IllegalGeneration)]
-    {
-        let request = OffsetCommitRequest { supports_group_id_not_found, ..commit_request("m", 1, 1) };
+    for (supports_member_epochs, error) in [(true, ErrorCode::GroupIdNotFound), (false, ErrorCode::IllegalGeneration)] {
+        let request = OffsetCommitRequest { supports_member_epochs, ..commit_request("m", 1, 1) };
         let token = c.send(GroupRequest::OffsetCommit(request));
         assert_eq!(c.committed(token), error);
     }

@@ -36,7 +36,7 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, mut request: OffsetCommi
         group_instance_id: request.group_instance_id,
         retention_time_ms: request.retention_time_ms,
         topics,
-        supports_group_id_not_found: call.version >= GROUP_NOT_FOUND,
+        supports_member_epochs: call.version >= GROUP_NOT_FOUND,
     };
     let committed = if commit.topics.is_empty() {
         Ok(VecDeque::new())
