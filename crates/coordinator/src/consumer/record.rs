@@ -242,3 +242,110 @@ fn decode_regex(value: &Bytes) -> Result<ResolvedRegex, DecodeError> {
         resolved_at: read_time(value.timestamp).unwrap_or(Time::ZERO),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Fact;
+
+    fn hex(text: &str) -> Bytes {
+        (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect::<Vec<u8>>().into()
+    }
+
+    fn topic(id: &str) -> TopicId {
+        id.parse().unwrap()
+    }
+
+    fn list(numbers: &[i32]) -> BTreeSet<PartitionIndex> {
+        numbers.iter().copied().map(PartitionIndex).collect()
+    }
+
+    fn check(fact: ConsumerFact, key: &str, value: Option<&str>) {
+        let fact = Fact::Consumer { group_id: "s1".into(), fact };
+        let record = fact.encode().unwrap();
+        assert_eq!((record.key.clone(), record.value.clone()), (hex(key), value.map(hex)));
+        assert_eq!(Fact::decode(&record), Ok(Some(fact)));
+    }
+
+    #[test]
+    fn facts_are_the_bytes_that_kafka_writes() {
+        let epoch = GroupEpoch { epoch: 1001, metadata_hash: 1_000_000_000_002 };
+        check(ConsumerFact::Epoch(Some(epoch)), "000300027331", Some("0000000003e9010008000000e8d4a51002"));
+        check(ConsumerFact::Epoch(None), "000300027331", None);
+        let computed_at = Time(1_000_000_000_002);
+        let epoch = TargetEpoch { epoch: 1001, computed_at };
+        check(ConsumerFact::TargetEpoch(Some(epoch)), "000600027331", Some("0000000003e9010008000000e8d4a51002"));
+        let target = Partitions::from([
+            (topic("ESIzRFVmd4sAAAAAAAAAAw"), list(&[1005, 1006])),
+            (topic("ESIzRFVmd5AAAAAAAAAACA"), list(&[1010, 1011])),
+        ]);
+        let value = concat!(
+            "000003112233445566778b000000000000000303000003ed000003ee00",
+            "1122334455667790000000000000000803000003f2000003f30000"
+        );
+        check(ConsumerFact::Target("s2".into(), Some(Arc::new(target))), "00070002733100027332", Some(value));
+        let resolved = ResolvedRegex {
+            topics: Arc::new(BTreeSet::from(["s2".into(), "s3".into()])),
+            version: 1_000_000_000_004,
+            resolved_at: Time(1_000_000_000_005),
+        };
+        let value = "000003037332037333000000e8d4a51004000000e8d4a5100500";
+        check(ConsumerFact::Regex("s2".into(), Some(Arc::new(resolved))), "00100002733100027332", Some(value));
+    }
+
+    #[test]
+    fn a_member_is_the_bytes_that_kafka_writes() {
+        let protocol = |name: &str, metadata: &'static [u8]| ClassicProtocol {
+            name: name.into(),
+            metadata: Bytes::from_static(metadata),
+        };
+        let profile = MemberProfile {
+            instance_id: Some("s1".into()),
+            rack_id: Some("s2".into()),
+            client_id: "s3".into(),
+            client_host: "s4".into(),
+            subscription: Subscription {
+                topics: Arc::new(BTreeSet::from(["s6".into(), "s7".into()])),
+                regex: Some("s8".into()),
+            },
+            rebalance_timeout_ms: 1009,
+            assignor: Some("s10".into()),
+            classic: Some(ClassicMember {
+                session_timeout_ms: 1012,
+                protocols: vec![protocol("s15", &[16, 2, 3]), protocol("s18", &[19, 2, 3])],
+            }),
+        };
+        let value = concat!(
+            "000003733103733203733303733403037336037337037338000003f104733130",
+            "01001901000003f40304733135041002030004733138041302030000"
+        );
+        check(ConsumerFact::Profile("s2".into(), Some(Arc::new(profile))), "00050002733100027332", Some(value));
+        check(ConsumerFact::Profile("s2".into(), None), "00050002733100027332", None);
+    }
+
+    #[test]
+    fn what_a_member_has_is_read_with_and_without_assignment_epochs() {
+        let owned = |id: &str, partitions: &[(i32, i32)]| {
+            let partitions = partitions.iter().map(|(index, epoch)| (PartitionIndex(*index), *epoch));
+            (topic(id), partitions.collect())
+        };
+        let current = CurrentAssignment {
+            epoch: 1001,
+            previous_epoch: 1002,
+            state: MemberState::UnrevokedPartitions,
+            assigned: OwnedPartitions::from([owned("ESIzRFVmd44AAAAAAAAABg", &[(1008, 1011), (1009, 1012)])]),
+            revoking: OwnedPartitions::new(),
+        };
+        let value = concat!(
+            "0000000003e9000003ea0102112233445566778e000000000000000603000003f0000003f1",
+            "01000903000003f3000003f40100"
+        );
+        check(ConsumerFact::Current("s2".into(), Some(Arc::new(current.clone()))), "00080002733100027332", Some(value));
+        let old = concat!("0000000003e9000003ea0102112233445566778e000000000000000603000003f0000003f1", "000100");
+        let record = CoordinatorRecord { key: hex("00080002733100027332"), value: Some(hex(old)) };
+        let assigned = OwnedPartitions::from([owned("ESIzRFVmd44AAAAAAAAABg", &[(1008, 1001), (1009, 1001)])]);
+        let current = CurrentAssignment { assigned, ..current };
+        let fact = ConsumerFact::Current("s2".into(), Some(Arc::new(current)));
+        assert_eq!(Fact::decode(&record), Ok(Some(Fact::Consumer { group_id: "s1".into(), fact })));
+    }
+}

@@ -215,7 +215,7 @@ impl GroupShard {
         now: Now,
     ) {
         if request.member_id.is_empty() && !request.requires_member_id {
-            request.member_id = random_uuid(entropy).to_string();
+            request.member_id = new_member_id(entropy);
         }
         let served = match request.member_epoch {
             LEAVE_EPOCH | STATIC_LEAVE_EPOCH => self.consumer_leaves(token, &request, now),
@@ -403,7 +403,7 @@ impl GroupShard {
         let group_id = &request.group_id;
         let Some(live) = self.consumers.get(group_id) else { return Err(ErrorCode::UnknownMemberId) };
         let member_id = match request.member_id.as_str() {
-            "" => random_uuid(entropy).to_string(),
+            "" => new_member_id(entropy),
             known => known.to_owned(),
         };
         let (soft, around) = (live.soft(self.topic_created_at, now), self.around(group_id, now));
@@ -605,6 +605,11 @@ impl GroupShard {
         }
         self.reschedule(group_id);
     }
+}
+
+/// A member id as Kafka gives them here: a UUID in base64.
+fn new_member_id(entropy: u128) -> String {
+    TopicId(random_uuid(entropy)).to_string()
 }
 
 fn consumer_facts(group_id: &str, facts: Vec<ConsumerFact>) -> Vec<Fact> {

@@ -12,6 +12,8 @@ use coordinator::{
 use metadata::MetadataImage;
 use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
 
+use crate::cluster::{changed, cluster_with};
+
 pub(crate) const GROUP: &str = "group";
 /// The wall clock when the monotonic one shows zero.
 const EPOCH_MS: u64 = 1_000_000_000_000;
@@ -35,6 +37,20 @@ impl Context {
 
     pub(crate) fn with(config: GroupConfig) -> Self {
         Self::load(config, Vec::new(), Arc::default(), 0, 0)
+    }
+
+    /// In a cluster with these topics.
+    pub(crate) fn in_cluster(config: GroupConfig, topics: &[(&str, i32)]) -> Self {
+        Self::load(config, Vec::new(), cluster_with(topics), 0, 0)
+    }
+
+    /// The cluster changes.
+    pub(crate) fn change_cluster(&mut self, change: impl FnOnce(&mut MetadataImage)) {
+        let mut after = (*self.image).clone();
+        change(&mut after);
+        let touched = changed(&self.image, &after);
+        self.image = Arc::new(after);
+        self.shard.handle_metadata(&self.image, &touched);
     }
 
     fn load(config: GroupConfig, log: Vec<CoordinatorRecord>, image: Arc<MetadataImage>, ms: u64, tokens: u64) -> Self {

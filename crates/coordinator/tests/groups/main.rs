@@ -2,8 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail where they stand")]
 
+mod assignors;
+mod cluster;
+mod consumers;
 mod context;
 mod members;
+mod migration;
 mod offsets;
 mod random;
+mod random_consumers;
 mod storing;

@@ -135,9 +135,10 @@ fn different(input: &Input) -> Vec<Vec<Slot>> {
         fill(input, *topic, &readers[*topic], &mut owners[*topic], &mut loads);
     }
     for _ in 0..MAX_ROUNDS {
-        let moved = topics.iter().fold(false, |moved, topic| {
-            balance(input, *topic, &readers[*topic], &mut owners[*topic], &mut loads) || moved
-        });
+        let mut moved = false;
+        for topic in &topics {
+            moved |= balance(input, *topic, &readers[*topic], &mut owners[*topic], &mut loads);
+        }
         if !moved {
             break;
         }
