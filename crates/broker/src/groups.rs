@@ -8,12 +8,14 @@
 //! Invariants: a shard serves only after its whole log up to the high watermark is replayed; every token is answered once;
 //! a shard's lock may be held while its partition is locked, never the reverse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use coordinator::consumer::topics::changed_topics;
+use coordinator::shard::GroupEffect;
 use coordinator::{
     BatchNumber, CoordinatorRecord, GroupRequest, GroupResponse, GroupShard, Now, Output, Token, partition_for,
 };
@@ -164,11 +166,26 @@ impl Groups {
                     }
                 }
                 Output::Append { batch, records } => self.append(shard, batch, &records),
+                Output::Effect(effect) => self.carry_out(shard, effect),
             }
         }
         if inner.core.poll_timeout().is_some_and(|due| due.0 < self.looks_at.load(Ordering::Acquire)) {
             self.timers_moved.notify_one();
         }
+    }
+
+    /// Carries out what takes a while, and needs the shard's lock again, in a task of its own.
+    fn carry_out(self: &Arc<Self>, shard: &Arc<Shard>, effect: GroupEffect) {
+        let GroupEffect::Resolve { group_id, expressions, image } = effect;
+        let (groups, shard) = (Arc::clone(self), Arc::clone(shard));
+        tokio::spawn(async move {
+            let wall = groups.now().wall;
+            let resolve = move || coordinator::consumer::regex::resolve(&expressions, &image, wall);
+            let resolved = groups.context.disk_pool.run(resolve).await;
+            let mut inner = shard.lock();
+            inner.core.resolved(&group_id, resolved, groups.now());
+            groups.drain(&shard, &mut inner);
+        });
     }
 
     /// Appends with acks=all; a task of its own tells the core what came of it.
@@ -267,16 +284,15 @@ impl Groups {
 
     fn begin(self: &Arc<Self>, partition: Arc<Partition>) {
         let index = partition.id().partition;
-        let inner = ShardInner {
-            core: GroupShard::new(self.context.config.groups.clone()),
-            stage: Stage::Loading,
-            waiting: BTreeMap::new(),
-            next_token: 0,
-        };
+        let mut core = GroupShard::new(self.context.config.groups.clone());
+        core.handle_metadata(&self.context.image(), &BTreeSet::new());
+        let inner = ShardInner { core, stage: Stage::Loading, waiting: BTreeMap::new(), next_token: 0 };
         let shard = Arc::new(Shard { leadership: partition.leadership(), partition, inner: Mutex::new(inner) });
         let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
         shards.insert(index, Arc::clone(&shard));
         drop(shards);
+        // What changed before the shard was listed.
+        shard.lock().core.handle_metadata(&self.context.image(), &BTreeSet::new());
         tokio::spawn(Arc::clone(self).load(shard));
     }
 
@@ -320,23 +336,22 @@ impl Groups {
         }
     }
 
-    /// Tells the shards of topics that are gone: their offsets go with them.
-    pub(crate) async fn follow_deletions(self: Arc<Self>) {
+    /// Tells the shards of the metadata, and of topics that are gone: their offsets go with them.
+    pub(crate) async fn follow_topics(self: Arc<Self>) {
         let mut images = self.context.images();
         let mut before = Arc::clone(&images.borrow_and_update());
         while images.changed().await.is_ok() {
             let after = Arc::clone(&images.borrow_and_update());
             let delta = MetadataDelta::between(&before, &after);
-            before = after;
+            let previous = std::mem::replace(&mut before, after);
             let gone: Vec<(String, TopicId)> =
                 delta.removed_topics.iter().map(|topic| (topic.name.to_string(), topic.id)).collect();
-            if gone.is_empty() {
-                continue;
-            }
+            let changed = changed_topics(&previous, &before, &delta);
             let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
             for shard in shards {
                 let mut inner = shard.lock();
-                if inner.stage == Stage::Serving {
+                inner.core.handle_metadata(&before, &changed);
+                if inner.stage == Stage::Serving && !gone.is_empty() {
                     inner.core.handle_topics_deleted(&gone, self.now());
                     self.drain(&shard, &mut inner);
                 }

@@ -124,7 +124,7 @@ impl Broker {
         broker.spawn(lifecycle::watch_peers(Arc::clone(&context)));
         broker.spawn(lifecycle::keep_registered(context, lifecycle, previous_epoch, lossy));
         broker.spawn(Arc::clone(&groups).follow_leaderships());
-        broker.spawn(Arc::clone(&groups).follow_deletions());
+        broker.spawn(Arc::clone(&groups).follow_topics());
         broker.spawn(groups.keep_time());
         broker.spawn(Arc::clone(&leader_streams).follow_registrations());
         Ok(broker)

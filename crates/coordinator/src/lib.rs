@@ -3,14 +3,16 @@
 //! one partition of `__consumer_offsets` (`R52` to `R55`).
 //!
 //! Reading order: [`request`] (what is asked and answered, without versions), [`config`], [`record`] (what is written),
-//! [`state`] (what the log says), [`classic`] (members and their rebalance), [`offsets`] (commit, fetch, delete, expire),
-//! [`shard`] (the whole, and how a shell drives it), [`partition`] (which shard a group belongs to).
+//! [`state`] (what the log says), [`classic`] (members and their rebalance), [`consumer`] (groups of the next generation),
+//! [`offsets`] (commit, fetch, delete, expire), [`shard`] (the whole, and how a shell drives it), [`partition`] (which shard a group belongs to).
 //!
-//! Two kinds of state, never mixed:
+//! Three kinds of state, never mixed:
 //! - [`GroupState`] is what the log says: it changes by `replay` alone, which neither fails nor decides, and only after
 //!   the records are committed. Whoever replays the same log has the same `GroupState`.
 //! - [`classic::ClassicGroup`] is who is here right now: members, parked requests, deadlines. It dies with the coordinator;
 //!   the next one rebuilds it from `GroupState`, and every member's session starts anew.
+//! - [`consumer::LiveConsumerGroup`] is what is decided of a consumer group, committed or not, and who is waited for. What is
+//!   not committed in the end is taken back.
 
 pub mod driver;
 

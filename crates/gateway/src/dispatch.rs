@@ -94,6 +94,8 @@ served! {
     DescribeCluster by describe_cluster,
     DescribeProducers by describe_producers,
     UnregisterBroker by unregister_broker,
+    ConsumerGroupHeartbeat by consumer_group_heartbeat,
+    ConsumerGroupDescribe by consumer_group_describe,
     ListConfigResources by list_config_resources,
     DescribeTopicPartitions by describe_topic_partitions,
     AddRaftVoter by add_raft_voter,
@@ -172,6 +174,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 37);
+        assert_eq!(SERVED.len(), 39);
     }
 }

@@ -72,6 +72,8 @@ error_counts! {
     RemoveRaftVoterResponse: r => [r.error_code];
     DescribeClusterResponse: r => [r.error_code];
     DescribeProducersResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
+    ConsumerGroupHeartbeatResponse: r => [r.error_code];
+    ConsumerGroupDescribeResponse: r => r.groups.iter().map(|g| g.error_code);
     ListConfigResourcesResponse: r => [r.error_code];
     DescribeTopicPartitionsResponse: r => r.topics.iter().map(|t| t.error_code);
 }

@@ -10,6 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use broker::coordinator::consumer::ConsumerConfig;
+use broker::coordinator::consumer::assign::Assignor;
+use broker::coordinator::consumer::config::{Bounded, MigrationPolicy};
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
 use controller::{Controller, ControllerConfig, ControllerHandle, Timeouts};
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
@@ -455,6 +458,41 @@ fn group_config(config: &NodeConfig) -> Result<broker::coordinator::GroupConfig>
         offsets_retention_check_interval_ms: config
             .number("offsets.retention.check.interval.ms", defaults.offsets_retention_check_interval_ms)?,
         offsets_commit_timeout_ms: config.number("offsets.commit.timeout.ms", defaults.offsets_commit_timeout_ms)?,
+        consumer: consumer_config(config, &defaults.consumer)?,
         ..defaults
+    })
+}
+
+fn consumer_config(config: &NodeConfig, defaults: &ConsumerConfig) -> Result<ConsumerConfig> {
+    let bounded = |what: &str, default: Bounded| -> Result<Bounded> {
+        let value = config.number(&format!("group.consumer.{what}.ms"), default.value)?;
+        let min = config.number(&format!("group.consumer.min.{what}.ms"), default.min)?;
+        let max = config.number(&format!("group.consumer.max.{what}.ms"), default.max)?;
+        ensure!(
+            min <= value && value <= max,
+            "group.consumer.{what}.ms must be between its min {min} and max {max}, not {value}"
+        );
+        Ok(Bounded { value, min, max })
+    };
+    let list = |name: &str| config.given.get(name).map(|value| metadata::configs::list(value));
+    let named = |name: &String| {
+        Assignor::from_name(name)
+            .with_context(|| format!("there is no server-side assignor {name}; there are uniform and range"))
+    };
+    let assignors = list("group.consumer.assignors").map(|names| names.iter().map(named).collect::<Result<Vec<_>>>());
+    let policy = "group.consumer.migration.policy";
+    let migration = config.given.get(policy).map(|name| {
+        MigrationPolicy::from_name(name)
+            .with_context(|| format!("{policy} is disabled, upgrade, downgrade or bidirectional, not {name}"))
+    });
+    Ok(ConsumerConfig {
+        broker: BrokerId(config.node_id),
+        session_timeout_ms: bounded("session.timeout", defaults.session_timeout_ms)?,
+        heartbeat_interval_ms: bounded("heartbeat.interval", defaults.heartbeat_interval_ms)?,
+        assignment_interval_ms: bounded("assignment.interval", defaults.assignment_interval_ms)?,
+        max_size: config.number("group.consumer.max.size", defaults.max_size)?,
+        assignors: assignors.transpose()?.unwrap_or_else(|| defaults.assignors.clone()),
+        migration: migration.transpose()?.unwrap_or(defaults.migration),
+        ..defaults.clone()
     })
 }

@@ -71,7 +71,13 @@ fn commit(generation_id: i32, member_id: &str, offset: i64) -> GroupRequest {
 }
 
 async fn committed(cluster: &Cluster) -> Offset {
-    let fetch = OffsetFetchRequest { group_id: "g".to_owned(), topics: None, require_stable: true };
+    let fetch = OffsetFetchRequest {
+        group_id: "g".to_owned(),
+        member_id: None,
+        member_epoch: -1,
+        topics: None,
+        require_stable: true,
+    };
     let GroupResponse::OffsetFetch(fetched) = ask(cluster, &GroupRequest::OffsetFetch(fetch)).await else {
         panic!("another answer")
     };

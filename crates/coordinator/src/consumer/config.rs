@@ -55,8 +55,6 @@ impl MigrationPolicy {
 pub struct ConsumerConfig {
     /// Which broker this is, for configs that are set for one.
     pub broker: BrokerId,
-    /// `group.coordinator.rebalance.protocols` names the protocol.
-    pub enabled: bool,
     /// `group.consumer.session.timeout.ms`.
     pub session_timeout_ms: Bounded,
     /// `group.consumer.heartbeat.interval.ms`.
@@ -80,7 +78,6 @@ impl Default for ConsumerConfig {
     fn default() -> Self {
         ConsumerConfig {
             broker: BrokerId::NONE,
-            enabled: true,
             session_timeout_ms: Bounded { value: 45_000, min: 45_000, max: 60_000 },
             heartbeat_interval_ms: Bounded { value: 5_000, min: 5_000, max: 15_000 },
             assignment_interval_ms: Bounded { value: 1_000, min: 0, max: 15_000 },

@@ -6,14 +6,16 @@ use protocol::messages::alter_configs_response::AlterConfigsResourceResponse;
 use protocol::messages::{AlterConfigsRequest, AlterConfigsResponse};
 
 use crate::call::Call;
-use crate::handlers::ask_controller;
 use crate::handlers::config_changes::{ConfigAnswer, ConfigChanges, TIMEOUT_MS};
+use crate::handlers::{ask_controller, group_configs};
 
 /// Has the controller change them.
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: AlterConfigsRequest) -> AlterConfigsResponse {
     let asked = request.resources.into_iter().map(|resource| {
-        let configs = resource.configs.into_iter().map(|config| (config.name, config.value)).collect();
-        (resource.resource_type, resource.resource_name, Ok(configs))
+        let configs: Vec<_> = resource.configs.into_iter().map(|config| (config.name, config.value)).collect();
+        let (type_code, name) = (resource.resource_type, &resource.resource_name);
+        let checked = group_configs::check_whole(type_code, name, &configs, &call.shared.file);
+        (resource.resource_type, resource.resource_name, checked.map(|()| configs))
     });
     let mut changes = ConfigChanges::check(asked.collect());
     let answers = match changes.take_resources() {

@@ -16,6 +16,8 @@ pub(crate) mod describe_quorum;
 pub(crate) mod describe_topic_partitions;
 pub(crate) mod metadata;
 
+pub(crate) mod consumer_group_describe;
+pub(crate) mod consumer_group_heartbeat;
 pub(crate) mod delete_groups;
 pub(crate) mod describe_groups;
 pub(crate) mod find_coordinator;
@@ -42,6 +44,7 @@ pub(crate) mod remove_raft_voter;
 
 pub(crate) mod alter_configs;
 pub(crate) mod describe_configs;
+pub(crate) mod group_configs;
 pub(crate) mod incremental_alter_configs;
 pub(crate) mod list_config_resources;
 
@@ -69,6 +72,13 @@ pub(crate) mod operations {
 /// A time of a request; negative ones are none.
 pub(crate) fn millis(timeout_ms: i32) -> u64 {
     u64::try_from(timeout_ms).unwrap_or(0)
+}
+
+/// Whether the cluster's finalised features and this broker's file let consumer groups of the next generation be.
+pub(crate) fn consumer_groups_are_served<B: ::broker::api::BrokerApi>(call: &crate::call::Call<B>) -> bool {
+    let protocols = call.shared.file.get("group.coordinator.rebalance.protocols");
+    let named = protocols.is_none_or(|list| ::metadata::configs::list(list).iter().any(|name| name == "consumer"));
+    named && call.image().feature(::metadata::control::GROUP_VERSION) >= 1
 }
 
 /// Asks the group coordinator, and takes the answer of the request's kind.

@@ -63,7 +63,8 @@ async fn fetch<B: BrokerApi>(
         topics.get_or_insert_default().push(TopicPartitions { name, topic_id, partitions });
     }
     let group_id = group.group_id.clone();
-    let ask = request::OffsetFetchRequest { group_id: group.group_id, topics, require_stable };
+    let (member_id, member_epoch) = (group.member_id, group.member_epoch);
+    let ask = request::OffsetFetchRequest { group_id: group.group_id, member_id, member_epoch, topics, require_stable };
     match ask_group!(call, OffsetFetch, ask) {
         Ok(answer) => {
             let found = answer.topics.into_iter().filter_map(|topic| told(call.version, &image, topic));
@@ -114,7 +115,10 @@ async fn one<B: BrokerApi>(call: &Call<B>, request: OffsetFetchRequest, require_
         };
         topics.into_iter().map(topic).collect()
     });
-    let group = OffsetFetchRequestGroup { group_id: request.group_id, topics, ..Default::default() };
+    // Before version 9 nobody says who asks.
+    let (member_id, member_epoch) = (None, -1);
+    let group =
+        OffsetFetchRequestGroup { group_id: request.group_id, member_id, member_epoch, topics, ..Default::default() };
     let found = fetch(call, group, require_stable).await;
     let partition = |each: OffsetFetchResponsePartitions| OffsetFetchResponsePartition {
         partition_index: each.partition_index,

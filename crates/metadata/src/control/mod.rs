@@ -35,7 +35,14 @@ pub use topics::check_topic_name;
 pub const PRODUCER_ID_BLOCK: i32 = 1000;
 
 /// The levels of each feature that this program can work at; what is not listed does not exist for it.
-pub const FEATURES: &[(&str, FeatureRange)] = &[("metadata.version", FeatureRange { min: 1, max: 1 })];
+pub const FEATURES: &[(&str, FeatureRange)] = &[
+    ("metadata.version", FeatureRange { min: 1, max: 1 }),
+    // Level 1 has consumer groups of the next generation (KIP-848).
+    (GROUP_VERSION, FeatureRange { min: 0, max: 1 }),
+];
+
+/// The name of the feature behind KIP-848.
+pub const GROUP_VERSION: &str = "group.version";
 
 /// [`FEATURES`] as a registration carries it.
 #[must_use]
