@@ -117,8 +117,7 @@ async fn one<B: BrokerApi>(call: &Call<B>, request: OffsetFetchRequest, require_
     });
     // Before version 9 nobody says who asks.
     let (member_id, member_epoch) = (None, -1);
-    let group =
-        OffsetFetchRequestGroup { group_id: request.group_id, member_id, member_epoch, topics, ..Default::default() };
+    let group = OffsetFetchRequestGroup { group_id: request.group_id, member_id, member_epoch, topics };
     let found = fetch(call, group, require_stable).await;
     let partition = |each: OffsetFetchResponsePartitions| OffsetFetchResponsePartition {
         partition_index: each.partition_index,
