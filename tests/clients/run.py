@@ -34,6 +34,11 @@ def tools():
     return [sys.executable, HERE / 'tools.py']
 
 
+def next_groups():
+    installs.kafka_class_path()
+    return [installs.python('confluent-kafka==2.16.1'), HERE / 'next_groups.py']
+
+
 def kcat():
     installs.debian('kcat', 'kcat')
     return [sys.executable, HERE / 'kcat.py']
@@ -61,7 +66,8 @@ def hostile():
 # Name, preparation, seconds that the suite may take once it is prepared. Hostile last: it must not disturb what follows.
 SUITES = [('librdkafka', librdkafka, 240), ('java', java, 180), ('tools', tools, 180),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
-          ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120), ('hostile', hostile, 120)]
+          ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120),
+          ('next-groups', next_groups, 300), ('hostile', hostile, 120)]
 
 
 def run(name, prepare, limit, environment):

@@ -26,8 +26,8 @@ class Suite:
         self.checks.append(function)
         return function
 
-    def main(self):
-        """Runs every check whose sentence or function name contains one of the arguments (all, without any)."""
+    def main(self, close=lambda: None):
+        """Runs every check whose sentence or function name contains one of the arguments (all, without any), then `close`."""
         wanted, failed, ran = sys.argv[1:], 0, 0
         for function in self.checks:
             sentence = (function.__doc__ or function.__name__).strip()
@@ -50,6 +50,7 @@ class Suite:
                 faulthandler.cancel_dump_traceback_later()
         print(f'done: {ran} checks', flush=True)
         sys.stdout.flush()
+        close()
         # Clients hold native threads that can outlive a failed check; the verdict is printed, so nothing may hang here.
         os._exit(1 if failed or not ran else 0)
 

@@ -1,5 +1,7 @@
 //! Values through bytes and back; noise; versions.
 
+use std::collections::BTreeMap;
+
 use model::{
     BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
     PartitionEpoch, PartitionIndex, ProducerId, TopicId, TopicPartition, Uuid,
@@ -58,7 +60,7 @@ fn records() -> Vec<MetadataRecord> {
             offline_directories: vec![DirectoryId(id(2))],
             listeners: vec![listener()],
             rack: Some(String::new()),
-            features: supported_features(),
+            features: features(),
             fenced: true,
             in_controlled_shutdown: true,
         })),
@@ -95,7 +97,7 @@ fn controller() -> ControllerRegistration {
         incarnation: Incarnation(id(3)),
         directory: DirectoryId(id(4)),
         listeners: vec![listener()],
-        features: supported_features(),
+        features: features(),
     }
 }
 
@@ -134,7 +136,7 @@ fn broker_requests() -> Vec<ControlRequest> {
             offline_directories: vec![DirectoryId(id(1))],
             listeners: vec![listener()],
             rack: None,
-            features: supported_features(),
+            features: features(),
             previous_epoch: BrokerEpoch::NONE,
             lossy: vec![tp()],
         }),
@@ -309,6 +311,11 @@ fn a_kind_that_is_not_known_is_refused() {
     assert_eq!(decode_records(&batch), Err(WireError::UnknownKind { what: "record", found: 1 }));
     assert_eq!(decode_request(&[0x08, 0x01]), Err(WireError::UnknownKind { what: "request", found: 1 }));
     assert_eq!(decode_records(&[]), Err(WireError::Field("version")));
+}
+
+/// The features of version 1, whatever this program can do besides.
+fn features() -> BTreeMap<String, FeatureRange> {
+    BTreeMap::from([("metadata.version".to_owned(), FeatureRange { min: 1, max: 1 })])
 }
 
 /// The format on disk does not change: these bytes were written by version 1.
