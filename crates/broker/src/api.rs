@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use coordinator::{GroupRequest, GroupResponse};
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{
@@ -334,6 +335,15 @@ pub trait TransactionVerifier: Send + Sync + std::fmt::Debug + 'static {
     fn verify(&self, request: VerifyTransaction) -> Verified;
 }
 
+/// What coordinators there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CoordinatorKind {
+    /// Of groups.
+    Group,
+    /// Of transactional ids.
+    Transaction,
+}
+
 /// Who this broker is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -490,12 +500,26 @@ pub trait BrokerApi: Send + Sync + 'static {
         timeout_ms: u64,
     ) -> impl Future<Output = Result<(), ControlUnavailable>> + Send;
 
-    /// The partition of `__consumer_offsets` that coordinates a group, creating the topic where it does not exist.
+    /// The broker that coordinates a group or a transactional id, creating the coordinators' topic where it does not exist.
     ///
-    /// Answers the leader's broker id, or COORDINATOR_NOT_AVAILABLE.
-    fn find_group_coordinator(&self, group_id: &str) -> impl Future<Output = Result<BrokerId, ErrorCode>> + Send;
+    /// Answers its id, or COORDINATOR_NOT_AVAILABLE.
+    fn find_coordinator(
+        &self,
+        kind: CoordinatorKind,
+        key: &str,
+    ) -> impl Future<Output = Result<BrokerId, ErrorCode>> + Send;
 
     /// Asks the group coordinator on this broker: COORDINATOR_LOAD_IN_PROGRESS or NOT_COORDINATOR where it is not ready
     /// or not here.
     fn group(&self, request: GroupRequest) -> impl Future<Output = Result<GroupResponse, ErrorCode>> + Send;
+
+    /// Asks the transaction coordinator on this broker: COORDINATOR_LOAD_IN_PROGRESS or NOT_COORDINATOR where it is not
+    /// ready or not here.
+    fn transaction(
+        &self,
+        request: TransactionRequest,
+    ) -> impl Future<Output = Result<TransactionResponse, ErrorCode>> + Send;
+
+    /// The partition of `__consumer_offsets` that holds a group's offsets; None while the topic does not exist.
+    fn group_partition(&self, group_id: &str) -> Option<TopicPartition>;
 }

@@ -35,10 +35,22 @@ pub struct BrokerConfig {
     pub offsets_topic_num_partitions: i32,
     /// `offsets.topic.replication.factor`.
     pub offsets_topic_replication_factor: i16,
+    /// `offsets.topic.segment.bytes`.
+    pub offsets_topic_segment_bytes: u32,
+    /// `transaction.state.log.num.partitions`.
+    pub transaction_state_log_num_partitions: i32,
+    /// `transaction.state.log.replication.factor`.
+    pub transaction_state_log_replication_factor: i16,
+    /// `transaction.state.log.min.isr`.
+    pub transaction_state_log_min_isr: u32,
+    /// `transaction.state.log.segment.bytes`.
+    pub transaction_state_log_segment_bytes: u32,
     /// `replica.selector.class` names a rack-aware selector (KIP-392).
     pub rack_aware_reads: bool,
     /// This broker's file, by Kafka's names.
     pub file: StaticConfig,
     /// The group coordinator's own.
     pub groups: coordinator::GroupConfig,
+    /// The transaction coordinator's own.
+    pub transactions: coordinator::TransactionConfig,
 }

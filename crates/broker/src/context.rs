@@ -17,9 +17,11 @@ use crate::departures::Departures;
 use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
+use crate::leaderships::{LeadershipBoard, Leaderships};
 use crate::partition::{Checkpointed, Partition};
 use crate::throttle::Throttles;
 use crate::timers::Timers;
+use crate::transaction_coordinator::TRANSACTIONS_TOPIC;
 
 /// See the module.
 #[derive(Debug)]
@@ -50,9 +52,8 @@ pub(crate) struct Context {
     /// What clients are told of brokers that seem to be gone.
     pub(crate) departures: Departures,
     pub(crate) suspected: Notify,
-    /// Leaderships of internal topics that changed.
-    leaderships: Mutex<Vec<(TopicPartition, bool)>>,
-    pub(crate) leadership_moved: Notify,
+    /// Changes of leadership of the coordinators' topics.
+    leaderships: Leaderships,
     /// Replicas whose log failed in this process while the directory is in use (`R78`).
     failed_replicas: Mutex<BTreeSet<TopicPartition>>,
     /// Replicas that were found to be gone, and the heartbeats have not told yet (`R78`).
@@ -101,8 +102,7 @@ impl Context {
             suspects: Mutex::default(),
             departures: Departures::default(),
             suspected: Notify::new(),
-            leaderships: Mutex::default(),
-            leadership_moved: Notify::new(),
+            leaderships: Leaderships::new(&[OFFSETS_TOPIC, TRANSACTIONS_TOPIC]),
             failed_replicas: Mutex::default(),
             found_lossy: Mutex::default(),
             lost: Mutex::default(),
@@ -247,18 +247,16 @@ impl Context {
         std::mem::take(&mut self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A partition began or ceased to be led here; only the groups' topic matters. Called with the partition's lock held,
-    /// so it only notes it.
+    /// A partition began or ceased to be led here. Called with the partition's lock held, so it only notes it.
     pub(crate) fn leadership_changed(&self, partition: &Partition, leads: bool) {
-        if &**partition.topic() != OFFSETS_TOPIC {
-            return;
+        if let Some(board) = self.leaderships.of(partition.topic()) {
+            board.note(partition.id(), leads);
         }
-        self.leaderships.lock().unwrap_or_else(PoisonError::into_inner).push((partition.id(), leads));
-        self.leadership_moved.notify_one();
     }
 
-    pub(crate) fn take_leaderships(&self) -> Vec<(TopicPartition, bool)> {
-        std::mem::take(&mut self.leaderships.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Where changes of a coordinators' topic are noted.
+    pub(crate) fn leaderships(&self, topic: &str) -> Option<&LeadershipBoard> {
+        self.leaderships.of(topic)
     }
 
     /// The log of a replica failed for good: the controller must hear of it, or of the whole directory (`R30`, `R78`).

@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], `context` (what the parts share), `partition`
 //! (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long polls and
-//! acks), `transactions` (verification, markers),
-//! `isr`, `loading`, `lifecycle`, `housekeeping`, `groups` (coordinators), `node` (the whole).
+//! acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `housekeeping`, `shards` (coordinators of any
+//! kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
 //! and time are moved. A partition is owned by its lock. Every queue holds each partition at most once.
@@ -20,15 +20,21 @@ mod groups;
 mod housekeeping;
 mod isr;
 mod leader_streams;
+mod leaderships;
 mod lifecycle;
 mod loading;
+mod markers;
 mod metrics;
 mod node;
 mod offsets;
 mod partition;
+mod peers;
+mod producer_ids;
+mod shards;
 mod throttle;
 mod timers;
 mod topic_settings;
+mod transaction_coordinator;
 mod transactions;
 mod waiters;
 

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use coordinator::{GroupRequest, GroupResponse};
 use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics};
@@ -12,12 +13,12 @@ use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool};
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    BrokerApi, ControlUnavailable, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity, Isolation,
-    ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
+    BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity,
+    Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
     QuorumDescription, TransactionMarker, TransactionVerifier, VoterChange,
 };
 use crate::clock::Clock;
@@ -27,8 +28,13 @@ use crate::groups::{Groups, OFFSETS_TOPIC};
 use crate::leader_streams::LeaderStreams;
 use crate::lifecycle::{BrokerState, Lifecycle};
 use crate::loading::Replicas;
+use crate::markers::MarkerSender;
 use crate::metrics::BrokerMetrics;
-use crate::transactions::NoCoordinator;
+use crate::peers::Peers;
+use crate::producer_ids::ProducerIds;
+use crate::shards::Shards;
+use crate::transaction_coordinator::{CoordinatorVerifier, PeerTransactions, TRANSACTIONS_TOPIC, Transactions};
+use crate::transactions::MarkerWriter;
 use crate::waiters::PendingProduce;
 use crate::{fetch, housekeeping, isr, lifecycle, offsets, timers, transactions};
 
@@ -64,21 +70,16 @@ pub struct BrokerParts {
 pub struct Broker {
     context: Arc<Context>,
     lifecycle: Arc<Lifecycle>,
-    groups: Arc<Groups>,
+    groups: Arc<Shards<Groups>>,
     leader_streams: Arc<LeaderStreams>,
-    producer_ids: Mutex<ProducerIdBlock>,
+    transactions: Arc<Shards<Transactions>>,
+    producer_ids: Arc<ProducerIds>,
+    markers: Arc<MarkerWriter>,
     /// The way to transaction coordinators.
     verifier: Arc<dyn TransactionVerifier>,
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
     /// The registration that the last clean shutdown was proven for; it stays proven until this run is registered.
     previous_epoch: BrokerEpoch,
-}
-
-/// Producer ids that were given to this broker and are not used yet (`R42`).
-#[derive(Debug, Default)]
-struct ProducerIdBlock {
-    next: i64,
-    end: i64,
 }
 
 impl Broker {
@@ -103,15 +104,24 @@ impl Broker {
         let lossy = replicas.lossy();
         let previous_epoch = if replicas.any_gone() { BrokerEpoch::NONE } else { previous_epoch };
         let lifecycle = Lifecycle::new();
-        let groups = Groups::new(Arc::clone(&context));
+        let groups = Shards::new(Arc::clone(&context), Groups);
+        let writer = Arc::new(MarkerWriter { context: Arc::clone(&context) });
+        let peers = Peers::new(Arc::clone(&context));
+        let producer_ids = Arc::<ProducerIds>::default();
+        let markers = MarkerSender::new(Arc::clone(&context), Arc::clone(&writer), Arc::clone(&peers));
+        let kind = Transactions { producer_ids: Arc::clone(&producer_ids), markers };
+        let transactions = Shards::new(Arc::clone(&context), kind);
+        let verifier = Arc::new(CoordinatorVerifier { shards: Arc::clone(&transactions), peers });
         let leader_streams = Arc::new(LeaderStreams::new(Arc::clone(&context)));
         let broker = Arc::new(Broker {
             context: Arc::clone(&context),
             lifecycle: Arc::clone(&lifecycle),
             groups: Arc::clone(&groups),
             leader_streams: Arc::clone(&leader_streams),
-            producer_ids: Mutex::default(),
-            verifier: parts.verifier.unwrap_or_else(|| Arc::new(NoCoordinator)),
+            transactions: Arc::clone(&transactions),
+            producer_ids,
+            markers: writer,
+            verifier: parts.verifier.unwrap_or(verifier),
             tasks: std::sync::Mutex::default(),
             previous_epoch,
         });
@@ -126,6 +136,9 @@ impl Broker {
         broker.spawn(Arc::clone(&groups).follow_leaderships());
         broker.spawn(Arc::clone(&groups).follow_topics());
         broker.spawn(groups.keep_time());
+        broker.spawn(Arc::clone(&transactions).follow_leaderships());
+        broker.spawn(Arc::clone(&transactions).follow_features());
+        broker.spawn(transactions.keep_time());
         broker.spawn(Arc::clone(&leader_streams).follow_registrations());
         Ok(broker)
     }
@@ -136,9 +149,12 @@ impl Broker {
 
     fn serve_peers(self: &Arc<Self>, listener: TcpListener) {
         let identity = Arc::new(PeerIdentity { context: Arc::clone(&self.context) });
+        let transactions =
+            Arc::new(PeerTransactions { shards: Arc::clone(&self.transactions), writer: Arc::clone(&self.markers) });
         let routes = rpc::net::merge([
             rpc::replication::routes(Arc::clone(&self.leader_streams)),
             rpc::broker::routes(identity),
+            rpc::transactions::routes(transactions),
         ]);
         // Ends with its task: streams that never end by themselves would hold up an orderly end.
         self.spawn(async move {
@@ -192,31 +208,57 @@ impl Broker {
         }
         self.leader_streams.stop();
         self.groups.stop();
+        self.transactions.stop();
     }
 
-    async fn create_offsets_topic(&self) -> Result<(), ErrorCode> {
-        let config = &self.context.config;
-        let compaction =
-            [("cleanup.policy", "compact"), ("compression.type", "producer"), ("segment.bytes", "104857600")];
-        let configs = compaction.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect();
-        let topic = CreateTopic {
-            name: OFFSETS_TOPIC.to_owned(),
-            partitions: config.offsets_topic_num_partitions,
-            replication_factor: config.offsets_topic_replication_factor,
-            assignments: Vec::new(),
-            configs,
-        };
+    /// As Kafka makes the topics of its coordinators.
+    async fn create_coordinators_topic(&self, kind: CoordinatorKind) -> Result<(), ErrorCode> {
+        let topic = coordinators_topic(&self.context.config, kind);
+        let name = topic.name.clone();
         let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
         match self.control(request, 5_000).await {
             Ok(ControlResponse::CreateTopics(created)) => match created.first().map(|topic| &topic.result) {
                 Some(Err(error)) if error.code != ErrorCode::TopicAlreadyExists => {
-                    tracing::warn!(%error, "cannot create {OFFSETS_TOPIC}");
+                    tracing::warn!(%error, "cannot create {name}");
                     Err(ErrorCode::CoordinatorNotAvailable)
                 }
                 _ => Ok(()),
             },
             _ => Err(ErrorCode::CoordinatorNotAvailable),
         }
+    }
+}
+
+fn coordinators_topic(config: &BrokerConfig, kind: CoordinatorKind) -> CreateTopic {
+    let (name, partitions, replication_factor, mut configs) = match kind {
+        CoordinatorKind::Group => (
+            OFFSETS_TOPIC,
+            config.offsets_topic_num_partitions,
+            config.offsets_topic_replication_factor,
+            vec![
+                ("compression.type", "producer".to_owned()),
+                ("segment.bytes", config.offsets_topic_segment_bytes.to_string()),
+            ],
+        ),
+        CoordinatorKind::Transaction => (
+            TRANSACTIONS_TOPIC,
+            config.transaction_state_log_num_partitions,
+            config.transaction_state_log_replication_factor,
+            vec![
+                ("compression.type", "uncompressed".to_owned()),
+                ("unclean.leader.election.enable", "false".to_owned()),
+                ("min.insync.replicas", config.transaction_state_log_min_isr.to_string()),
+                ("segment.bytes", config.transaction_state_log_segment_bytes.to_string()),
+            ],
+        ),
+    };
+    configs.push(("cleanup.policy", "compact".to_owned()));
+    CreateTopic {
+        name: name.to_owned(),
+        partitions,
+        replication_factor,
+        assignments: Vec::new(),
+        configs: configs.into_iter().map(|(name, value)| (name.to_owned(), Some(value))).collect(),
     }
 }
 
@@ -333,29 +375,11 @@ impl BrokerApi for Broker {
         markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
         timeout_ms: u64,
     ) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
-        transactions::write_markers(&self.context, markers, Duration::from_millis(timeout_ms)).await
+        self.markers.write(markers, Duration::from_millis(timeout_ms)).await
     }
 
     async fn new_producer_id(&self) -> Result<ProducerId, ControlUnavailable> {
-        let mut block = self.producer_ids.lock().await;
-        if block.next >= block.end {
-            let epoch = self.context.registration().map_or(BrokerEpoch::NONE, |(epoch, _)| epoch);
-            let broker = self.context.config.broker_id;
-            match self.control(ControlRequest::AllocateProducerIds { broker, epoch }, 5_000).await? {
-                ControlResponse::AllocateProducerIds { first, len } => {
-                    *block = ProducerIdBlock { next: first.0, end: first.0 + i64::from(len) };
-                }
-                ControlResponse::Refused(error) => {
-                    return Err(ControlUnavailable { error: error.code, message: error.message });
-                }
-                other => {
-                    let message = format!("an answer to another question: {other:?}");
-                    return Err(ControlUnavailable { error: ErrorCode::UnknownServerError, message });
-                }
-            }
-        }
-        block.next += 1;
-        Ok(ProducerId(block.next - 1))
+        self.producer_ids.next(&self.context).await
     }
 
     async fn control(&self, request: ControlRequest, timeout_ms: u64) -> Result<ControlResponse, ControlUnavailable> {
@@ -377,21 +401,37 @@ impl BrokerApi for Broker {
         offsets::change_voters(&self.context, change, timeout_ms).await
     }
 
-    async fn find_group_coordinator(&self, group_id: &str) -> Result<BrokerId, ErrorCode> {
-        if self.context.image().topic_by_name(OFFSETS_TOPIC).is_none() {
-            self.create_offsets_topic().await?;
+    async fn find_coordinator(&self, kind: CoordinatorKind, key: &str) -> Result<BrokerId, ErrorCode> {
+        let name = match kind {
+            CoordinatorKind::Group => OFFSETS_TOPIC,
+            CoordinatorKind::Transaction => TRANSACTIONS_TOPIC,
+        };
+        if self.context.image().topic_by_name(name).is_none() {
+            self.create_coordinators_topic(kind).await?;
         }
+        let partition = match kind {
+            CoordinatorKind::Group => self.groups.partition_of(key),
+            CoordinatorKind::Transaction => self.transactions.partition_of(key),
+        };
         let image = self.context.image();
-        let topic = image.topic_by_name(OFFSETS_TOPIC).ok_or(ErrorCode::CoordinatorNotAvailable)?;
-        let partition = self.groups.partition_of(group_id).ok_or(ErrorCode::CoordinatorNotAvailable)?;
-        let (leader, _) = image
-            .leader_for(TopicPartition { topic_id: topic.id, partition })
-            .ok_or(ErrorCode::CoordinatorNotAvailable)?;
+        let topic_id = image.topic_id(name).ok_or(ErrorCode::CoordinatorNotAvailable)?;
+        let partition = partition.ok_or(ErrorCode::CoordinatorNotAvailable)?;
+        let (leader, _) =
+            image.leader_for(TopicPartition { topic_id, partition }).ok_or(ErrorCode::CoordinatorNotAvailable)?;
         if image.is_active(leader) { Ok(leader) } else { Err(ErrorCode::CoordinatorNotAvailable) }
     }
 
+    fn group_partition(&self, group_id: &str) -> Option<TopicPartition> {
+        let topic_id = self.context.image().topic_id(OFFSETS_TOPIC)?;
+        self.groups.partition_of(group_id).map(|partition| TopicPartition { topic_id, partition })
+    }
+
+    async fn transaction(&self, request: TransactionRequest) -> Result<TransactionResponse, ErrorCode> {
+        self.transactions.transaction(request).await
+    }
+
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
-        self.groups.ask(request).await
+        self.groups.group(request).await
     }
 }
 

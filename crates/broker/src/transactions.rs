@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::{ErrorCode, TopicPartition};
 
-use crate::api::{TransactionMarker, TransactionSupport, TransactionVerifier, Verified, VerifyTransaction};
+use crate::api::{TransactionMarker, TransactionSupport, TransactionVerifier, VerifyTransaction};
 use crate::context::Context;
 use crate::offsets;
 use crate::partition::Verification;
@@ -17,16 +17,6 @@ use crate::waiters::PendingProduce;
 const CONCURRENT_WAIT: Duration = Duration::from_millis(100);
 /// Between two questions about it.
 const CONCURRENT_BACKOFF: Duration = Duration::from_millis(20);
-
-/// There is no coordinator.
-#[derive(Debug)]
-pub(crate) struct NoCoordinator;
-
-impl TransactionVerifier for NoCoordinator {
-    fn verify(&self, request: VerifyTransaction) -> Verified {
-        Box::pin(std::future::ready(vec![ErrorCode::CoordinatorNotAvailable; request.partitions.len()]))
-    }
-}
 
 /// Asks the coordinator for all that one request has to wait for, and tells the partitions, in a task of its own: it goes
 /// on where the client goes away.
@@ -82,29 +72,37 @@ async fn verify_producer(
     }
 }
 
-/// Writes markers to partitions led here; each is answered when all in-sync replicas have it.
-pub(crate) async fn write_markers(
-    context: &Arc<Context>,
-    markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
-    timeout: Duration,
-) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
-    let pending = PendingProduce::new(markers.iter().map(|(_, partitions)| partitions.len()).sum());
-    for (marker, partitions) in &markers {
-        for id in partitions {
-            match context.partition(*id) {
-                Some(partition) => partition.append_marker(context, None, marker, &pending),
-                None => {
-                    pending.push(offsets::not_produced(context, *id), false);
+/// Writes markers to partitions led here.
+#[derive(Debug)]
+pub(crate) struct MarkerWriter {
+    pub(crate) context: Arc<Context>,
+}
+
+impl MarkerWriter {
+    /// Each is answered when all in-sync replicas have it; for each marker, its partitions in the order given.
+    pub(crate) async fn write(
+        &self,
+        markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
+        timeout: Duration,
+    ) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
+        let pending = PendingProduce::new(markers.iter().map(|(_, partitions)| partitions.len()).sum());
+        for (marker, partitions) in &markers {
+            for id in partitions {
+                match self.context.partition(*id) {
+                    Some(partition) => partition.append_marker(&self.context, None, marker, &pending),
+                    None => {
+                        pending.push(offsets::not_produced(&self.context, *id), false);
+                    }
                 }
             }
         }
+        // What is cut off is only the waiting.
+        let _ = tokio::time::timeout(timeout, pending.wait()).await;
+        let mut results = pending.take().into_iter();
+        let mut written = |(_, partitions): (TransactionMarker, Vec<TopicPartition>)| -> Vec<_> {
+            // One result was pushed for each, in this order.
+            results.by_ref().take(partitions.len()).map(|result| (result.partition, result.error)).collect()
+        };
+        markers.into_iter().map(&mut written).collect()
     }
-    // What is cut off is only the waiting.
-    let _ = tokio::time::timeout(timeout, pending.wait()).await;
-    let mut results = pending.take().into_iter();
-    let mut written = |(_, partitions): (TransactionMarker, Vec<TopicPartition>)| -> Vec<_> {
-        // One result was pushed for each, in this order.
-        results.by_ref().take(partitions.len()).map(|result| (result.partition, result.error)).collect()
-    };
-    markers.into_iter().map(&mut written).collect()
 }

@@ -16,6 +16,8 @@
 use model::{ErrorCode, Time};
 
 use crate::record::CoordinatorRecord;
+use crate::request::{GroupRequest, GroupResponse};
+use crate::shard::{self, GroupEffect, GroupShard};
 
 pub use crate::shard::{BatchNumber, Now, Token};
 
@@ -78,4 +80,54 @@ pub trait Shard {
 
     /// Records of the log that could not be read.
     fn skipped_records(&self) -> u64;
+}
+
+impl Shard for GroupShard {
+    type Request = GroupRequest;
+    type Response = GroupResponse;
+    type Effect = GroupEffect;
+
+    fn replay(&mut self, record: &CoordinatorRecord) {
+        self.replay(record);
+    }
+
+    fn finish_load(&mut self, now: Now) {
+        self.finish_load(now);
+    }
+
+    fn handle(&mut self, token: Token, request: GroupRequest, entropy: u128, now: Now) {
+        self.handle(token, request, entropy, now);
+    }
+
+    fn poll_output(&mut self) -> Option<Output<GroupResponse, GroupEffect>> {
+        Some(match self.poll_output()? {
+            shard::Output::Reply { token, response } => Output::Reply { token, response },
+            shard::Output::Append { batch, records } => Output::Append { batch, records },
+            shard::Output::Effect(effect) => Output::Effect(effect),
+        })
+    }
+
+    fn committed(&mut self, batch: BatchNumber, now: Now) {
+        self.committed(batch, now);
+    }
+
+    fn failed(&mut self, batch: BatchNumber, error: ErrorCode, now: Now) {
+        self.failed(batch, error, now);
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        self.poll_timeout()
+    }
+
+    fn handle_timeout(&mut self, now: Now) {
+        self.handle_timeout(now);
+    }
+
+    fn unload(&mut self, error: ErrorCode) {
+        self.unload(error);
+    }
+
+    fn skipped_records(&self) -> u64 {
+        self.skipped_records()
+    }
 }

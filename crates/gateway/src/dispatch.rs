@@ -80,6 +80,10 @@ served! {
     DeleteRecords by delete_records,
     InitProducerId by init_producer_id,
     OffsetForLeaderEpoch by offset_for_leader_epoch,
+    AddPartitionsToTxn by add_partitions_to_txn,
+    AddOffsetsToTxn by add_offsets_to_txn,
+    EndTxn by end_txn,
+    WriteTxnMarkers by write_txn_markers,
     DescribeConfigs by describe_configs,
     AlterConfigs by alter_configs,
     DescribeLogDirs by describe_log_dirs,
@@ -91,9 +95,12 @@ served! {
     ListPartitionReassignments by list_partition_reassignments,
     OffsetDelete by offset_delete,
     DescribeQuorum by describe_quorum,
+    UpdateFeatures by update_features,
     DescribeCluster by describe_cluster,
     DescribeProducers by describe_producers,
     UnregisterBroker by unregister_broker,
+    DescribeTransactions by describe_transactions,
+    ListTransactions by list_transactions,
     ConsumerGroupHeartbeat by consumer_group_heartbeat,
     ConsumerGroupDescribe by consumer_group_describe,
     ListConfigResources by list_config_resources,
@@ -174,6 +181,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 39);
+        assert_eq!(SERVED.len(), 46);
     }
 }

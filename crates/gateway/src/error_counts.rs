@@ -43,6 +43,20 @@ error_counts! {
     DeleteTopicsResponse: r => r.responses.iter().map(|t| t.error_code);
     DeleteRecordsResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
     InitProducerIdResponse: r => [r.error_code];
+    AddPartitionsToTxnResponse: r => {
+        let old = r.results_by_topic_v3_and_below.iter();
+        let new = r.results_by_transaction.iter().flat_map(|t| &t.topic_results);
+        let partitions = old.chain(new).flat_map(|t| &t.results_by_partition).map(|p| p.partition_error_code);
+        [r.error_code].into_iter().chain(partitions)
+    };
+    AddOffsetsToTxnResponse: r => [r.error_code];
+    EndTxnResponse: r => [r.error_code];
+    WriteTxnMarkersResponse: r => {
+        r.markers.iter().flat_map(|m| &m.topics).flat_map(|t| &t.partitions).map(|p| p.error_code)
+    };
+    DescribeTransactionsResponse: r => r.transaction_states.iter().map(|t| t.error_code);
+    ListTransactionsResponse: r => [r.error_code];
+    UpdateFeaturesResponse: r => [r.error_code].into_iter().chain(r.results.iter().map(|f| f.error_code));
     OffsetForLeaderEpochResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
     DescribeConfigsResponse: r => r.results.iter().map(|c| c.error_code);
     AlterConfigsResponse: r => r.responses.iter().map(|c| c.error_code);

@@ -49,9 +49,6 @@ pub(crate) enum Refusal {
     /// A field with a value that cannot be.
     #[error("{0}")]
     Malformed(&'static str),
-    /// Transactions are not there.
-    #[error("this cluster does not serve transactions: use an idempotent producer without a transactional.id")]
-    NoTransactions,
     /// `delete.topic.enable` is off.
     #[error("deleting topics is disabled: see delete.topic.enable")]
     DeletionDisabled,
@@ -96,9 +93,7 @@ impl Refusal {
             Refusal::FetchSessionEpoch => ErrorCode::InvalidFetchSessionEpoch,
             Refusal::FetchSessionTopicIds => ErrorCode::FetchSessionTopicIdError,
             Refusal::FromReplica => ErrorCode::TopicAuthorizationFailed,
-            Refusal::Repeated(_) | Refusal::Malformed(_) | Refusal::NoTransactions | Refusal::UnknownResource(_) => {
-                ErrorCode::InvalidRequest
-            }
+            Refusal::Repeated(_) | Refusal::Malformed(_) | Refusal::UnknownResource(_) => ErrorCode::InvalidRequest,
             Refusal::UnsupportedValue => ErrorCode::UnsupportedVersion,
             Refusal::DeletionDisabled => ErrorCode::TopicDeletionDisabled,
             Refusal::NoCoordinator => ErrorCode::CoordinatorNotAvailable,

@@ -439,9 +439,29 @@ fn broker_config(config: &NodeConfig, directory: &Directory, incarnation: Incarn
         producer_id_expiration_ms: config.number("producer.id.expiration.ms", 86_400_000)?,
         offsets_topic_num_partitions: config.number("offsets.topic.num.partitions", 50)?,
         offsets_topic_replication_factor: config.number("offsets.topic.replication.factor", 3)?,
+        offsets_topic_segment_bytes: config.number("offsets.topic.segment.bytes", 104_857_600)?,
+        transaction_state_log_num_partitions: config.number("transaction.state.log.num.partitions", 50)?,
+        transaction_state_log_replication_factor: config.number("transaction.state.log.replication.factor", 3)?,
+        transaction_state_log_min_isr: config.number("transaction.state.log.min.isr", 2)?,
+        transaction_state_log_segment_bytes: config.number("transaction.state.log.segment.bytes", 104_857_600)?,
         rack_aware_reads: rack_aware,
         file: config.given.clone(),
         groups: group_config(config)?,
+        transactions: transaction_config(config)?,
+    })
+}
+
+fn transaction_config(config: &NodeConfig) -> Result<broker::coordinator::TransactionConfig> {
+    let defaults = broker::coordinator::TransactionConfig::default();
+    Ok(broker::coordinator::TransactionConfig {
+        max_timeout_ms: config.number("transaction.max.timeout.ms", defaults.max_timeout_ms)?,
+        id_expiration_ms: config.number("transactional.id.expiration.ms", defaults.id_expiration_ms)?,
+        abort_interval_ms: config
+            .number("transaction.abort.timed.out.transaction.cleanup.interval.ms", defaults.abort_interval_ms)?,
+        expiry_interval_ms: config
+            .number("transaction.remove.expired.transaction.cleanup.interval.ms", defaults.expiry_interval_ms)?,
+        request_timeout_ms: config.number("request.timeout.ms", defaults.request_timeout_ms)?,
+        ..defaults
     })
 }
 

@@ -1,8 +1,8 @@
 //! Internal gRPC between nodes: generated from `/proto`, offered as plain Rust types.
 //!
 //! [`net`] holds connections and servers with their socket and HTTP/2 settings; [`replication`] the stream of a follower
-//! and a leader (`R56` to `R64`); [`broker`] what any node may ask a broker (`R76`); [`raft`] and [`controller`] the
-//! metadata quorum.
+//! and a leader (`R56` to `R64`); [`broker`] what any node may ask a broker (`R76`); [`transactions`] what brokers ask each
+//! other about transactions (`R47`, `R50`); [`raft`] and [`controller`] the metadata quorum.
 //!
 //! Invariants: only this crate knows tonic; no prost type appears in a public signature; what a peer sends is checked
 //! here for form and bounded by [`net::MAX_MESSAGE`], and by the receiver for meaning.
@@ -13,6 +13,7 @@ pub mod controller;
 pub mod net;
 pub mod raft;
 pub mod replication;
+pub mod transactions;
 
 mod wire {
     //! Generated code.
@@ -32,6 +33,9 @@ mod wire {
     }
     pub mod broker {
         tonic::include_proto!("ottla.broker.v1");
+    }
+    pub mod transactions {
+        tonic::include_proto!("ottla.transactions.v1");
     }
     pub mod raft {
         tonic::include_proto!("ottla.raft.v1");

@@ -23,7 +23,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metadata::control::RecoveryAnswer;
-use model::{BrokerId, DirectoryId, EpochCache, Offset, ProducerEpoch, ProducerId, Time, TopicId, TopicPartition};
+use model::{
+    BrokerId, DirectoryId, EpochCache, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Time, TopicId, TopicPartition,
+};
 use replication::producers::ProducerTable;
 use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use storage::Log;
@@ -288,9 +290,10 @@ impl Partition {
         }
     }
 
-    /// The leadership at hand, or the next one.
-    pub(crate) fn leadership(&self) -> Leadership {
-        self.lock().leadership
+    /// The leadership at hand, or the next one, and the leader epoch.
+    pub(crate) fn leadership(&self) -> (Leadership, LeaderEpoch) {
+        let inner = self.lock();
+        (inner.leadership, inner.replica.leader_epoch())
     }
 
     /// Wakes `waiter` when the high watermark or the leadership moves next.

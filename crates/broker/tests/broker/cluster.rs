@@ -420,9 +420,15 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
         producer_id_expiration_ms: 86_400_000,
         offsets_topic_num_partitions: 2,
         offsets_topic_replication_factor: 2,
+        offsets_topic_segment_bytes: 104_857_600,
+        transaction_state_log_num_partitions: 2,
+        transaction_state_log_replication_factor: 2,
+        transaction_state_log_min_isr: 1,
+        transaction_state_log_segment_bytes: 104_857_600,
         rack_aware_reads: true,
         file: BTreeMap::new(),
         groups: coordinator::GroupConfig { initial_rebalance_delay_ms: 0, ..coordinator::GroupConfig::default() },
+        transactions: coordinator::TransactionConfig::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Groups through a broker's shards.
 
-use broker::api::BrokerApi;
+use broker::api::{BrokerApi, CoordinatorKind};
 use bytes::Bytes;
 use coordinator::request::{
     JoinGroupRequest, JoinProtocol, MemberAssignment, OffsetCommitRequest, OffsetFetchRequest, OffsetToCommit,
@@ -17,7 +17,7 @@ async fn ask(cluster: &Cluster, request: &GroupRequest) -> GroupResponse {
     let asked = async {
         loop {
             for broker in cluster.brokers.values() {
-                match broker.find_group_coordinator("g").await {
+                match broker.find_coordinator(CoordinatorKind::Group, "g").await {
                     Ok(id) if cluster.brokers.contains_key(&id.0) => {
                         if let Ok(answer) = cluster.broker(id.0).group(request.clone()).await {
                             return answer;
@@ -111,7 +111,7 @@ async fn a_group_keeps_its_offsets_and_members_when_its_coordinator_moves() {
         assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None);
     }
     assert_eq!(committed(&cluster).await, Offset(7));
-    let coordinator = cluster.broker(1).find_group_coordinator("g").await.unwrap();
+    let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap();
     cluster.kill_and_fence(coordinator.0, Crash::KeepAll).await;
     assert_eq!(committed(&cluster).await, Offset(7));
     let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(1, &member, 9)).await else {

@@ -52,7 +52,7 @@ async fn asking(brokers: i32) -> (Cluster, mpsc::UnboundedReceiver<Question>) {
 const PRODUCER: i64 = 7;
 
 /// One record in the transaction of a producer: id, epoch, sequence.
-fn in_transaction(value: &str, (id, epoch, sequence): (i64, i16, i32)) -> BytesMut {
+pub(crate) fn in_transaction(value: &str, (id, epoch, sequence): (i64, i16, i32)) -> BytesMut {
     let record = Record { value: Some(value.to_owned().into()), ..Record::default() };
     let producer = (ProducerId(id), ProducerEpoch(epoch), sequence);
     let now = i64::try_from(SystemClock::new().wall().0).unwrap();
@@ -63,7 +63,7 @@ pub(crate) fn transactional(value: &str, epoch: i16, sequence: i32) -> BytesMut 
     in_transaction(value, (PRODUCER, epoch, sequence))
 }
 
-fn begin(
+pub(crate) fn begin(
     broker: &Broker,
     id: TopicPartition,
     transactional_id: Option<&str>,

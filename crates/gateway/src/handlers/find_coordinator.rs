@@ -1,6 +1,6 @@
-//! FindCoordinator: which broker coordinates a group.
+//! FindCoordinator: which broker coordinates a group or a transactional id.
 
-use broker::api::BrokerApi;
+use broker::api::{BrokerApi, CoordinatorKind};
 use protocol::messages::find_coordinator_response::Coordinator;
 use protocol::messages::{FindCoordinatorRequest, FindCoordinatorResponse};
 
@@ -49,12 +49,12 @@ async fn find<B: BrokerApi>(call: &Call<B>, key_type: i8, key: String) -> Coordi
 }
 
 async fn address<B: BrokerApi>(call: &Call<B>, key_type: i8, key: &str) -> Result<(i32, String, i32), Refusal> {
-    match key_type {
-        GROUP => {}
-        TRANSACTION => return Err(Refusal::NoTransactions),
+    let kind = match key_type {
+        GROUP => CoordinatorKind::Group,
+        TRANSACTION => CoordinatorKind::Transaction,
         _ => return Err(Refusal::Malformed("there is no coordinator of this type")),
-    }
-    let id = call.broker().find_group_coordinator(key).await.map_err(Refusal::Broker)?;
+    };
+    let id = call.broker().find_coordinator(kind, key).await.map_err(Refusal::Broker)?;
     let image = call.image();
     let listener = call.address_of(&image, id).ok_or(Refusal::NoCoordinator)?;
     Ok((id.0, listener.host.clone(), i32::from(listener.port)))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::metadata::control::{CreateTopic, CreateTopics, check_topic_name};
 use ::metadata::{MetadataImage, TopicImage};
-use broker::api::BrokerApi;
+use broker::api::{BrokerApi, CoordinatorKind};
 use model::{BrokerId, ErrorCode, TopicId, Uuid};
 use protocol::messages::metadata_request::MetadataRequestTopic;
 use protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic};
@@ -20,8 +20,9 @@ use crate::resolve;
 const BY_ID: i16 = 12;
 /// How long a client waits for a topic to be created; then it is told to ask again.
 const CREATE_TIMEOUT_MS: u64 = 5_000;
-/// The topic that only the group coordinator knows how to create.
-const OFFSETS_TOPIC: &str = "__consumer_offsets";
+/// The topics that only coordinators know how to create.
+const COORDINATORS: [(&str, CoordinatorKind); 2] =
+    [("__consumer_offsets", CoordinatorKind::Group), ("__transaction_state", CoordinatorKind::Transaction)];
 
 /// Which topics are asked for.
 enum Wanted {
@@ -123,9 +124,11 @@ async fn create_missing<B: BrokerApi>(call: &Call<B>, names: &[String]) -> BTree
     if absent.is_empty() {
         return BTreeMap::new();
     }
-    if absent.iter().any(|name| *name == OFFSETS_TOPIC) {
-        // Whether it worked shows in the image.
-        let _ = call.broker().find_group_coordinator("").await;
+    for (name, kind) in COORDINATORS {
+        if absent.iter().any(|absent| *absent == name) {
+            // Whether it worked shows in the image.
+            let _ = call.broker().find_coordinator(kind, "").await;
+        }
     }
     let topic = |name: &String| CreateTopic {
         name: name.clone(),

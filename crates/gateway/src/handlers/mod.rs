@@ -50,7 +50,17 @@ pub(crate) mod list_config_resources;
 
 pub(crate) mod describe_log_dirs;
 pub(crate) mod describe_producers;
+
+pub(crate) mod transactional;
+
+pub(crate) mod add_offsets_to_txn;
+pub(crate) mod add_partitions_to_txn;
+pub(crate) mod describe_transactions;
+pub(crate) mod end_txn;
 pub(crate) mod init_producer_id;
+pub(crate) mod list_transactions;
+pub(crate) mod update_features;
+pub(crate) mod write_txn_markers;
 
 /// Everything that may be done to a resource, as bits by Kafka's operation codes: without an authorizer anybody may.
 pub(crate) mod operations {

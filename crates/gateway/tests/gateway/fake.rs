@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use broker::api::*;
+use broker::coordinator::transaction::{TransactionRequest, TransactionResponse};
 use broker::coordinator::{GroupRequest, GroupResponse};
 use bytes::{Bytes, BytesMut};
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
@@ -48,6 +49,10 @@ pub(crate) struct Fake {
     /// Whether some broker seems to be gone and nobody has decided yet.
     pub(crate) unsettled: watch::Sender<bool>,
     pub(crate) recently_gone: Mutex<Vec<BrokerId>>,
+    pub(crate) asked_transaction: Mutex<Vec<TransactionRequest>>,
+    /// What the transaction coordinator answers to everything.
+    pub(crate) transaction_error: Mutex<Option<ErrorCode>>,
+    pub(crate) markers: Mutex<Vec<(TransactionMarker, Vec<TopicPartition>)>>,
 }
 
 impl Fake {
@@ -66,6 +71,9 @@ impl Fake {
             voters: Mutex::default(),
             unsettled: watch::Sender::new(false),
             recently_gone: Mutex::default(),
+            asked_transaction: Mutex::default(),
+            transaction_error: Mutex::default(),
+            markers: Mutex::default(),
         };
         (Arc::new(fake), appends)
     }
@@ -260,6 +268,7 @@ impl BrokerApi for Fake {
         markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
         _: u64,
     ) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
+        self.markers.lock().unwrap().extend(markers.clone());
         let written = |(_, partitions): (_, Vec<TopicPartition>)| {
             partitions.into_iter().map(|partition| (partition, ErrorCode::None)).collect()
         };
@@ -322,12 +331,25 @@ impl BrokerApi for Fake {
         Ok(())
     }
 
-    async fn find_group_coordinator(&self, group_id: &str) -> Result<BrokerId, ErrorCode> {
-        match group_id {
-            "nowhere" => Err(ErrorCode::CoordinatorNotAvailable),
-            "fenced" => Ok(BrokerId(3)),
-            _ => Ok(BrokerId(2)),
+    async fn find_coordinator(&self, kind: CoordinatorKind, key: &str) -> Result<BrokerId, ErrorCode> {
+        match (kind, key) {
+            (_, "nowhere") => Err(ErrorCode::CoordinatorNotAvailable),
+            (_, "fenced") => Ok(BrokerId(3)),
+            (CoordinatorKind::Group, _) => Ok(BrokerId(2)),
+            (CoordinatorKind::Transaction, _) => Ok(BrokerId(1)),
         }
+    }
+
+    async fn transaction(&self, request: TransactionRequest) -> Result<TransactionResponse, ErrorCode> {
+        let error = self.transaction_error.lock().unwrap().unwrap_or(ErrorCode::None);
+        let answer = request.refused(error);
+        self.asked_transaction.lock().unwrap().push(request);
+        Ok(answer)
+    }
+
+    fn group_partition(&self, _: &str) -> Option<TopicPartition> {
+        let topic_id = self.image().topic_id("__consumer_offsets")?;
+        Some(TopicPartition { topic_id, partition: PartitionIndex(1) })
     }
 
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {

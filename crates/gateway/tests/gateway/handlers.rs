@@ -330,7 +330,7 @@ async fn an_offset_fetch_that_fails_says_so_where_its_version_can() {
 }
 
 #[tokio::test]
-async fn a_coordinator_is_found_unless_it_is_away_or_for_transactions() {
+async fn a_coordinator_is_found_unless_it_is_away() {
     let served = Served::start().await;
     let client = &mut served.client().await;
     let keys = ["g", "nowhere", "fenced"].map(owned).to_vec();
@@ -341,20 +341,10 @@ async fn a_coordinator_is_found_unless_it_is_away_or_for_transactions() {
     assert_eq!(found, [("g", 2, 0), ("nowhere", -1, away), ("fenced", -1, away)]);
     let response = client.ask(&request, 0).await;
     assert_eq!((response.node_id, response.host.as_str(), response.port), (2, "host-2", 9_092));
-    let response = client.ask(&FindCoordinatorRequest { key_type: 1, ..request }, 3).await;
+    let response = client.ask(&FindCoordinatorRequest { key_type: 1, ..request.clone() }, 3).await;
+    assert_eq!((response.error_code, response.node_id), (0, 1));
+    let response = client.ask(&FindCoordinatorRequest { key_type: 2, ..request }, 3).await;
     assert_eq!(response.error_code, ErrorCode::InvalidRequest.code());
-    assert!(response.error_message.unwrap().contains("transactions"));
-}
-
-#[tokio::test]
-async fn producer_ids_are_for_idempotence_alone() {
-    let served = Served::start().await;
-    let client = &mut served.client().await;
-    let request = InitProducerIdRequest { transactional_id: None, ..Default::default() };
-    let response = client.ask(&request, 4).await;
-    assert_eq!((response.error_code, response.producer_id, response.producer_epoch), (0, 4_000, 0));
-    let request = InitProducerIdRequest { transactional_id: Some(owned("t")), ..Default::default() };
-    assert_eq!(client.ask(&request, 4).await.error_code, ErrorCode::InvalidRequest.code());
 }
 
 #[tokio::test]

@@ -5,4 +5,5 @@
 mod connections;
 mod fake;
 mod handlers;
+mod transactions;
 mod versions;

@@ -39,6 +39,10 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     let init = InitProducerIdRequest { transactional_id: None, ..Default::default() };
     each_version(client, init, done).await;
     each_version(client, OffsetForLeaderEpochRequest::default(), done).await;
+    each_version(client, AddPartitionsToTxnRequest::default(), done).await;
+    each_version(client, AddOffsetsToTxnRequest::default(), done).await;
+    each_version(client, EndTxnRequest::default(), done).await;
+    each_version(client, WriteTxnMarkersRequest::default(), done).await;
     let mut describe = DescribeConfigsRequest { include_synonyms: true, ..Default::default() };
     for resource_type in [2, 4, 8, 32] {
         let resource = describe_configs_request::DescribeConfigsResource { resource_type, ..Default::default() };
@@ -55,12 +59,16 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     each_version(client, ListPartitionReassignmentsRequest::default(), done).await;
     each_version(client, OffsetDeleteRequest::default(), done).await;
     each_version(client, quorum(), done).await;
+    each_version(client, UpdateFeaturesRequest::default(), done).await;
     each_version(client, DescribeClusterRequest::default(), done).await;
     each_version(client, DescribeProducersRequest::default(), done).await;
     each_version(client, UnregisterBrokerRequest::default(), done).await;
     each_version(client, ConsumerGroupHeartbeatRequest::default(), done).await;
     each_version(client, ConsumerGroupDescribeRequest { group_ids: vec!["g".to_owned()], ..Default::default() }, done)
         .await;
+    let ids = vec!["t".to_owned()];
+    each_version(client, DescribeTransactionsRequest { transactional_ids: ids }, done).await;
+    each_version(client, ListTransactionsRequest::default(), done).await;
     each_version(client, ListConfigResourcesRequest::default(), done).await;
     each_version(client, DescribeTopicPartitionsRequest::default(), done).await;
     each_version(client, AddRaftVoterRequest::default(), done).await;

@@ -39,6 +39,8 @@ pub const FEATURES: &[(&str, FeatureRange)] = &[
     ("metadata.version", FeatureRange { min: 1, max: 1 }),
     // Level 1 has consumer groups of the next generation (KIP-848).
     (GROUP_VERSION, FeatureRange { min: 0, max: 1 }),
+    // From 2 on every transaction has an epoch of its own (R51).
+    ("transaction.version", FeatureRange { min: 0, max: 2 }),
 ];
 
 /// The name of the feature behind KIP-848.

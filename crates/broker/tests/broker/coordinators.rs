@@ -1,0 +1,269 @@
+//! Transactions through their coordinators: from the first partition to the markers, over several brokers, and over
+//! coordinators and leaders that die.
+
+use broker::api::{BrokerApi, CoordinatorKind, FetchRequest, Isolation, TransactionSupport};
+use coordinator::transaction::request::{
+    AddPartitionsRequest, DescribeTransactionRequest, EndTransactionRequest, InitProducerIdRequest,
+    ListTransactionsRequest, Producer,
+};
+use coordinator::transaction::{TransactionRequest, TransactionResponse};
+use model::{ErrorCode, PartitionIndex, ProducerEpoch, ProducerId, TopicPartition};
+use storage::disk::Crash;
+
+use crate::cluster::*;
+use crate::transactions::{begin, in_transaction};
+
+const ID: &str = "id";
+const STATE_TOPIC: &str = "__transaction_state";
+
+/// Asks the coordinator wherever it is, again while it is on its way or busy with the transaction before.
+async fn ask(cluster: &Cluster, request: TransactionRequest) -> TransactionResponse {
+    let asked = async {
+        loop {
+            for broker in cluster.brokers.values() {
+                let Ok(id) = broker.find_coordinator(CoordinatorKind::Transaction, ID).await else { continue };
+                let Some(coordinator) = cluster.brokers.get(&id.0) else { continue };
+                match coordinator.transaction(request.clone()).await {
+                    Ok(answer) if !is_busy(&answer) => return answer,
+                    _ => {}
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the coordinator", asked).await
+}
+
+fn is_busy(answer: &TransactionResponse) -> bool {
+    let error = match answer {
+        TransactionResponse::InitProducerId(r) => r.error,
+        TransactionResponse::AddPartitions(r) => r.partitions[0].2,
+        TransactionResponse::EndTransaction(r) => r.error,
+        TransactionResponse::Describe(_) | TransactionResponse::List(_) => ErrorCode::None,
+    };
+    let later = [
+        ErrorCode::ConcurrentTransactions,
+        ErrorCode::CoordinatorNotAvailable,
+        ErrorCode::CoordinatorLoadInProgress,
+        ErrorCode::NotCoordinator,
+    ];
+    later.contains(&error)
+}
+
+async fn init(cluster: &Cluster) -> Producer {
+    let request = InitProducerIdRequest { transactional_id: ID.to_owned(), timeout_ms: 60_000, expected: None };
+    match ask(cluster, TransactionRequest::InitProducerId(request)).await {
+        TransactionResponse::InitProducerId(answer) if answer.error.is_none() => answer.producer,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn end(cluster: &Cluster, producer: Producer, commit: bool) -> Result<Producer, ErrorCode> {
+    let request = EndTransactionRequest { transactional_id: ID.to_owned(), producer, commit, client_version: 2 };
+    match ask(cluster, TransactionRequest::EndTransaction(request)).await {
+        TransactionResponse::EndTransaction(answer) if answer.error.is_none() => Ok(answer.producer),
+        TransactionResponse::EndTransaction(answer) => Err(answer.error),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn state(cluster: &Cluster) -> &'static str {
+    let request = DescribeTransactionRequest { transactional_id: ID.to_owned() };
+    match ask(cluster, TransactionRequest::Describe(request)).await {
+        TransactionResponse::Describe(answer) => answer.state,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn wait_state(cluster: &Cluster, wanted: &str) {
+    let reached = async {
+        while state(cluster).await != wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(wanted, reached).await;
+}
+
+/// One record, until the partition's leader takes it.
+async fn write(cluster: &Cluster, id: TopicPartition, value: &str, producer: Producer, sequence: i32) {
+    let written = async {
+        loop {
+            let leader = cluster.wait_leader(id).await;
+            let records = in_transaction(value, (producer.id.0, producer.epoch.0, sequence));
+            let broker = cluster.broker(leader);
+            let produced = begin(broker, id, Some(ID), TransactionSupport::Implicit, records).await;
+            match produced.error {
+                ErrorCode::None => return,
+                ErrorCode::NotEnoughReplicas
+                | ErrorCode::ConcurrentTransactions
+                | ErrorCode::NotLeaderOrFollower
+                | ErrorCode::UnknownTopicOrPartition => {}
+                other => panic!("{other} to a record"),
+            }
+        }
+    };
+    soon("a record", written).await;
+}
+
+/// What a consumer of committed records sees, up to the last stable offset, with how many aborted transactions it is told
+/// of.
+async fn committed(cluster: &Cluster, id: TopicPartition) -> (i64, usize) {
+    let leader = cluster.wait_leader(id).await;
+    let request = FetchRequest { isolation: Isolation::ReadCommitted, max_wait_ms: 0, ..fetch_request(id, 0) };
+    let fetched = soon("a fetch", cluster.broker(leader).fetch(request)).await.remove(0);
+    assert_eq!(fetched.error, ErrorCode::None);
+    (fetched.last_stable_offset.0, fetched.aborted.map_or(0, |aborted| aborted.len()))
+}
+
+async fn wait_committed(cluster: &Cluster, id: TopicPartition, wanted: (i64, usize)) {
+    let reached = async {
+        while committed(cluster, id).await != wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the last stable offset", reached).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_over_several_brokers_becomes_true_everywhere() {
+    let cluster = Cluster::start(2, 1).await;
+    let near = cluster.topic("near", &[1], &[]).await;
+    let far = cluster.topic("far", &[2], &[]).await;
+    let mut producer = init(&cluster).await;
+    assert_eq!(state(&cluster).await, "Empty");
+    for (round, commit) in [(0, true), (1, false), (2, true)] {
+        write(&cluster, near, "a", producer, 0).await;
+        write(&cluster, far, "b", producer, 0).await;
+        write(&cluster, far, "c", producer, 1).await;
+        assert_eq!(state(&cluster).await, "Ongoing");
+        let aborted = usize::from(round == 2);
+        wait_committed(&cluster, near, (2 * round, aborted)).await;
+        let next = end(&cluster, producer, commit).await.unwrap();
+        assert_eq!(next, Producer { epoch: ProducerEpoch(producer.epoch.0 + 1), ..producer });
+        wait_state(&cluster, if commit { "CompleteCommit" } else { "CompleteAbort" }).await;
+        assert_eq!(end(&cluster, producer, commit).await, Ok(next), "asked again");
+        assert_eq!(end(&cluster, producer, !commit).await, Err(ErrorCode::InvalidTxnState));
+        let aborted = usize::from(round >= 1);
+        wait_committed(&cluster, near, (2 * round + 2, aborted)).await;
+        wait_committed(&cluster, far, (3 * round + 3, aborted)).await;
+        producer = next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_is_made_as_kafka_makes_it() {
+    let cluster = Cluster::start(2, 1).await;
+    init(&cluster).await;
+    let image = cluster.broker(1).image();
+    let topic = image.topic_by_name(STATE_TOPIC).unwrap();
+    assert_eq!(topic.partitions.len(), 2);
+    let config = |name: &str| image.topic_config(STATE_TOPIC, name, model::BrokerId(1)).unwrap();
+    assert_eq!((config("cleanup.policy"), config("min.insync.replicas")), ("compact", "1"));
+    assert_eq!(config("compression.type"), "uncompressed");
+    assert_eq!(config("unclean.leader.election.enable"), "false");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_coordinator_ends_what_the_one_before_decided() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let producer = init(&cluster).await;
+    let image = cluster.broker(1).image();
+    let topic = image.topic_by_name(STATE_TOPIC).unwrap();
+    let index = coordinator::partition_for(ID, 2);
+    let replicas = topic.partition(index).unwrap().replicas.clone();
+    let coordinator = cluster.wait_leader(TopicPartition { topic_id: topic.id, partition: index }).await;
+    let stays = replicas.iter().find(|id| id.0 != coordinator).unwrap().0;
+    // A partition whose only replica is away: its marker cannot be written yet.
+    let away = *[1, 2, 3].iter().find(|id| !replicas.contains(&model::BrokerId(**id))).unwrap();
+    let id = cluster.topic("t", &[away], &[]).await;
+    write(&cluster, id, "a", producer, 0).await;
+    cluster.kill_and_fence(away, Crash::KeepAll).await;
+    let next = end(&cluster, producer, true).await.unwrap();
+    assert_eq!(state(&cluster).await, "PrepareCommit");
+    cluster.kill_and_fence(coordinator, Crash::KeepAll).await;
+    wait_state_on(&cluster, stays, "PrepareCommit").await;
+    cluster.start_broker(away).await;
+    wait_state(&cluster, "CompleteCommit").await;
+    wait_committed(&cluster, id, (2, 0)).await;
+    assert_eq!(end(&cluster, producer, true).await, Ok(next), "R51: known by its epoch, by the next coordinator too");
+}
+
+/// The coordinator has moved to this broker and has loaded.
+async fn wait_state_on(cluster: &Cluster, broker: i32, wanted: &str) {
+    let moved = async {
+        while !matches!(cluster.broker(broker).find_coordinator(CoordinatorKind::Transaction, ID).await, Ok(id) if id.0 == broker)
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the coordinator's move", moved).await;
+    wait_state(cluster, wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_waits_for_nothing_where_its_topic_is_gone() {
+    let cluster = Cluster::start(2, 1).await;
+    let kept = cluster.topic("kept", &[1], &[]).await;
+    let gone = cluster.topic("gone", &[1], &[]).await;
+    let producer = init(&cluster).await;
+    write(&cluster, kept, "a", producer, 0).await;
+    write(&cluster, gone, "a", producer, 0).await;
+    let delete = metadata::ControlRequest::DeleteTopics(metadata::control::DeleteTopics {
+        topics: vec![metadata::control::TopicRef::Name("gone".to_owned())],
+    });
+    cluster.controller.ask(&delete);
+    end(&cluster, producer, true).await.unwrap();
+    wait_state(&cluster, "CompleteCommit").await;
+    wait_committed(&cluster, kept, (2, 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_producer_ends_the_firsts_transaction() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    let first = init(&cluster).await;
+    write(&cluster, id, "a", first, 0).await;
+    let second = init(&cluster).await;
+    assert_eq!((second.id, second.epoch.0 > first.epoch.0), (first.id, true));
+    wait_committed(&cluster, id, (2, 1)).await;
+    let leader = cluster.wait_leader(id).await;
+    let late = in_transaction("b", (first.id.0, first.epoch.0, 1));
+    let refused = begin(cluster.broker(leader), id, Some(ID), TransactionSupport::Implicit, late).await;
+    assert_eq!(refused.error, ErrorCode::InvalidProducerEpoch);
+    assert_eq!(end(&cluster, first, true).await, Err(ErrorCode::ProducerFenced));
+    write(&cluster, id, "c", second, 0).await;
+    end(&cluster, second, true).await.unwrap();
+    wait_committed(&cluster, id, (4, 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_adds_is_asked_for_by_the_partition() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    let producer = init(&cluster).await;
+    let leader = cluster.wait_leader(id).await;
+    let records = || in_transaction("a", (producer.id.0, producer.epoch.0, 0));
+    let alone = begin(cluster.broker(leader), id, Some(ID), TransactionSupport::KnowsAbortable, records()).await;
+    assert_eq!(alone.error, ErrorCode::TransactionAbortable, "R50: nobody added the partition");
+    let add = AddPartitionsRequest {
+        transactional_id: ID.to_owned(),
+        producer,
+        partitions: [("t", PartitionIndex(0))].into_iter().collect(),
+        verify_only: false,
+        client_version: 0,
+    };
+    match ask(&cluster, TransactionRequest::AddPartitions(add)).await {
+        TransactionResponse::AddPartitions(answer) => assert_eq!(answer.partitions[0].2, ErrorCode::None),
+        other => panic!("{other:?}"),
+    }
+    let added = begin(cluster.broker(leader), id, Some(ID), TransactionSupport::AddsPartitions, records()).await;
+    assert_eq!(added.error, ErrorCode::None);
+    let all = ListTransactionsRequest { open_longer_than_ms: -1, ..ListTransactionsRequest::default() };
+    match ask(&cluster, TransactionRequest::List(all)).await {
+        TransactionResponse::List(answer) => {
+            let listed = answer.transactions.iter().map(|t| (t.transactional_id.as_str(), t.producer_id, t.state));
+            assert_eq!(listed.collect::<Vec<_>>(), [(ID, ProducerId(producer.id.0), "Ongoing")]);
+        }
+        other => panic!("{other:?}"),
+    }
+}
