@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use model::TopicId;
 
-use crate::disk::{Disk, OpenMode, read_small_file, write_all_at};
+use crate::disk::{Disk, OpenMode, read_small_file, replace_file, write_all_at};
 
 /// What the file says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +22,16 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
 /// Writes the file; the first sync of the log makes it durable.
 pub(crate) fn write(disk: &dyn Disk, dir: &Path, topic_id: TopicId) -> io::Result<()> {
     let file = disk.open(&path(dir), OpenMode::Truncate)?;
-    write_all_at(&*file, &mut [IoSlice::new(format!("version: 0\ntopic_id: {topic_id}").as_bytes())], 0)
+    write_all_at(&*file, &mut [IoSlice::new(content(topic_id).as_bytes())], 0)
+}
+
+/// Replaces the file, whatever it said, durably: a crash meanwhile leaves what it said before.
+pub(crate) fn replace(disk: &dyn Disk, dir: &Path, topic_id: TopicId) -> io::Result<()> {
+    replace_file(disk, &path(dir), content(topic_id).as_bytes())
+}
+
+fn content(topic_id: TopicId) -> String {
+    format!("version: 0\ntopic_id: {topic_id}")
 }
 
 /// Makes the file, its name and that of its directory durable (`R31`).

@@ -151,9 +151,9 @@ impl Log {
         }
     }
 
-    /// Says whose the directory is; the next sync makes it durable.
+    /// Says whose the directory is. It may say so already, durably: a write in place would put that at risk.
     pub(super) fn write_identity(&mut self) -> Result<(), LogError> {
-        let written = identity::write(&*self.env.disk, &self.dir, self.topic_id);
+        let written = identity::replace(&*self.env.disk, &self.dir, self.topic_id);
         written.map_err(|e| LogError::write(&self.env.health, &self.dir, &e))?;
         self.names = Names::NewDirectory;
         Ok(())

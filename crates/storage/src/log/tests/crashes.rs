@@ -107,6 +107,27 @@ fn a_bad_batch_with_valid_ones_behind_it_is_corruption_until_the_loss_is_accepte
 }
 
 #[test]
+fn a_power_cut_right_after_a_loss_was_accepted_leaves_the_directory_its_topics() {
+    // R31: what says whose the directory is was durable, and stays so, whatever is kept of the changes since.
+    for seed in 0..32 {
+        let mut world = World::new(small_segments());
+        for _ in 0..20 {
+            world.append_records(0, 2);
+        }
+        let synced = OpenHints { recovery_point: world.checkpoint(), ..hints() };
+        flip(&world, 0, FileKind::Log, world.all()[0].bytes().len() as u64 + 70);
+        let unsynced = OpenHints { recovery_point: Offset::ZERO, ..hints() };
+        let recovered = world.crash_and_reopen(Crash::KeepAll, unsynced);
+        assert_eq!(recovered.verdict, Verdict::Lossy { first_bad: Offset(2) });
+        world.log.truncate_to(Offset(2)).unwrap();
+        world.disk.crash(Crash::Scatter(seed));
+        let after = OpenHints { recovery_point: Offset(2), ..synced };
+        let opened = Log::open(&world.env, Path::new(DIR), Arc::default(), after);
+        assert!(opened.is_ok(), "seed {seed}: {opened:?}");
+    }
+}
+
+#[test]
 fn a_log_that_ends_below_its_high_watermark_or_recovery_point_is_lossy() {
     // R29: what is missing below the checkpointed high watermark was promised to somebody.
     let mut world = World::new(LogConfig::default());
