@@ -131,6 +131,7 @@ rules! {
     R71Stall,
     R76MoreThanHalf,
     R78LossyReplica,
+    R59DurableAck,
 }
 
 // A set of them is 128 bits.

@@ -111,7 +111,12 @@ impl Replica {
     pub fn ack(&mut self) -> Option<Ack> {
         let Role::Follower(Follower { link: Link::Current(current), .. }) = &mut self.role else { return None };
         let log_end = self.core.counted_end();
-        let ack = Ack { open_no: current.open_no, log_end, log_start: self.core.log.start };
+        let ack = Ack {
+            open_no: current.open_no,
+            log_end,
+            log_start: self.core.log.start,
+            durable: self.core.sync_before_ack,
+        };
         if ack == current.acked {
             return None;
         }
@@ -184,6 +189,7 @@ impl Follower {
             log_end: core.log.end,
             last_epoch: core.last_epoch(),
             log_start: core.log.start,
+            durable: core.sync_before_ack,
         };
         self.link = Link::Opening(open);
         Some(open)
@@ -203,7 +209,7 @@ impl Follower {
         };
         match answer {
             Answer::Opened { high_watermark, log_start, .. } => {
-                let acked = Ack { open_no, log_end: open.log_end, log_start: open.log_start };
+                let acked = Ack { open_no, log_end: open.log_end, log_start: open.log_start, durable: open.durable };
                 self.link = Link::Current(Current { open_no, prev_epoch: open.last_epoch, acked });
                 self.handle_watermarks(core, high_watermark, log_start);
             }
@@ -543,7 +549,7 @@ mod tests {
         let actions = [Action::EpochsChanged, Action::AckDirty, Action::HighWatermark(Offset(15))];
         assert_eq!(drain(&mut replica), actions);
         assert_eq!(*replica.epochs(), cache(&[(4, 0), (5, 20)]));
-        assert_eq!(replica.ack(), Some(Ack { open_no: 1, log_end: Offset(21), log_start: Offset(0) }));
+        assert_eq!(replica.ack(), Some(Ack { open_no: 1, log_end: Offset(21), log_start: Offset(0), durable: false }));
         assert_eq!(replica.ack(), None);
         let next = [batch(21, 21, 5)];
         assert_eq!(replica.check_data(1, &data(21, 5, &next)), DataVerdict::Append);
@@ -617,6 +623,30 @@ mod tests {
     }
 
     #[test]
+    fn a_stricter_mode_is_told_once_the_log_is_durable_to_its_end() {
+        // R59: what was acknowledged from the page cache before does not count as durable.
+        let (mut replica, open) = opening(10, 10, &[(4, 0)]);
+        replica.handle_answer(open.open_no, opened(10), T0);
+        replica.handle_follower_append(&data(10, 4, &[batch(10, 12, 5)]));
+        assert_eq!(replica.ack().map(|ack| (ack.log_end, ack.durable)), Some((Offset(13), false)));
+        drain(&mut replica);
+        let strict = PartitionState { sync_before_ack: true, ..state(2, 5, 50, &[1, 2, 3]) };
+        replica.handle_metadata(&strict, T0);
+        assert_eq!(drain(&mut replica), [Action::Sync]);
+        let point = replica.sync_point();
+        replica.handle_synced(point, T0);
+        assert_eq!(drain(&mut replica), [Action::AckDirty]);
+        assert_eq!(replica.ack().map(|ack| (ack.log_end, ack.durable)), Some((Offset(13), true)));
+        // A log that is durable already is told at once.
+        replica.handle_metadata(&state(2, 5, 50, &[1, 2, 3]), T0);
+        drain(&mut replica);
+        replica.ack();
+        replica.handle_metadata(&strict, T0);
+        assert_eq!(drain(&mut replica), [Action::AckDirty]);
+        assert_eq!(replica.ack().map(|ack| (ack.log_end, ack.durable)), Some((Offset(13), true)));
+    }
+
+    #[test]
     fn a_sync_from_before_a_truncation_says_nothing_of_what_came_after() {
         // R59
         let mut replica = replica(20, 10, &[(4, 0)]);
@@ -642,7 +672,8 @@ mod tests {
         replica.handle_progress(1, Offset(40), Offset(6));
         let actions = [Action::HighWatermark(Offset(10)), Action::AdvanceLogStart(Offset(6)), Action::AckDirty];
         assert_eq!(drain(&mut replica), actions);
-        assert_eq!(replica.ack(), Some(Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6) }));
+        let ack = Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6), durable: false };
+        assert_eq!(replica.ack(), Some(ack));
     }
 
     #[test]

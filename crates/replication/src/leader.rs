@@ -36,6 +36,8 @@ pub(crate) struct Peer {
     pub(crate) id: BrokerId,
     /// LEO_f: what it has acknowledged in this leader epoch; None until then.
     pub(crate) log_end: Option<Offset>,
+    /// The same, of what it has told to be durable.
+    durable_end: Option<Offset>,
     log_start: Offset,
     /// When it last had all that the leader had.
     pub(crate) caught_up: Time,
@@ -332,6 +334,7 @@ impl Leader {
             let stale = peer.greatest.is_some_and(|session| session.broker_epoch < member.broker_epoch);
             if stale && core.config.rules.hold(Rule::R8BrokerEpoch) {
                 peer.log_end = None;
+                peer.durable_end = None;
                 peer.end_session(core, ErrorCode::NotLeaderOrFollower);
             }
             self.peers.push(peer);
@@ -368,13 +371,13 @@ impl Leader {
         let mut joins_until = None;
         for peer in &self.peers {
             let joining = self.is_joining(core, peer, now);
-            if joining && peer.log_end < Some(core.counted_end()) {
+            if joining && peer.counted_end(core) < Some(core.counted_end()) {
                 let until = peer.caught_up + core.config.lag_time_max_ms + 1;
                 joins_until = Some(joins_until.map_or(until, |other: Time| other.min(until)));
             }
             if joining || self.counts(core, peer.id) {
                 // None, an unknown log end, is the lowest.
-                lowest = lowest.min(peer.log_end);
+                lowest = lowest.min(peer.counted_end(core));
             }
         }
         self.joins_until = joins_until;
@@ -494,7 +497,7 @@ impl Leader {
             _ => {}
         }
         peer.log_start = peer.log_start.max(ack.log_start);
-        peer.acknowledged(core, ack.log_end, now);
+        peer.acknowledged(core, ack.log_end, ack.durable, now);
         self.settle(core, now);
         Ok(())
     }
@@ -583,6 +586,7 @@ impl Peer {
         Peer {
             id,
             log_end: None,
+            durable_end: None,
             log_start: Offset::NONE,
             caught_up: if in_isr { now } else { Time::ZERO },
             mark: Mark { at: now, log_end: leader_log_end },
@@ -604,13 +608,23 @@ impl Peer {
         self.log_start = open.log_start;
         if core.config.rules.hold(Rule::R57OpenBelowCounts) {
             self.log_end = None;
+            self.durable_end = None;
         }
-        self.acknowledged(core, open.log_end, now);
+        self.acknowledged(core, open.log_end, open.durable, now);
+    }
+
+    /// What of its log counts (`R18`): under sync before ack what it has told to be durable (`R59`).
+    fn counted_end(&self, core: &Core) -> Option<Offset> {
+        let strict = core.sync_before_ack && core.config.rules.hold(Rule::R59DurableAck);
+        if strict { self.durable_end } else { self.log_end }
     }
 
     /// Its log reaches `log_end`: cumulative, and the times of `R61`.
-    fn acknowledged(&mut self, core: &Core, log_end: Offset, now: Time) {
+    fn acknowledged(&mut self, core: &Core, log_end: Offset, durable: bool, now: Time) {
         self.log_end = self.log_end.max(Some(log_end));
+        if durable {
+            self.durable_end = self.durable_end.max(Some(log_end));
+        }
         let leader_log_end = core.log.end;
         if log_end >= leader_log_end {
             self.caught_up = now;
@@ -648,7 +662,7 @@ impl Peer {
 
     /// `R12`, `R64`; and not out of sync, or it would be proposed in and out in turn.
     pub(crate) fn may_join(&self, core: &Core, epoch_start: Offset, now: Time) -> bool {
-        let reaches = |least| self.log_end.is_some_and(|log_end| log_end >= least);
+        let reaches = |least| self.counted_end(core).is_some_and(|log_end| log_end >= least);
         let in_sync = (reaches(epoch_start) && self.is_caught_up(core, now))
             || !core.config.rules.hold(Rule::R12ExpandAboveLeaderEpochStart);
         let above = reaches(core.log.high_watermark) || !core.config.rules.hold(Rule::R12AboveHighWatermark);
@@ -764,11 +778,34 @@ mod tests {
         replica.handle_metadata(&metadata, T0);
         opens(&mut replica, B2, 1, 10, T0);
         append(&mut replica, 12, T0);
-        acks(&mut replica, B2, 1, 12, T0);
+        acks_durably(&mut replica, B2, 1, 12, T0);
         assert_eq!(hw(&replica), 10);
         assert!(drain(&mut replica).contains(&Action::Sync));
         let point = replica.sync_point();
         replica.handle_synced(point, T0);
+        assert_eq!(hw(&replica), 12);
+    }
+
+    /// What a leader counts of a follower that has not heard yet that its topic is to be synced before ack.
+    fn counts_from_the_page_cache(config: crate::messages::ReplicaConfig) -> Replica {
+        let mut replica = replica_with(config, 10, 10, &[(4, 0)]);
+        replica.handle_metadata(&state(1, 5, 50, &[1, 2]), T0);
+        opens(&mut replica, B2, 1, 10, T0);
+        append(&mut replica, 12, T0);
+        replica.handle_metadata(&PartitionState { sync_before_ack: true, ..state(1, 5, 50, &[1, 2]) }, T0);
+        assert!(drain(&mut replica).contains(&Action::Sync), "the leader's own log has to become durable");
+        let point = replica.sync_point();
+        replica.handle_synced(point, T0);
+        acks(&mut replica, B2, 1, 12, T0);
+        replica
+    }
+
+    #[test]
+    fn after_a_change_to_sync_before_ack_a_follower_counts_once_it_says_that_it_is_durable() {
+        // R59
+        let mut replica = counts_from_the_page_cache(config());
+        assert_eq!((hw(&replica), replica.follower_log_end(B2)), (10, Some(Offset(12))));
+        acks_durably(&mut replica, B2, 1, 12, T0);
         assert_eq!(hw(&replica), 12);
     }
 
@@ -1015,7 +1052,7 @@ mod tests {
         // R59
         let mut leader = leader(10, 7, &[1, 2, 3]);
         opens(&mut leader, B2, 1, 8, T0);
-        let ack = Ack { open_no: 1, log_end: Offset(9), log_start: Offset(0) };
+        let ack = Ack { open_no: 1, log_end: Offset(9), log_start: Offset(0), durable: false };
         let broken = CloseStream { follower: B2, acked: Offset(9), sent: Offset(8) };
         assert_eq!(leader.handle_ack(B2, session(B2, 1), ack, T0), Err(broken));
         assert_eq!(leader.follower_log_end(B2), Some(Offset(8)));
@@ -1088,7 +1125,7 @@ mod tests {
         opens(&mut leader, B3, 1, 10, T0);
         assert_eq!(leader.low_watermark(), Offset(0));
         for follower in [B2, B3] {
-            let ack = Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6) };
+            let ack = Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6), durable: false };
             leader.handle_ack(follower, session(follower, 1), ack, T0).unwrap();
         }
         assert_eq!(leader.low_watermark(), Offset(6));
@@ -1185,6 +1222,12 @@ mod tests {
             opens(&mut leader, B2, 2, 7, T0);
             acks(&mut leader, B2, 1, 10, T0);
             assert_eq!(leader.follower_log_end(B2), Some(Offset(10)));
+        }
+
+        #[test]
+        fn an_ack_from_the_page_cache_would_count_under_sync_before_ack() {
+            let config = crate::messages::ReplicaConfig { rules: Rules::without(Rule::R59DurableAck), ..config() };
+            assert_eq!(hw(&counts_from_the_page_cache(config)), 12);
         }
 
         #[test]

@@ -101,6 +101,8 @@ pub struct Open {
     pub last_epoch: LeaderEpoch,
     /// Where its log starts.
     pub log_start: Offset,
+    /// Every byte below `log_end` is on its disk: it keeps to sync before ack (`R59`).
+    pub durable: bool,
 }
 
 /// A leader's answer to an [`Open`] (`R57`).
@@ -153,6 +155,8 @@ pub struct Ack {
     pub log_end: Offset,
     /// Where its log starts.
     pub log_start: Offset,
+    /// The follower keeps to sync before ack: every byte below `log_end` is on its disk.
+    pub durable: bool,
 }
 
 /// The peer broke the protocol: close the stream (`R59`).

@@ -112,6 +112,7 @@ impl Replica {
         }
         let same_leadership = state.leader_epoch == core.leader_epoch;
         let changed = state.partition_epoch != core.partition_epoch;
+        let stricter = state.sync_before_ack && !core.sync_before_ack;
         core.adopt(state);
         let mine = state.replicas.iter().any(|member| member.id == core.config.me);
         if state.leader == core.config.me && mine {
@@ -127,6 +128,20 @@ impl Replica {
             }
         } else {
             self.stop_role();
+        }
+        if stricter {
+            self.become_durable();
+        }
+    }
+
+    /// Records count once they are durable from now on: what is not yet has to be, and what is has to be told (`R59`).
+    fn become_durable(&mut self) {
+        let core = &mut self.core;
+        match &mut self.role {
+            Role::Idle => {}
+            Role::Leader(_) | Role::Follower(_) if core.log.synced_end < core.log.end => core.act(Action::Sync),
+            Role::Leader(_) => {}
+            Role::Follower(follower) => follower.ack_dirty(core),
         }
     }
 

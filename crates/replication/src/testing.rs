@@ -82,6 +82,7 @@ pub(crate) fn open(open_no: u64, log_end: i64, last_epoch: i32) -> Open {
         log_end: Offset(log_end),
         last_epoch: LeaderEpoch(last_epoch),
         log_start: Offset(0),
+        durable: false,
     }
 }
 
@@ -105,6 +106,12 @@ pub(crate) fn send_all(replica: &mut Replica) {
 }
 
 pub(crate) fn acks(replica: &mut Replica, follower: BrokerId, open_no: u64, log_end: i64, now: Time) {
-    let ack = Ack { open_no, log_end: Offset(log_end), log_start: Offset(0) };
+    let ack = Ack { open_no, log_end: Offset(log_end), log_start: Offset(0), durable: false };
+    replica.handle_ack(follower, session(follower, open_no), ack, now).unwrap();
+}
+
+/// As a follower that keeps to sync before ack.
+pub(crate) fn acks_durably(replica: &mut Replica, follower: BrokerId, open_no: u64, log_end: i64, now: Time) {
+    let ack = Ack { open_no, log_end: Offset(log_end), log_start: Offset(0), durable: true };
     replica.handle_ack(follower, session(follower, open_no), ack, now).unwrap();
 }

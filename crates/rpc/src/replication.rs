@@ -72,6 +72,8 @@ pub struct Open {
     pub last_epoch: LeaderEpoch,
     /// Where it starts.
     pub log_start: Offset,
+    /// Whether the bytes below `log_end` are on its disk.
+    pub durable: bool,
 }
 
 /// What a follower has (`R59`).
@@ -85,6 +87,8 @@ pub struct Ack {
     pub log_end: Offset,
     /// Where its log starts.
     pub log_start: Offset,
+    /// Whether the bytes below `log_end` are on its disk.
+    pub durable: bool,
 }
 
 /// What a follower sends.
@@ -337,12 +341,18 @@ fn follower_to_wire(frame: FollowerFrame) -> wire::FollowerMessage {
             lane: h.lane,
         }),
         opens: frame.opens.into_iter().map(open_to_wire).collect(),
-        acks: frame
-            .acks
-            .into_iter()
-            .map(|a| wire::Ack { handle: a.handle, open_no: a.open_no, log_end: a.log_end.0, log_start: a.log_start.0 })
-            .collect(),
+        acks: frame.acks.into_iter().map(ack_to_wire).collect(),
         closes: frame.closes,
+    }
+}
+
+fn ack_to_wire(ack: Ack) -> wire::Ack {
+    wire::Ack {
+        handle: ack.handle,
+        open_no: ack.open_no,
+        log_end: ack.log_end.0,
+        log_start: ack.log_start.0,
+        durable: ack.durable,
     }
 }
 
@@ -356,6 +366,7 @@ fn open_to_wire(open: Open) -> wire::Open {
         log_end: open.log_end.0,
         last_epoch: open.last_epoch.0,
         log_start: open.log_start.0,
+        durable: open.durable,
     }
 }
 
@@ -385,6 +396,7 @@ fn follower_from_wire(message: wire::FollowerMessage) -> Result<FollowerFrame, R
             log_end: Offset(o.log_end),
             last_epoch: LeaderEpoch(o.last_epoch),
             log_start: Offset(o.log_start),
+            durable: o.durable,
         })
     });
     let acks = message.acks.into_iter().map(|a| Ack {
@@ -392,6 +404,7 @@ fn follower_from_wire(message: wire::FollowerMessage) -> Result<FollowerFrame, R
         open_no: a.open_no,
         log_end: Offset(a.log_end),
         log_start: Offset(a.log_start),
+        durable: a.durable,
     });
     Ok(FollowerFrame {
         hello: hello.transpose()?,
@@ -525,8 +538,9 @@ mod tests {
                 log_end: Offset(70),
                 last_epoch: LeaderEpoch(4),
                 log_start: Offset(1),
+                durable: true,
             }],
-            acks: vec![Ack { handle: 1, open_no: 6, log_end: Offset(80), log_start: Offset(1) }],
+            acks: vec![Ack { handle: 1, open_no: 6, log_end: Offset(80), log_start: Offset(1), durable: true }],
             closes: vec![9],
         };
         assert_eq!(follower_from_wire(follower_to_wire(follower.clone())), Ok(follower));
@@ -596,6 +610,7 @@ mod tests {
             log_end: Offset(0),
             last_epoch: LeaderEpoch(-1),
             log_start: Offset(0),
+            durable: false,
         };
         assert!(sender.send(FollowerFrame { opens: vec![open], ..FollowerFrame::default() }).await);
         let frame = frames.next().await.unwrap().unwrap();

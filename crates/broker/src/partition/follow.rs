@@ -30,6 +30,7 @@ impl Partition {
             log_end: open.log_end,
             last_epoch: open.last_epoch,
             log_start: open.log_start,
+            durable: open.durable,
         })
     }
 
@@ -136,7 +137,7 @@ impl Partition {
             return None;
         }
         let ack = inner.replica.ack().filter(|ack| ack.open_no == open_no)?;
-        Some(wire::Ack { handle, open_no, log_end: ack.log_end, log_start: ack.log_start })
+        Some(wire::Ack { handle, open_no, log_end: ack.log_end, log_start: ack.log_start, durable: ack.durable })
     }
 
     /// The stream of the session named `handle` is gone; a session is wanted again when the next one stands.

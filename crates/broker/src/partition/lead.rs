@@ -71,6 +71,7 @@ impl Partition {
                 log_end: open.log_end,
                 last_epoch: open.last_epoch,
                 log_start: open.log_start,
+                durable: open.durable,
             };
             let session = session_of(stream, open.open_no);
             match inner.replica.handle_open(stream.follower, session, request, now) {
@@ -103,7 +104,8 @@ impl Partition {
     ) -> Result<(), String> {
         self.handle(context, |inner, now| {
             let session = session_of(stream, ack.open_no);
-            let ack = Ack { open_no: ack.open_no, log_end: ack.log_end, log_start: ack.log_start };
+            let wire::Ack { open_no, log_end, log_start, durable, .. } = ack;
+            let ack = Ack { open_no, log_end, log_start, durable };
             inner.replica.handle_ack(stream.follower, session, ack, now).map_err(|error| error.to_string())?;
             // The window has room again, whether it was full or only too full for the next batch.
             self.queue_ready(inner, stream.follower);

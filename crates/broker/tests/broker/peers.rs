@@ -163,7 +163,7 @@ impl Following {
     }
 
     async fn ack(&self, handle: u64, open_no: u64, log_end: i64) {
-        let ack = Ack { handle, open_no, log_end: Offset(log_end), log_start: Offset(0) };
+        let ack = Ack { handle, open_no, log_end: Offset(log_end), log_start: Offset(0), durable: true };
         self.sender.send(FollowerFrame { acks: vec![ack], ..FollowerFrame::default() }).await;
     }
 
@@ -220,6 +220,7 @@ fn open(id: TopicPartition, number: u64, log_end: i64, last_epoch: i32) -> Open 
         log_end: Offset(log_end),
         last_epoch: LeaderEpoch(last_epoch),
         log_start: Offset(0),
+        durable: true,
     }
 }
 
