@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock::{Chance, Clock};
 use crate::config::BrokerConfig;
 use crate::departures::Departures;
+use crate::flusher::FlushQueue;
 use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
@@ -37,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) timers: Timers,
     /// Holds back what brings replicas into sync.
     pub(crate) throttles: Throttles,
+    pub(crate) flusher: FlushQueue,
     /// For tasks that begin where a thread of the disk pool may be running.
     pub(crate) runtime: tokio::runtime::Handle,
     partitions: RwLock<BTreeMap<TopicPartition, Arc<Partition>>>,
@@ -92,6 +94,7 @@ impl Context {
             isr: IsrProposals::default(),
             timers: Timers::default(),
             throttles: Throttles::default(),
+            flusher: FlushQueue::default(),
             runtime: tokio::runtime::Handle::current(),
             partitions: RwLock::default(),
             image: watch::Sender::new(Arc::new(MetadataImage::default())),

@@ -1,4 +1,4 @@
-//! What a broker does from time to time: background syncs, checkpoints, retention, expiry of producers.
+//! What a broker does from time to time: retention, expiry of producers; and what the checkpoints say.
 //!
 //! Invariant: a checkpoint holds only what an fdatasync covered (`R25`, `R31`).
 
@@ -11,28 +11,6 @@ use storage::Checkpoint;
 
 use crate::context::Context;
 use crate::partition::Checkpointed;
-
-/// Between rounds of the background flusher (performance lesson: recovery scans what follows the last round).
-const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Syncs dirty logs in turn and writes the checkpoints where they moved, until the broker stops.
-pub(crate) async fn flush_in_background(context: Arc<Context>) {
-    let mut written = BTreeMap::new();
-    loop {
-        tokio::time::sleep(FLUSH_INTERVAL).await;
-        for partition in context.partitions() {
-            partition.flush(&context).await;
-        }
-        // Before the lines: what waits now is not in them.
-        let mut awaited = context.partitions();
-        awaited.retain(|partition| partition.awaits_checkpoint());
-        let lines = checkpoint_lines(&context);
-        if (lines != written || !awaited.is_empty()) && write_checkpoints(&context).await {
-            written = lines;
-            awaited.iter().for_each(|partition| partition.checkpoint_written(&context));
-        }
-    }
-}
 
 /// Brings everything to the disk, for a clean shutdown. True where nothing is missing (`R10`).
 pub(crate) async fn complete(context: &Arc<Context>) -> bool {

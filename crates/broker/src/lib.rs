@@ -15,6 +15,7 @@ pub mod config;
 mod context;
 mod departures;
 mod fetch;
+mod flusher;
 mod follower_streams;
 mod groups;
 mod housekeeping;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use metadata::{MetadataDelta, MetadataImage};
 use model::{BrokerEpoch, BrokerId, EndMarker, Offset, PartitionIndex, TopicId, TopicPartition};
@@ -30,6 +31,9 @@ struct Found {
     promised: Offset,
     synced_since: Option<Offset>,
 }
+
+/// Between two lines about a recovery that takes long.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Makes partitions as the metadata says. Owned by the task that follows the metadata.
 #[derive(Debug)]
@@ -66,7 +70,7 @@ impl Replicas {
                 pool.run(move || recover_one(&context, &checkpoints, &directory, clean)).await
             });
         }
-        let found: BTreeMap<TopicPartition, Found> = jobs.join_all().await.into_iter().flatten().collect();
+        let found = collect(jobs, total).await;
         if total > 0 {
             tracing::info!(partitions = found.len(), of = total, clean, "recovered the logs");
         }
@@ -298,6 +302,28 @@ fn zone_of(image: &MetadataImage, replicas: &[BrokerId], broker: BrokerId) -> Op
     let mine = rack(&broker)?;
     let first = replicas.iter().position(|replica| rack(replica) == Some(mine))?;
     u32::try_from(first).ok()
+}
+
+/// Waits for all logs, and tells how far it is where that takes long.
+async fn collect(
+    mut jobs: tokio::task::JoinSet<Option<(TopicPartition, Found)>>,
+    total: usize,
+) -> BTreeMap<TopicPartition, Found> {
+    let (mut found, mut done) = (BTreeMap::new(), 0);
+    let mut tell = tokio::time::interval_at(tokio::time::Instant::now() + TELL_EVERY, TELL_EVERY);
+    loop {
+        // Dropping either branch is safe: what has ended stays in the set.
+        tokio::select! {
+            ended = jobs.join_next() => match ended {
+                Some(job) => {
+                    done += 1;
+                    found.extend(job.expect("no job of the set is aborted, and a panic ends the process"));
+                }
+                None => return found,
+            },
+            _ = tell.tick() => tracing::info!(done, of = total, "recovering the logs"),
+        }
+    }
 }
 
 fn recover_one(

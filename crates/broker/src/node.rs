@@ -36,7 +36,7 @@ use crate::shards::Shards;
 use crate::transaction_coordinator::{CoordinatorVerifier, PeerTransactions, TRANSACTIONS_TOPIC, Transactions};
 use crate::transactions::MarkerWriter;
 use crate::waiters::PendingProduce;
-use crate::{fetch, housekeeping, isr, lifecycle, offsets, timers, transactions};
+use crate::{fetch, flusher, housekeeping, isr, lifecycle, offsets, timers, transactions};
 
 /// How long what an answer rests on may take to arrive in this broker's own image before the client is answered all the
 /// same.
@@ -128,7 +128,8 @@ impl Broker {
         broker.serve_peers(parts.internal);
         broker.spawn(isr::run(Arc::clone(&context)));
         broker.spawn(timers::run(Arc::clone(&context)));
-        broker.spawn(housekeeping::flush_in_background(Arc::clone(&context)));
+        broker.spawn(flusher::sync_in_turn(Arc::clone(&context)));
+        broker.spawn(flusher::keep_checkpoints(Arc::clone(&context)));
         broker.spawn(housekeeping::retain(Arc::clone(&context)));
         broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), Arc::clone(&lifecycle), replicas));
         broker.spawn(lifecycle::watch_peers(Arc::clone(&context)));

@@ -194,6 +194,7 @@ impl Replica {
             peer.cursor = None;
             if !self.core.config.rules.hold(Rule::R61BrokenStreamKeepsLogEnd) {
                 peer.log_end = None;
+                peer.durable_end = None;
             }
             leader.settle(&mut self.core, now);
         }

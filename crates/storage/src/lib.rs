@@ -25,6 +25,6 @@ pub use data_dir::{Checkpoint, DataDir, DataDirError, MetaProperties, PartitionD
 pub use env::{DirHealth, LogEnv};
 pub use log::{
     Aborted, AbortedTransaction, Appended, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints,
-    Read, Recovered, SyncDone, SyncTicket, TimeMatch, Verdict,
+    ProducerSnapshot, Read, Recovered, SyncDone, SyncTicket, TimeMatch, Verdict,
 };
 pub use pool::DiskPool;

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use model::{BrokerId, ErrorCode, Offset, Time};
 use replication::{Action, ProduceVerdict, SyncPoint};
-use storage::LogError;
+use storage::{FlushPolicy, LogError};
+use tokio::task::JoinHandle;
 
 use super::{Inner, Link, Partition, SyncState};
 use crate::context::Context;
 use crate::loading::load_producers;
+
+/// The producers' state is checkpointed after so many bytes: to replay them takes a start some milliseconds.
+const SNAPSHOT_BYTES: u64 = 32 << 20;
 
 impl Partition {
     /// Carries out every action that is due, in order, under the lock; then sets the timer.
@@ -16,12 +20,53 @@ impl Partition {
         while let Some(action) = inner.replica.poll_action() {
             self.act(context, inner, action);
         }
-        if let Some(due) = inner.replica.poll_timeout().into_iter().chain(inner.reopen_at).min()
+        self.note_changes(context, inner);
+        let flush_at = self.sync_by_interval(context, inner);
+        if let Some(due) = inner.replica.poll_timeout().into_iter().chain(inner.reopen_at).chain(flush_at).min()
             && inner.timer.is_none_or(|set| due < set)
         {
             inner.timer = Some(due);
             context.timers.set(due, self.id);
         }
+    }
+
+    /// Has the flusher come, where there is something for it.
+    fn note_changes(&self, context: &Context, inner: &mut Inner) {
+        if inner.failed.is_some() || inner.removed {
+            return;
+        }
+        let dirty = inner.log.unsynced() > 0 || (inner.epochs_changed && inner.log.is_on_disk());
+        if dirty && !std::mem::replace(&mut inner.flush_queued, dirty) {
+            context.flusher.push(self.id);
+        }
+        let checkpoints = Some(inner.checkpoints(self.id.topic_id));
+        if checkpoints != inner.checkpointed || inner.sync_history.is_ending() {
+            inner.checkpointed = checkpoints;
+            context.flusher.checkpoints_moved();
+        }
+    }
+
+    /// Syncs where `flush.messages` or `flush.ms` say that it is time, and says when it will be.
+    fn sync_by_interval(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) -> Option<Time> {
+        let policy = inner.log.flush_policy();
+        let FlushPolicy::Interval { ms, .. } = policy else {
+            inner.unsynced_since = None;
+            return None;
+        };
+        let unsynced = inner.log.unsynced();
+        if unsynced == 0 {
+            inner.unsynced_since = None;
+            return None;
+        }
+        let now = context.clock.monotonic();
+        let since = *inner.unsynced_since.get_or_insert(now);
+        if policy.is_due(unsynced, now.since(since)) {
+            // What comes while the sync runs waits from now on.
+            inner.unsynced_since = Some(now);
+            self.sync(context, inner);
+            return ms.map(|ms| now + ms.max(1));
+        }
+        ms.map(|ms| since + ms)
     }
 
     fn act(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner, action: Action) {
@@ -76,7 +121,8 @@ impl Partition {
                 self.check_log(context, inner, advanced);
                 inner.fetch_waiters.wake();
             }
-            Action::Sync => self.sync(context, inner),
+            // Whoever waits for it is woken when it ends.
+            Action::Sync => drop(self.sync(context, inner)),
             Action::OpenSession { .. } => {
                 if let Some(stream) = &inner.follows {
                     stream.want_session(self.id);
@@ -134,26 +180,33 @@ impl Partition {
         }
     }
 
-    /// Syncs the log on the disk pool; one sync at a time, each covering all that was written before it.
-    fn sync(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) {
+    /// Syncs the log on the disk pool; one sync at a time, each covering all that was written before it. Gives the task to
+    /// wait for, where this call began one.
+    fn sync(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) -> Option<JoinHandle<()>> {
         if inner.failed.is_some() || inner.removed {
-            return;
+            return None;
         }
         if inner.sync != SyncState::Idle {
             inner.sync = SyncState::Wanted;
-            return;
+            return None;
         }
         let point = inner.replica.sync_point();
         let ticket = match inner.log.start_sync() {
             Ok(Some(ticket)) => ticket,
             // Nothing is dirty: what is there is durable already.
-            Ok(None) => return inner.handle_synced(point, context.clock.monotonic()),
-            Err(error) => return self.log_failed(context, inner, &error),
+            Ok(None) => {
+                inner.handle_synced(point, context.clock.monotonic());
+                return None;
+            }
+            Err(error) => {
+                self.log_failed(context, inner, &error);
+                return None;
+            }
         };
         inner.sync = SyncState::Running;
         inner.jobs += 1;
         let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
-        context.runtime.spawn(async move {
+        Some(context.runtime.spawn(async move {
             let outcome = task_context.disk_pool.run(move || ticket.run()).await;
             partition.handle(&task_context, |inner, now| {
                 partition.job_ended(inner);
@@ -163,10 +216,10 @@ impl Partition {
                     Err(error) => return partition.log_failed(&task_context, inner, &error),
                 }
                 if wanted {
-                    partition.sync(&task_context, inner);
+                    drop(partition.sync(&task_context, inner));
                 }
             });
-        });
+        }))
     }
 
     fn job_ended(&self, inner: &mut Inner) {
@@ -176,32 +229,59 @@ impl Partition {
         }
     }
 
-    /// One round of the background flusher: the epochs, then the records (`R25`), and a producer snapshot after a roll
-    /// (`R41`).
+    /// This log's turn with the background flusher: the epochs, then the records (`R25`), then the producers.
     pub(crate) async fn flush(self: &Arc<Self>, context: &Arc<Context>) {
+        // From here on a change puts it on the list again.
+        self.lock().flush_queued = false;
         self.checkpoint_epochs(context).await;
-        let rolled = self.handle(context, |inner, _| {
-            if inner.log.needs_sync() {
-                self.sync(context, inner);
-            }
-            let newest = inner.log.segments().last().map_or(Offset::ZERO, |(base, _)| base);
-            let rolled = newest > inner.snapshot_at && inner.failed.is_none() && !inner.removed;
-            inner.jobs += u32::from(rolled);
-            rolled
+        let running = self.handle(context, |inner, _| match inner.log.needs_sync() {
+            true => self.sync(context, inner),
+            false => None,
         });
-        if rolled {
-            let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
-            let job = move || {
-                partition.handle(&task_context, |inner, _| {
-                    partition.job_ended(inner);
-                    let written = snapshot_producers(inner);
-                    partition.check_log(&task_context, inner, written);
-                });
-            };
-            let pool = context.disk_pool.clone();
-            // A task of its own, as above.
-            let _ = context.runtime.spawn(async move { pool.run(job).await }).await;
+        if let Some(running) = running {
+            // It fails only where the runtime ends.
+            let _ = running.await;
         }
+        self.checkpoint_producers(context).await;
+    }
+
+    /// A producer snapshot after a roll, and after so many bytes that to replay them would make a start take long (`R41`).
+    async fn checkpoint_producers(self: &Arc<Self>, context: &Arc<Context>) {
+        let snapshot = self.handle(context, |inner, _| {
+            let newest = inner.log.segments().last().map_or(Offset::ZERO, |(base, _)| base);
+            let far = inner.log.bytes_written() - inner.snapshot_written >= SNAPSHOT_BYTES;
+            if !(newest > inner.snapshot_at || far) || inner.failed.is_some() || inner.removed {
+                return None;
+            }
+            let end = inner.log.log_end();
+            match inner.log.start_producer_snapshot(end, &inner.producers.snapshot(end)) {
+                Ok(snapshot) => {
+                    inner.jobs += u32::from(snapshot.is_some());
+                    snapshot.map(|snapshot| (snapshot, end, inner.log.bytes_written()))
+                }
+                Err(error) => {
+                    self.log_failed(context, inner, &error);
+                    None
+                }
+            }
+        });
+        let Some((snapshot, end, written)) = snapshot else { return };
+        let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
+        // A task of its own: it ends also where the flusher is stopped meanwhile.
+        let done = context.runtime.spawn(async move {
+            let done = task_context.disk_pool.run(move || snapshot.run()).await;
+            partition.handle(&task_context, |inner, _| {
+                partition.job_ended(inner);
+                match inner.log.finish_producer_snapshot(done) {
+                    Ok(true) => (inner.snapshot_at, inner.snapshot_written) = (end, written),
+                    // The log was cut meanwhile.
+                    Ok(false) => {}
+                    Err(error) => partition.log_failed(&task_context, inner, &error),
+                }
+            });
+        });
+        // It fails only where the runtime ends.
+        let _ = done.await;
     }
 
     /// Brings all of it to the disk, for a clean shutdown: the epochs, the producers, the records, the indexes. The replica

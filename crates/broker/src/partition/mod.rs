@@ -88,10 +88,18 @@ pub(crate) struct Inner {
     promised: Offset,
     /// Whether records count only once they are durable, and always have (`R35`).
     sync_history: SyncHistory,
+    /// What the log had written when it was taken.
+    snapshot_written: u64,
     /// A write was refused for want of space, and none has succeeded since.
     no_space: bool,
     /// The epoch cache is newer than its checkpoint.
     epochs_changed: bool,
+    /// It is on the flusher's list.
+    flush_queued: bool,
+    /// Since when records wait for a sync, where the topic bounds that.
+    unsynced_since: Option<Time>,
+    /// What the flusher knows to be worth a checkpoint.
+    checkpointed: Option<Checkpointed>,
     /// When this partition's entry in the broker's timers is due.
     timer: Option<Time>,
     /// Why nothing can be read or written, once the log failed (`R30`).
@@ -176,8 +184,12 @@ impl Partition {
             sync: SyncState::Idle,
             jobs: 0,
             snapshot_at: parts.snapshot_at,
+            snapshot_written: 0,
             no_space: false,
             epochs_changed: false,
+            flush_queued: false,
+            unsynced_since: None,
+            checkpointed: None,
             timer: None,
             failed: None,
             removed: false,
@@ -303,16 +315,7 @@ impl Partition {
 
     /// What the checkpoints are to say of this partition.
     pub(crate) fn checkpoints(&self) -> Checkpointed {
-        let inner = self.lock();
-        let lossy = inner.log.lossy_from().is_some();
-        let high_watermark = inner.replica.log().high_watermark;
-        Checkpointed {
-            recovery_point: inner.log.recovery_point(),
-            log_start: inner.log.log_start(),
-            // R78: another crash must not make a sound log of it.
-            high_watermark: if lossy { high_watermark.max(inner.promised) } else { high_watermark },
-            synced_since: inner.sync_history.since().map(|since| (self.id.topic_id, since)),
-        }
+        self.lock().checkpoints(self.id.topic_id)
     }
 
     /// What this replica holds, for the recovery of a leaderless partition (`R35`).
@@ -340,6 +343,18 @@ pub(crate) struct Checkpointed {
 }
 
 impl Inner {
+    fn checkpoints(&self, topic_id: TopicId) -> Checkpointed {
+        let lossy = self.log.lossy_from().is_some();
+        let high_watermark = self.replica.log().high_watermark;
+        Checkpointed {
+            recovery_point: self.log.recovery_point(),
+            log_start: self.log.log_start(),
+            // R78: another crash must not make a sound log of it.
+            high_watermark: if lossy { high_watermark.max(self.promised) } else { high_watermark },
+            synced_since: self.sync_history.since().map(|since| (topic_id, since)),
+        }
+    }
+
     /// Where to send a client that came to the wrong broker.
     pub(crate) fn current_leader(&self) -> CurrentLeader {
         CurrentLeader { leader: self.leader, leader_epoch: self.replica.leader_epoch() }

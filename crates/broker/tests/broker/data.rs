@@ -232,3 +232,26 @@ async fn offsets_are_found_by_time() {
     assert_eq!(list(OffsetSpec::Timestamp(i64::MAX)).await, Offset::NONE);
     assert_eq!(list(OffsetSpec::Latest).await, Offset(2));
 }
+
+/// How often the disk of broker 1 was synced while 60 records were produced, one every `pause`.
+async fn syncs_of(config: (&str, &str), pause: Duration) -> u64 {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[config]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["first"]).await;
+    let before = cluster.disk(1).counters().data_syncs;
+    for _ in 0..60 {
+        produce_ok(cluster.broker(1), id, &["x"]).await;
+        tokio::time::sleep(pause).await;
+    }
+    cluster.disk(1).counters().data_syncs - before
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_is_synced_at_the_interval_that_it_asks_for() {
+    // The background flusher alone, with its checkpoints, syncs some five times a second.
+    let by_messages = syncs_of(("flush.messages", "2"), Duration::ZERO).await;
+    assert!(by_messages >= 25, "{by_messages}");
+    let by_time = syncs_of(("flush.ms", "5"), Duration::from_millis(8)).await;
+    assert!(by_time >= 25, "{by_time}");
+}

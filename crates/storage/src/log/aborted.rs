@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
 use model::{Offset, ProducerId};
 
@@ -258,6 +259,18 @@ impl Log {
             any = true;
         }
         if any { self.sync_names() } else { Ok(()) }
+    }
+
+    /// The files of the index that have to be synced before a snapshot of the producers relies on them.
+    pub(super) fn take_unsynced_aborted(&mut self) -> Result<Vec<Arc<dyn DiskFile>>, LogError> {
+        self.flush_aborted()?;
+        let failed = self.failed("cannot open the aborted transactions in");
+        let mut files = Vec::new();
+        for segment in self.segments.iter_mut().filter(|segment| segment.aborted.dirty) {
+            files.push(segment.files(&self.env, &self.dir).open(FileKind::TxnIndex).map_err(&failed)?);
+            segment.aborted.dirty = false;
+        }
+        Ok(files)
     }
 
     /// Removes the entries with markers from `offset` on.

@@ -270,6 +270,7 @@ impl Log {
         let position = active.size;
         active.size += u32::try_from(header.size).expect("a segment is smaller than 2 GiB");
         active.dirty = true;
+        self.written += header.size as u64;
         if position == 0 {
             active.first_timestamp = Some(header.max_timestamp);
             active.max = None;

@@ -47,6 +47,7 @@ pub use error::LogError;
 pub use read::{ColdRead, Read};
 pub use retention::Deleted;
 pub use scan::TimeMatch;
+pub use snapshots::ProducerSnapshot;
 pub use sync::{SyncDone, SyncTicket};
 
 use crate::config::{FlushPolicy, LogConfig};
@@ -129,6 +130,10 @@ pub struct Log {
     persisted_epoch: Option<EpochStart>,
     /// The first record whose epoch that checkpoint does not tell (`R25`).
     unpersisted_from: Option<Offset>,
+    /// Bytes of batches appended since it was opened.
+    written: u64,
+    /// How often its end was cut since then.
+    cuts: u32,
     deletions: Vec<PendingDeletion>,
     aborted: AbortedIndex,
 }
@@ -204,6 +209,18 @@ impl Log {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether it has a directory: from the first append on.
+    #[must_use]
+    pub fn is_on_disk(&self) -> bool {
+        self.names != Names::Absent
+    }
+
+    /// Bytes of batches that were appended since it was opened.
+    #[must_use]
+    pub fn bytes_written(&self) -> u64 {
+        self.written
     }
 
     /// Which topic it belongs to.

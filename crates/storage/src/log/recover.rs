@@ -12,6 +12,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
@@ -35,6 +36,20 @@ struct Bad {
     position: u64,
 }
 
+/// Tells people of a recovery that takes long.
+struct Progress {
+    began: Instant,
+    told: Duration,
+    /// Looked at the clock when so many bytes were done.
+    looked: u64,
+    total: u64,
+}
+
+/// Between two lines about one log.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+/// So many bytes later the clock is looked at again.
+const LOOK_EVERY: u64 = 16 << 20;
+
 /// What recovery knows while it goes through the segments.
 struct Recovery {
     /// Batches that end above this are checked whole.
@@ -49,6 +64,7 @@ struct Recovery {
     last: Option<BatchHeader>,
     /// Where the epoch changes, among the batches looked at; the first of them included.
     epoch_changes: Vec<(LeaderEpoch, Offset)>,
+    progress: Progress,
 }
 
 impl Log {
@@ -84,6 +100,7 @@ impl Log {
             expected: Offset::ZERO,
             last: None,
             epoch_changes: Vec::new(),
+            progress: Progress { began: Instant::now(), told: Duration::ZERO, looked: 0, total: 0 },
         };
         let mut bad = log.load_segments(&bases, &mut recovery)?;
         if bad.is_some() && recovery.clean {
@@ -115,6 +132,8 @@ impl Log {
             condition: Condition::Usable,
             persisted_epoch: None,
             unpersisted_from: None,
+            written: 0,
+            cuts: 0,
             deletions: Vec::new(),
             aborted: AbortedIndex::new(),
         }
@@ -178,6 +197,12 @@ impl Log {
         }
         let first = bases.partition_point(|base| *base <= recovery.recovery_point).saturating_sub(1);
         recovery.expected = bases.first().copied().unwrap_or(Offset::ZERO);
+        let mut before = 0;
+        for base in &bases[first.min(bases.len())..] {
+            let segment = Segment::new(&self.env, *base, 0);
+            recovery.progress.total += self.file_size(&segment)?;
+            segment.files(&self.env, &self.dir).close_all();
+        }
         for (i, base) in bases.iter().enumerate() {
             let mut segment = Segment::new(&self.env, *base, 0);
             let size = self.file_size(&segment)?;
@@ -193,9 +218,10 @@ impl Log {
                 self.indexer = None;
                 return Ok(Some(Bad { segment: i, position: 0 }));
             }
-            if let Some(position) = self.check_segment(size, i == first, recovery)? {
+            if let Some(position) = self.check_segment(size, (i == first, before), recovery)? {
                 return Ok(Some(Bad { segment: i, position }));
             }
+            before += size;
         }
         Ok(None)
     }
@@ -206,7 +232,13 @@ impl Log {
     }
 
     /// Goes through the last of `segments`; gives the position of the first thing in it that is not a sound batch.
-    fn check_segment(&mut self, size: u64, first: bool, recovery: &mut Recovery) -> Result<Option<u64>, LogError> {
+    /// `before` bytes of the segments before it are done.
+    fn check_segment(
+        &mut self,
+        size: u64,
+        (first, before): (bool, u64),
+        recovery: &mut Recovery,
+    ) -> Result<Option<u64>, LogError> {
         let failed = self.failed("cannot recover");
         let segment = self.segments.last_mut().expect("the caller has pushed it");
         let files = segment.files(&self.env, &self.dir);
@@ -235,6 +267,7 @@ impl Log {
             let position = walker.position();
             let Some(header) = recovery.sound_batch(segment.base, &mut walker).map_err(&failed)? else { break };
             walker.skip(&header);
+            recovery.progress.tell(&self.dir, before + walker.position());
             super::append::raise(&mut segment.max, &header);
             if let Some(indexer) = indexer.as_deref_mut().filter(|_| indexed.take().is_none()) {
                 let position = u32::try_from(position).expect("positions are below 2 GiB");
@@ -386,6 +419,21 @@ impl Log {
             }
         }
         Ok(cache)
+    }
+}
+
+impl Progress {
+    fn tell(&mut self, dir: &Path, done: u64) {
+        if done.saturating_sub(self.looked) < LOOK_EVERY {
+            return;
+        }
+        self.looked = done;
+        let elapsed = self.began.elapsed();
+        if elapsed - self.told >= TELL_EVERY {
+            self.told = elapsed;
+            let (done_mib, of_mib) = (done >> 20, self.total >> 20);
+            tracing::info!(dir = %dir.display(), done_mib, of_mib, seconds = elapsed.as_secs(), "recovering a log");
+        }
     }
 }
 

@@ -2,20 +2,37 @@
 //!
 //! Layout: version (2 bytes, 1), CRC32C of the rest (4 bytes), the bytes given. Big endian.
 
-use std::io;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use model::Offset;
 
 use super::segment::parse_name;
 use super::{Log, LogError, Names};
-use crate::disk::{read_small_file, replace_file};
+use crate::disk::{DiskFile, OpenMode, read_small_file, replace_file, write_all_at};
+use crate::env::LogEnv;
 
 const VERSION: [u8; 2] = [0, 1];
 const HEADER: usize = 6;
 /// 100,000 producers take less than a tenth of this.
 const SIZE_MAX: usize = 256 << 20;
+/// So many of the newest are kept, beside the newest of each segment: a truncation leaves the one below it.
+const KEPT: usize = 3;
+
+/// A producer snapshot to be written, where blocking is allowed. One of a log at a time.
+#[derive(Debug)]
+pub struct ProducerSnapshot {
+    env: LogEnv,
+    path: PathBuf,
+    content: Vec<u8>,
+    /// To be synced first: below a snapshot they miss nothing.
+    aborted: Vec<Arc<dyn DiskFile>>,
+    cuts: u32,
+    result: Result<(), LogError>,
+}
 
 impl Log {
     /// Writes a snapshot of the producers as of `offset`, durably (`R31`), and before it the aborted transactions that it no
@@ -27,12 +44,44 @@ impl Log {
         self.usable()?;
         self.make_directory_durable()?;
         self.sync_aborted()?;
-        let mut content = Vec::with_capacity(HEADER + state.len());
-        content.extend_from_slice(&VERSION);
-        content.extend_from_slice(&model::batch::crc32c(state).to_be_bytes());
-        content.extend_from_slice(state);
         let path = self.snapshot_path(offset);
-        replace_file(&*self.env.disk, &path, &content).map_err(|e| LogError::write(&self.env.health, &path, &e))
+        replace_file(&*self.env.disk, &path, &encode(state)).map_err(|e| LogError::write(&self.env.health, &path, &e))
+    }
+
+    /// The same in three steps, as a sync, so that nothing waits for the disk; None before the first sync.
+    ///
+    /// # Errors
+    /// Where the directory is offline.
+    pub fn start_producer_snapshot(
+        &mut self,
+        offset: Offset,
+        state: &[u8],
+    ) -> Result<Option<ProducerSnapshot>, LogError> {
+        self.usable()?;
+        if matches!(self.names, Names::Absent | Names::NewDirectory) {
+            return Ok(None);
+        }
+        let aborted = self.take_unsynced_aborted()?;
+        let (env, path, content) = (self.env.clone(), self.snapshot_path(offset), encode(state));
+        Ok(Some(ProducerSnapshot { env, path, content, aborted, cuts: self.cuts, result: Ok(()) }))
+    }
+
+    /// Takes the outcome, and removes what it makes superfluous; false where the log was cut meanwhile: then it may speak
+    /// of records that are gone. Its name becomes durable in its own time: a snapshot that is lost is a hint lost.
+    ///
+    /// # Errors
+    /// What went wrong while it was written; anything but `NoSpace` took the directory offline.
+    pub fn finish_producer_snapshot(&mut self, done: ProducerSnapshot) -> Result<bool, LogError> {
+        done.result?;
+        self.usable()?;
+        let failed = self.failed("cannot put a producer snapshot into");
+        if done.cuts != self.cuts {
+            self.env.disk.remove_file(&aside(&done.path)).map_err(&failed)?;
+            return Ok(false);
+        }
+        self.env.disk.rename(&aside(&done.path), &done.path).map_err(&failed)?;
+        self.forget_superfluous_snapshots()?;
+        Ok(true)
     }
 
     /// The newest sound snapshot at or below `max`: damaged ones are passed over. Blocks.
@@ -66,6 +115,22 @@ impl Log {
         self.forget_snapshots(|offset| newest.is_some_and(|newest| offset < newest)).map(drop)
     }
 
+    fn forget_superfluous_snapshots(&mut self) -> Result<(), LogError> {
+        let offsets = self.snapshot_offsets()?;
+        let recent = offsets.len().saturating_sub(KEPT);
+        let segment = |offset: Offset| self.segments.partition_point(|segment| segment.base <= offset);
+        let superfluous: BTreeSet<Offset> = offsets
+            .windows(2)
+            .take(recent)
+            .filter(|pair| segment(pair[0]) == segment(pair[1]))
+            .map(|pair| pair[0])
+            .collect();
+        if !superfluous.is_empty() {
+            self.forget_snapshots(|offset| superfluous.contains(&offset))?;
+        }
+        Ok(())
+    }
+
     /// Whether there were any.
     fn forget_snapshots(&mut self, which: impl Fn(Offset) -> bool) -> Result<bool, LogError> {
         let failed = self.failed("cannot remove a producer snapshot in");
@@ -90,6 +155,45 @@ impl Log {
     fn snapshot_path(&self, offset: Offset) -> PathBuf {
         self.dir.join(format!("{:020}.snapshot", offset.0))
     }
+}
+
+impl ProducerSnapshot {
+    /// Writes, beside the place where it will stand. Blocks.
+    #[must_use = "the log waits for the outcome"]
+    pub fn run(mut self) -> Self {
+        self.result = self.sync_aborted().and_then(|()| {
+            let written = self.write();
+            written.map_err(|e| LogError::write(&self.env.health, &self.path, &e))
+        });
+        self
+    }
+
+    fn sync_aborted(&self) -> Result<(), LogError> {
+        let dir = self.path.parent().filter(|_| !self.aborted.is_empty());
+        let synced = self.aborted.iter().try_for_each(|file| file.sync_data());
+        let synced = synced.and_then(|()| dir.map_or(Ok(()), |dir| self.env.disk.sync_dir(dir)));
+        synced.map_err(|e| LogError::fatal(&self.env.health, &self.path, "cannot sync what stands beside", &e))
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let file = self.env.disk.open(&aside(&self.path), OpenMode::Truncate)?;
+        write_all_at(&*file, &mut [IoSlice::new(&self.content)], 0)?;
+        file.sync_data()
+    }
+}
+
+fn aside(path: &Path) -> PathBuf {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
+    aside.into()
+}
+
+fn encode(state: &[u8]) -> Vec<u8> {
+    let mut content = Vec::with_capacity(HEADER + state.len());
+    content.extend_from_slice(&VERSION);
+    content.extend_from_slice(&model::batch::crc32c(state).to_be_bytes());
+    content.extend_from_slice(state);
+    content
 }
 
 fn decode(content: Vec<u8>) -> Option<Bytes> {

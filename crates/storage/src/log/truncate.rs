@@ -36,6 +36,7 @@ impl Log {
             self.condition = Condition::Usable;
             return Ok(self.log_end);
         }
+        self.cuts = self.cuts.wrapping_add(1);
         // A batch that reaches over `offset` goes whole.
         let first_removed = self.walk(offset, |_, header| Ok(Some(header.base_offset)))?;
         self.note_truncation(first_removed.unwrap_or(self.log_end).min(offset))?;
@@ -66,6 +67,7 @@ impl Log {
         if self.names == Names::Absent && offset == Offset::ZERO {
             return Ok(());
         }
+        self.cuts = self.cuts.wrapping_add(1);
         self.make_directory_durable()?;
         self.note_truncation(offset.min(self.log_start))?;
         self.remove_segments_from(0)?;

@@ -300,3 +300,54 @@ fn a_directory_of_another_topic_is_refused() {
     let refused = Log::open(&world.env, Path::new(DIR), Arc::new(LogConfig::default()), other).unwrap_err();
     assert!(matches!(refused, LogError::WrongTopic { found: TOPIC, .. }), "{refused}");
 }
+
+/// A producer snapshot in three steps, as a broker takes it.
+fn take_snapshot(world: &mut World, meanwhile: impl FnOnce(&mut World)) -> bool {
+    let end = world.log.log_end();
+    let started = world.log.start_producer_snapshot(end, format!("state {end}").as_bytes()).unwrap();
+    let done = started.expect("the log was synced").run();
+    meanwhile(world);
+    world.log.finish_producer_snapshot(done).unwrap()
+}
+
+fn snapshots(world: &World) -> Vec<String> {
+    let entries = world.disk.list(Path::new(DIR)).unwrap();
+    entries.into_iter().map(|entry| entry.name).filter(|name| name.contains("snapshot")).collect()
+}
+
+#[test]
+fn a_producer_snapshot_of_records_that_were_cut_meanwhile_is_not_taken() {
+    // R41: others may stand at their offsets by then.
+    let mut world = World::new(LogConfig::default());
+    world.append_records(0, 10);
+    assert!(
+        world.log.start_producer_snapshot(Offset(10), b"").unwrap().is_none(),
+        "its name would come before the log's"
+    );
+    world.checkpoint();
+    world.append_records(0, 10);
+    let taken = take_snapshot(&mut world, |world| {
+        world.log.truncate_to(Offset(10)).unwrap();
+        world.append_records(0, 30);
+    });
+    assert_eq!((taken, snapshots(&world)), (false, vec![]));
+    assert!(take_snapshot(&mut world, |_| {}));
+    assert_eq!(world.log.latest_producer_snapshot(Offset(40)).unwrap().unwrap(), (Offset(40), "state 40".into()));
+}
+
+#[test]
+fn of_many_producer_snapshots_the_newest_stay_and_one_for_each_segment() {
+    let mut world = World::new(small_segments());
+    for _ in 0..20 {
+        world.append_records(0, 3);
+        world.checkpoint();
+        assert!(take_snapshot(&mut world, |_| {}));
+    }
+    let bases: Vec<i64> = world.log.segments().map(|(base, _)| base.0).collect();
+    let kept: Vec<i64> = snapshots(&world).iter().map(|name| name[..20].parse().unwrap()).collect();
+    assert!(bases.len() > 3 && kept.ends_with(&[54, 57, 60]), "{bases:?} {kept:?}");
+    for pair in bases.windows(2) {
+        let inside: Vec<_> = kept.iter().filter(|offset| (pair[0]..pair[1]).contains(offset)).collect();
+        assert!(inside.len() == 1 || *inside[0] >= 48, "one for the segment from {}: {kept:?}", pair[0]);
+    }
+}
