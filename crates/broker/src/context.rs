@@ -295,6 +295,11 @@ impl Context {
         if self.directory_failed() { vec![self.config.directory_id] } else { Vec::new() }
     }
 
+    /// The log directory, where it has less space than is to be kept.
+    pub(crate) fn full_directories(&self) -> Vec<DirectoryId> {
+        if self.data.env().health().is_full() { vec![self.config.directory_id] } else { Vec::new() }
+    }
+
     /// Whether the log directory is out of use.
     pub(crate) fn directory_failed(&self) -> bool {
         self.data.env().health().failure().is_some()

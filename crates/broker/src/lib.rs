@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], `context` (what the parts share), `partition`
 //! (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long polls and
-//! acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `housekeeping`, `shards` (coordinators of any
-//! kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
+//! acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `space`, `housekeeping`,
+//! `shards` (coordinators of any kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
 //! and time are moved. A partition is owned by its lock. Every queue holds each partition at most once.
@@ -32,6 +32,7 @@ mod partition;
 mod peers;
 mod producer_ids;
 mod shards;
+mod space;
 mod throttle;
 mod timers;
 mod topic_settings;
@@ -41,6 +42,6 @@ mod waiters;
 
 pub use config::BrokerConfig;
 pub use lifecycle::BrokerState;
-pub use metrics::{BrokerMetrics, PartitionMetrics};
+pub use metrics::{BrokerMetrics, DirectoryMetrics, PartitionMetrics};
 pub use node::{Broker, BrokerParts};
 pub use {coordinator, metadata};

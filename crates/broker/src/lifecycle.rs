@@ -230,6 +230,7 @@ async fn heartbeat(
         want_shutdown: lifecycle.stops(),
         offline_directories: context.offline_directories(),
         lossy: context.failed_replicas().into_iter().chain(found_lossy.iter().copied()).collect(),
+        full_directories: context.full_directories(),
     };
     match context.ask(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
         Ok(ControlResponse::Heartbeat(answer)) => {

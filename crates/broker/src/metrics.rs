@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use model::TopicPartition;
+use storage::{FlushPolicy, Space};
 
 use crate::context::Context;
 
@@ -19,6 +20,19 @@ pub struct PartitionMetrics {
     pub size: u64,
     /// Its log's end.
     pub log_end: i64,
+    /// When its appends are synced.
+    pub flush_policy: FlushPolicy,
+}
+
+/// One log directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirectoryMetrics {
+    /// Where it is.
+    pub path: String,
+    /// Its free space.
+    pub space: Space,
+    /// Why it is out of use, if it is (`R30`).
+    pub failure: Option<String>,
 }
 
 /// See the module.
@@ -38,6 +52,8 @@ pub struct BrokerMetrics {
     pub tail_cache_bytes: usize,
     /// Files open in the pool.
     pub open_files: usize,
+    /// The log directories.
+    pub directories: Vec<DirectoryMetrics>,
 }
 
 impl BrokerMetrics {
@@ -49,14 +65,20 @@ impl BrokerMetrics {
             offline: image.partitions().filter(|partition| partition.is_leaderless()).count(),
             tail_cache_bytes: env.tail_bytes(),
             open_files: env.open_files(),
+            directories: vec![DirectoryMetrics {
+                path: context.data.path().display().to_string(),
+                space: env.health().space(),
+                failure: env.health().failure().map(str::to_owned),
+            }],
             ..BrokerMetrics::default()
         };
         for partition in context.partitions() {
             let id = partition.id();
-            let (leads, size, log_end, isr) = {
+            let (leads, size, log_end, isr, flush_policy) = {
                 let inner = partition.lock();
                 let leads = inner.replica.is_leader();
-                (leads, inner.log.size_bytes(), inner.replica.log().end.0, inner.replica.isr().to_vec())
+                let isr = inner.replica.isr().to_vec();
+                (leads, inner.log.size_bytes(), inner.replica.log().end.0, isr, inner.log.flush_policy())
             };
             if leads {
                 // A partition that grows is not under-replicated for it.
@@ -66,7 +88,7 @@ impl BrokerMetrics {
                 metrics.under_min_isr += usize::from(!image.is_enough(partition.topic(), replicas, &isr));
             }
             let topic = partition.topic().to_string();
-            metrics.partitions.push(PartitionMetrics { partition: id, topic, leads, size, log_end });
+            metrics.partitions.push(PartitionMetrics { partition: id, topic, leads, size, log_end, flush_policy });
         }
         metrics
     }

@@ -24,10 +24,10 @@ pub(crate) struct TopicSettings {
 
 impl TopicSettings {
     /// As the metadata and this broker's file say.
-    pub(crate) fn resolve(image: &MetadataImage, topic: &str, config: &BrokerConfig) -> Arc<TopicSettings> {
+    pub(crate) fn resolve(image: &MetadataImage, name: &str, config: &BrokerConfig) -> Arc<TopicSettings> {
         let broker: BrokerId = config.broker_id;
-        let ack_zones = image.ack_zones(topic);
-        let topic = TopicConfig::resolve(image, topic, broker, &config.file);
+        let ack_zones = image.ack_zones(name);
+        let topic = TopicConfig::resolve(image, name, broker, &config.file);
         Arc::new(TopicSettings {
             max_message_bytes: usize::try_from(topic.max_message_bytes).unwrap_or(usize::MAX),
             log_append_time: topic.message_timestamp_type == TimestampType::LogAppendTime,
@@ -35,7 +35,7 @@ impl TopicSettings {
             timestamp_before_max_ms: signed(topic.message_timestamp_before_max_ms),
             compacted: topic.cleanup_policy.compact,
             ack_zones,
-            log: Arc::new(log_config(&topic)),
+            log: Arc::new(LogConfig { may_use_reserve: metadata::is_internal_topic(name), ..log_config(&topic) }),
         })
     }
 
@@ -66,6 +66,7 @@ fn log_config(topic: &TopicConfig) -> LogConfig {
         min_compaction_lag_ms: signed(topic.min_compaction_lag_ms),
         max_compaction_lag_ms: signed(topic.max_compaction_lag_ms),
         min_cleanable_dirty_ratio: topic.min_cleanable_dirty_ratio,
+        may_use_reserve: false,
     }
 }
 

@@ -139,6 +139,7 @@ fn heartbeat(broker: i32, epoch: BrokerEpoch) -> ControlRequest {
         want_shutdown: false,
         offline_directories: Vec::new(),
         lossy: Vec::new(),
+        full_directories: Vec::new(),
     })
 }
 

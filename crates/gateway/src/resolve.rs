@@ -68,11 +68,6 @@ pub(crate) fn partition(topic: &Result<&Arc<TopicImage>, Refusal>, index: i32) -
     }
 }
 
-/// Whether clients are told that a topic is the cluster's own.
-pub(crate) fn is_internal(name: &str) -> bool {
-    matches!(name, "__consumer_offsets" | "__transaction_state" | "__share_group_state")
-}
-
 /// The answers of the broker, to be taken in the order of the request, whatever order they came in.
 #[derive(Debug)]
 pub(crate) struct ByPartition<T> {

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use model::{BrokerId, TimestampType};
 
+pub use crate::flush::FlushPolicy;
 use crate::image::MetadataImage;
 use crate::records::ConfigResource;
 
@@ -21,6 +22,17 @@ pub const UNCLEAN_LEADER_ELECTION: &str = "unclean.leader.election.enable";
 
 const KAFKA: &str = include_str!("../data/configs.txt");
 const OTTLA: &str = include_str!("../data/ottla-configs.txt");
+
+/// What follows from `flush.messages` and `flush.ms`, as DescribeConfigs shows it: to be read, not to be set.
+pub static FLUSH_MODE: ConfigDefinition = ConfigDefinition {
+    name: "ottla.flush.mode",
+    scope: Scope::Topic,
+    config_type: ConfigType::String,
+    default: ConfigDefault::Null,
+    broker_synonym: None,
+    mode: UpdateMode::ReadOnly,
+    valid: Valid::Any,
+};
 
 /// Which table a config stands in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -475,6 +487,13 @@ impl TopicConfig {
             unclean_leader_election: reader.bool(UNCLEAN_LEADER_ELECTION),
         }
     }
+
+    /// When its appends are synced.
+    #[must_use]
+    pub fn flush_policy(&self) -> FlushPolicy {
+        let signed = |value| i64::try_from(value).unwrap_or(i64::MAX);
+        FlushPolicy::of(signed(self.flush_messages), signed(self.flush_ms))
+    }
 }
 
 struct Reader<'a> {
@@ -678,7 +697,7 @@ mod tests {
 
     #[test]
     fn the_table_is_whole_and_each_default_is_valid() {
-        assert_eq!([Scope::Topic, Scope::Group, Scope::Broker].map(|scope| all(scope).len()), [34, 17, 343]);
+        assert_eq!([Scope::Topic, Scope::Group, Scope::Broker].map(|scope| all(scope).len()), [34, 17, 344]);
         for definition in [Scope::Topic, Scope::Group, Scope::Broker].iter().flat_map(|scope| all(*scope).values()) {
             let Some(default) = definition.default_value() else { continue };
             let is_empty_list = default.is_empty() && definition.config_type == ConfigType::List;

@@ -419,6 +419,12 @@ impl MetadataImage {
     }
 }
 
+/// Whether the brokers keep a topic of this name for themselves.
+#[must_use]
+pub fn is_internal_topic(name: &str) -> bool {
+    matches!(name, "__consumer_offsets" | "__transaction_state" | "__share_group_state")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

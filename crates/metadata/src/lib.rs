@@ -14,6 +14,7 @@ pub mod image;
 pub mod delta;
 
 pub mod configs;
+mod flush;
 
 pub mod throttle;
 
@@ -23,7 +24,7 @@ pub mod wire;
 
 pub use control::{ClusterControl, ControlError, ControlRequest, ControlResponse, ControlSettings, Decision};
 pub use delta::MetadataDelta;
-pub use image::{MetadataImage, TopicImage};
+pub use image::{MetadataImage, TopicImage, is_internal_topic};
 pub use records::{
     BrokerRegistration, ConfigResource, ControllerRegistration, Listener, MetadataRecord, Partition, PartitionChange,
 };

@@ -102,10 +102,12 @@ fn abort_on_panic() {
 struct PidFile(std::path::PathBuf);
 
 impl PidFile {
-    fn write(path: &Path) -> Result<PidFile> {
-        std::fs::write(path, format!("{}\n", std::process::id()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(PidFile(path.to_owned()))
+    /// A file that cannot be written keeps no node from starting: the disk may be full.
+    fn write(path: &Path) -> PidFile {
+        if let Err(error) = std::fs::write(path, format!("{}\n", std::process::id())) {
+            tracing::warn!(path = %path.display(), %error, "cannot write the process id");
+        }
+        PidFile(path.to_owned())
     }
 }
 
@@ -132,6 +134,7 @@ fn open_directory(config: &NodeConfig) -> Result<Directory> {
     let tail_bytes = config.number("ottla.tail.cache.bytes", storage::env::TAIL_BYTES_DEFAULT)?;
     let env = LogEnv::new(Arc::new(storage::disk::RealDisk), OPEN_FILES, tail_bytes);
     let data = DataDir::open(&env, &config.log_dirs[0])?;
+    data.keep_reserve(config.number("ottla.disk.reserve.bytes", -1)?);
     let node_id = BrokerId(config.node_id);
     let meta = match data.meta()? {
         Some(meta) => meta,
@@ -240,7 +243,7 @@ async fn serve(config: NodeConfig) -> Result<()> {
     let mut stop = StopSignal::new()?;
     let directory = open_directory(&config)?;
     // Only who holds the directory says so.
-    let _pid = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let _pid = config.pid_file.as_deref().map(PidFile::write);
     let running = tokio::select! {
         running = Running::start(&config, directory) => running?,
         // A start that is given up is a crash, and every start copes with those.
@@ -334,7 +337,7 @@ async fn controller_config(
         node_id: BrokerId(config.node_id),
         directory: directory.id,
         incarnation,
-        disk: Arc::new(storage::disk::RealDisk),
+        disk: quorum_disk(config, directory),
         path: metadata_path(config),
         keep_image: true,
         voters: voters(config),
@@ -361,6 +364,12 @@ async fn controller_config(
             std::process::abort();
         }),
     })
+}
+
+/// The disk of the quorum's files: on a full one they may use up what is kept in the log directory, where they lie in it.
+fn quorum_disk(config: &NodeConfig, directory: &Directory) -> Arc<dyn storage::disk::Disk> {
+    let inside = config.metadata_dir.starts_with(directory.data.path());
+    if inside { Arc::clone(directory.data.env().disk()) } else { Arc::new(storage::disk::RealDisk) }
 }
 
 fn voters(config: &NodeConfig) -> Vec<(BrokerId, String)> {

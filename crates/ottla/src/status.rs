@@ -33,6 +33,23 @@ impl NodeStatus {
         let _ = self.broker.set((broker, gateway));
     }
 
+    /// The log directories, and why one of them refuses writes or is out of use.
+    fn directories(&self) -> Vec<Value> {
+        let directory = |each: broker::DirectoryMetrics| {
+            let why = each.failure.or_else(|| {
+                each.space.full.then(|| {
+                    format!(
+                        "{} bytes are free and {} are kept: writes are refused",
+                        each.space.available, each.space.reserve
+                    )
+                })
+            });
+            json!({ "path": each.path, "available": each.space.available, "reserve": each.space.reserve, "trouble": why })
+        };
+        let broker = self.broker.get();
+        broker.map(|(broker, _)| broker.metrics().directories.into_iter().map(directory).collect()).unwrap_or_default()
+    }
+
     fn broker_state(&self) -> Option<BrokerState> {
         self.broker.get().map(|(broker, _)| *broker.state().borrow())
     }
@@ -87,6 +104,7 @@ impl Source for NodeStatus {
             "leaders": leaders,
             "under_replicated": under_replicated,
             "offline": offline,
+            "directories": self.directories(),
             "active_controller": self.controller.get().is_some_and(ControllerHandle::is_active),
         })
     }
@@ -124,6 +142,8 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
         ("ottla_log_open_files", "Log files open", metrics.open_files),
     ];
     out.extend(single.map(|(name, help, value)| gauge(name, help, count(value))));
+    flush_modes(&metrics.partitions, out);
+    directories(&metrics.directories, out);
     let labels = |p: &broker::PartitionMetrics| {
         vec![("topic", p.topic.clone()), ("partition", p.partition.partition.to_string())]
     };
@@ -136,6 +156,46 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
     out.push(family("kafka_log_log_size", "Bytes of a partition's segments", |p| p.size.min(1 << 53) as f64));
     out.push(family("kafka_log_log_logendoffset", "The offset after a partition's last record", |p| {
         p.log_end.clamp(0, 1 << 53) as f64
+    }));
+}
+
+/// How many partitions are synced when.
+fn flush_modes(partitions: &[broker::PartitionMetrics], out: &mut Vec<Family>) {
+    let mut counts: std::collections::BTreeMap<&'static str, usize> = std::collections::BTreeMap::new();
+    for partition in partitions {
+        *counts.entry(partition.flush_policy.name()).or_default() += 1;
+    }
+    let sample =
+        |(mode, held): (&'static str, usize)| Sample { labels: vec![("mode", mode.to_owned())], value: count(held) };
+    out.push(Family {
+        name: "ottla_log_flush_mode_partitions".to_owned(),
+        help: "Partitions here, by when their appends are synced",
+        kind: Kind::Gauge,
+        samples: counts.into_iter().map(sample).collect(),
+    });
+}
+
+fn directories(directories: &[broker::DirectoryMetrics], out: &mut Vec<Family>) {
+    let family = |name: &str, help, value: fn(&broker::DirectoryMetrics) -> f64| Family {
+        name: name.to_owned(),
+        help,
+        kind: Kind::Gauge,
+        samples: directories
+            .iter()
+            .map(|each| Sample { labels: vec![("directory", each.path.clone())], value: value(each) })
+            .collect(),
+    };
+    out.push(family("ottla_log_directory_available_bytes", "Free bytes of a log directory's file system", |each| {
+        each.space.available.min(1 << 53) as f64
+    }));
+    out.push(family("ottla_log_directory_reserve_bytes", "Below so many free bytes writes are refused", |each| {
+        each.space.reserve.min(1 << 53) as f64
+    }));
+    out.push(family("ottla_log_directory_refuses_writes", "1 where a log directory is below its reserve", |each| {
+        f64::from(u8::from(each.space.full))
+    }));
+    out.push(family("kafka_log_logmanager_logdirectoryoffline", "1 where a log directory is out of use", |each| {
+        f64::from(u8::from(each.failure.is_some()))
     }));
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicId};
 
@@ -16,6 +17,7 @@ use crate::checkpoint;
 use crate::disk::{Disk, DiskFile, OpenMode, read_small_file, replace_file, write_all_at};
 use crate::env::LogEnv;
 use crate::log::identity::{self, Identity};
+use crate::reserve::{Ballast, reserve_of};
 
 const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
 /// 100,000 partitions with names of the greatest length take a third of this.
@@ -99,6 +101,9 @@ pub struct PartitionDir {
 pub struct DataDir {
     env: LogEnv,
     path: PathBuf,
+    ballast: Arc<Ballast>,
+    /// As configured; negative: a share of the file system.
+    reserve: AtomicI64,
     _lock: Arc<dyn DiskFile>,
 }
 
@@ -136,7 +141,9 @@ impl DataDir {
             tracing::warn!(path = %file.display(), %error, "cannot note the process id");
         }
         path.parent().map_or(Ok(()), |above| disk.sync_dir(above)).map_err(failed("sync the directory above"))?;
-        Ok(Self { env: env.for_directory(), path: path.to_owned(), _lock: lock })
+        let ballast = Ballast::new(Arc::clone(&env.disk), path);
+        let env = env.for_directory(Arc::clone(&ballast));
+        Ok(Self { env, path: path.to_owned(), ballast, reserve: AtomicI64::new(0), _lock: lock })
     }
 
     /// What the logs of this directory are opened with.
@@ -149,6 +156,23 @@ impl DataDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// From now on so many bytes are kept free; negative: a share of the file system.
+    pub fn keep_reserve(&self, bytes: i64) {
+        self.reserve.store(bytes, Ordering::Relaxed);
+        self.watch_space();
+    }
+
+    /// Looks at the free space; says whether that changed what may be appended. Blocks shortly.
+    pub fn watch_space(&self) -> bool {
+        let Ok((total, available)) = self.disk().space(&self.path) else {
+            // Where it cannot be told, the disk itself says when it is full.
+            return self.env.health.space.measured(0, u64::MAX, 0);
+        };
+        let reserve = reserve_of(total, self.reserve.load(Ordering::Relaxed));
+        self.ballast.take(available, reserve);
+        self.env.health.space.measured(total, available, reserve)
     }
 
     /// Total and available bytes of the file system that the directory is on; None where they cannot be told.

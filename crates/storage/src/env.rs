@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::log::tail::TailBudget;
+use crate::reserve::{Ballast, ReservedDisk, Space, SpaceGauge};
 
 /// Bytes of all tail caches together, unless told otherwise.
 pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
@@ -33,10 +34,11 @@ impl LogEnv {
         Self { disk, files, tail, health: Arc::default() }
     }
 
-    /// The same, for another log directory: its health is its own.
+    /// The same, for another log directory: its health is its own, and so is what is kept for a full disk.
     #[must_use]
-    pub fn for_directory(&self) -> Self {
-        Self { health: Arc::default(), ..self.clone() }
+    pub fn for_directory(&self, ballast: Arc<Ballast>) -> Self {
+        let disk = ReservedDisk::over(Arc::clone(&self.disk), ballast);
+        Self { disk, health: Arc::default(), ..self.clone() }
     }
 
     /// The disk.
@@ -64,10 +66,12 @@ impl LogEnv {
     }
 }
 
-/// Whether a log directory still works. Once it failed it stays failed until the process starts again (`R30`).
+/// Whether a log directory still works, and has space. Once it failed it stays failed until the process starts again
+/// (`R30`).
 #[derive(Debug, Default)]
 pub struct DirHealth {
     failed: OnceLock<String>,
+    pub(crate) space: SpaceGauge,
 }
 
 impl DirHealth {
@@ -75,6 +79,18 @@ impl DirHealth {
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)
+    }
+
+    /// What is known of its free space.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.space.space()
+    }
+
+    /// Whether appends are refused for want of space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.space.is_full()
     }
 
     /// Takes the directory offline; the first reason stays.
@@ -119,11 +135,12 @@ impl FilePool {
         FileKey(self.next_key.fetch_add(count, Ordering::Relaxed))
     }
 
-    /// The file, opened if it is not.
+    /// The file, opened if it is not: on `disk`, or on the bare one.
     pub(crate) fn get(
         &self,
         key: FileKey,
         mode: OpenMode,
+        disk: Option<&Arc<dyn Disk>>,
         path: impl FnOnce() -> PathBuf,
     ) -> io::Result<Arc<dyn DiskFile>> {
         let mut open = self.open.lock().expect("no holder of the lock panics");
@@ -141,7 +158,7 @@ impl FilePool {
             let Some((_, oldest)) = open.by_use.pop_first() else { break };
             open.by_key.remove(&oldest);
         }
-        let file = self.disk.open(&path(), mode)?;
+        let file = disk.unwrap_or(&self.disk).open(&path(), mode)?;
         open.by_key.insert(key, (tick, Arc::clone(&file)));
         open.by_use.insert(tick, key);
         Ok(file)

@@ -31,6 +31,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
+/// What each broker keeps free, where its disk has an end.
+pub(crate) const RESERVE: i64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `look` finds something.
@@ -287,6 +289,7 @@ impl Cluster {
         let disk = self.disks.entry(id).or_default().clone();
         let env = LogEnv::new(Arc::new(disk), 1024, self.tail_bytes);
         let data = DataDir::open(&env, "/data".as_ref()).unwrap();
+        data.keep_reserve(RESERVE);
         let cluster_id = data.meta().unwrap().and_then(|meta| meta.cluster_id).unwrap_or(ClusterId::NONE);
         let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = internal.local_addr().unwrap().port();
@@ -391,6 +394,14 @@ impl Cluster {
             metrics.partitions.iter().any(|p| p.partition == id && p.leads).then_some(leader.0)
         })
         .await
+    }
+
+    /// Who leads, where that is not `broker` any more.
+    pub(crate) fn led_by_another_than(&self, id: TopicPartition, broker: i32) -> Option<i32> {
+        let leader = self.controller.image().partition(id)?.leader.0;
+        let metrics = self.brokers.get(&leader)?.metrics();
+        let leads = metrics.partitions.iter().any(|p| p.partition == id && p.leads);
+        (leads && leader != broker).then_some(leader)
     }
 
     pub(crate) fn log_end(&self, broker: i32, id: TopicPartition) -> i64 {
@@ -554,6 +565,7 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> B
         want_shutdown: false,
         offline_directories: Vec::new(),
         lossy: Vec::new(),
+        full_directories: vec![],
     };
     controller.ask(&ControlRequest::Heartbeat(heartbeat));
     epoch

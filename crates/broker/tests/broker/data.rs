@@ -255,3 +255,24 @@ async fn a_topic_is_synced_at_the_interval_that_it_asks_for() {
     let by_time = syncs_of(("flush.ms", "5"), Duration::from_millis(8)).await;
     assert!(by_time >= 25, "{by_time}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_below_its_reserve_hands_over_serves_reads_and_comes_back_by_itself() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.disk(1).leave_space(RESERVE.unsigned_abs() - 1);
+    let leader = eventually("another leads", || cluster.led_by_another_than(id, 1)).await;
+    cluster.wait_isr(id, &[2, 3]).await;
+    assert_eq!(produce_ok(cluster.broker(leader), id, &["b"]).await, 1);
+    assert_eq!(values(cluster.broker(1), id, 0).await, ["a"], "what it has is still read here");
+    assert!(cluster.broker(1).metrics().directories[0].space.full);
+    // It starts there too, and is not taken back before it has space.
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    cluster.start_broker(1).await;
+    assert_eq!(cluster.isr(id), [2, 3]);
+    cluster.disk(1).leave_space(10 * RESERVE.unsigned_abs());
+    cluster.wait_isr(id, &[1, 2, 3]).await;
+    assert_eq!(values(cluster.broker(1), id, 0).await, ["a", "b"]);
+}

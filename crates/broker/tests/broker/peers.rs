@@ -134,6 +134,7 @@ fn heartbeat(controller: &Controller, epoch: &AtomicI64, want_fence: bool) -> Co
         want_shutdown: false,
         offline_directories: Vec::new(),
         lossy: Vec::new(),
+        full_directories: Vec::new(),
     })
 }
 

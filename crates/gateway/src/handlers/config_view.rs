@@ -52,7 +52,8 @@ impl Entry {
 
     /// Whether it cannot be changed while brokers run. Configs of topics and groups always can.
     pub(crate) fn is_read_only(&self) -> bool {
-        self.definition.scope == Scope::Broker && self.definition.is_read_only()
+        let derived = self.definition.name == configs::FLUSH_MODE.name;
+        derived || (self.definition.scope == Scope::Broker && self.definition.is_read_only())
     }
 }
 
@@ -95,6 +96,14 @@ impl<'a> ConfigView<'a> {
             Entry::new(definition, synonyms)
         };
         configs::all(Scope::Topic).values().map(entry).collect()
+    }
+
+    /// When the appends of a topic are synced, as it follows from its configs.
+    pub(crate) fn flush_mode(&self, topic: &str) -> Entry {
+        let mode = configs::TopicConfig::resolve(self.image, topic, self.broker, self.file).flush_policy().name();
+        let definition = &configs::FLUSH_MODE;
+        let value = Synonym { name: definition.name, value: mode.to_owned(), source: ConfigSource::Default };
+        Entry::new(definition, vec![value])
     }
 
     /// The configs of a group for which `set` is set.

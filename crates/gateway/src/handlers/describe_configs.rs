@@ -61,7 +61,9 @@ fn entries<B: BrokerApi>(call: &Call<B>, type_code: i8, name: &str) -> Result<Ve
         ConfigResource::Topic(name) => {
             check_topic_name(&name)?;
             image.topic_id(&name).ok_or(Refusal::UnknownTopicOrPartition)?;
-            Ok(view.topic(set))
+            let mut entries = view.topic(set);
+            entries.push(view.flush_mode(&name));
+            Ok(entries)
         }
         ConfigResource::Broker(id) if id == here => Ok(view.broker()),
         // Each broker alone knows its file.

@@ -16,7 +16,6 @@ use crate::handlers::metadata::missing;
 use crate::handlers::operations;
 use crate::handlers::partition_view::{PartitionView, numbers};
 use crate::refusal::Refusal;
-use crate::resolve;
 
 /// Answers with a page of partitions in the order of the names, and where the next page begins.
 pub(crate) async fn handle<B: BrokerApi>(
@@ -95,7 +94,7 @@ fn page<B: BrokerApi>(
     DescribeTopicPartitionsResponseTopic {
         name: Some(topic.name.to_string()),
         topic_id: topic.id.0,
-        is_internal: resolve::is_internal(&topic.name),
+        is_internal: metadata::is_internal_topic(&topic.name),
         partitions: partitions.collect(),
         topic_authorized_operations: operations::TOPIC,
         ..Default::default()
@@ -103,7 +102,7 @@ fn page<B: BrokerApi>(
 }
 
 fn refused(name: String, refusal: &Refusal) -> DescribeTopicPartitionsResponseTopic {
-    let is_internal = resolve::is_internal(&name);
+    let is_internal = metadata::is_internal_topic(&name);
     let error_code = refusal.wire();
     DescribeTopicPartitionsResponseTopic { error_code, name: Some(name), is_internal, ..Default::default() }
 }

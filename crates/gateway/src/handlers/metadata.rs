@@ -14,7 +14,6 @@ use crate::call::Call;
 use crate::handlers::partition_view::{PartitionView, TELLS_LISTENER};
 use crate::handlers::{ask_controller, operations};
 use crate::refusal::Refusal;
-use crate::resolve;
 
 /// The first version in which topics may be asked for by id.
 const BY_ID: i16 = 12;
@@ -138,7 +137,7 @@ async fn create_missing<B: BrokerApi>(call: &Call<B>, names: &[String]) -> BTree
         configs: Vec::new(),
     };
     let topics: Vec<CreateTopic> =
-        absent.iter().filter(|name| !resolve::is_internal(name)).map(|name| topic(name)).collect();
+        absent.iter().filter(|name| !metadata::is_internal_topic(name)).map(|name| topic(name)).collect();
     if topics.is_empty() {
         return BTreeMap::new();
     }
@@ -197,7 +196,7 @@ fn known<B: BrokerApi>(call: &Call<B>, image: &MetadataImage, topic: &TopicImage
     MetadataResponseTopic {
         name: Some(topic.name.to_string()),
         topic_id: topic.id.0,
-        is_internal: resolve::is_internal(&topic.name),
+        is_internal: metadata::is_internal_topic(&topic.name),
         partitions: partitions.collect(),
         ..Default::default()
     }
@@ -207,7 +206,7 @@ fn unknown(name: &str, refusal: Refusal) -> MetadataResponseTopic {
     MetadataResponseTopic {
         error_code: refusal.wire(),
         name: Some(name.to_owned()),
-        is_internal: resolve::is_internal(name),
+        is_internal: metadata::is_internal_topic(name),
         ..Default::default()
     }
 }

@@ -413,6 +413,27 @@ async fn a_config_is_described_with_where_it_comes_from() {
 }
 
 #[tokio::test]
+async fn when_a_topic_is_synced_is_described_to_be_read() {
+    let served = Served::start().await;
+    served.broker.topic("a", 1);
+    let client = &mut served.client().await;
+    let ask = describe(2, "a", "ottla.flush.mode");
+    let steps = [
+        (None, "page-cache"),
+        (Some(("flush.ms", "50")), "interval"),
+        (Some(("flush.messages", "1")), "sync-before-ack"),
+    ];
+    for (config, mode) in steps {
+        if let Some((name, value)) = config {
+            served.broker.apply(&[set(ConfigResource::Topic(owned("a")), name, value)]);
+        }
+        let response = client.ask(&ask, 4).await;
+        let config = &response.results[0].configs[0];
+        assert_eq!((config.value.as_deref(), config.config_source, config.read_only), (Some(mode), 5, true));
+    }
+}
+
+#[tokio::test]
 async fn brokers_describe_themselves_and_nobody_else() {
     let served = Served::start().await;
     let client = &mut served.client().await;

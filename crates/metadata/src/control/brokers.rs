@@ -15,6 +15,7 @@ use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
     ControlError, ControlEvent, ControlResponse, FenceReason, Heartbeat, HeartbeatAnswer, RegisterBroker,
 };
+use crate::image::is_internal_topic;
 use crate::records::{BrokerChange, BrokerRegistration, ControllerRegistration, MetadataRecord, Partition};
 
 /// How many partitions a broker is asked for a recovery report of in one answer.
@@ -168,6 +169,8 @@ impl Draft<'_> {
             self.fence(broker.id, FenceReason::Asked);
         } else if request.want_shutdown {
             self.begin_controlled_shutdown(&broker);
+        } else if !request.full_directories.is_empty() {
+            self.relieve_full(&broker, &request.full_directories);
         }
         Ok(ControlResponse::Heartbeat(HeartbeatAnswer {
             is_fenced: self.image.broker(broker.id).is_none_or(|now| now.fenced),
@@ -201,6 +204,26 @@ impl Draft<'_> {
         for id in lossy {
             if self.image.partition(*id).is_some_and(|partition| partition.replicas.contains(&broker.id)) {
                 self.change(*id, &leaves);
+            }
+        }
+    }
+
+    /// A broker that has no space for a partition leaves its leadership and its ISR, where the others are enough for the min
+    /// ISR: it could only hold them up. What the brokers write for themselves goes on there.
+    fn relieve_full(&mut self, broker: &BrokerRegistration, full: &[DirectoryId]) {
+        for partition in self.partitions_of(broker.id) {
+            let directory = partition.directory_of(broker.id);
+            let all = broker.directories.iter().all(|each| full.contains(each));
+            if !(full.contains(&directory) || (directory.is_none() && all)) || !partition.isr.contains(&broker.id) {
+                continue;
+            }
+            let mut others = (*partition).clone();
+            others.isr.retain(|b| *b != broker.id && self.image.is_eligible(&partition, *b));
+            let enough = !others.isr.is_empty() && self.is_enough(&others);
+            let topic = self.image.topic(partition.topic_id);
+            let internal = topic.is_none_or(|topic| is_internal_topic(&topic.name));
+            if enough && !internal {
+                self.change(partition.id(), &Want { leaves: Some(broker.id), ..Want::default() });
             }
         }
     }

@@ -249,6 +249,8 @@ pub struct Heartbeat {
     pub offline_directories: Vec<DirectoryId>,
     /// Replicas found lossy since the registration (`R29`, `R78`).
     pub lossy: Vec<TopicPartition>,
+    /// The log directories that take no appends now, for want of space.
+    pub full_directories: Vec<DirectoryId>,
 }
 
 /// What a broker is now.

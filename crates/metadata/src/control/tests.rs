@@ -113,6 +113,7 @@ impl Cluster {
             want_shutdown: false,
             offline_directories: vec![],
             lossy: vec![],
+            full_directories: vec![],
         }
     }
 
@@ -726,6 +727,24 @@ fn a_failed_directory_moves_its_leaderships() {
     cluster.send(failed);
     assert_eq!(cluster.shape(id), (2, vec![2, 3], vec![], vec![]));
     assert_eq!(cluster.propose(id, &[1, 2, 3]), Err(ErrorCode::IneligibleReplica));
+}
+
+#[test]
+fn a_broker_without_space_leaves_what_others_can_carry_and_keeps_the_rest() {
+    let mut cluster = Cluster::of(3);
+    let (id, internal) = (cluster.assigned("t", &[1, 2, 3]), cluster.assigned("__consumer_offsets", &[1, 2, 3]));
+    let full = |cluster: &Cluster, id| Heartbeat { full_directories: vec![directory(id)], ..cluster.heartbeat(id) };
+    let other = Heartbeat { full_directories: vec![directory(9)], ..cluster.heartbeat(1) };
+    cluster.send(other);
+    assert_eq!(cluster.shape(id), (1, vec![1, 2, 3], vec![], vec![]), "the directory is not one of its own");
+    cluster.send(full(&cluster, 1));
+    assert_eq!(cluster.shape(id), (2, vec![2, 3], vec![], vec![]));
+    assert_eq!(cluster.shape(internal).0, 1, "what the brokers write for themselves goes on");
+    cluster.send(full(&cluster, 2));
+    assert_eq!(cluster.shape(id), (2, vec![2, 3], vec![], vec![]), "without it there would be too few");
+    // The leader takes it back when it has caught up again.
+    cluster.propose(id, &[1, 2, 3]).unwrap();
+    assert_eq!(cluster.shape(id), (2, vec![1, 2, 3], vec![], vec![]));
 }
 
 #[test]

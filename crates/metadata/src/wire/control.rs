@@ -35,6 +35,7 @@ pub(super) fn request_to_wire(request: &ControlRequest) -> Kind {
             want_shutdown: r.want_shutdown,
             offline_directories: directories_to_wire(&r.offline_directories),
             lossy: r.lossy.iter().map(|id| partition_to_wire(*id)).collect(),
+            full_directories: directories_to_wire(&r.full_directories),
         }),
         ControlRequest::RegisterController(r) => Kind::RegisterController(controller_to_wire(r)),
         ControlRequest::Suspect(r) => {
@@ -86,6 +87,7 @@ pub(super) fn request_from_wire(kind: Kind) -> Result<ControlRequest, WireError>
             want_shutdown: r.want_shutdown,
             offline_directories: directories(&r.offline_directories)?,
             lossy: partitions(&r.lossy)?,
+            full_directories: directories(&r.full_directories)?,
         }),
         Kind::RegisterController(r) => ControlRequest::RegisterController(controller(r)?),
         Kind::Suspect(r) => ControlRequest::Suspect(Suspect {

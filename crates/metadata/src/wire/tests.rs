@@ -148,6 +148,7 @@ fn broker_requests() -> Vec<ControlRequest> {
             want_shutdown: false,
             offline_directories: vec![DirectoryId(id(1))],
             lossy: vec![tp()],
+            full_directories: vec![],
         }),
         ControlRequest::RegisterController(controller()),
         ControlRequest::Suspect(Suspect { broker, epoch, reporter: BrokerId::NONE }),

@@ -11,6 +11,7 @@ use protocol::messages::{
 };
 use serde_json::{Value, json};
 
+use super::disks;
 use super::outlook::{self, Loss};
 use super::output::{Output, counted, object};
 use super::rebalance::{self, RebalanceOptions};
@@ -21,6 +22,7 @@ const TOPIC_RESOURCE: i8 = 2;
 const MIN_ISR: &str = "min.insync.replicas";
 const ACK_RULE: &str = "ottla.ack.rule";
 const COLUMNS: [&str; 7] = ["node", "zone", "address", "state", "controller", "leaders", "replicas"];
+
 
 /// What to ask of the cluster.
 #[derive(Debug, Subcommand)]
@@ -67,6 +69,11 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
     let nodes = nodes(&metadata, &reached, quorum.as_ref().ok());
     let (under, offline) = in_trouble(&metadata);
     let losses = outlook(client, &metadata, &reached, quorum.as_ref().ok()).await;
+    let mut disks = Vec::new();
+    for (id, address) in addresses(&metadata).into_iter().filter(|(id, _)| reached.contains(id)) {
+        // What a node cannot tell of its disks is not worth a failed status.
+        disks.extend(disks::trouble(client, id, &address).await.unwrap_or_default());
+    }
     if output.json {
         let all = json!({
             "cluster_id": metadata.cluster_id,
@@ -77,6 +84,7 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
             "under_replicated": names(&under),
             "offline": names(&offline),
             "another_failure_stops": losses.as_ref().map(|losses| losses.iter().map(loss_json).collect::<Vec<_>>()).ok(),
+            "disks": disks,
         });
         return output.fact("", &all);
     }
@@ -104,6 +112,9 @@ async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
             let topics: Vec<String> = topics.iter().map(|(topic, p)| format!("  {topic} {}", ranges(p))).collect();
             output.text(&format!("\n{what}\n{}", topics.join("\n")))?;
         }
+    }
+    if !disks.is_empty() {
+        output.text(&format!("\ndisks\n  {}", disks.join("\n  ")))?;
     }
     output.text(&format!("\n{}", losses_in_words(&losses)))
 }

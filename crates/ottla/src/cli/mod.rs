@@ -2,6 +2,7 @@
 
 mod cluster;
 mod consume;
+mod disks;
 mod group;
 mod outlook;
 pub(crate) mod output;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use metadata::configs::FLUSH_MODE;
 use model::{ErrorCode, TopicId};
 use protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest,
@@ -196,7 +197,7 @@ async fn describe(client: &mut KafkaClient, output: Output, name: &str) -> Resul
     let metadata = client.metadata(Some(&[name])).await?;
     let topic = metadata.topics.into_iter().next().context("Metadata answered nothing")?;
     check_topic(name, topic.error_code, None)?;
-    let configs = configs_set(client, name).await?;
+    let (configs, flush) = configs_set(client, name).await?;
     let mut partitions = topic.partitions;
     partitions.sort_by_key(|p| p.partition_index);
     if output.json {
@@ -205,12 +206,14 @@ async fn describe(client: &mut KafkaClient, output: Output, name: &str) -> Resul
                     "replicas": p.replica_nodes, "isr": p.isr_nodes })
         };
         let all: Vec<Value> = partitions.iter().map(partition).collect();
-        let object = json!({ "topic": name, "topic_id": TopicId(topic.topic_id).to_string(), "configs": configs, "partitions": all });
+        let object = json!({ "topic": name, "topic_id": TopicId(topic.topic_id).to_string(), "flush": flush, "configs": configs, "partitions": all });
         return output.fact("", &object);
     }
     let shown: Vec<String> = configs.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let shown = if shown.is_empty() { "-".to_owned() } else { shown.join(",") };
-    output.text(&format!("topic    {name}\nid       {}\nconfigs  {shown}\n", TopicId(topic.topic_id)))?;
+    let id = TopicId(topic.topic_id);
+    let flush = flush.as_deref().unwrap_or("-");
+    output.text(&format!("topic    {name}\nid       {id}\nflush    {flush}\nconfigs  {shown}\n"))?;
     let row = |p: &metadata_response::MetadataResponsePartition| {
         let leader = if p.leader_id < 0 { json!("none") } else { json!(p.leader_id) };
         vec![json!(p.partition_index), leader, json!(p.leader_epoch), json!(p.replica_nodes), json!(p.isr_nodes)]
@@ -218,8 +221,8 @@ async fn describe(client: &mut KafkaClient, output: Output, name: &str) -> Resul
     output.rows(&["partition", "leader", "leader_epoch", "replicas", "isr"], partitions.iter().map(row).collect())
 }
 
-/// The configs that are set for the topic itself.
-async fn configs_set(client: &mut KafkaClient, name: &str) -> Result<BTreeMap<String, String>> {
+/// The configs that are set for the topic itself, and when its appends are synced, where the broker says so.
+async fn configs_set(client: &mut KafkaClient, name: &str) -> Result<(BTreeMap<String, String>, Option<String>)> {
     let resource = describe_configs_request::DescribeConfigsResource {
         resource_type: TOPIC_RESOURCE,
         resource_name: name.to_owned(),
@@ -229,8 +232,9 @@ async fn configs_set(client: &mut KafkaClient, name: &str) -> Result<BTreeMap<St
     let answer: DescribeConfigsResponse = client.any(&request).await?;
     let result = answer.results.into_iter().next().context("DescribeConfigs answered nothing")?;
     check_message(result.error_code, result.error_message.as_deref())?;
+    let flush = result.configs.iter().find(|config| config.name == FLUSH_MODE.name).and_then(|c| c.value.clone());
     let set = result.configs.into_iter().filter(|config| config.config_source == SET_FOR_TOPIC);
-    Ok(set.map(|config| (config.name, config.value.unwrap_or_default())).collect())
+    Ok((set.map(|config| (config.name, config.value.unwrap_or_default())).collect(), flush))
 }
 
 async fn add_partitions(client: &mut KafkaClient, name: &str, count: i32) -> Result<()> {

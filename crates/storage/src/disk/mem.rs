@@ -82,6 +82,8 @@ struct State {
     locks: BTreeSet<PathBuf>,
     faults: Vec<Fault>,
     capacity: Option<u64>,
+    /// Bytes reserved for files, beyond what they hold.
+    reserved: BTreeMap<u64, u64>,
     counters: Counters,
 }
 
@@ -171,6 +173,12 @@ impl MemDisk {
         self.lock().capacity = bytes;
     }
 
+    /// From now on the files may take so many bytes more than they do.
+    pub fn leave_space(&self, bytes: u64) {
+        let mut state = self.lock();
+        state.capacity = Some(state.used() + bytes);
+    }
+
     /// How often the disk was called so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -240,10 +248,20 @@ impl State {
     fn room(&self, inode: u64, end: u64) -> u64 {
         let Some(capacity) = self.capacity else { return u64::MAX };
         let named = self.live.names.values().filter_map(|node| if let Node::File(i) = node { Some(i) } else { None });
-        let others = named.filter(|i| **i != inode).filter_map(|i| self.live.content.get(i));
-        let used: u64 = others.map(|content| content.len() as u64).sum();
-        let own = self.live.content.get(&inode).map_or(0, |c| c.len() as u64);
-        capacity.saturating_sub(used).max(own).min(end)
+        let used: u64 = named.filter(|i| **i != inode).map(|i| self.taken(*i)).sum();
+        capacity.saturating_sub(used).max(self.taken(inode)).min(end)
+    }
+
+    /// Bytes that all files take.
+    fn used(&self) -> u64 {
+        let files = self.live.names.values().filter_map(|node| if let Node::File(i) = node { Some(*i) } else { None });
+        files.map(|inode| self.taken(inode)).sum()
+    }
+
+    /// Bytes that a file takes: what it holds, or what is reserved for it.
+    fn taken(&self, inode: u64) -> u64 {
+        let held = self.live.content.get(&inode).map_or(0, |content| content.len() as u64);
+        held.max(self.reserved.get(&inode).copied().unwrap_or(0))
     }
 }
 
@@ -434,7 +452,9 @@ impl Disk for MemDisk {
     }
 
     fn space(&self, _path: &Path) -> io::Result<(u64, u64)> {
-        Err(io::ErrorKind::Unsupported.into())
+        let state = self.lock();
+        let Some(capacity) = state.capacity else { return Err(io::ErrorKind::Unsupported.into()) };
+        Ok((capacity, capacity.saturating_sub(state.used())))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -509,10 +529,12 @@ impl DiskFile for MemFile {
     }
 
     fn preallocate(&self, size: u64) -> io::Result<()> {
-        let state = self.state()?;
+        let mut state = self.state()?;
         if state.room(self.inode, size) < size {
             return Err(io::Error::from_raw_os_error(28));
         }
+        let reserved = state.reserved.entry(self.inode).or_default();
+        *reserved = size.max(*reserved);
         Ok(())
     }
 

@@ -2,13 +2,13 @@
 
 use std::io::IoSlice;
 
+use metadata::configs::FlushPolicy;
 use model::{BatchHeader, LeaderEpoch, Offset, RecordBatch, Time};
 
 use super::index::Indexer;
 use super::segment::{FileKind, Segment, SegmentFiles, Stamp};
 use super::walk::{NEAR, Step, Walker};
 use super::{Condition, Log, LogError, Names, identity};
-use crate::config::FlushPolicy;
 use crate::disk::write_all_at;
 
 /// What an append did.
@@ -33,6 +33,9 @@ impl Log {
             return Err(LogError::Lossy { first_bad });
         }
         self.check_order(batches)?;
+        if self.env.health.is_full() && !self.config.may_use_reserve {
+            return Err(LogError::NoSpace(self.dir.to_path_buf()));
+        }
         let before = self.log_end;
         let written = self.write(batches);
         if let Err(error) = written {
@@ -40,10 +43,12 @@ impl Log {
             return Err(error);
         }
         self.tail.append(batches);
+        let bytes = batches.iter().map(|batch| batch.bytes().len() as u64).sum();
+        self.env.health.space.spend(bytes);
         Ok(Appended {
             first: batches.first().map_or(before, |batch| batch.header().base_offset),
             last: self.log_end + -1,
-            bytes: batches.iter().map(|batch| batch.bytes().len() as u64).sum(),
+            bytes,
         })
     }
 

@@ -19,7 +19,7 @@ pub enum LogError {
     #[error("the log directory is offline: {0}")]
     DirectoryOffline(String),
     /// No space; the log is as it was before the call, and the call may be made again later.
-    #[error("no space is left on the device for {}: free some or move partitions away", .0.display())]
+    #[error("no space is left for {}: free some, or move partitions away", .0.display())]
     NoSpace(PathBuf),
     /// Bytes on disk are not what was written. Nothing of them is served.
     #[error("{} is corrupt at byte {position}: {what}", path.display())]

@@ -37,6 +37,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use metadata::configs::FlushPolicy;
 use model::epoch_cache::EpochStart;
 use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
@@ -50,7 +51,7 @@ pub use scan::TimeMatch;
 pub use snapshots::ProducerSnapshot;
 pub use sync::{SyncDone, SyncTicket};
 
-use crate::config::{FlushPolicy, LogConfig};
+use crate::config::LogConfig;
 use crate::env::LogEnv;
 use aborted::AbortedIndex;
 use index::Indexer;

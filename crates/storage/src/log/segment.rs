@@ -113,7 +113,9 @@ impl SegmentFiles {
 
     fn open_as(&self, kind: FileKind, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let key = FileKey(self.key.0 + kind.number());
-        self.env.files.get(key, mode, || self.path(kind))
+        // What is small and makes the log whole may use up the ballast; the data may not.
+        let ballast = (kind != FileKind::Log).then_some(&self.env.disk);
+        self.env.files.get(key, mode, ballast, || self.path(kind))
     }
 
     /// What an error of a read without the log means: that the file went away meanwhile is none of the disk's.

@@ -346,7 +346,9 @@ fn a_failed_sync_ends_the_directory_and_is_never_tried_again() {
     assert!(matches!(world.log.append(&[batch(4, 0, 1, 0)]), Err(LogError::DirectoryOffline(_))));
     assert!(matches!(world.log.read_now(Offset(0), Offset(1), 1, true), Err(LogError::DirectoryOffline(_))));
     assert_eq!(world.disk.counters().data_syncs, syncs + 1);
-    let (other, _) = Log::open(&world.env.for_directory(), Path::new("/data/u-0"), Arc::default(), hints()).unwrap();
+    let ballast = crate::reserve::Ballast::new(Arc::new(world.disk.clone()), Path::new("/data"));
+    let other_directory = world.env.for_directory(ballast);
+    let (other, _) = Log::open(&other_directory, Path::new("/data/u-0"), Arc::default(), hints()).unwrap();
     assert!(other.read_now(Offset(0), Offset(0), 1, true).is_ok(), "another directory goes on");
 }
 
