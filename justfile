@@ -24,6 +24,14 @@ clients *SUITES:
 faults *SCENARIOS:
     tests/faults/run.sh {{SCENARIOS}}
 
+# The power of all nodes cut under load, again and again (root, loop devices, FUSE; eight seconds a cut)
+powercut *ARGS:
+    tests/powercut/run.sh {{ARGS}}
+
+# From the start to serving, after a kill and after a stop, with logs of 2 and 20 GB
+restart *ARGS:
+    python3 benches/restart.py {{ARGS}}
+
 # Each safety rule switched off is noticed by a test: by the cores' own, and by each of all their tests (minutes)
 mutations *RULES:
     cargo test -p replication --features mutations

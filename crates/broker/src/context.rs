@@ -11,7 +11,7 @@ use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
 
-use crate::clock::{Chance, Clock};
+use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
 use crate::departures::Departures;
 use crate::flusher::FlushQueue;
@@ -30,6 +30,7 @@ pub(crate) struct Context {
     pub(crate) config: BrokerConfig,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) chance: Chance,
+    pub(crate) clock_watch: ClockWatch,
     pub(crate) disk_pool: DiskPool,
     pub(crate) data: DataDir,
     pub(crate) controller: ControllerClient,
@@ -83,8 +84,10 @@ pub(crate) struct ContextParts {
 
 impl Context {
     pub(crate) fn new(parts: ContextParts) -> Arc<Context> {
+        let clock_watch = ClockWatch::new(parts.clock.monotonic(), parts.clock.wall());
         Arc::new(Context {
             config: parts.config,
+            clock_watch,
             clock: parts.clock,
             chance: Chance::new(parts.seed),
             disk_pool: parts.disk_pool,
@@ -293,6 +296,21 @@ impl Context {
     /// The log directory, where it is out of use.
     pub(crate) fn offline_directories(&self) -> Vec<DirectoryId> {
         if self.directory_failed() { vec![self.config.directory_id] } else { Vec::new() }
+    }
+
+    /// The time by which age is judged, and whether deletion by age is paused; says so where that has changed.
+    pub(crate) fn judged_time(&self) -> Judged {
+        let judged = self.clock_watch.look(self.clock.monotonic(), self.clock.wall());
+        if judged.news && judged.paused {
+            let (wall, believed) = (self.clock.wall(), judged.wall);
+            tracing::error!(
+                %wall, %believed,
+                "the wall clock jumped by more than 10 minutes: nothing is deleted by age until it is set right, or has stood for a day, or this broker starts again"
+            );
+        } else if judged.news {
+            tracing::info!("the wall clock is believed again: deletion by age goes on");
+        }
+        judged
     }
 
     /// The log directory, where it has less space than is to be kept.

@@ -52,6 +52,8 @@ pub struct BrokerMetrics {
     pub tail_cache_bytes: usize,
     /// Files open in the pool.
     pub open_files: usize,
+    /// Whether nothing is deleted by age, because the wall clock jumped.
+    pub deletion_paused: bool,
     /// The log directories.
     pub directories: Vec<DirectoryMetrics>,
 }
@@ -65,6 +67,7 @@ impl BrokerMetrics {
             offline: image.partitions().filter(|partition| partition.is_leaderless()).count(),
             tail_cache_bytes: env.tail_bytes(),
             open_files: env.open_files(),
+            deletion_paused: context.clock_watch.is_paused(),
             directories: vec![DirectoryMetrics {
                 path: context.data.path().display().to_string(),
                 space: env.health().space(),

@@ -378,7 +378,8 @@ impl<K: Kind> Shards<K> {
                 if inner.stage != Stage::Serving {
                     continue;
                 }
-                let now = self.now();
+                // Offsets (R55) and transactional ids expire by age.
+                let now = Now { wall: self.context.judged_time().wall, ..self.now() };
                 if inner.core.poll_timeout().is_some_and(|due| due <= now.monotonic) {
                     inner.core.handle_timeout(now);
                     self.drain(&shard, &mut inner);

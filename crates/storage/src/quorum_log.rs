@@ -588,7 +588,8 @@ mod tests {
         let mut log = open(&disk);
         log.append(&[entry(1)]).unwrap();
         disk.set_capacity(Some(log.size() + 20));
-        log.append(&[entry(80)]).unwrap_err();
+        let large = QuorumEntry { payload: vec![0; 5 << 20].into(), ..entry(80) };
+        log.append(&[large]).unwrap_err();
         disk.set_capacity(None);
         disk.crash(Crash::KeepAll);
         assert_eq!(all(&open(&disk)), [1]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{EpochEnd, ErrorCode, LeaderEpoch, Offset, Time};
+use model::{EpochEnd, ErrorCode, LeaderEpoch, Offset};
 use replication::{Divergence, FetchPosition};
 use storage::{Aborted, ColdRead, LogError, Read};
 
@@ -13,6 +13,7 @@ use crate::api::{
     AbortedTransaction, EpochEndOffset, FetchPartition, Fetched, Isolation, ProducerDescription, ProducersDescription,
     ReplicaOnDisk,
 };
+use crate::clock::Judged;
 use crate::context::Context;
 use crate::waiters::FetchWaiter;
 
@@ -283,16 +284,16 @@ impl Partition {
 
     /// Deletes what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Blocks.
     pub(crate) fn retain(self: &Arc<Self>, context: &Arc<Context>) {
-        let wall = context.clock.wall();
+        let judged = context.judged_time();
         self.handle(context, |inner, _| {
             if inner.failed.is_some() || inner.removed {
                 return;
             }
-            match housekeep(inner, wall) {
+            match housekeep(inner, judged) {
                 Ok(()) => {
                     let start = inner.log.log_start();
                     inner.replica.handle_log_start(start);
-                    inner.producers.expire(wall, context.config.producer_id_expiration_ms);
+                    inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
                 }
                 Err(error) => self.log_failed(context, inner, &error),
             }
@@ -323,11 +324,11 @@ fn aborted(transaction: &storage::AbortedTransaction) -> AbortedTransaction {
     AbortedTransaction { producer_id: transaction.producer_id, first_offset: transaction.first_offset }
 }
 
-fn housekeep(inner: &mut Inner, wall: Time) -> Result<(), LogError> {
+fn housekeep(inner: &mut Inner, Judged { wall, paused, .. }: Judged) -> Result<(), LogError> {
     inner.log.maybe_roll(wall)?;
     // R39: nothing that is undecided, above the high watermark or in an open transaction.
     let stable = inner.last_stable_offset();
-    inner.log.retain(wall, stable)?;
+    inner.log.retain(wall, stable, !paused)?;
     inner.log.free_deleted(wall)?;
     Ok(())
 }

@@ -168,6 +168,12 @@ impl MemDisk {
         self.lock().faults.push(Fault { call, skip, kind });
     }
 
+    /// How many calls are still to fail.
+    #[must_use]
+    pub fn faults_waiting(&self) -> usize {
+        self.lock().faults.len()
+    }
+
     /// From now on the files may have this many bytes in all; None is without limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;
@@ -519,6 +525,8 @@ impl DiskFile for MemFile {
     fn truncate(&self, size: u64) -> io::Result<()> {
         let mut state = self.state()?;
         state.check(Call::Truncate)?;
+        // As ext4 and XFS do, also where the size stays.
+        state.reserved.remove(&self.inode);
         state.change(Change::Resize { inode: self.inode, size });
         Ok(())
     }

@@ -134,14 +134,20 @@ impl Log {
 
     /// Whether the first batch of the active segment is `segment.ms` (less its share of the jitter) older than `now`.
     fn is_older_than_segment_ms(&mut self, now: i64) -> Result<bool, LogError> {
-        let jitter = match self.config.segment_jitter_ms {
-            // A share that differs from log to log and stays the same for one.
-            ms if ms > 0 => i64::try_from(self.topic_id.0.as_u128() % ms.unsigned_abs() as u128).unwrap_or(0),
-            _ => 0,
-        };
-        let limit = self.config.segment_ms.saturating_sub(jitter);
+        let limit = self.config.segment_ms.saturating_sub(self.jitter_ms());
         let first = self.first_timestamp()?;
         Ok(first >= 0 && now.saturating_sub(first) > limit)
+    }
+
+    /// A share of `segment.jitter.ms` that differs from log to log and from segment to segment, and stays the same for one:
+    /// the partitions of a topic do not all roll at once.
+    fn jitter_ms(&self) -> i64 {
+        let limit = self.config.segment_jitter_ms.min(self.config.segment_ms);
+        let Some(limit) = u64::try_from(limit).ok().filter(|limit| *limit > 0) else { return 0 };
+        let base = self.segments.last().map_or(0, |active| active.base.0.unsigned_abs());
+        let name = self.dir.as_os_str().as_encoded_bytes();
+        let share = u64::from(model::batch::crc32c(name)) << 32 | u64::from(model::batch::crc32c(&base.to_be_bytes()));
+        i64::try_from(share % limit).unwrap_or(0)
     }
 
     /// Largest timestamp of the active segment's first batch.
@@ -218,8 +224,19 @@ impl Log {
         let Some(indexer) = &mut self.indexer else { return Ok(()) };
         indexer.note_time(active);
         active.indexes_dirty = true;
+        if self.config.preallocate {
+            self.free_preallocated()?;
+        }
         self.flush_indexes()?;
         self.flush_aborted()
+    }
+
+    /// What was reserved behind the end of the active segment is given back.
+    fn free_preallocated(&self) -> Result<(), LogError> {
+        let Some(active) = self.segments.last() else { return Ok(()) };
+        let files = active.files(&self.env, &self.dir);
+        let freed = files.open(FileKind::Log).and_then(|log| log.truncate(u64::from(active.size)));
+        freed.map_err(|e| self.fatal(&files.path(FileKind::Log), "cannot free what was preallocated for", &e))
     }
 
     fn open_indexer(&mut self) -> Result<(), LogError> {

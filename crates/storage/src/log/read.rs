@@ -38,6 +38,8 @@ struct ColdSegment {
     files: SegmentFiles,
     log: Arc<dyn DiskFile>,
     size: u32,
+    /// What comes after its last record: no batch of it reaches over that.
+    end: Offset,
     /// A position to walk from that the index file does not have yet.
     pending: Option<u32>,
 }
@@ -71,7 +73,8 @@ impl Log {
                 files.open(FileKind::Log).map_err(|e| self.fatal(&files.path(FileKind::Log), "cannot open", &e))?;
             let indexer = self.indexer.as_ref().filter(|_| i + 1 == self.segments.len());
             let pending = indexer.and_then(|indexer| indexer.floor_pending(segment.base, from));
-            segments.push(ColdSegment { files, log, size: segment.size, pending });
+            let end = self.segments.get(i + 1).map_or(self.log_end, |next| next.base);
+            segments.push(ColdSegment { files, log, size: segment.size, end, pending });
         }
         Ok(Read::Cold(ColdRead { segments, from, upto, max_bytes, min_one }))
     }
@@ -119,11 +122,18 @@ impl ColdRead {
         let room = usize::try_from(u64::from(segment.size) - position).unwrap_or(usize::MAX);
         let mut bytes = vec![0; self.max_bytes.max(first.size).min(room)];
         read_exact_at(&*segment.log, &mut bytes, position).map_err(|e| segment.failed(&e))?;
-        let mut whole = 0;
+        let (mut whole, mut expected) = (0, first.base_offset);
         while whole < bytes.len() {
             match batch::check(&bytes[whole..]) {
-                Ok(header) if header.last_offset() < self.upto => whole += header.size,
-                Ok(_) | Err(BatchError::Truncated { .. }) => break,
+                Ok(header) => {
+                    segment.check_order(position + whole as u64, &header, expected)?;
+                    if header.last_offset() >= self.upto {
+                        break;
+                    }
+                    expected = header.next_offset();
+                    whole += header.size;
+                }
+                Err(BatchError::Truncated { .. }) => break,
                 Err(e) => return Err(segment.corrupt(position + whole as u64, e.to_string())),
             }
         }
@@ -141,16 +151,32 @@ impl ColdSegment {
             None => index::floor(&self.files, from, end)?,
         };
         let mut walker = Walker::new(Arc::clone(&self.log), start, end, NEAR);
+        let mut expected = self.files.base();
         loop {
             match walker.peek()? {
-                Step::Batch(header) if header.last_offset() >= from => {
-                    return Ok(Ok(Some((walker.position(), header))));
+                Step::Batch(header) => {
+                    if let Err(corrupt) = self.check_order(walker.position(), &header, expected) {
+                        return Ok(Err(corrupt));
+                    }
+                    if header.last_offset() >= from {
+                        return Ok(Ok(Some((walker.position(), header))));
+                    }
+                    expected = header.next_offset();
+                    walker.skip(&header);
                 }
-                Step::Batch(header) => walker.skip(&header),
                 Step::End => return Ok(Ok(None)),
                 Step::Bad(what) => return Ok(Err(self.corrupt(walker.position(), what.to_owned()))),
             }
         }
+    }
+
+    /// Batches ascend and lie within the segment: their checksum does not cover their offset.
+    fn check_order(&self, position: u64, header: &BatchHeader, expected: Offset) -> Result<(), LogError> {
+        if header.base_offset < expected || header.next_offset() > self.end {
+            let what = format!("a batch at offset {} where {expected} is next, of {}", header.base_offset, self.end);
+            return Err(self.corrupt(position, what));
+        }
+        Ok(())
     }
 
     fn corrupt(&self, position: u64, what: String) -> LogError {

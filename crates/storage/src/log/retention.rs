@@ -45,11 +45,12 @@ impl Log {
     }
 
     /// Deletes segments that lie whole below the log start, or that `retention.ms` and `retention.bytes` let go, all of
-    /// them below the high watermark. An active segment that is to go is sealed first. Blocks.
+    /// them below the high watermark; without `by_age` the time plays no part. An active segment that is to go is sealed
+    /// first. Blocks.
     ///
     /// # Errors
     /// `NoSpace`; anything else took the directory offline.
-    pub fn retain(&mut self, wall: Time, high_watermark: Offset) -> Result<Deleted, LogError> {
+    pub fn retain(&mut self, wall: Time, high_watermark: Offset, by_age: bool) -> Result<Deleted, LogError> {
         self.usable()?;
         let mut deleted = Deleted::default();
         let mut excess = match u64::try_from(self.config.retention_bytes) {
@@ -63,7 +64,7 @@ impl Log {
                 break;
             }
             let too_much = size > 0 && excess >= size && !is_last;
-            if end > self.log_start && !too_much && !self.is_too_old(wall)? {
+            if end > self.log_start && !too_much && !(by_age && self.is_too_old(wall)?) {
                 break;
             }
             if is_last {

@@ -178,14 +178,19 @@ fn retention_by_time_size_and_log_start_spares_what_is_above_the_high_watermark(
     }
     let segments = world.log.segments().len();
     // R39: nothing at or above the high watermark goes.
-    assert_eq!(world.log.retain(at(9000), Offset(0)).unwrap().segments, 0);
-    let some = world.log.retain(at(9000), Offset(40)).unwrap();
+    assert_eq!(world.log.retain(at(9000), Offset(0), true).unwrap().segments, 0);
+    assert_eq!(
+        world.log.retain(at(9000), Offset(40), false).unwrap().segments,
+        0,
+        "age plays no part while the clock is not believed"
+    );
+    let some = world.log.retain(at(9000), Offset(40), true).unwrap();
     assert!(some.segments > 1 && some.log_start.unwrap() <= Offset(40), "{some:?}");
     assert_eq!(some.log_start, Some(world.log.log_start()));
     assert_eq!(world.log.segments().next().unwrap().0, world.log.log_start());
     assert_eq!(world.log.free_deleted(at(9009)).unwrap(), some.segments);
     assert_eq!(world.log.free_deleted(at(9010)).unwrap(), 0);
-    let rest = world.log.retain(at(9000), Offset(90)).unwrap();
+    let rest = world.log.retain(at(9000), Offset(90), true).unwrap();
     assert_eq!(rest.segments + some.segments, segments);
     assert_eq!((world.log.log_start(), world.log.log_end(), world.all().len()), (Offset(90), Offset(90), 0));
     world.append_records(0, 3);
@@ -198,10 +203,10 @@ fn retention_by_time_size_and_log_start_spares_what_is_above_the_high_watermark(
     for _ in 0..30 {
         world.append_records(0, 3);
     }
-    world.log.retain(at(1 << 40), Offset(90)).unwrap();
+    world.log.retain(at(1 << 40), Offset(90), true).unwrap();
     assert!((1000..1500).contains(&world.log.size_bytes()), "{}", world.log.size_bytes());
     world.log.advance_log_start(Offset(85)).unwrap();
-    world.log.retain(at(0), Offset(90)).unwrap();
+    world.log.retain(at(0), Offset(90), true).unwrap();
     let bases: Vec<i64> = world.log.segments().map(|(base, _)| base.0).collect();
     assert!(bases[0] <= 85 && bases.get(1).is_none_or(|second| *second > 85), "{bases:?}");
     assert!(matches!(world.log.advance_log_start(Offset(91)), Err(LogError::OutOfRange { .. })));

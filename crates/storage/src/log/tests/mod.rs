@@ -2,6 +2,7 @@
 
 mod aborted;
 mod crashes;
+mod faults;
 mod life;
 mod model_based;
 

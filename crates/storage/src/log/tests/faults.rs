@@ -1,0 +1,364 @@
+//! A disk that fails at each call in turn, and damage to each kind of file: what is tried and found is told in a line.
+
+use super::*;
+use crate::disk::{Call, FaultKind, OpenMode};
+use crate::log::{LogError, Verdict};
+use model::{EpochCache, Time};
+use std::collections::BTreeMap;
+
+/// A log in use, and what must be true of it whatever the disk does.
+struct Script {
+    world: World,
+    /// Every batch whose append succeeded, but for those that were cut.
+    appended: Vec<RecordBatch>,
+    /// Below it a sync has returned.
+    synced: Offset,
+    /// What the checkpoints of a broker would say.
+    recovery_point: Offset,
+    log_start: Offset,
+    /// For the message of a failure.
+    steps: Vec<String>,
+}
+
+impl World {
+    /// Names and sizes, for the message of a failure.
+    fn files(&self) -> Vec<(String, u64)> {
+        let entries = self.disk.list(Path::new(DIR)).unwrap_or_default();
+        let size = |name: &str| self.disk.open(&Path::new(DIR).join(name), OpenMode::Existing).and_then(|f| f.size());
+        entries.iter().map(|entry| (entry.name.clone(), size(&entry.name).unwrap_or(u64::MAX))).collect()
+    }
+}
+
+impl Script {
+    fn new() -> Self {
+        let config = LogConfig { file_delete_delay_ms: 0, ..small_segments() };
+        let world = World::with_tail(config, 0);
+        let zero = Offset::ZERO;
+        Self { world, appended: Vec::new(), synced: zero, recovery_point: zero, log_start: zero, steps: Vec::new() }
+    }
+
+    fn append(&mut self, epoch: i32) -> Result<(), LogError> {
+        let batch = batch(self.world.log.log_end().0, epoch, 3, 1000);
+        self.world.log.append(std::slice::from_ref(&batch))?;
+        self.world.epochs.appended(batch.header().leader_epoch, batch.header().base_offset);
+        self.appended.push(batch);
+        Ok(())
+    }
+
+    /// A slow sync: more is appended while it runs.
+    fn sync(&mut self, epoch: i32) -> Result<(), LogError> {
+        if let Some(ticket) = self.world.log.start_sync()? {
+            let covered = self.world.log.log_end();
+            let appended = self.append(epoch);
+            let synced = self.world.log.finish_sync(ticket.run())?;
+            assert_eq!(synced, covered, "a sync says more than it covered");
+            self.synced = covered;
+            appended?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), LogError> {
+        self.world.log.write_epoch_checkpoint(&self.world.epochs.clone())?;
+        self.recovery_point = self.recovery_point.max(self.world.log.recovery_point());
+        assert!(self.recovery_point <= self.synced, "R25: {} above {}", self.recovery_point, self.synced);
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<(), LogError> {
+        let end = self.world.log.log_end();
+        if let Some(snapshot) = self.world.log.start_producer_snapshot(end, b"state")? {
+            assert!(self.world.log.finish_producer_snapshot(snapshot.run())?);
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self) -> Result<(), LogError> {
+        let to = self.world.log.log_end() + -3;
+        // Whether it happened is open until it says so: what is gone need not be there, nor be gone.
+        self.synced = self.synced.min(to);
+        self.recovery_point = self.recovery_point.min(to);
+        let end = self.world.log.truncate_to(to)?;
+        self.world.epochs.truncate_to(end);
+        self.appended.retain(|batch| batch.header().base_offset < end);
+        Ok(())
+    }
+
+    fn delete(&mut self) -> Result<(), LogError> {
+        let start = self.world.log.log_start() + 7;
+        self.log_start = self.world.log.advance_log_start(start)?;
+        self.world.log.retain(Time(5000), self.synced.max(start), true)?;
+        self.world.log.free_deleted(Time(6000)).map(drop)
+    }
+
+    fn read(&mut self) -> Result<(), LogError> {
+        let mut from = self.world.log.log_start();
+        while from < self.world.log.log_end() {
+            let chunks = self.world.log.read_now(from, self.world.log.log_end(), 300, true)?;
+            for batch in chunks.into_iter().flat_map(|bytes| RecordBatch::split_all(bytes).unwrap()) {
+                assert!(self.appended.contains(&batch), "served what was never appended");
+                from = batch.header().next_offset();
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that a log does, some of it twice.
+    fn step(&mut self, number: i32) -> Result<(), LogError> {
+        match number % 12 {
+            4 | 9 => self.sync(number / 12),
+            5 => self.checkpoint(),
+            6 => self.snapshot(),
+            7 => self.read(),
+            8 => self.cut(),
+            10 => self.delete(),
+            11 => self.world.log.settle().map(|synced| self.synced = synced),
+            _ => self.append(number / 12),
+        }
+    }
+
+    /// Goes on until the end or until the directory is offline, and says how often a step failed.
+    fn run(&mut self) -> u32 {
+        let mut failed = 0;
+        for number in 0..48 {
+            let done = self.step(number);
+            self.steps.push(format!("{number}: {done:?} synced {}", self.synced));
+            match done {
+                Ok(()) => {}
+                Err(LogError::NoSpace(_)) => failed += 1,
+                Err(LogError::DirectoryOffline(_)) => {
+                    let again = self.append(9);
+                    assert!(matches!(again, Err(LogError::DirectoryOffline(_))), "R30: {again:?}");
+                    return failed + 1;
+                }
+                Err(other) => panic!("step {number}: {other}"),
+            }
+        }
+        failed
+    }
+
+    /// What the next process finds after `crash`: all that was synced, a prefix of what was appended, and nothing else.
+    fn check(&self, crash: Crash, what: &str) {
+        let disk = self.world.disk.fork();
+        disk.crash(crash);
+        let mut found = World { disk, ..World::new(self.world.config.clone()) };
+        let hints = OpenHints {
+            recovery_point: self.recovery_point,
+            high_watermark: self.recovery_point,
+            log_start: self.log_start,
+            ..hints()
+        };
+        let recovered = found.reopen(hints);
+        // Writes that reached the disk without the ones before them look like a gap: the replica says so (R29).
+        let scattered = matches!(crash, Crash::Scatter(_));
+        let lossy = matches!(recovered.verdict, Verdict::Lossy { .. });
+        let state = || format!("{:?}, {:#?}", found.files(), self.steps);
+        assert!(!lossy || scattered, "{what}, {crash:?}: {recovered:?}, {hints:?}, {}", state());
+        assert!(found.log.log_end() >= self.synced, "{what}, {crash:?}: {} was synced", self.synced);
+        for batch in found.all() {
+            assert!(self.appended.contains(&batch), "{what}, {crash:?}: {:?} was never appended", batch.header());
+        }
+        check_epochs(&found.epochs, &found.all(), what);
+    }
+}
+
+/// Base offset, length and leader epoch stand before what a batch's checksum covers.
+const UNCHECKED: usize = 16;
+
+fn check_epochs(epochs: &EpochCache, batches: &[RecordBatch], what: &str) {
+    for batch in batches {
+        let start = batch.header().base_offset.max(epochs.entries().first().map_or(Offset::ZERO, |entry| entry.start));
+        assert_eq!(epochs.epoch_of(start), Some(batch.header().leader_epoch), "R25: {what}, {:?}", batch.header());
+    }
+}
+
+#[test]
+fn a_disk_that_fails_at_any_call_loses_nothing_that_was_synced_and_serves_nothing_else() {
+    // R30, R31
+    let calls = [
+        Call::Open,
+        Call::Read,
+        Call::Write,
+        Call::SyncData,
+        Call::SyncDir,
+        Call::Truncate,
+        Call::Rename,
+        Call::Remove,
+    ];
+    let kinds = [FaultKind::Eio, FaultKind::Enospc, FaultKind::ShortWrite(0), FaultKind::ShortWrite(40)];
+    let (mut tried, mut noticed) = (0, 0);
+    for call in calls {
+        for kind in kinds {
+            let sensible = match kind {
+                FaultKind::Eio => true,
+                FaultKind::ShortWrite(_) => call == Call::Write,
+                FaultKind::Enospc => matches!(call, Call::Open | Call::Write | Call::Rename),
+            };
+            if !sensible {
+                continue;
+            }
+            for skip in 0.. {
+                let mut script = Script::new();
+                script.world.disk.fail(call, skip, kind);
+                let failed = script.run();
+                if script.world.disk.faults_waiting() > 0 {
+                    break;
+                }
+                tried += 1;
+                noticed += u32::from(failed > 0);
+                let completed = matches!(kind, FaultKind::ShortWrite(length) if length > 0);
+                assert!(failed > 0 || completed || may_be_passed_over(call), "{call:?} {skip} {kind:?} went unnoticed");
+                for crash in [Crash::KeepAll, Crash::LoseUnsynced, Crash::Scatter(skip)] {
+                    script.check(crash, &format!("{call:?} {skip} {kind:?}"));
+                }
+            }
+        }
+    }
+    println!(
+        "disk faults: {tried} tried, {noticed} told to the caller, 0 records lost that were synced, 0 served that were not appended"
+    );
+    assert!(tried > 400, "{tried}");
+}
+
+/// What reads a hint may do without it.
+fn may_be_passed_over(call: Call) -> bool {
+    matches!(call, Call::Read | Call::Open | Call::Remove)
+}
+
+/// A small generator (xorshift64), so that a damage is a function of its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit.max(1)
+    }
+}
+
+/// A file is changed in one bit, or cut; says which.
+fn damage(disk: &MemDisk, path: &Path, dice: &mut Dice) -> Option<String> {
+    let file = disk.open(path, OpenMode::Existing).unwrap();
+    let size = file.size().unwrap();
+    if size == 0 {
+        return None;
+    }
+    let at = dice.below(size);
+    if dice.below(3) == 0 {
+        file.truncate(at).unwrap();
+        return Some(format!("{} cut at {at} of {size}", path.display()));
+    }
+    let mut byte = [0u8];
+    crate::disk::read_exact_at(&*file, &mut byte, at).unwrap();
+    byte[0] ^= 1 << dice.below(8);
+    crate::disk::write_all_at(&*file, &mut [std::io::IoSlice::new(&byte)], at).unwrap();
+    Some(format!("{} bit at {at} of {size}", path.display()))
+}
+
+/// A log of several segments with everything that may lie beside them.
+fn furnished() -> World {
+    let mut world = World::with_tail(small_segments(), 0);
+    for i in 0..24 {
+        world.append_records(i / 8, 3);
+        if i % 6 == 5 {
+            world.checkpoint();
+            let end = world.log.log_end();
+            world.log.write_producer_snapshot(end, format!("state {end}").as_bytes()).unwrap();
+        }
+    }
+    world.log.truncate_to(Offset(66)).unwrap();
+    world.epochs.truncate_to(Offset(66));
+    world.log.settle().unwrap();
+    world.log.write_epoch_checkpoint(&world.epochs.clone()).unwrap();
+    world.disk.crash(Crash::KeepAll);
+    world.reopen(hints());
+    world
+}
+
+/// What became of a damage.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Outcome {
+    /// Everything is there as it was.
+    Harmless,
+    /// The log, or a read, says that it is damaged.
+    Told,
+    /// A batch's offset or leader epoch is another one: Kafka's checksum covers neither. Its records are right.
+    Header,
+}
+
+/// Opens a damaged log as a broker does after a kill, with the recovery point at its end or at zero, and reads it.
+fn judge(disk: MemDisk, whole: &[RecordBatch], recovery_point: Offset, what: &str) -> Outcome {
+    let env = LogEnv::new(Arc::new(disk), 16, 0);
+    let end = whole.last().unwrap().header().next_offset();
+    let hints = OpenHints { recovery_point, high_watermark: end, ..hints() };
+    let (log, recovered) = match Log::open(&env, Path::new(DIR), Arc::new(small_segments()), hints) {
+        Ok(opened) => opened,
+        Err(LogError::UnknownTopic(_) | LogError::WrongTopic { .. }) => return Outcome::Told,
+        Err(other) => panic!("{what}: {other}"),
+    };
+    let (mut told, mut header) = (recovered.verdict != Verdict::Sound, false);
+    let mut from = log.log_start();
+    while from < log.log_end() {
+        match log.read_now(from, log.log_end(), 300, true) {
+            Ok(read) if read.is_empty() => break,
+            Ok(read) => {
+                for batch in read.into_iter().flat_map(|bytes| RecordBatch::split_all(bytes).unwrap()) {
+                    let checked = |batch: &RecordBatch| batch.bytes().slice(UNCHECKED..);
+                    assert!(
+                        whole.iter().any(|each| checked(each) == checked(&batch)),
+                        "{what}: served {:?}",
+                        batch.header()
+                    );
+                    header |= !whole.contains(&batch);
+                    from = batch.header().next_offset();
+                }
+            }
+            Err(LogError::Corrupt { .. } | LogError::Gone(_)) => {
+                told = true;
+                break;
+            }
+            Err(other) => panic!("{what}: {other}"),
+        }
+    }
+    let missing = from < end;
+    assert!(told || !missing, "{what}: records from {from} on are missing and nobody says so");
+    if let Ok(Some((offset, state))) = log.latest_producer_snapshot(log.log_end()) {
+        assert_eq!(state, format!("state {offset}"), "{what}");
+    }
+    if header {
+        return Outcome::Header;
+    }
+    let read: Vec<RecordBatch> = whole.iter().filter(|b| b.header().next_offset() <= from).cloned().collect();
+    check_epochs(&recovered.epochs, &read, what);
+    if told { Outcome::Told } else { Outcome::Harmless }
+}
+
+#[test]
+fn damage_to_any_file_of_a_log_is_told_or_harmless_and_never_served() {
+    // R29
+    let world = furnished();
+    let whole = world.all();
+    let end = world.log.log_end();
+    let names: Vec<String> = world.disk.list(Path::new(DIR)).unwrap().into_iter().map(|entry| entry.name).collect();
+    for kind in [".log", ".index", ".timeindex", ".snapshot", "leader-epoch-checkpoint", "partition.metadata"] {
+        assert!(names.iter().any(|name| name.ends_with(kind)), "{kind}: {names:?}");
+    }
+    let mut dice = Dice(0x5eed);
+    let mut outcomes: BTreeMap<Outcome, u32> = BTreeMap::new();
+    for name in &names {
+        for _ in 0..60 {
+            let disk = world.disk.fork();
+            let Some(what) = damage(&disk, &Path::new(DIR).join(name), &mut dice) else { continue };
+            for recovery_point in [Offset::ZERO, end] {
+                let found =
+                    judge(disk.fork(), &whole, recovery_point, &format!("{what}, recovery point {recovery_point}"));
+                assert!(found != Outcome::Header || name.ends_with(".log"), "{what}: {found:?}");
+                *outcomes.entry(found).or_default() += 1;
+            }
+        }
+    }
+    let tried: u32 = outcomes.values().sum();
+    println!("damage: {tried} flips and cuts tried in {} files: {outcomes:?}, 0 wrong records served", names.len());
+    assert!(tried >= 500 && outcomes[&Outcome::Told] > 100, "{outcomes:?}");
+}
