@@ -23,7 +23,6 @@ const MIN_ISR: &str = "min.insync.replicas";
 const ACK_RULE: &str = "ottla.ack.rule";
 const COLUMNS: [&str; 7] = ["node", "zone", "address", "state", "controller", "leaders", "replicas"];
 
-
 /// What to ask of the cluster.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
