@@ -389,7 +389,8 @@ HEADER = """# Power cuts
 
 `just powercut` (tests/powercut): the power of all three nodes is cut in the same instant, again and again on one cluster; of
 the writes that no flush had covered each is kept, torn or lost by chance. In *sync before ack* and in the quorum nothing
-acknowledged may be lost; in the other modes only what is younger than their promise (interval: 1 s; page cache: 10 s).
+acknowledged may be lost; in the other modes only what is younger than their promise: 1 s in interval and 10 s in the page cache, and
+twice the longest fdatasync that a probe beside it saw on these disks.
 "Failed" counts cuts after which something was missing that was promised, a node did not start, or nodes
 showed different metadata.
 
