@@ -50,6 +50,10 @@ compare *ARGS:
 partitions *ARGS:
     python3 benches/partitions/failover.py {{ARGS}}
 
+# How fast and in how much memory a log is compacted: gigabytes, million keys, codec
+compaction *ARGS:
+    cargo run --release -p storage --example compaction -- {{ARGS}}
+
 # What ships
 dist:
     cargo build --profile dist

@@ -11,6 +11,7 @@ use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
 
+use crate::cleaner::CleanerState;
 use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
 use crate::departures::Departures;
@@ -67,6 +68,7 @@ pub(crate) struct Context {
     pub(crate) unclaimed: Mutex<BTreeMap<TopicPartition, (Arc<str>, Checkpointed)>>,
     /// Held while the checkpoints are written.
     pub(crate) checkpoints: Mutex<()>,
+    pub(crate) cleaner: CleanerState,
     /// Wakes the heartbeat before its time.
     pub(crate) heartbeat_wanted: Notify,
 }
@@ -114,6 +116,7 @@ impl Context {
             lost: Mutex::default(),
             unclaimed: Mutex::default(),
             checkpoints: Mutex::new(()),
+            cleaner: CleanerState::default(),
             heartbeat_wanted: Notify::new(),
         })
     }

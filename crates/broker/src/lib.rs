@@ -9,8 +9,8 @@
 //! and time are moved. A partition is owned by its lock. Every queue holds each partition at most once.
 
 pub mod api;
+mod cleaner;
 pub mod clock;
-pub mod compression;
 pub mod config;
 mod context;
 mod departures;
@@ -40,8 +40,10 @@ mod transaction_coordinator;
 mod transactions;
 mod waiters;
 
+pub use cleaner::CleanerMetrics;
 pub use config::BrokerConfig;
 pub use lifecycle::BrokerState;
 pub use metrics::{BrokerMetrics, DirectoryMetrics, PartitionMetrics};
 pub use node::{Broker, BrokerParts};
+pub use storage::compression;
 pub use {coordinator, metadata};

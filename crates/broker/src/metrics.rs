@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::TopicPartition;
 use storage::{FlushPolicy, Space};
 
+use crate::cleaner::CleanerMetrics;
 use crate::context::Context;
 
 /// One partition with a replica here.
@@ -36,7 +37,7 @@ pub struct DirectoryMetrics {
 }
 
 /// See the module.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct BrokerMetrics {
     /// The partitions here.
     pub partitions: Vec<PartitionMetrics>,
@@ -56,6 +57,8 @@ pub struct BrokerMetrics {
     pub deletion_paused: bool,
     /// The log directories.
     pub directories: Vec<DirectoryMetrics>,
+    /// The log cleaner's.
+    pub cleaner: CleanerMetrics,
 }
 
 impl BrokerMetrics {
@@ -73,6 +76,7 @@ impl BrokerMetrics {
                 space: env.health().space(),
                 failure: env.health().failure().map(str::to_owned),
             }],
+            cleaner: context.cleaner.metrics(context.clock.monotonic(), &context.partitions()),
             ..BrokerMetrics::default()
         };
         for partition in context.partitions() {

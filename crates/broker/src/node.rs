@@ -36,7 +36,7 @@ use crate::shards::Shards;
 use crate::transaction_coordinator::{CoordinatorVerifier, PeerTransactions, TRANSACTIONS_TOPIC, Transactions};
 use crate::transactions::MarkerWriter;
 use crate::waiters::PendingProduce;
-use crate::{fetch, flusher, housekeeping, isr, lifecycle, offsets, space, timers, transactions};
+use crate::{cleaner, fetch, flusher, housekeeping, isr, lifecycle, offsets, space, timers, transactions};
 
 /// How long what an answer rests on may take to arrive in this broker's own image before the client is answered all the
 /// same.
@@ -132,6 +132,7 @@ impl Broker {
         broker.spawn(flusher::keep_checkpoints(Arc::clone(&context)));
         broker.spawn(space::watch(Arc::clone(&context)));
         broker.spawn(housekeeping::retain(Arc::clone(&context)));
+        broker.spawn(cleaner::run(Arc::clone(&context)));
         broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), Arc::clone(&lifecycle), replicas));
         broker.spawn(lifecycle::watch_peers(Arc::clone(&context)));
         broker.spawn(lifecycle::keep_registered(context, lifecycle, previous_epoch, lossy));

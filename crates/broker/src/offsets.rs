@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use model::{ErrorCode, LeaderEpoch, Offset, RecordIter, TimestampType, TopicPartition};
 use rpc::controller::CallError;
-use storage::TimeMatch;
+use storage::{TimeMatch, compression};
 
 use crate::api::{
     ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset,
     LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica, VoterChange,
 };
 use crate::context::Context;
+use crate::fetch;
 use crate::partition::Partition;
-use crate::{compression, fetch};
 
 /// How long the active controller is looked for.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(5);

@@ -20,6 +20,7 @@ use model::{
     Codec, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Record, RecordBatch, RecordIter, Time, encode_batch,
     encode_records,
 };
+use storage::compression;
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::{Acks, Isolation};
@@ -412,12 +413,11 @@ impl<K: Kind> Shard<K> {
         if header.is_control() {
             return Ok(0);
         }
-        if header.codec() != Some(Codec::None) {
-            return Err(format!("the batch at offset {} is compressed; coordinators write none", header.base_offset));
-        }
+        // Coordinators compress nothing, but the topic's compression.type may ask for it.
+        let payload = compression::decompress(batch).map_err(|error| error.to_string())?;
         let mut inner = self.lock();
         let mut records = 0;
-        for record in RecordIter::new(batch.payload(), header.record_count) {
+        for record in RecordIter::new(payload, header.record_count) {
             let record = record.map_err(|error| error.to_string())?;
             let Some(key) = record.key else { continue };
             inner.core.replay(&CoordinatorRecord { key, value: record.value });

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use metadata::MetadataImage;
 use metadata::configs::TopicConfig;
-use model::{BrokerId, TimestampType};
+use model::{BrokerId, Codec, TimestampType};
 use storage::LogConfig;
+use storage::compression::CompressionLevels;
 
 use crate::config::BrokerConfig;
 
@@ -20,6 +21,8 @@ pub(crate) struct TopicSettings {
     pub(crate) compacted: bool,
     /// In how many zones records must be before they count (`R79`).
     pub(crate) ack_zones: usize,
+    /// The codec that the broker makes every batch have; None leaves it to producers.
+    pub(crate) codec: Option<Codec>,
 }
 
 impl TopicSettings {
@@ -35,6 +38,7 @@ impl TopicSettings {
             timestamp_before_max_ms: signed(topic.message_timestamp_before_max_ms),
             compacted: topic.cleanup_policy.compact,
             ack_zones,
+            codec: codec(&topic.compression_type),
             log: Arc::new(LogConfig { may_use_reserve: metadata::is_internal_topic(name), ..log_config(&topic) }),
         })
     }
@@ -42,6 +46,18 @@ impl TopicSettings {
     /// Whether records count only once they are durable.
     pub(crate) fn sync_before_ack(&self) -> bool {
         self.log.flush_policy() == storage::FlushPolicy::BeforeAck
+    }
+}
+
+/// The codec of a `compression.type`.
+fn codec(compression_type: &str) -> Option<Codec> {
+    match compression_type {
+        "uncompressed" => Some(Codec::None),
+        "gzip" => Some(Codec::Gzip),
+        "snappy" => Some(Codec::Snappy),
+        "lz4" => Some(Codec::Lz4),
+        "zstd" => Some(Codec::Zstd),
+        _ => None,
     }
 }
 
@@ -67,6 +83,11 @@ fn log_config(topic: &TopicConfig) -> LogConfig {
         max_compaction_lag_ms: signed(topic.max_compaction_lag_ms),
         min_cleanable_dirty_ratio: topic.min_cleanable_dirty_ratio,
         may_use_reserve: false,
+        compression_levels: CompressionLevels {
+            gzip: topic.compression_gzip_level,
+            lz4: topic.compression_lz4_level,
+            zstd: topic.compression_zstd_level,
+        },
     }
 }
 

@@ -317,7 +317,10 @@ pub struct CleanupPolicy {
 #[expect(missing_docs, reason = "the fields are Kafka's topic configs of the same name")]
 pub struct TopicConfig {
     pub cleanup_policy: CleanupPolicy,
+    pub compression_gzip_level: i32,
+    pub compression_lz4_level: i32,
     pub compression_type: String,
+    pub compression_zstd_level: i32,
     pub delete_retention_ms: u64,
     pub file_delete_delay_ms: u64,
     pub flush_messages: u64,
@@ -459,7 +462,10 @@ impl TopicConfig {
                 delete: policy.iter().any(|word| word == "delete"),
                 compact: policy.iter().any(|word| word == "compact"),
             },
+            compression_gzip_level: reader.i32("compression.gzip.level"),
+            compression_lz4_level: reader.i32("compression.lz4.level"),
             compression_type: reader.text("compression.type"),
+            compression_zstd_level: reader.i32("compression.zstd.level"),
             delete_retention_ms: reader.u64("delete.retention.ms"),
             file_delete_delay_ms: reader.u64("file.delete.delay.ms"),
             flush_messages: reader.u64("flush.messages"),
@@ -531,6 +537,10 @@ impl Reader<'_> {
         u32::try_from(self.u64(name)).unwrap_or(u32::MAX)
     }
 
+    fn i32(&self, name: &str) -> i32 {
+        i32::try_from(self.i64(name)).unwrap_or(i32::MAX)
+    }
+
     fn f64(&self, name: &str) -> f64 {
         match self.typed(name) {
             Typed::Double(value) => value,
@@ -541,6 +551,52 @@ impl Reader<'_> {
     fn bool(&self, name: &str) -> bool {
         self.typed(name) == Typed::Boolean(true)
     }
+}
+
+/// The configs of the log cleaner, on one broker: `log.cleaner.*`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+#[expect(missing_docs, reason = "the fields are Kafka's broker configs of the same name")]
+pub struct CleanerConfig {
+    pub backoff_ms: u64,
+    pub dedupe_buffer_size: u64,
+    pub enable: bool,
+    pub io_buffer_load_factor: f64,
+    pub io_buffer_size: u64,
+    pub io_max_bytes_per_second: f64,
+    pub threads: u32,
+}
+
+impl CleanerConfig {
+    /// The configs of the cleaner on a broker. What cannot be read, which [`validate`] let nobody set, counts as the default.
+    #[must_use]
+    pub fn resolve(image: &MetadataImage, broker: BrokerId, file: &StaticConfig) -> CleanerConfig {
+        let typed = |name: &str| broker_value(image, name, broker, file);
+        let whole = |name| match typed(name) {
+            Typed::Integer(value) => u64::try_from(value).unwrap_or(0),
+            other => panic!("{name} is no whole number: {other}"),
+        };
+        let fraction = |name| match typed(name) {
+            Typed::Double(value) => value,
+            other => panic!("{name} is no fraction: {other}"),
+        };
+        CleanerConfig {
+            backoff_ms: whole("log.cleaner.backoff.ms"),
+            dedupe_buffer_size: whole("log.cleaner.dedupe.buffer.size"),
+            enable: typed("log.cleaner.enable") == Typed::Boolean(true),
+            io_buffer_load_factor: fraction("log.cleaner.io.buffer.load.factor"),
+            io_buffer_size: whole("log.cleaner.io.buffer.size"),
+            io_max_bytes_per_second: fraction("log.cleaner.io.max.bytes.per.second"),
+            threads: u32::try_from(whole("log.cleaner.threads")).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+fn broker_value(image: &MetadataImage, name: &str, broker_id: BrokerId, file: &StaticConfig) -> Typed {
+    let definition = broker(name).expect("the names of the cleaner stand in the table");
+    let set = resolve_broker(image, name, broker_id, file).and_then(|resolved| resolved.value);
+    let set = set.and_then(|value| definition.validate(&value).ok());
+    let default = || definition.default_value().and_then(|value| definition.parse(value).ok());
+    set.or_else(default).expect("each config of the cleaner has a valid default")
 }
 
 struct Tables {

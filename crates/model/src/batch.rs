@@ -25,6 +25,8 @@ const CRC_FROM: usize = 21;
 pub(crate) const TRANSACTIONAL: i16 = 0x10;
 /// The attribute of a batch that holds markers instead of a client's records.
 pub(crate) const CONTROL: i16 = 0x20;
+/// The base timestamp is the delete horizon (KIP-534).
+const DELETE_HORIZON: i16 = 0x40;
 
 /// How a batch's records are compressed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -162,6 +164,33 @@ impl BatchHeader {
         self.attributes & CONTROL != 0
     }
 
+    /// From when on its tombstones and markers may go, in milliseconds since 1970; None where no cleaning has set it yet.
+    /// The timestamps of its records then count from it.
+    #[must_use]
+    pub fn delete_horizon(&self) -> Option<i64> {
+        (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
+    }
+
+    /// Sets the delete horizon; the records' timestamps have to be written anew, to count from it.
+    pub fn set_delete_horizon(&mut self, horizon: i64) {
+        self.attributes |= DELETE_HORIZON;
+        self.base_timestamp = horizon;
+    }
+
+    /// The header of the same batch after it lost all its records: offsets, epoch and producer stay.
+    #[must_use]
+    pub fn emptied(&self) -> BatchHeader {
+        let mut empty = BatchHeader { size: HEADER_LEN, record_count: 0, base_timestamp: -1, ..*self };
+        empty.set_codec(Codec::None);
+        empty.attributes &= !DELETE_HORIZON;
+        empty
+    }
+
+    /// Sets how the records are compressed.
+    pub fn set_codec(&mut self, codec: Codec) {
+        self.attributes = (self.attributes & !0x07) | codec.attributes();
+    }
+
     /// Whether an idempotent producer wrote it.
     #[must_use]
     pub fn has_producer_id(&self) -> bool {
@@ -283,6 +312,33 @@ impl RecordBatch {
     }
 }
 
+/// Appends a whole batch to `out`: the fields of `header` and `payload`; the size and the CRC32C are computed, not taken,
+/// and stand in the header that is given back.
+///
+/// # Panics
+/// Where the batch would have 2 GiB or more.
+pub fn put_batch(out: &mut Vec<u8>, header: &BatchHeader, payload: &[u8]) -> BatchHeader {
+    let start = out.len();
+    let length = i32::try_from(HEADER_LEN - LENGTH_OVERHEAD + payload.len()).expect("a batch is smaller than 2 GiB");
+    out.extend(header.base_offset.0.to_be_bytes());
+    out.extend(length.to_be_bytes());
+    out.extend(header.leader_epoch.0.to_be_bytes());
+    out.push(2);
+    out.extend([0; 4]);
+    out.extend(header.attributes.to_be_bytes());
+    out.extend(header.last_offset_delta.to_be_bytes());
+    out.extend(header.base_timestamp.to_be_bytes());
+    out.extend(header.max_timestamp.to_be_bytes());
+    out.extend(header.producer_id.0.to_be_bytes());
+    out.extend(header.producer_epoch.0.to_be_bytes());
+    out.extend(header.base_sequence.to_be_bytes());
+    out.extend(header.record_count.to_be_bytes());
+    out.extend_from_slice(payload);
+    let crc = crc32c(&out[start + CRC_FROM..]);
+    out[start + 17..start + CRC_FROM].copy_from_slice(&crc.to_be_bytes());
+    BatchHeader { size: HEADER_LEN + payload.len(), crc, ..*header }
+}
+
 /// Checks one batch at the front of `bytes`: length, magic, CRC32C, codec and counts.
 ///
 /// # Errors
@@ -401,6 +457,16 @@ impl ClientBatches {
         &self.bytes[HEADER_LEN..]
     }
 
+    /// The same batch with its records compressed otherwise: `payload` holds them as `codec` says.
+    #[must_use]
+    pub fn recompressed(&self, codec: Codec, payload: &[u8]) -> ClientBatches {
+        let mut header = self.header;
+        header.set_codec(codec);
+        let mut out = Vec::with_capacity(HEADER_LEN + payload.len());
+        let header = put_batch(&mut out, &header, payload);
+        ClientBatches { header, bytes: BytesMut::from(Bytes::from(out)) }
+    }
+
     /// Makes the leader's clock the batch's (`message.timestamp.type=LogAppendTime`); the CRC covers this and changes.
     pub fn set_log_append_time(&mut self, timestamp_ms: i64) {
         self.header.attributes |= 0x08;
@@ -466,6 +532,29 @@ mod tests {
                 assert_eq!(h.is_control(), facts["control"].as_bool().unwrap());
             }
         }
+    }
+
+    #[test]
+    fn a_batch_that_is_put_together_from_its_parts_is_the_batch() {
+        for vector in vectors() {
+            for batch in RecordBatch::split_all(vector.bytes.clone()).unwrap() {
+                let mut out = vec![7];
+                let header = put_batch(&mut out, batch.header(), &batch.payload());
+                assert_eq!((&out[1..], &header), (&batch.bytes()[..], batch.header()), "{}", vector.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_recompressed_batch_keeps_all_but_its_payload() {
+        let bytes = vectors()[0].bytes.clone();
+        let before = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap();
+        let after = before.recompressed(Codec::Lz4, b"noise");
+        let again =
+            ClientBatches::check(BytesMut::from(after.stamp(Offset(5), LeaderEpoch(1)).bytes().as_ref())).unwrap();
+        assert_eq!((again.header().codec(), again.payload()), (Some(Codec::Lz4), &b"noise"[..]));
+        assert_eq!(again.header().max_timestamp, before.header().max_timestamp);
+        assert_eq!(again.header().record_count, before.header().record_count);
     }
 
     #[test]

@@ -145,6 +145,93 @@ impl Iterator for RecordIter {
     }
 }
 
+/// One record as it stands in uncompressed payload, with what compaction asks of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RawRecord<'a> {
+    /// All bytes of it, its length included.
+    pub bytes: &'a [u8],
+    /// Its attributes, that mean nothing yet.
+    pub attributes: u8,
+    /// Timestamp minus the batch's base timestamp, in milliseconds.
+    pub timestamp_delta: i64,
+    /// Offset minus the batch's base offset.
+    pub offset_delta: i32,
+    /// The key, or null.
+    pub key: Option<&'a [u8]>,
+    /// The value, or null.
+    pub value: Option<&'a [u8]>,
+    /// All that follows the timestamp delta: offset delta, key, value, headers.
+    rest: &'a [u8],
+}
+
+impl RawRecord<'_> {
+    /// Writes the record with another timestamp delta.
+    pub fn put_with_timestamp(&self, out: &mut Vec<u8>, timestamp_delta: i64) {
+        let (delta, delta_len) = varint(timestamp_delta);
+        let (length, length_len) = varint(signed(1 + delta_len + self.rest.len()));
+        out.extend_from_slice(&length[..length_len]);
+        out.push(self.attributes);
+        out.extend_from_slice(&delta[..delta_len]);
+        out.extend_from_slice(self.rest);
+    }
+}
+
+/// Reads records off uncompressed payload without taking anything out of it, each checked whole. Compaction leaves holes:
+/// offset deltas ascend, from 0 to `last_offset_delta`. Ends after the first error.
+#[derive(Clone, Debug)]
+pub struct RawRecords<'a> {
+    payload: &'a [u8],
+    left: i32,
+    next_delta: i64,
+    last_offset_delta: i32,
+}
+
+impl<'a> RawRecords<'a> {
+    /// Over the payload of a batch with `count` records.
+    #[must_use]
+    pub fn new(payload: &'a [u8], count: i32, last_offset_delta: i32) -> Self {
+        Self { payload, left: count, next_delta: 0, last_offset_delta }
+    }
+
+    fn read(&mut self) -> Result<RawRecord<'a>, RecordError> {
+        let before = self.payload;
+        let length = take_varint(&mut self.payload)?;
+        let mut body = take(&mut self.payload, length).ok_or(RecordError("record length is out of range"))?;
+        let bytes = &before[..before.len() - self.payload.len()];
+        let attributes = *take(&mut body, 1).and_then(<[u8]>::first).ok_or(RecordError("record without attributes"))?;
+        let timestamp_delta = take_varint(&mut body)?;
+        let rest = body;
+        let offset_delta = i32::try_from(take_varint(&mut body)?).map_err(|_| RecordError("offset delta"))?;
+        if i64::from(offset_delta) < self.next_delta || offset_delta > self.last_offset_delta {
+            return Err(RecordError("offset deltas do not ascend within the batch"));
+        }
+        self.next_delta = i64::from(offset_delta) + 1;
+        let key = take_nullable(&mut body, "key")?;
+        let value = take_nullable(&mut body, "value")?;
+        check_headers(body)?;
+        if self.left == 0 && !self.payload.is_empty() {
+            return Err(RecordError("bytes follow the last record"));
+        }
+        Ok(RawRecord { bytes, attributes, timestamp_delta, offset_delta, key, value, rest })
+    }
+}
+
+impl<'a> Iterator for RawRecords<'a> {
+    type Item = Result<RawRecord<'a>, RecordError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left <= 0 {
+            return None;
+        }
+        self.left -= 1;
+        let read = self.read();
+        if read.is_err() {
+            self.left = 0;
+        }
+        Some(read)
+    }
+}
+
 /// Checks the framing of a client's uncompressed records without taking anything out: lengths, offset deltas 0, 1, 2 …,
 /// keys, values and headers within each record, nothing behind the last.
 ///
@@ -168,6 +255,11 @@ fn check_record(mut body: &[u8], index: i64) -> Result<(), RecordError> {
     }
     take_nullable(&mut body, "key")?;
     take_nullable(&mut body, "value")?;
+    check_headers(body)
+}
+
+/// Headers up to the end of the record, and nothing behind them.
+fn check_headers(mut body: &[u8]) -> Result<(), RecordError> {
     let headers = take_varint(&mut body)?;
     if headers < 0 || usize::try_from(headers).is_ok_and(|n| n > body.len()) {
         return Err(RecordError("header count out of range"));
@@ -180,10 +272,10 @@ fn check_record(mut body: &[u8], index: i64) -> Result<(), RecordError> {
     if body.is_empty() { Ok(()) } else { Err(RecordError("record is shorter than its length")) }
 }
 
-fn take_nullable(rest: &mut &[u8], what: &'static str) -> Result<(), RecordError> {
+fn take_nullable<'a>(rest: &mut &'a [u8], what: &'static str) -> Result<Option<&'a [u8]>, RecordError> {
     match take_varint(rest)? {
-        -1 => Ok(()),
-        length => take(rest, length).map(drop).ok_or(RecordError(what)),
+        -1 => Ok(None),
+        length => take(rest, length).map(Some).ok_or(RecordError(what)),
     }
 }
 
@@ -309,12 +401,21 @@ fn put_bytes(out: &mut BytesMut, bytes: Option<&[u8]>) {
 }
 
 fn put_varint(out: &mut BytesMut, value: i64) {
+    let (bytes, length) = varint(value);
+    out.extend_from_slice(&bytes[..length]);
+}
+
+/// The bytes of a varint, and how many they are.
+fn varint(value: i64) -> ([u8; 10], usize) {
     let mut bits = ((value << 1) ^ (value >> 63)).cast_unsigned();
+    let (mut bytes, mut length) = ([0; 10], 0);
     while bits >= 0x80 {
-        out.put_u8(bits.to_le_bytes()[0] | 0x80);
+        bytes[length] = bits.to_le_bytes()[0] | 0x80;
         bits >>= 7;
+        length += 1;
     }
-    out.put_u8(bits.to_le_bytes()[0]);
+    bytes[length] = bits.to_le_bytes()[0];
+    (bytes, length + 1)
 }
 
 #[cfg(test)]
@@ -394,7 +495,36 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn raw_records_are_the_records_and_are_written_back_with_another_timestamp() {
+        let holes = [one(b"a", 0), one(b"", 3), one(b"c", 900)];
+        let payload = encode_records(&holes);
+        let raw: Vec<RawRecord<'_>> = RawRecords::new(&payload, 3, 900).collect::<Result<_, _>>().unwrap();
+        assert_eq!(raw.iter().map(|r| r.bytes).collect::<Vec<_>>().concat(), payload[..]);
+        for (raw, record) in raw.iter().zip(&holes) {
+            assert_eq!((raw.offset_delta, raw.value), (record.offset_delta, record.value.as_deref()));
+            for timestamp_delta in [0, -1, 63, 1 << 40, i64::MIN] {
+                let mut out = Vec::new();
+                raw.put_with_timestamp(&mut out, timestamp_delta);
+                assert_eq!(out, encode_records(&[Record { timestamp_delta, ..record.clone() }]));
+            }
+        }
+        let ends = |count, last| RawRecords::new(&payload, count, last).last().unwrap().is_ok();
+        assert_eq!([ends(3, 899), ends(2, 900), ends(4, 900), ends(3, 900)], [false, false, false, true]);
+        let twice = encode_records(&[one(b"a", 1), one(b"b", 1)]);
+        assert!(RawRecords::new(&twice, 2, 5).last().unwrap().is_err());
+    }
+
     proptest! {
+        #[test]
+        fn raw_records_of_noise_agree_with_the_check(noise in prop::collection::vec(any::<u8>(), 0..60), count in 1..4i32) {
+            let read: Result<Vec<RawRecord<'_>>, _> = RawRecords::new(&noise, count, i32::MAX).collect();
+            prop_assert!(check_records(&noise, count).is_err() || read.is_ok());
+            if let Ok(read) = read {
+                prop_assert_eq!(read.iter().map(|r| r.bytes.len()).sum::<usize>(), noise.len());
+            }
+        }
+
         #[test]
         fn a_check_of_noise_agrees_with_the_iterator(noise in prop::collection::vec(any::<u8>(), 0..60), count in 1..4i32) {
             let read: Result<Vec<Record>, _> = RecordIter::new(Bytes::from(noise.clone()), count).collect();

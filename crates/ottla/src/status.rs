@@ -149,6 +149,7 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
     out.extend(single.map(|(name, help, value)| gauge(name, help, count(value))));
     flush_modes(&metrics.partitions, out);
     directories(&metrics.directories, out);
+    cleaner_metrics(&metrics.cleaner, out);
     let labels = |p: &broker::PartitionMetrics| {
         vec![("topic", p.topic.clone()), ("partition", p.partition.partition.to_string())]
     };
@@ -202,6 +203,63 @@ fn directories(directories: &[broker::DirectoryMetrics], out: &mut Vec<Family>) 
     out.push(family("kafka_log_logmanager_logdirectoryoffline", "1 where a log directory is out of use", |each| {
         f64::from(u8::from(each.failure.is_some()))
     }));
+}
+
+fn cleaner_metrics(cleaner: &broker::CleanerMetrics, out: &mut Vec<Family>) {
+    let counted = |value: u64| value.min(1 << 53) as f64;
+    out.extend(
+        [
+            (
+                "kafka_log_logcleaner_cleaner_recopy_percent",
+                "Of the newest compaction: written bytes of read ones",
+                cleaner.recopy_percent,
+            ),
+            (
+                "kafka_log_logcleaner_max_buffer_utilization_percent",
+                "Of the newest compaction: how full the map of keys was",
+                cleaner.buffer_utilization_percent,
+            ),
+            (
+                "kafka_log_logcleaner_max_clean_time_secs",
+                "Of the newest compaction: how long it took",
+                cleaner.clean_time_secs,
+            ),
+            (
+                "kafka_log_logcleaner_max_compaction_delay_secs",
+                "By how much the most overdue log is past max.compaction.lag.ms",
+                cleaner.compaction_delay_secs,
+            ),
+            (
+                "kafka_log_logcleanermanager_max_dirty_percent",
+                "The dirty share of the dirtiest compacted log",
+                cleaner.dirty_percent,
+            ),
+            (
+                "kafka_log_logcleanermanager_time_since_last_run_ms",
+                "Since the cleaner last looked for work",
+                counted(cleaner.since_last_run_ms),
+            ),
+            (
+                "kafka_log_logcleanermanager_uncleanable_partitions_count",
+                "Logs that could not be compacted",
+                count(cleaner.uncleanable_partitions),
+            ),
+            (
+                "kafka_log_logcleanermanager_uncleanable_bytes",
+                "Bytes of the logs that could not be compacted",
+                counted(cleaner.uncleanable_bytes),
+            ),
+        ]
+        .map(|(name, help, value)| gauge(name, help, value)),
+    );
+    for (name, help, value) in [
+        ("ottla_log_cleaner_cleanings", "Compactions that ended", cleaner.cleanings),
+        ("ottla_log_cleaner_read_bytes", "Bytes that compactions read", cleaner.bytes_read),
+        ("ottla_log_cleaner_written_bytes", "Bytes that compactions wrote", cleaner.bytes_written),
+        ("ottla_log_cleaner_opaque_batches", "Batches that do not decode, kept whole", cleaner.opaque_batches),
+    ] {
+        out.push(Family::single(name, help, Kind::Counter, counted(value)));
+    }
 }
 
 fn gateway_metrics(gateway: &GatewayMetrics, out: &mut Vec<Family>) {

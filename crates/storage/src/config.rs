@@ -2,6 +2,8 @@
 
 use metadata::configs::FlushPolicy;
 
+use crate::compression::CompressionLevels;
+
 /// `cleanup.policy`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[expect(missing_docs, reason = "the two values of the config, by name")]
@@ -32,6 +34,8 @@ pub struct LogConfig {
     pub min_cleanable_dirty_ratio: f64,
     /// Not Kafka's: appends go on below the disk's reserve. Of the topics that the brokers write for themselves.
     pub may_use_reserve: bool,
+    /// `compression.gzip.level`, `compression.lz4.level`, `compression.zstd.level`.
+    pub compression_levels: CompressionLevels,
 }
 
 impl Default for LogConfig {
@@ -54,11 +58,18 @@ impl Default for LogConfig {
             max_compaction_lag_ms: i64::MAX,
             min_cleanable_dirty_ratio: 0.5,
             may_use_reserve: false,
+            compression_levels: CompressionLevels::default(),
         }
     }
 }
 
 impl LogConfig {
+    /// After how many milliseconds a segment is closed: one that must be compacted in time must be closed by then.
+    #[must_use]
+    pub fn max_segment_ms(&self) -> i64 {
+        if self.cleanup_policy.compact { self.segment_ms.min(self.max_compaction_lag_ms) } else { self.segment_ms }
+    }
+
     /// When appends are synced.
     #[must_use]
     pub fn flush_policy(&self) -> FlushPolicy {

@@ -1,7 +1,8 @@
 //! Everything on disk: partition logs, their recovery and retention, checkpoints, data directories.
 //!
 //! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`mod@env`] (what
-//! logs share), [`reserve`] (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside it), [`data_dir`] (one log directory).
+//! logs share), [`reserve`] (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside
+//! it), [`compression`], [`data_dir`] (one log directory).
 //! The metadata quorum: [`quorum_log`], [`quorum_vote`], [`quorum_snapshot`], and its image in [`metadata_store`].
 //!
 //! Invariants: nothing here knows of leadership; a [`Log`] is a plain struct with `&mut self` methods, without locks and
@@ -9,6 +10,7 @@
 //! partition costs a few hundred bytes: no thread, timer, map or open file.
 
 mod checkpoint;
+pub mod compression;
 pub mod config;
 pub mod data_dir;
 pub mod disk;
@@ -25,8 +27,9 @@ pub use config::{CleanupPolicy, LogConfig};
 pub use data_dir::{Checkpoint, DataDir, DataDirError, MetaProperties, PartitionDir};
 pub use env::{DirHealth, LogEnv};
 pub use log::{
-    Aborted, AbortedTransaction, Appended, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints,
-    ProducerSnapshot, Read, Recovered, SyncDone, SyncTicket, TimeMatch, Verdict,
+    Aborted, AbortedTransaction, Appended, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,
+    CleaningStep, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, ProducerSnapshot, Read,
+    Recovered, SyncDone, SyncTicket, TimeMatch, Verdict,
 };
 pub use metadata::configs::FlushPolicy;
 pub use pool::DiskPool;

@@ -222,7 +222,7 @@ impl Partition {
         }))
     }
 
-    fn job_ended(&self, inner: &mut Inner) {
+    pub(super) fn job_ended(&self, inner: &mut Inner) {
         inner.jobs -= 1;
         if inner.jobs == 0 {
             self.quiet.notify_waiters();

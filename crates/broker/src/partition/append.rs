@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use model::batch::BatchError;
-use model::{ClientBatches, Codec, EndMarker, ErrorCode, Offset, RecordBatch, RecordIter, Rules, Time, TimestampType};
+use model::record::RawRecords;
+use model::{BatchHeader, ClientBatches, Codec, EndMarker, ErrorCode, Offset, RecordBatch, Rules, Time, TimestampType};
 use replication::ProduceVerdict;
 use replication::producers::{ProducerBatch, SequenceCheck};
 use storage::LogError;
+use storage::compression::{compress_into, decompress_into};
 
 use super::{Inner, Leadership, Partition};
 use crate::api::{Acks, Produced, RecordRefused};
@@ -65,7 +67,7 @@ impl Partition {
         let settings = Arc::clone(&self.lock().settings);
         let batch = ClientBatches::check(records).map_err(|error| self.refuse_batch(&error))?;
         self.check_settings(&settings, &batch, moment.wall)?;
-        Ok(batch)
+        self.check_payload(&settings, batch)
     }
 
     /// Says on `request` what became of an append: at once, or when the high watermark covers it. `promised` is the place
@@ -192,14 +194,19 @@ impl Partition {
         Ok(Appended { base_offset, end, log_append_time })
     }
 
+    fn check_size(&self, settings: &TopicSettings, batch: &ClientBatches) -> Result<(), Box<Produced>> {
+        if batch.size() <= settings.max_message_bytes {
+            return Ok(());
+        }
+        let reason =
+            format!("the batch has {} bytes; max.message.bytes is {}", batch.size(), settings.max_message_bytes);
+        Err(self.refuse(ErrorCode::MessageTooLarge, &reason))
+    }
+
     /// What the topic's configs say of a batch.
     fn check_settings(&self, settings: &TopicSettings, batch: &ClientBatches, wall: Time) -> Result<(), Box<Produced>> {
         let header = batch.header();
-        if batch.size() > settings.max_message_bytes {
-            let reason =
-                format!("the batch has {} bytes; max.message.bytes is {}", batch.size(), settings.max_message_bytes);
-            return Err(self.refuse(ErrorCode::MessageTooLarge, &reason));
-        }
+        self.check_size(settings, batch)?;
         if header.timestamp_type() == TimestampType::CreateTime && !settings.log_append_time {
             let now = i64::try_from(wall.0).unwrap_or(i64::MAX);
             let late = header.max_timestamp.saturating_sub(now) > settings.timestamp_after_max_ms;
@@ -208,22 +215,51 @@ impl Partition {
                 return Err(self.refuse(ErrorCode::InvalidTimestamp, "a timestamp is too far from the broker's clock"));
             }
         }
-        if header.codec() == Some(Codec::None) {
-            self.check_records(settings, batch)?;
-        }
         Ok(())
     }
 
-    /// The framing of uncompressed records, and that each has a key where the topic is compacted.
-    fn check_records(&self, settings: &TopicSettings, batch: &ClientBatches) -> Result<(), Box<Produced>> {
-        let header = batch.header();
+    /// Checks the records where they can be seen or have to be, and compresses them as the topic asks for it. Compressed
+    /// records of a topic that leaves the codec to producers are not looked at.
+    fn check_payload(&self, settings: &TopicSettings, batch: ClientBatches) -> Result<ClientBatches, Box<Produced>> {
+        let codec = batch.header().codec().unwrap_or(Codec::None);
+        let wanted = settings.codec.unwrap_or(codec);
+        if codec != Codec::None && codec == wanted && !settings.compacted {
+            return Ok(batch);
+        }
+        let mut decoded = Vec::new();
+        let plain = if codec == Codec::None {
+            batch.payload()
+        } else {
+            decompress_into(&mut decoded, codec, batch.payload())
+                .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &format!("records do not decode: {error}")))?;
+            &decoded
+        };
+        self.check_records(settings, batch.header(), plain)?;
+        if codec == wanted {
+            return Ok(batch);
+        }
+        let mut packed = Vec::new();
+        compress_into(&mut packed, wanted, &settings.log.compression_levels, plain)
+            .map_err(|error| self.refuse(ErrorCode::UnknownServerError, &error.to_string()))?;
+        let batch = batch.recompressed(wanted, &packed);
+        self.check_size(settings, &batch)?;
+        Ok(batch)
+    }
+
+    /// The framing of records, and that each has a key where the topic is compacted.
+    fn check_records(
+        &self,
+        settings: &TopicSettings,
+        header: &BatchHeader,
+        payload: &[u8],
+    ) -> Result<(), Box<Produced>> {
         if !settings.compacted {
-            return model::record::check_records(batch.payload(), header.record_count)
+            return model::record::check_records(payload, header.record_count)
                 .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()));
         }
         let mut refused = Vec::new();
-        for (index, record) in (0..).zip(RecordIter::new(Bytes::copy_from_slice(batch.payload()), header.record_count))
-        {
+        // As many records as offsets, ascending: they count up from 0.
+        for (index, record) in (0..).zip(RawRecords::new(payload, header.record_count, header.last_offset_delta)) {
             let record = record.map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()))?;
             if record.key.is_none() {
                 let message = "Compacted topic cannot accept message without key".to_owned();

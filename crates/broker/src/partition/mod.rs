@@ -6,13 +6,14 @@
 //!
 //! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`transactions`] (verification and
 //! markers), [`read`] (fetch and questions),
-//! [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean).
+//! [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean), [`clean`] (compaction).
 //!
 //! Invariants: the core's view of the log's start and end is the log's; actions are carried out under the lock that their
 //! input was handled under; nobody calls into a stream's or a manager's lock and back into a partition.
 
 mod act;
 mod append;
+mod clean;
 mod follow;
 mod lead;
 mod read;
@@ -41,6 +42,7 @@ use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
 use sync_history::SyncHistory;
 use transactions::Unverified;
 
+pub(crate) use clean::{Claim, SliceOutcome};
 pub(crate) use lead::{NextData, Opening};
 pub(crate) use read::{PartitionRead, ReadResult};
 pub(crate) use transactions::Verification;
@@ -82,6 +84,10 @@ pub(crate) struct Inner {
     sync: SyncState,
     /// Jobs of the disk pool that write in this log's directory.
     jobs: u32,
+    /// A cleaner is at this log.
+    cleaning: bool,
+    /// Why this log cannot be compacted, until the process starts again.
+    uncleanable: Option<String>,
     /// The newest producer snapshot is of this offset (`R41`).
     snapshot_at: Offset,
     /// Below it the last process had records: what the checkpoints go on to say while the log is lossy (`R78`).
@@ -183,6 +189,8 @@ impl Partition {
             reopen_at: None,
             sync: SyncState::Idle,
             jobs: 0,
+            cleaning: false,
+            uncleanable: None,
             snapshot_at: parts.snapshot_at,
             snapshot_written: 0,
             no_space: false,

@@ -13,6 +13,7 @@ use broker::api::{
 use broker::clock::{Clock, SystemClock};
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
 use bytes::{Bytes, BytesMut};
+use metadata::configs::StaticConfig;
 use metadata::control::{CreateTopic, CreateTopics, Suspect, Suspicion};
 use metadata::records::SecurityProtocol;
 use metadata::{
@@ -256,6 +257,8 @@ pub(crate) struct Cluster {
     pub(crate) tail_bytes: usize,
     /// What brokers started from now on ask about transactions.
     pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
+    /// Their files.
+    file: StaticConfig,
 }
 
 impl Cluster {
@@ -269,13 +272,28 @@ impl Cluster {
         min_isr: u32,
         verifier: Option<Arc<dyn TransactionVerifier>>,
     ) -> Cluster {
+        Cluster::of(brokers, min_isr, verifier, &[]).await
+    }
+
+    /// One whose brokers have this in their files, and no tail cache: every read is of what is on disk.
+    pub(crate) async fn on_disk_only(brokers: i32, min_isr: u32, file: &[(&str, &str)]) -> Cluster {
+        Cluster::of(brokers, min_isr, None, file).await
+    }
+
+    async fn of(
+        brokers: i32,
+        min_isr: u32,
+        verifier: Option<Arc<dyn TransactionVerifier>>,
+        file: &[(&str, &str)],
+    ) -> Cluster {
         let mut cluster = Cluster {
             controller: Controller::start(min_isr).await,
             brokers: BTreeMap::new(),
             disks: BTreeMap::new(),
             starts: 0,
-            tail_bytes: 16 << 20,
+            tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
             verifier,
+            file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         };
         for id in 1..=brokers {
             cluster.start_broker(id).await;
@@ -294,7 +312,7 @@ impl Cluster {
         let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = internal.local_addr().unwrap().port();
         let broker = Broker::start(BrokerParts {
-            config: config(id, self.starts, port),
+            config: BrokerConfig { file: self.file.clone(), ..config(id, self.starts, port) },
             clock: Arc::new(SystemClock::new()),
             seed: 7,
             cluster_id,

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cluster;
+mod compaction;
 mod coordinators;
 mod data;
 mod groups;

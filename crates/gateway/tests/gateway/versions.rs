@@ -63,12 +63,12 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     each_version(client, DescribeClusterRequest::default(), done).await;
     each_version(client, DescribeProducersRequest::default(), done).await;
     each_version(client, UnregisterBrokerRequest::default(), done).await;
-    each_version(client, ConsumerGroupHeartbeatRequest::default(), done).await;
-    each_version(client, ConsumerGroupDescribeRequest { group_ids: vec!["g".to_owned()], ..Default::default() }, done)
-        .await;
     let ids = vec!["t".to_owned()];
     each_version(client, DescribeTransactionsRequest { transactional_ids: ids }, done).await;
     each_version(client, ListTransactionsRequest::default(), done).await;
+    each_version(client, ConsumerGroupHeartbeatRequest::default(), done).await;
+    each_version(client, ConsumerGroupDescribeRequest { group_ids: vec!["g".to_owned()], ..Default::default() }, done)
+        .await;
     each_version(client, ListConfigResourcesRequest::default(), done).await;
     each_version(client, DescribeTopicPartitionsRequest::default(), done).await;
     each_version(client, AddRaftVoterRequest::default(), done).await;

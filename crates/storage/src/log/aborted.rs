@@ -11,7 +11,7 @@
 //! files are synced before a producer snapshot is written: below a snapshot they miss nothing, whatever crashed. The newest
 //! entries are in memory, too, and those that no file has yet nowhere else: reads near the log's end touch no file.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -314,6 +314,38 @@ impl Log {
         // The files have whatever there is.
         self.aborted.recent_from = self.log_end;
         Ok(())
+    }
+}
+
+impl Log {
+    /// Compaction has taken these markers, and no record of their transactions was left: an entry that stayed would make
+    /// readers take the producer's later records for aborted ones.
+    pub(super) fn forget_aborted(&mut self, markers: &BTreeSet<Offset>) {
+        self.aborted.recent.retain(|entry| !markers.contains(&entry.last_offset));
+    }
+}
+
+/// The entries of a segment's file, for a copy of the segment.
+pub(super) fn entries_of(files: &SegmentFiles, count: u32) -> io::Result<Vec<AbortedTransaction>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    read(&*files.open(FileKind::TxnIndex)?, 0, count)
+}
+
+/// Writes the file of a copy, durably.
+pub(super) fn write_copy(files: &SegmentFiles, entries: &[AbortedTransaction]) -> io::Result<AbortedFile> {
+    let bytes: Vec<u8> = entries.iter().flat_map(encode).collect();
+    let file = files.create(FileKind::TxnIndex)?;
+    write_all_at(&*file, &mut [IoSlice::new(&bytes)], 0)?;
+    file.sync_data()?;
+    let stable = entries.last().map_or(Offset::NONE, |last| last.last_stable_offset);
+    Ok(AbortedFile { entries: u32::try_from(entries.len()).unwrap_or(u32::MAX), stable, dirty: false })
+}
+
+impl AbortedFile {
+    pub(super) fn count(&self) -> u32 {
+        self.entries
     }
 }
 

@@ -134,7 +134,7 @@ impl Log {
 
     /// Whether the first batch of the active segment is `segment.ms` (less its share of the jitter) older than `now`.
     fn is_older_than_segment_ms(&mut self, now: i64) -> Result<bool, LogError> {
-        let limit = self.config.segment_ms.saturating_sub(self.jitter_ms());
+        let limit = self.config.max_segment_ms().saturating_sub(self.jitter_ms());
         let first = self.first_timestamp()?;
         Ok(first >= 0 && now.saturating_sub(first) > limit)
     }

@@ -7,6 +7,7 @@
 //! append is one write.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
 use model::{BatchHeader, Offset};
 
@@ -19,7 +20,7 @@ const TIME_ENTRY: usize = 12;
 /// Entries that wait in memory at most.
 const PENDING_MAX: usize = 64;
 
-/// What an active segment needs to go on with its indexes. Made at the first append.
+/// What an active segment needs to go on with its indexes. Made at the first append. The default is one of a new segment.
 #[derive(Debug)]
 pub(super) struct Indexer {
     pending: Vec<(u32, u32)>,
@@ -32,6 +33,19 @@ pub(super) struct Indexer {
     bytes_since_entry: u32,
 }
 
+impl Default for Indexer {
+    fn default() -> Self {
+        Self {
+            pending: Vec::new(),
+            pending_times: Vec::new(),
+            written: 0,
+            times_written: 0,
+            last_time: i64::MIN,
+            bytes_since_entry: 0,
+        }
+    }
+}
+
 impl Indexer {
     /// Goes on behind what the segment's files hold.
     pub(super) fn open(files: &SegmentFiles) -> io::Result<Self> {
@@ -42,14 +56,7 @@ impl Indexer {
             0 => i64::MIN,
             n => read_time(&*times, n - 1)?.0,
         };
-        Ok(Self {
-            pending: Vec::new(),
-            pending_times: Vec::new(),
-            written: entries(&*index, ENTRY)?,
-            times_written,
-            last_time,
-            bytes_since_entry: 0,
-        })
+        Ok(Self { written: entries(&*index, ENTRY)?, times_written, last_time, ..Self::default() })
     }
 
     /// Bytes that the `.index` will have.
@@ -135,18 +142,35 @@ pub(super) struct Entry {
 
 /// The last entry at or below `offset`, if there is one and its batch stands where it says.
 pub(super) fn floor_entry(files: &SegmentFiles, offset: Offset, end: u64) -> io::Result<Option<Entry>> {
-    let index = match files.open(FileKind::Index) {
-        Ok(index) => index,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let wanted = offset - files.base();
-    let after = partition_point(entries(&*index, ENTRY)?, |n| Ok(i64::from(read_entry(&*index, n)?.0) <= wanted))?;
+    match open(files)? {
+        Some(index) => entry_in(&*index, files.open(FileKind::Log)?, files.base(), offset, end),
+        None => Ok(None),
+    }
+}
+
+/// The index file, if it is there.
+pub(super) fn open(files: &SegmentFiles) -> io::Result<Option<Arc<dyn DiskFile>>> {
+    match files.open(FileKind::Index) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// The last entry at or below `offset` of this index, if there is one and its batch stands there in this log file.
+pub(super) fn entry_in(
+    index: &dyn DiskFile,
+    log: Arc<dyn DiskFile>,
+    base: Offset,
+    offset: Offset,
+    end: u64,
+) -> io::Result<Option<Entry>> {
+    let wanted = offset - base;
+    let after = partition_point(entries(index, ENTRY)?, |n| Ok(i64::from(read_entry(index, n)?.0) <= wanted))?;
     let Some(number) = after.checked_sub(1) else { return Ok(None) };
-    let (relative, position) = read_entry(&*index, number)?;
-    let mut walker = Walker::new(files.open(FileKind::Log)?, u64::from(position), end, NEAR);
+    let (relative, position) = read_entry(index, number)?;
+    let mut walker = Walker::new(log, u64::from(position), end, NEAR);
     match walker.peek()? {
-        Step::Batch(header) if header.last_offset() == files.base() + i64::from(relative) => {
+        Step::Batch(header) if header.last_offset() == base + i64::from(relative) => {
             Ok(Some(Entry { number, position, header }))
         }
         _ => Ok(None),

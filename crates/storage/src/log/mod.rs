@@ -15,6 +15,7 @@
 
 mod aborted;
 mod append;
+pub mod compaction;
 mod epochs;
 mod error;
 pub(crate) mod identity;
@@ -43,6 +44,7 @@ use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
 pub use aborted::{Aborted, AbortedTransaction, ColdAborted};
 pub use append::Appended;
+pub use compaction::{Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats, CleaningStep};
 pub use epochs::EpochCheckpoint;
 pub use error::LogError;
 pub use read::{ColdRead, Read};
@@ -137,6 +139,10 @@ pub struct Log {
     cuts: u32,
     deletions: Vec<PendingDeletion>,
     aborted: AbortedIndex,
+    /// Below it, compaction has seen everything; None until somebody asked.
+    cleaned_to: Option<Offset>,
+    /// How often the log's end was cut in this process: a cleaning that began before is void.
+    truncations: u64,
 }
 
 /// Whether the names of the log's files are durable.

@@ -37,6 +37,8 @@ pub struct ColdRead {
 struct ColdSegment {
     files: SegmentFiles,
     log: Arc<dyn DiskFile>,
+    /// Of the same time as `log`: compaction may put other files in their place.
+    index: Option<Arc<dyn DiskFile>>,
     size: u32,
     /// What comes after its last record: no batch of it reaches over that.
     end: Offset,
@@ -74,7 +76,11 @@ impl Log {
             let indexer = self.indexer.as_ref().filter(|_| i + 1 == self.segments.len());
             let pending = indexer.and_then(|indexer| indexer.floor_pending(segment.base, from));
             let end = self.segments.get(i + 1).map_or(self.log_end, |next| next.base);
-            segments.push(ColdSegment { files, log, size: segment.size, end, pending });
+            let index = match pending {
+                Some(_) => None,
+                None => index::open(&files).map_err(|e| self.fatal(&files.path(FileKind::Index), "cannot open", &e))?,
+            };
+            segments.push(ColdSegment { files, log, index, size: segment.size, end, pending });
         }
         Ok(Read::Cold(ColdRead { segments, from, upto, max_bytes, min_one }))
     }
@@ -146,9 +152,13 @@ impl ColdSegment {
     /// The first batch that ends at `from` or above.
     fn find(&self, from: Offset) -> io::Result<Result<Option<(u64, BatchHeader)>, LogError>> {
         let end = u64::from(self.size);
-        let start = match self.pending {
-            Some(position) => u64::from(position),
-            None => index::floor(&self.files, from, end)?,
+        let start = match (self.pending, &self.index) {
+            (Some(position), _) => u64::from(position),
+            (None, None) => 0,
+            (None, Some(index)) => {
+                let entry = index::entry_in(&**index, Arc::clone(&self.log), self.files.base(), from, end)?;
+                entry.map_or(0, |entry| u64::from(entry.position))
+            }
         };
         let mut walker = Walker::new(Arc::clone(&self.log), start, end, NEAR);
         let mut expected = self.files.base();

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
 use super::aborted::AbortedIndex;
+use super::compaction::swap;
 use super::identity::{self, Identity};
 use super::index::{self, Indexer};
-use super::segment::{FileKind, Segment, SegmentFiles};
+use super::segment::{CLEANED, FileKind, Segment, SegmentFiles};
 use super::sync::SyncState;
 use super::tail::Tail;
 use super::truncate::{read_note, segment_bases};
@@ -81,11 +82,14 @@ impl Log {
     ) -> Result<(Log, Recovered), LogError> {
         let mut log = Log::absent(env, dir, config, hints.topic_id);
         log.usable()?;
-        let bases = match segment_bases(&*env.disk, dir) {
+        let mut bases = match segment_bases(&*env.disk, dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(log.without_directory(&hints)),
             other => other.map_err(log.failed("cannot list"))?,
         };
         let distrusted = !log.is_mine(&bases, &hints)?;
+        if swap::complete(&*env.disk, dir).map_err(log.failed("cannot complete a cleaning in"))? {
+            bases = segment_bases(&*env.disk, dir).map_err(log.failed("cannot list"))?;
+        }
         log.remove_leftovers()?;
         let note = read_note(&*env.disk, dir).map_err(log.failed("cannot read in"))?;
         log.truncation_noted = note.is_some();
@@ -136,6 +140,8 @@ impl Log {
             cuts: 0,
             deletions: Vec::new(),
             aborted: AbortedIndex::new(),
+            cleaned_to: None,
+            truncations: 0,
         }
     }
 
@@ -181,7 +187,8 @@ impl Log {
     /// What an earlier process had begun to remove or to replace.
     fn remove_leftovers(&self) -> Result<(), LogError> {
         let entries = self.env.disk.list(&self.dir).map_err(self.failed("cannot list"))?;
-        for entry in entries.iter().filter(|e| e.name.ends_with(".deleted") || e.name.ends_with(".tmp")) {
+        let left = |name: &str| [".deleted", ".tmp", CLEANED].iter().any(|suffix| name.ends_with(suffix));
+        for entry in entries.iter().filter(|entry| left(&entry.name)) {
             self.env.disk.remove_file(&self.dir.join(&entry.name)).map_err(self.failed("cannot remove a file in"))?;
         }
         Ok(())

@@ -1,12 +1,14 @@
 //! What leaves at the log's start: by time, by size, by DeleteRecords. Whole segments, never at or above the high
 //! watermark (`R39`), renamed first and freed later (`file.delete.delay.ms`), so that no reader loses a file at hand.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use model::{Offset, Time};
 
-use super::segment::{FILE_KINDS, Segment};
+use super::segment::{FILE_KINDS, Segment, beside};
 use super::{Log, LogError};
+use crate::disk::Disk;
 
 /// What retention did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -98,7 +100,11 @@ impl Log {
         let due = self.deletions.partition_point(|deletion| deletion.due <= wall);
         for deletion in self.deletions.drain(..due) {
             for path in &deletion.paths {
-                self.env.disk.remove_file(path).map_err(&failed)?;
+                match self.env.disk.remove_file(path) {
+                    // A segment that was cleaned twice has one such name: the later file took the earlier one's place.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed.map_err(&failed)?,
+                }
             }
         }
         if self.deletions.is_empty() {
@@ -124,18 +130,23 @@ impl Log {
         files.close_all();
         let mut paths = Vec::new();
         for kind in FILE_KINDS {
-            let path = files.path(kind);
-            let mut away = path.clone().into_os_string();
-            away.push(".deleted");
-            match self.env.disk.rename(&path, away.as_ref()) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                renamed => {
-                    renamed.map_err(&failed)?;
-                    paths.push(PathBuf::from(away));
-                }
-            }
+            paths.extend(put_away(&*self.env.disk, &files.path(kind)).map_err(&failed)?);
         }
-        self.deletions.push(PendingDeletion { due: wall + self.config.file_delete_delay_ms, paths });
+        self.delete_later(wall, paths);
         Ok(())
+    }
+
+    /// Takes files that were put away for `free_deleted`.
+    pub(super) fn delete_later(&mut self, wall: Time, paths: Vec<PathBuf>) {
+        self.deletions.push(PendingDeletion { due: wall + self.config.file_delete_delay_ms, paths });
+    }
+}
+
+/// Gives a file a name that nobody opens, and tells it; None where there is no file.
+pub(super) fn put_away(disk: &dyn Disk, path: &Path) -> io::Result<Option<PathBuf>> {
+    let away = beside(path, ".deleted");
+    match disk.rename(path, &away) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        renamed => renamed.map(|()| Some(away)),
     }
 }

@@ -79,7 +79,7 @@ impl Segment {
     }
 
     pub(super) fn files(&self, env: &LogEnv, dir: &Arc<Path>) -> SegmentFiles {
-        SegmentFiles { env: env.clone(), dir: Arc::clone(dir), base: self.base, key: self.key }
+        SegmentFiles { env: env.clone(), dir: Arc::clone(dir), base: self.base, key: self.key, cleaned: false }
     }
 }
 
@@ -90,7 +90,12 @@ pub(super) struct SegmentFiles {
     dir: Arc<Path>,
     base: Offset,
     key: FileKey,
+    /// They are a copy that is not in use yet.
+    cleaned: bool,
 }
+
+/// What the names of a cleaned copy end with.
+pub(super) const CLEANED: &str = ".cleaned";
 
 impl SegmentFiles {
     pub(super) fn base(&self) -> Offset {
@@ -98,7 +103,13 @@ impl SegmentFiles {
     }
 
     pub(super) fn path(&self, kind: FileKind) -> PathBuf {
-        file_path(&self.dir, self.base, kind)
+        let path = file_path(&self.dir, self.base, kind);
+        if self.cleaned { beside(&path, CLEANED) } else { path }
+    }
+
+    /// The same files under the names that a copy has before it is in use.
+    pub(super) fn cleaned(self) -> Self {
+        Self { cleaned: true, ..self }
     }
 
     /// The open file; it must be there.
@@ -143,6 +154,13 @@ impl SegmentFiles {
         }
         Ok(())
     }
+}
+
+/// The path with something behind its name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push(suffix);
+    PathBuf::from(beside)
 }
 
 /// `00000000000000000042.log`

@@ -7,16 +7,32 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use model::Offset;
+use model::{BatchHeader, Offset};
 
+use super::identity::{self, Identity};
 use super::segment::{FileKind, Segment, parse_name};
 use super::sync::SyncState;
 use super::walk::{FAR, NEAR, Step, Walker};
 use super::{Condition, Log, LogError, Names, index};
 use crate::checkpoint;
 use crate::disk::{Disk, read_small_file, replace_file};
+
+/// Where a segment is cut.
+struct Cut {
+    position: u64,
+    /// The last batch that stays in it.
+    last: Option<BatchHeader>,
+    /// Entries of its offset index that stay.
+    index_entries: u32,
+}
+
+impl Cut {
+    /// Where a log ends that is cut so; `base` is that of the segment.
+    fn end(&self, base: Offset) -> Offset {
+        self.last.map_or(base, |last| last.next_offset())
+    }
+}
 
 impl Log {
     /// Removes every batch that has an offset at or above `offset`, durably; gives the new log end, which is the end of
@@ -37,10 +53,14 @@ impl Log {
             return Ok(self.log_end);
         }
         self.cuts = self.cuts.wrapping_add(1);
-        // A batch that reaches over `offset` goes whole.
-        let first_removed = self.walk(offset, |_, header| Ok(Some(header.base_offset)))?;
-        self.note_truncation(first_removed.unwrap_or(self.log_end).min(offset))?;
+        self.forget_cleaned_above(offset)?;
         let keep = self.segments.partition_point(|segment| segment.base < offset).max(1).min(self.segments.len());
+        // A batch that reaches over `offset` goes whole, and there may be a hole before it.
+        let end = match keep.checked_sub(1) {
+            Some(last) => self.find_cut(last, offset)?.end(self.segments[last].base),
+            None => self.log_end,
+        };
+        self.note_truncation(end.min(offset))?;
         self.remove_segments_from(keep)?;
         if self.segments.is_empty() {
             self.start_over(self.log_end)?;
@@ -69,6 +89,7 @@ impl Log {
         }
         self.cuts = self.cuts.wrapping_add(1);
         self.make_directory_durable()?;
+        self.forget_cleaned_above(Offset::ZERO)?;
         self.note_truncation(offset.min(self.log_start))?;
         self.remove_segments_from(0)?;
         self.start_over(offset)?;
@@ -78,10 +99,15 @@ impl Log {
 
     /// What was lossy is gone; the directory is this topic's from now on, whoever's it was.
     fn accept_loss(&mut self) -> Result<(), LogError> {
-        if self.condition != Condition::Usable {
-            self.write_identity()?;
-            self.condition = Condition::Usable;
+        if self.condition == Condition::Usable {
+            return Ok(());
         }
+        // A file that says so already is left alone: one that is written again may be empty after a crash.
+        let found = identity::read(&*self.env.disk, &self.dir).map_err(self.failed("cannot read in"))?;
+        if found != Identity::Known(self.topic_id) {
+            self.write_identity()?;
+        }
+        self.condition = Condition::Usable;
         Ok(())
     }
 
@@ -103,6 +129,7 @@ impl Log {
     /// The log ends at `end` now.
     fn lower_ends(&mut self, end: Offset) {
         self.log_end = end;
+        self.truncations += 1;
         self.synced_end = self.synced_end.min(end);
         self.unpersisted_from = self.unpersisted_from.filter(|from| *from < end);
         if let SyncState::InFlight(upto) = &mut self.sync {
@@ -110,17 +137,17 @@ impl Log {
         }
     }
 
-    /// Cuts the last segment before the first batch with an offset at or above `offset`.
-    fn cut_active(&mut self, offset: Offset) -> Result<(), LogError> {
+    /// Where segment `number` is to be cut: before its first batch with an offset at or above `offset`.
+    fn find_cut(&self, number: usize, offset: Offset) -> Result<Cut, LogError> {
         let failed = self.failed("cannot truncate in");
-        let active = self.segments.last().expect("the caller has checked");
-        let files = active.files(&self.env, &self.dir);
-        let end = u64::from(active.size);
+        let segment = &self.segments[number];
+        let files = segment.files(&self.env, &self.dir);
+        let end = u64::from(segment.size);
         // Entries that wait in memory are not in the file; the walk from the file's last one finds the place as well.
         let floor = index::floor_entry(&files, offset + -1, end).map_err(&failed)?;
         let log = files.create(FileKind::Log).map_err(&failed)?;
         let start = floor.map_or(0, |entry| u64::from(entry.position));
-        let mut walker = Walker::new(Arc::clone(&log), start, end, NEAR);
+        let mut walker = Walker::new(log, start, end, NEAR);
         let mut last = None;
         while let Step::Batch(header) = walker.peek().map_err(&failed)? {
             if header.last_offset() >= offset {
@@ -129,10 +156,20 @@ impl Log {
             walker.skip(&header);
             last = Some(header);
         }
-        let position = walker.position();
+        Ok(Cut { position: walker.position(), last, index_entries: floor.map_or(0, |entry| entry.number + 1) })
+    }
+
+    /// Cuts the last segment before the first batch with an offset at or above `offset`.
+    fn cut_active(&mut self, offset: Offset) -> Result<(), LogError> {
+        let failed = self.failed("cannot truncate in");
+        let cut = self.find_cut(self.segments.len() - 1, offset)?;
+        let Cut { position, last, index_entries } = cut;
+        let active = self.segments.last().expect("the caller has checked");
+        let files = active.files(&self.env, &self.dir);
+        let log = files.create(FileKind::Log).map_err(&failed)?;
         log.truncate(position).and_then(|()| log.sync_data()).map_err(&failed)?;
         let last_offset = last.map_or(active.base + -1, |last| last.last_offset());
-        index::cut(&files, floor.map_or(0, |entry| entry.number + 1), last_offset).map_err(&failed)?;
+        index::cut(&files, index_entries, last_offset).map_err(&failed)?;
         self.indexer = None;
         self.tail.truncate_to(offset);
         let active = self.segments.last_mut().expect("the caller has checked");
@@ -147,7 +184,7 @@ impl Log {
             None => self.last_batch_before(self.segments.len() - 1)?,
         };
         // An emptied segment says by its name where the log ends: there is no record between the last batch and it.
-        self.lower_ends(last.map_or(base, |last| last.next_offset()));
+        self.lower_ends(cut.end(base));
         self.restore_max()
     }
 
@@ -169,7 +206,7 @@ impl Log {
     }
 
     /// The last batch of the segments before number `before`.
-    pub(super) fn last_batch_before(&self, before: usize) -> Result<Option<model::BatchHeader>, LogError> {
+    pub(super) fn last_batch_before(&self, before: usize) -> Result<Option<BatchHeader>, LogError> {
         let failed = self.failed("cannot read in");
         for segment in self.segments[..before].iter().rev() {
             let files = segment.files(&self.env, &self.dir);

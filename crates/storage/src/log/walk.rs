@@ -25,6 +25,7 @@ pub(super) enum Step {
     Bad(&'static str),
 }
 
+#[derive(Debug)]
 pub(super) struct Walker {
     file: Arc<dyn DiskFile>,
     position: u64,
@@ -76,6 +77,11 @@ impl Walker {
         Ok(Bytes::copy_from_slice(self.bytes(header.size)?))
     }
 
+    /// The bytes of the batch that was peeked at.
+    pub(super) fn raw(&mut self, header: &BatchHeader) -> io::Result<&[u8]> {
+        self.bytes(header.size)
+    }
+
     /// Whether the batch that was peeked at has the CRC that its header says.
     pub(super) fn has_good_crc(&mut self, header: &BatchHeader) -> io::Result<bool> {
         Ok(model::batch::check(self.bytes(header.size)?).is_ok())
@@ -89,9 +95,18 @@ impl Walker {
             Some(from) => from,
             None => {
                 let room = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
-                self.buffer.clear();
+                // What is there already is not read again.
+                let there = behind.filter(|from| *from < self.buffer.len()).map_or(0, |from| {
+                    self.buffer.drain(..from);
+                    self.buffer.len()
+                });
                 self.buffer.resize(self.buffer_max.max(length).min(room), 0);
-                read_exact_at(&*self.file, &mut self.buffer, self.position)?;
+                // Where the read fails, nothing of the buffer may be taken for the file's.
+                let read = read_exact_at(&*self.file, &mut self.buffer[there..], self.position + there as u64);
+                if let Err(error) = read {
+                    self.buffer.clear();
+                    return Err(error);
+                }
                 self.buffer_at = self.position;
                 0
             }

@@ -172,6 +172,21 @@ fn the_end_of_a_segment_that_is_missing_before_the_next_one_is_noticed() {
 }
 
 #[test]
+fn a_power_cut_after_a_loss_was_accepted_leaves_the_directory_its_topic() {
+    let mut world = World::new(LogConfig::default());
+    world.append_records(0, 2);
+    let recovery_point = world.checkpoint();
+    let lossy = OpenHints { recovery_point, high_watermark: Offset(9), ..hints() };
+    assert!(matches!(world.crash_and_reopen(Crash::KeepAll, lossy).verdict, Verdict::Lossy { .. }));
+    assert_eq!(world.log.truncate_to(Offset(2)), Ok(Offset(2)));
+    for seed in 0..100 {
+        let mut found = World { disk: world.disk.fork(), ..World::new(LogConfig::default()) };
+        let recovered = found.crash_and_reopen(Crash::Scatter(seed), OpenHints { recovery_point, ..hints() });
+        assert_eq!((recovered.verdict, found.all().len()), (Verdict::Sound, 1), "{seed}");
+    }
+}
+
+#[test]
 fn zeros_and_noise_behind_the_last_batch_are_cut_off() {
     for tail in [vec![0u8; 5000], (0..5000u32).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect()] {
         let mut world = World::new(LogConfig::default());

@@ -1,6 +1,7 @@
 //! Tests of the log: what holds in ordinary life here, crashes and faults beside it.
 
 mod aborted;
+mod compaction;
 mod crashes;
 mod faults;
 mod life;
