@@ -558,6 +558,32 @@ fn the_last_broker_may_stop_and_stays_the_eligible_leader() {
 }
 
 #[test]
+fn a_stopping_broker_is_marked_before_it_leaves_anything() {
+    // R32: a batch may be cut anywhere; unmarked, it would come back into what it has left
+    let mut cluster = Cluster::of(3);
+    cluster.assigned("t", &[1, 2, 3]);
+    let stop = Heartbeat { want_shutdown: true, ..cluster.heartbeat(1) };
+    let decision = cluster.ask(ControlRequest::Heartbeat(stop));
+    let marks = |record: &MetadataRecord| matches!(record, MetadataRecord::BrokerChange(change) if change.in_controlled_shutdown == Some(true));
+    assert_eq!(decision.records.iter().position(marks), Some(0));
+    assert!(decision.records.len() > 1, "it leaves the partition");
+}
+
+#[test]
+fn a_proof_of_another_registrations_shutdown_proves_nothing() {
+    // R10, R34: 2 stopped cleanly once, and not since
+    let mut cluster = Cluster::of(3);
+    let old = cluster.control.image().broker_epoch(BrokerId(2));
+    cluster.start(2, old);
+    cluster.beat(2);
+    let id = cluster.assigned("t", &[1, 2]);
+    cluster.lose_all_but(&[1, 3]);
+    assert_eq!(cluster.shape(id).2, [2], "2 may have all");
+    cluster.start(2, old);
+    assert_eq!(cluster.shape(id).2, Vec::<i32>::new());
+}
+
+#[test]
 fn a_stopping_broker_does_not_come_back_into_an_isr() {
     // R15, R32
     let mut cluster = Cluster::of(3);
