@@ -96,6 +96,18 @@ async fn wait_records(broker: &Broker, id: TopicPartition, count: usize) -> Vec<
     panic!("waited in vain until {count} records are left: {:?}", rows(broker, id).await);
 }
 
+/// A cleaning is counted a moment after readers see what it left.
+async fn wait_counted(broker: &Broker) -> broker::CleanerMetrics {
+    for _ in 0..6_000 {
+        let cleaner = broker.metrics().cleaner;
+        if cleaner.cleanings > 0 {
+            return cleaner;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("waited in vain until a cleaning is counted: {:?}", broker.metrics().cleaner);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_and_followers_keep_the_last_value_of_each_key_and_who_wrote_what() {
     let mut cluster = Cluster::on_disk_only(3, 2, QUICK).await;
@@ -114,8 +126,8 @@ async fn leader_and_followers_keep_the_last_value_of_each_key_and_who_wrote_what
     ];
     for broker in 1..=3 {
         assert_eq!(wait_records(cluster.broker(broker), id, 3).await, last, "broker {broker}");
-        let cleaner = cluster.broker(broker).metrics().cleaner;
-        assert!(cleaner.cleanings > 0 && cleaner.bytes_read > cleaner.bytes_written, "{cleaner:?}");
+        let cleaner = wait_counted(cluster.broker(broker)).await;
+        assert!(cleaner.bytes_read > cleaner.bytes_written, "{cleaner:?}");
         assert_eq!(cleaner.uncleanable_partitions, 0);
     }
     // R39, R40: what the producer wrote is gone, and that it did is known, also to the next leader after a restart.
