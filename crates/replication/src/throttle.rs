@@ -1,6 +1,6 @@
 //! How fast bytes may go: a token bucket, decided from the time alone.
 //!
-//! Invariant: over any stretch of time no more goes than its rate gives, the credit of [`BURST_MS`] and one batch.
+//! Invariant: over any stretch of time no more goes than its rate gives, the credit of `BURST_MS` and one batch.
 
 use model::Time;
 

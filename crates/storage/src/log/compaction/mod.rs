@@ -6,8 +6,8 @@
 //!  to do             and producers          on the disk pool    gets another content    is clean now
 //! ```
 //!
-//! Reading order: here what a log offers; [`run`] (one cleaning), [`filter`] (what stays), [`keys`] (the map),
-//! [`transactions`] (aborted records, spent markers), [`swap`] (what a crash may leave).
+//! Reading order: here what a log offers; `run` (one cleaning), `filter` (what stays), `keys` (the map),
+//! `transactions` (aborted records, spent markers), `swap` (what a crash may leave).
 //!
 //! Invariants (`R39`): only segments that lie whole below the bound given (high watermark and last stable offset), the
 //! recovery point and the active segment are touched. A segment that was cut, deleted or replaced since is not swapped. The
