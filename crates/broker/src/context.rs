@@ -11,6 +11,7 @@ use rpc::controller::{CallError, ControllerClient};
 use storage::{DataDir, DiskPool, MetaProperties};
 use tokio::sync::{Notify, watch};
 
+use crate::budget::MemoryBudget;
 use crate::cleaner::CleanerState;
 use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
@@ -35,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) disk_pool: DiskPool,
     pub(crate) data: DataDir,
     pub(crate) controller: ControllerClient,
+    pub(crate) budget: Arc<MemoryBudget>,
     pub(crate) follower_streams: FollowerStreams,
     pub(crate) isr: IsrProposals,
     pub(crate) timers: Timers,
@@ -82,6 +84,7 @@ pub(crate) struct ContextParts {
     pub(crate) disk_pool: DiskPool,
     pub(crate) data: DataDir,
     pub(crate) controller: ControllerClient,
+    pub(crate) budget: Arc<MemoryBudget>,
 }
 
 impl Context {
@@ -95,6 +98,7 @@ impl Context {
             disk_pool: parts.disk_pool,
             data: parts.data,
             controller: parts.controller,
+            budget: parts.budget,
             follower_streams: FollowerStreams::default(),
             isr: IsrProposals::default(),
             timers: Timers::default(),

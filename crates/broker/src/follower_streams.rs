@@ -16,10 +16,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use model::{BrokerEpoch, BrokerId, TopicPartition};
 use rpc::RpcError;
+use rpc::net::STREAM_BYTES;
 use rpc::replication::{FollowerFrame, FollowerSender, Hello, LeaderFrame, LeaderFrames, dial};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::budget::Standing;
 use crate::context::Context;
 use crate::partition::Partition;
 
@@ -147,6 +149,8 @@ struct Connection {
     leader_epoch: BrokerEpoch,
     by_handle: BTreeMap<u64, Arc<Partition>>,
     handles: BTreeMap<TopicPartition, u64>,
+    /// What its windows can hold.
+    _memory: Standing,
 }
 
 /// What partitions ask of their stream, with their lock held.
@@ -232,7 +236,13 @@ impl FollowerStream {
             lane: self.lane,
         };
         let (sender, frames) = dial(&address, hello).await?;
-        let connection = Connection { sender, leader_epoch, by_handle: BTreeMap::new(), handles: BTreeMap::new() };
+        let connection = Connection {
+            sender,
+            leader_epoch,
+            by_handle: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            _memory: context.budget.stand(STREAM_BYTES),
+        };
         Ok((connection, frames))
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use replication::Admission;
+use rpc::net::STREAM_BYTES;
 use rpc::replication::{
     Answer, Data, FollowerFrame, FollowerFrames, Hello, LeaderFrame, LeaderSource, Open, OpenAnswer, Progress,
     ReplicationServer,
@@ -21,6 +22,7 @@ use rpc::replication::{
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::budget::Standing;
 use crate::context::Context;
 use crate::partition::{NextData, Opening, Partition};
 
@@ -48,6 +50,8 @@ pub(crate) struct LeaderStream {
     queues: Mutex<Queues>,
     wake: Notify,
     closed: watch::Sender<bool>,
+    /// What its windows can hold.
+    _memory: Standing,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +67,7 @@ struct Queues {
 }
 
 impl LeaderStream {
-    fn new(hello: &Hello, own_epoch: BrokerEpoch) -> LeaderStream {
+    fn new(hello: &Hello, own_epoch: BrokerEpoch, memory: Standing) -> LeaderStream {
         LeaderStream {
             follower: hello.follower,
             follower_epoch: hello.follower_epoch,
@@ -72,6 +76,7 @@ impl LeaderStream {
             queues: Mutex::default(),
             wake: Notify::new(),
             closed: watch::Sender::new(false),
+            _memory: memory,
         }
     }
 
@@ -187,7 +192,7 @@ impl LeaderStreams {
     }
 
     fn admit(&self, hello: &Hello, own_epoch: BrokerEpoch) -> Result<Arc<LeaderStream>, String> {
-        let stream = Arc::new(LeaderStream::new(hello, own_epoch));
+        let stream = Arc::new(LeaderStream::new(hello, own_epoch, self.context.budget.stand(STREAM_BYTES)));
         let mut streams = lock(&self.streams);
         if let Some(old) = streams.get(&(hello.follower, hello.lane)) {
             if (old.follower_epoch, old.stream_no) >= (hello.follower_epoch, hello.stream_no) {

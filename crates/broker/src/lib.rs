@@ -1,14 +1,15 @@
 //! Hosts partitions and coordinator shards, replicates them, follows the metadata and keeps this broker registered.
 //!
-//! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], `context` (what the parts share), `partition`
-//! (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long polls and
-//! acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `space`, `housekeeping`,
+//! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], [`budget`], `context` (what the parts share),
+//! `partition` (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long
+//! polls and acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `space`, `housekeeping`,
 //! `shards` (coordinators of any kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
 //! and time are moved. A partition is owned by its lock. Every queue holds each partition at most once.
 
 pub mod api;
+pub mod budget;
 mod cleaner;
 pub mod clock;
 pub mod config;

@@ -21,6 +21,7 @@ use crate::api::{
     Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
     QuorumDescription, TransactionMarker, TransactionVerifier, VoterChange,
 };
+use crate::budget::{MemoryBudget, Standing};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::context::{Context, ContextParts};
@@ -61,6 +62,8 @@ pub struct BrokerParts {
     pub controller: ControllerClient,
     /// The INTERNAL listener, bound.
     pub internal: TcpListener,
+    /// What this broker may hold in memory for others, the tail cache included.
+    pub budget: Arc<MemoryBudget>,
     /// Another way to transaction coordinators than the broker's own, for tests.
     pub verifier: Option<Arc<dyn TransactionVerifier>>,
 }
@@ -80,6 +83,8 @@ pub struct Broker {
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
     /// The registration that the last clean shutdown was proven for; it stays proven until this run is registered.
     previous_epoch: BrokerEpoch,
+    /// What the tail cache may hold.
+    _tail_cache: Standing,
 }
 
 impl Broker {
@@ -97,7 +102,9 @@ impl Broker {
             disk_pool: parts.disk_pool,
             data: parts.data,
             controller: parts.controller,
+            budget: parts.budget,
         });
+        let tail_bytes = u64::try_from(context.data.env().tail_limit()).unwrap_or(u64::MAX);
         // R10: the proof is gone before anything else happens.
         let previous_epoch = context.data.take_clean_shutdown()?.unwrap_or(BrokerEpoch::NONE);
         let replicas = Replicas::recover(&context, previous_epoch != BrokerEpoch::NONE).await?;
@@ -124,6 +131,7 @@ impl Broker {
             verifier: parts.verifier.unwrap_or(verifier),
             tasks: std::sync::Mutex::default(),
             previous_epoch,
+            _tail_cache: context.budget.stand_beside(tail_bytes),
         });
         broker.serve_peers(parts.internal);
         broker.spawn(isr::run(Arc::clone(&context)));

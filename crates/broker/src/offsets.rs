@@ -11,6 +11,7 @@ use crate::api::{
     ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset,
     LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica, VoterChange,
 };
+use crate::budget::Charge;
 use crate::context::Context;
 use crate::fetch;
 use crate::partition::Partition;
@@ -51,7 +52,8 @@ pub(crate) async fn list(context: &Arc<Context>, isolation: Isolation, asked: Li
         OffsetSpec::LatestTiered => partition.earliest(epoch).map(|_| (-1, Offset::NONE, LeaderEpoch::NONE)),
         OffsetSpec::MaxTimestamp | OffsetSpec::Timestamp(_) => {
             let (pool, spec) = (context.disk_pool.clone(), asked.spec);
-            pool.run(move || by_time(&partition, epoch, isolation, spec)).await
+            let mut memory = context.budget.charge(0);
+            pool.run(move || by_time(&partition, epoch, isolation, spec, &mut memory)).await
         }
     };
     match found {
@@ -63,7 +65,13 @@ pub(crate) async fn list(context: &Arc<Context>, isolation: Isolation, asked: Li
 type Found = Result<(i64, Offset, LeaderEpoch), ErrorCode>;
 
 /// Blocks.
-fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, isolation: Isolation, spec: OffsetSpec) -> Found {
+fn by_time(
+    partition: &Arc<Partition>,
+    epoch: LeaderEpoch,
+    isolation: Isolation,
+    spec: OffsetSpec,
+    memory: &mut Charge,
+) -> Found {
     let mut inner = partition.lock();
     inner.replica.check_leader(epoch)?;
     let readable_end = inner.readable_end(isolation);
@@ -81,7 +89,8 @@ fn by_time(partition: &Arc<Partition>, epoch: LeaderEpoch, isolation: Isolation,
         Some(TimeMatch::Record { timestamp, offset, leader_epoch }) => Some((timestamp, offset, leader_epoch)),
         Some(TimeMatch::Compressed(batch)) => {
             let header = *batch.header();
-            let payload = compression::decompress(&batch).map_err(|_| ErrorCode::CorruptMessage)?;
+            let payload = compression::decompress_counted(&batch, &mut |bytes| memory.add_len(bytes))
+                .map_err(|_| ErrorCode::CorruptMessage)?;
             RecordIter::new(payload, header.record_count)
                 .filter_map(Result::ok)
                 .map(|record| {

@@ -293,14 +293,13 @@ impl<K: Kind> Shards<K> {
         let mut next = shard.partition.lock().log.log_start();
         let mut records = 0;
         while next < end && self.is_current(shard) {
-            let partition = Arc::clone(&shard.partition);
-            let read = move || partition.lock().log.read_now(next, end, LOAD_BYTES, true);
-            let chunks = self.context.disk_pool.run(read).await.map_err(|error| error.to_string())?;
+            let read = shard.partition.read_to_load(&self.context, next, end, LOAD_BYTES);
+            let chunks = read.await.map_err(|error| error.to_string())?;
             let before = next;
             for chunk in chunks {
                 for batch in RecordBatch::split_all(chunk).map_err(|error| error.to_string())? {
                     next = batch.header().next_offset();
-                    records += shard.replay(&batch)?;
+                    records += shard.replay(&self.context, &batch)?;
                 }
             }
             if next == before {
@@ -408,13 +407,15 @@ impl<K: Kind> Shard<K> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn replay(&self, batch: &RecordBatch) -> Result<usize, String> {
+    fn replay(&self, context: &Context, batch: &RecordBatch) -> Result<usize, String> {
         let header = batch.header();
         if header.is_control() {
             return Ok(0);
         }
         // Coordinators compress nothing, but the topic's compression.type may ask for it.
-        let payload = compression::decompress(batch).map_err(|error| error.to_string())?;
+        let mut memory = context.budget.charge(0);
+        let payload = compression::decompress_counted(batch, &mut |bytes| memory.add_len(bytes))
+            .map_err(|error| error.to_string())?;
         let mut inner = self.lock();
         let mut records = 0;
         for record in RecordIter::new(payload, header.record_count) {

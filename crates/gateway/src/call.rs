@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use broker::api::BrokerApi;
+use broker::budget::MemoryBudget;
 use metadata::configs::StaticConfig;
 use metadata::{MetadataImage, records::Listener};
 use model::BrokerId;
 
-use crate::budget::MemoryBudget;
 use crate::config::Limits;
 use crate::metrics::GatewayMetrics;
 use crate::sessions::FetchSessions;

@@ -1,6 +1,8 @@
 //! What an operator may choose for the listeners, under Kafka's names.
 
+use metadata::MetadataImage;
 use metadata::configs::{self, StaticConfig, Typed};
+use model::BrokerId;
 
 /// The budget where `queued.max.request.bytes` is not set: Kafka has none then, and falls to clients that hold memory.
 const MEMORY_DEFAULT: u64 = 256 << 20;
@@ -46,6 +48,30 @@ impl Limits {
             described_partitions_max: size(file, "max.request.partition.size.limit"),
             auto_create_topics: typed(file, "auto.create.topics.enable") == Typed::Boolean(true),
             delete_topics: typed(file, "delete.topic.enable") == Typed::Boolean(true),
+        }
+    }
+}
+
+/// How many connections there may be: what an operator may change while the broker runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ConnectionLimits {
+    /// `max.connections`.
+    pub(crate) all: usize,
+    /// `max.connections.per.ip`.
+    pub(crate) per_ip: usize,
+}
+
+impl ConnectionLimits {
+    /// As the metadata has them for `broker`, else as its file.
+    pub(crate) fn resolve(image: &MetadataImage, broker: BrokerId, file: &Limits) -> Self {
+        let set = |name| {
+            let value = image.broker_config(broker, name)?;
+            let valid = configs::broker(name).and_then(|definition| definition.validate(value).ok())?;
+            if let Typed::Integer(value) = valid { usize::try_from(value).ok() } else { None }
+        };
+        Self {
+            all: set("max.connections").unwrap_or(file.connections_max),
+            per_ip: set("max.connections.per.ip").unwrap_or(file.connections_per_ip_max),
         }
     }
 }

@@ -17,10 +17,10 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use broker::api::BrokerApi;
+use broker::budget::Charge;
 use protocol::{ApiKey, EncodedFrame};
 use tokio::net::TcpStream;
 
-use crate::budget::Charge;
 use crate::call::{ConnectionInfo, Shared};
 use crate::dispatch::{self, BadRequest};
 use crate::input::{BadSize, Input, NextFrame};

@@ -8,11 +8,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use broker::budget::{Admission, Charge, MemoryBudget};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
-
-use crate::budget::{Admission, Charge, MemoryBudget};
 
 /// The size that stands in front of a frame.
 const PREFIX: usize = size_of::<i32>();

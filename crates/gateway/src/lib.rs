@@ -1,7 +1,7 @@
 //! The Kafka listeners of a broker: connections, limits, versions, and a handler for each API.
 //!
 //! Reading order: `config` and `listener` (what an operator chooses; accepting, sweeping, stopping), `connection` (one
-//! task, with `input`, `output`, `budget` and `watch`), `dispatch` (the table of what is served), `call` and `resolve`
+//! task, with `input`, `output` and `watch`), `dispatch` (the table of what is served), `call` and `resolve`
 //! (what handlers stand on), `refusal` (the table of error codes), `sessions` (KIP-227), `handlers` (one module for each
 //! API), `metrics`.
 //!
@@ -11,7 +11,6 @@
 mod config;
 mod listener;
 
-mod budget;
 mod connection;
 mod input;
 mod output;
@@ -27,7 +26,6 @@ mod sessions;
 mod handlers;
 mod metrics;
 
-pub use budget::{Charge, MemoryBudget};
 pub use config::Limits;
 pub use listener::{BoundListener, Gateway, GatewayConfig, GatewayHandle};
 pub use metrics::{ApiMetrics, GatewayMetrics, LATENCY_BOUNDS_US};

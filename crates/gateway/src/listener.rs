@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use broker::api::BrokerApi;
+use broker::budget::MemoryBudget;
 use futures_util::FutureExt;
 use metadata::configs::StaticConfig;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::budget::MemoryBudget;
 use crate::call::{ConnectionInfo, Principal, Shared};
-use crate::config::Limits;
+use crate::config::{ConnectionLimits, Limits};
 use crate::connection::Connection;
 use crate::metrics::GatewayMetrics;
 use crate::sessions::FetchSessions;
@@ -52,6 +52,8 @@ pub struct GatewayConfig {
     pub file: Arc<StaticConfig>,
     /// Makes the ids of fetch sessions differ between brokers and runs: any number that is not the same twice.
     pub session_seed: u64,
+    /// The broker's memory budget.
+    pub budget: Arc<MemoryBudget>,
 }
 
 /// The Kafka listeners of a broker.
@@ -67,15 +69,13 @@ impl Gateway {
         broker: Arc<B>,
         ready: impl Future<Output = ()> + Send + 'static,
     ) -> GatewayHandle {
-        let GatewayConfig { listeners, limits, file, session_seed } = config;
+        let GatewayConfig { listeners, limits, file, session_seed, budget } = config;
         let metrics = Arc::new(GatewayMetrics::default());
-        let budget = MemoryBudget::new(limits.memory_bytes);
         let connections = Arc::new(Connections {
-            slots: Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS))),
-            per_ip_max: limits.connections_per_ip_max,
             metrics: Arc::clone(&metrics),
-            open: Mutex::default(),
+            open: Mutex::new(Open::new(connection_limits(&*broker, &limits))),
             none_left: Notify::new(),
+            room: Notify::new(),
         });
         let idle_ms_max = limits.connection_idle_ms_max;
         let shared = Arc::new(Shared {
@@ -83,7 +83,7 @@ impl Gateway {
             sessions: FetchSessions::new(limits.fetch_sessions_max, session_seed),
             limits,
             file,
-            budget: Arc::clone(&budget),
+            budget,
             metrics: Arc::clone(&metrics),
             coarse_ms: AtomicU64::new(0),
         });
@@ -101,7 +101,7 @@ impl Gateway {
             tokio::spawn(acceptor.run(ready.clone(), stopped.clone()));
         }
         tokio::spawn(sweep(shared, Arc::clone(&connections), idle_ms_max, stopped));
-        GatewayHandle { metrics, budget, addresses, connections, stop }
+        GatewayHandle { metrics, addresses, connections, stop }
     }
 }
 
@@ -109,7 +109,6 @@ impl Gateway {
 #[derive(Debug)]
 pub struct GatewayHandle {
     metrics: Arc<GatewayMetrics>,
-    budget: Arc<MemoryBudget>,
     addresses: Vec<(String, SocketAddr)>,
     connections: Arc<Connections>,
     stop: watch::Sender<bool>,
@@ -120,12 +119,6 @@ impl GatewayHandle {
     #[must_use]
     pub fn metrics(&self) -> Arc<GatewayMetrics> {
         Arc::clone(&self.metrics)
-    }
-
-    /// The memory budget, for whoever else holds memory on behalf of clients.
-    #[must_use]
-    pub fn budget(&self) -> Arc<MemoryBudget> {
-        Arc::clone(&self.budget)
     }
 
     /// The listeners by name, with the addresses that they are bound to.
@@ -146,18 +139,26 @@ impl GatewayHandle {
     }
 }
 
+/// As they are now: the metadata's, else the file's.
+fn connection_limits<B: BrokerApi>(broker: &B, limits: &Limits) -> ConnectionLimits {
+    ConnectionLimits::resolve(&broker.image(), broker.identity().broker_id, limits)
+}
+
 /// The connections that are open.
 #[derive(Debug)]
 struct Connections {
-    slots: Arc<Semaphore>,
-    per_ip_max: usize,
     metrics: Arc<GatewayMetrics>,
     open: Mutex<Open>,
     none_left: Notify,
+    /// A connection ended, or there may be more of them.
+    room: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
+    limits: ConnectionLimits,
+    /// Connections, and places that were taken for one that is to be accepted.
+    taken: usize,
     next_id: u64,
     stopping: bool,
     by_id: BTreeMap<u64, Entry>,
@@ -171,13 +172,25 @@ struct Entry {
     abort: Option<AbortHandle>,
 }
 
+impl Open {
+    fn new(limits: ConnectionLimits) -> Open {
+        Open { limits, taken: 0, next_id: 0, stopping: false, by_id: BTreeMap::new(), per_ip: BTreeMap::new() }
+    }
+}
+
+/// One of `max.connections`, given back when dropped.
+#[derive(Debug)]
+struct Slot {
+    connections: Arc<Connections>,
+}
+
 /// A place among the open connections, given back when dropped.
 #[derive(Debug)]
 struct Place {
     connections: Arc<Connections>,
     id: u64,
     watch: Arc<Watch>,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl Connections {
@@ -185,11 +198,39 @@ impl Connections {
         change(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Waits until there is room for one more connection, and takes it.
+    async fn take_slot(self: &Arc<Self>) -> Slot {
+        loop {
+            // Registered before the look, so that room in between is not missed.
+            let room = self.room.notified();
+            let taken = self.with_open(|open| {
+                let fits = open.taken < open.limits.all;
+                open.taken += usize::from(fits);
+                fits
+            });
+            if taken {
+                return Slot { connections: Arc::clone(self) };
+            }
+            room.await;
+        }
+    }
+
+    /// Other limits are in force from now on. Connections that are open stay.
+    fn set_limits(&self, limits: ConnectionLimits) {
+        let raised = self.with_open(|open| {
+            let before = std::mem::replace(&mut open.limits, limits);
+            limits.all > before.all
+        });
+        if raised {
+            self.room.notify_waiters();
+        }
+    }
+
     /// A place for a connection from `ip`, unless there are too many from there or the gateway stops.
-    fn enter(self: &Arc<Self>, ip: IpAddr, slot: OwnedSemaphorePermit) -> Option<Place> {
+    fn enter(self: &Arc<Self>, ip: IpAddr, slot: Slot) -> Option<Place> {
         let watch = Arc::new(Watch::default());
         let id = self.with_open(|open| {
-            if open.stopping || open.per_ip.get(&ip).copied().unwrap_or(0) >= self.per_ip_max {
+            if open.stopping || open.per_ip.get(&ip).copied().unwrap_or(0) >= open.limits.per_ip {
                 return None;
             }
             *open.per_ip.entry(ip).or_default() += 1;
@@ -253,6 +294,13 @@ impl Connections {
     }
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.connections.with_open(|open| open.taken -= 1);
+        self.connections.room.notify_waiters();
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.connections.leave(self.id);
@@ -284,8 +332,7 @@ impl<B: BrokerApi> Acceptor<B> {
 
     async fn accept(&self) {
         // Over `max.connections` nothing is accepted: clients wait in the socket's queue.
-        let slots = Arc::clone(&self.connections.slots);
-        let Ok(slot) = slots.acquire_owned().await else { return };
+        let slot = self.connections.take_slot().await;
         match self.socket.accept().await {
             Ok((stream, peer)) => self.serve(stream, peer, slot),
             Err(error) => {
@@ -295,7 +342,7 @@ impl<B: BrokerApi> Acceptor<B> {
         }
     }
 
-    fn serve(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit) {
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, slot: Slot) {
         self.shared.metrics.connections_accepted.fetch_add(1, Ordering::Relaxed);
         let Some(place) = self.connections.enter(peer.ip(), slot) else {
             self.shared.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +366,7 @@ impl<B: BrokerApi> Acceptor<B> {
 }
 
 /// Looks at all connections now and then: closes the idle ones, takes buffers back, and closes those that hold memory
-/// which others wait for.
+/// which others wait for. What an operator changed of the limits is in force from the next look on.
 async fn sweep<B: BrokerApi>(
     shared: Arc<Shared<B>>,
     connections: Arc<Connections>,
@@ -338,6 +385,7 @@ async fn sweep<B: BrokerApi>(
         }
         let now_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         shared.coarse_ms.store(now_ms, Ordering::Relaxed);
+        connections.set_limits(connection_limits(&*shared.broker, &shared.limits));
         let contended = shared.budget.is_contended();
         let orders = connections.with_open(|open| {
             let due =

@@ -8,11 +8,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use broker::budget::{Charge, MemoryBudget};
 use bytes::{Buf, Bytes};
 use protocol::EncodedFrame;
 use tokio::io::AsyncWrite;
-
-use crate::budget::{Charge, MemoryBudget};
 
 /// Chunks given to one write.
 const SLICES: usize = 64;

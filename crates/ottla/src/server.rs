@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use broker::budget::MemoryBudget;
 use broker::coordinator::consumer::ConsumerConfig;
 use broker::coordinator::consumer::assign::Assignor;
 use broker::coordinator::consumer::config::{Bounded, MigrationPolicy};
@@ -49,6 +50,7 @@ pub(crate) fn run(file: &Path, overrides: &[String], parent: Option<i32>) -> Res
     rustix::thread::disable_transparent_huge_pages(true)?;
     let config = NodeConfig::load(file, overrides)?;
     start_logging(&config);
+    raise_open_files();
     abort_on_panic();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(threads(&config)?).enable_all().thread_name("ottla").build()?;
@@ -76,6 +78,15 @@ fn end_with(parent: i32) -> Result<()> {
         "process {parent} started this one and is gone"
     );
     Ok(())
+}
+
+/// Each connection and each open log file is a descriptor: all that the system allows are wanted.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, open_files = ?limit.current, "the limit of open files cannot be raised");
+    }
 }
 
 fn start_logging(config: &NodeConfig) {
@@ -387,6 +398,8 @@ async fn start_broker(
     (internal, kafka): (TcpSocket, Vec<(String, TcpSocket)>),
     status: &Arc<NodeStatus>,
 ) -> Result<(Arc<Broker>, GatewayHandle)> {
+    let limits = Limits::from_file(&config.given);
+    let budget = MemoryBudget::new(limits.memory_bytes);
     let broker = Broker::start(BrokerParts {
         config: broker_config(config, &directory, incarnation)?,
         clock: Arc::new(broker::clock::SystemClock::new()),
@@ -396,6 +409,7 @@ async fn start_broker(
         data: directory.data,
         controller: rpc::controller::ControllerClient::new(&voters(config))?,
         internal: internal.listen(BACKLOG)?,
+        budget: Arc::clone(&budget),
         verifier: None,
     })
     .await?;
@@ -403,12 +417,7 @@ async fn start_broker(
     let listeners = kafka.into_iter().map(listen).collect::<Result<_>>()?;
     let mut serves = broker.state();
     let gateway = Gateway::start(
-        GatewayConfig {
-            listeners,
-            limits: Limits::from_file(&config.given),
-            file: Arc::new(config.given.clone()),
-            session_seed: random_seed()?,
-        },
+        GatewayConfig { listeners, limits, file: Arc::new(config.given.clone()), session_seed: random_seed()?, budget },
         Arc::clone(&broker),
         async move {
             // The first time only. The sender lives as long as the broker.

@@ -19,6 +19,9 @@ pub const MAX_MESSAGE: usize = 128 << 20;
 
 const FRAME: u32 = 1 << 20;
 const WINDOW: u32 = 4 << 20;
+/// What a replication stream can hold at either end: frames that wait to be sent, and the window of those on their way.
+pub const STREAM_BYTES: u64 = (8 * FRAME + WINDOW) as u64;
+
 const KEEPALIVE: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 

@@ -1,7 +1,8 @@
 //! The codecs of record batches: for compaction, for topics whose `compression.type` the broker keeps, and for the few
 //! questions that need a compressed batch's records. Never on the data path of a topic that leaves the codec to producers.
 //!
-//! Invariant: what comes out of a decoder is at most [`DECODED_MAX`] bytes, whatever the input claims.
+//! Invariant: what comes out of a decoder is at most [`DECODED_MAX`] bytes, whatever the input claims, and whoever counts
+//! memory is told of it as it comes out.
 
 use std::io::{self, Read, Write};
 
@@ -12,6 +13,8 @@ use model::{Codec, RecordBatch};
 
 /// Bytes of one batch's records, decoded, at most.
 pub const DECODED_MAX: usize = 64 << 20;
+/// What is taken from a decoder at a time.
+const PIECE: u64 = 64 << 10;
 /// The magic of snappy's Java framing (xerial).
 const XERIAL: &[u8] = &[0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 /// What Kafka's clients put into one block of that framing.
@@ -41,11 +44,19 @@ impl Default for CompressionLevels {
 /// # Errors
 /// The codec's, and where the records are larger than the limit.
 pub fn decompress(batch: &RecordBatch) -> io::Result<Bytes> {
+    decompress_counted(batch, &mut |_| ())
+}
+
+/// The same; `grows` is told how many bytes more are held, before or as they come out.
+///
+/// # Errors
+/// As [`decompress`].
+pub fn decompress_counted(batch: &RecordBatch, grows: &mut dyn FnMut(usize)) -> io::Result<Bytes> {
     match batch.header().codec() {
         Some(Codec::None) => Ok(batch.payload()),
         Some(codec) => {
             let mut out = Vec::new();
-            decompress_into(&mut out, codec, &batch.payload())?;
+            decompress_into_counted(&mut out, codec, &batch.payload(), grows)?;
             Ok(out.into())
         }
         None => Err(bad("unknown codec")),
@@ -57,16 +68,32 @@ pub fn decompress(batch: &RecordBatch) -> io::Result<Bytes> {
 /// # Errors
 /// The codec's, and where the records are larger than [`DECODED_MAX`].
 pub fn decompress_into(out: &mut Vec<u8>, codec: Codec, payload: &[u8]) -> io::Result<()> {
+    decompress_into_counted(out, codec, payload, &mut |_| ())
+}
+
+/// The same; `grows` is told how many bytes more are held, before or as they come out.
+///
+/// # Errors
+/// As [`decompress_into`].
+pub fn decompress_into_counted(
+    out: &mut Vec<u8>,
+    codec: Codec,
+    payload: &[u8],
+    grows: &mut dyn FnMut(usize),
+) -> io::Result<()> {
     out.clear();
     match codec {
-        Codec::None => out.extend_from_slice(payload),
-        Codec::Gzip => read_all(out, flate2::read::MultiGzDecoder::new(payload))?,
-        Codec::Snappy => snappy(out, payload)?,
-        Codec::Lz4 => read_all(out, lz4_flex::frame::FrameDecoder::new(payload))?,
+        Codec::None => {
+            grows(payload.len());
+            out.extend_from_slice(payload);
+        }
+        Codec::Gzip => read_all(out, flate2::read::MultiGzDecoder::new(payload), grows)?,
+        Codec::Snappy => snappy(out, payload, grows)?,
+        Codec::Lz4 => read_all(out, lz4_flex::frame::FrameDecoder::new(payload), grows)?,
         Codec::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::new(payload)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            read_all(out, decoder)?;
+            read_all(out, decoder, grows)?;
         }
     }
     if out.len() > DECODED_MAX { Err(bad("records are too large")) } else { Ok(()) }
@@ -110,34 +137,40 @@ fn window_for(length: usize) -> u32 {
     length.next_power_of_two().trailing_zeros().max(10)
 }
 
-fn read_all(out: &mut Vec<u8>, decoder: impl Read) -> io::Result<()> {
+fn read_all(out: &mut Vec<u8>, decoder: impl Read, grows: &mut dyn FnMut(usize)) -> io::Result<()> {
     let limit = u64::try_from(DECODED_MAX).unwrap_or(u64::MAX) + 1;
-    decoder.take(limit).read_to_end(out).map(drop)
+    let mut decoder = decoder.take(limit);
+    // A piece at a time: a small input may become large.
+    while let read @ 1.. = decoder.by_ref().take(PIECE).read_to_end(out)? {
+        grows(read);
+    }
+    Ok(())
 }
 
 /// One raw block, or the Java framing: magic, two versions, then blocks with their length before each.
-fn snappy(out: &mut Vec<u8>, payload: &[u8]) -> io::Result<()> {
+fn snappy(out: &mut Vec<u8>, payload: &[u8], grows: &mut dyn FnMut(usize)) -> io::Result<()> {
     if !payload.starts_with(XERIAL) {
-        return snappy_block(out, payload);
+        return snappy_block(out, payload, grows);
     }
     let mut rest = payload.get(XERIAL.len() + 8..).ok_or_else(|| bad("snappy framing is cut off"))?;
     while !rest.is_empty() {
         let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(|| bad("snappy framing is cut off"))?;
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         let block = tail.get(..length).ok_or_else(|| bad("snappy block is cut off"))?;
-        snappy_block(out, block)?;
+        snappy_block(out, block, grows)?;
         rest = &tail[length..];
     }
     Ok(())
 }
 
 /// Appends what a block holds.
-fn snappy_block(out: &mut Vec<u8>, block: &[u8]) -> io::Result<()> {
+fn snappy_block(out: &mut Vec<u8>, block: &[u8], grows: &mut dyn FnMut(usize)) -> io::Result<()> {
     let length = snap::raw::decompress_len(block).map_err(io::Error::other)?;
     // A snappy block expands by a bounded factor; a larger claim is a lie, refused before anything is reserved.
     if length > DECODED_MAX.saturating_sub(out.len()).min(block.len().saturating_mul(64)) {
         return Err(bad("snappy block claims too much"));
     }
+    grows(length);
     let start = out.len();
     out.resize(start + length, 0);
     let written = snap::raw::Decoder::new().decompress(block, &mut out[start..]).map_err(io::Error::other)?;
@@ -193,7 +226,10 @@ mod tests {
             (codec, out)
         };
         for (codec, compressed) in CODECS.map(compressed).into_iter().chain([(Codec::Snappy, raw)]) {
-            let payload = decompress(&batch(codec, &compressed, 50)).unwrap();
+            let mut held = 0;
+            let payload = decompress_counted(&batch(codec, &compressed, 50), &mut |bytes| held += bytes).unwrap();
+            // What is not compressed is the batch's own memory.
+            assert_eq!(held, if codec == Codec::None { 0 } else { plain.len() }, "{codec:?}");
             let read: Vec<Record> = RecordIter::new(payload, 50).collect::<Result<_, _>>().unwrap();
             assert_eq!(read, records(), "{codec:?}");
         }
@@ -226,7 +262,9 @@ mod tests {
         }
         // A claim of 4 GiB in a few bytes.
         let lie = [0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0];
-        assert!(decompress(&batch(Codec::Snappy, &lie, 1)).is_err());
+        let mut held = 0;
+        assert!(decompress_counted(&batch(Codec::Snappy, &lie, 1), &mut |bytes| held += bytes).is_err());
+        assert_eq!(held, 0);
     }
 
     #[test]

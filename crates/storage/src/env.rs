@@ -59,6 +59,12 @@ impl LogEnv {
         self.tail.used()
     }
 
+    /// Bytes that all tail caches may hold.
+    #[must_use]
+    pub fn tail_limit(&self) -> usize {
+        self.tail.limit()
+    }
+
     /// Files open in the pool now.
     #[must_use]
     pub fn open_files(&self) -> usize {

@@ -9,7 +9,7 @@ use model::{BatchHeader, ClientBatches, Codec, EndMarker, ErrorCode, Offset, Rec
 use replication::ProduceVerdict;
 use replication::producers::{ProducerBatch, SequenceCheck};
 use storage::LogError;
-use storage::compression::{compress_into, decompress_into};
+use storage::compression::{compress_into, decompress_into_counted};
 
 use super::{Inner, Leadership, Partition};
 use crate::api::{Acks, Produced, RecordRefused};
@@ -49,10 +49,11 @@ impl Partition {
         request: &Arc<PendingProduce>,
     ) {
         let moment = Moment::of(context);
-        let checked = self.check_batch(records, moment).and_then(|batch| match batch.header().is_transactional() {
-            true => Err(self.refuse(ErrorCode::TransactionalIdAuthorizationFailed, "whose transaction is it?")),
-            false => Ok(batch),
-        });
+        let checked =
+            self.check_batch(context, records, moment).and_then(|batch| match batch.header().is_transactional() {
+                true => Err(self.refuse(ErrorCode::TransactionalIdAuthorizationFailed, "whose transaction is it?")),
+                false => Ok(batch),
+            });
         let mut inner = self.lock();
         let appended = inner
             .check_leadership(leadership)
@@ -63,11 +64,16 @@ impl Partition {
     }
 
     /// All that costs time is checked without the lock.
-    pub(super) fn check_batch(&self, records: BytesMut, moment: Moment) -> Result<ClientBatches, Box<Produced>> {
+    pub(super) fn check_batch(
+        &self,
+        context: &Context,
+        records: BytesMut,
+        moment: Moment,
+    ) -> Result<ClientBatches, Box<Produced>> {
         let settings = Arc::clone(&self.lock().settings);
         let batch = ClientBatches::check(records).map_err(|error| self.refuse_batch(&error))?;
         self.check_settings(&settings, &batch, moment.wall)?;
-        self.check_payload(&settings, batch)
+        self.check_payload(context, &settings, batch)
     }
 
     /// Says on `request` what became of an append: at once, or when the high watermark covers it. `promised` is the place
@@ -220,17 +226,24 @@ impl Partition {
 
     /// Checks the records where they can be seen or have to be, and compresses them as the topic asks for it. Compressed
     /// records of a topic that leaves the codec to producers are not looked at.
-    fn check_payload(&self, settings: &TopicSettings, batch: ClientBatches) -> Result<ClientBatches, Box<Produced>> {
+    fn check_payload(
+        &self,
+        context: &Context,
+        settings: &TopicSettings,
+        batch: ClientBatches,
+    ) -> Result<ClientBatches, Box<Produced>> {
         let codec = batch.header().codec().unwrap_or(Codec::None);
         let wanted = settings.codec.unwrap_or(codec);
         if codec != Codec::None && codec == wanted && !settings.compacted {
             return Ok(batch);
         }
+        // Charged until the batch is as it is appended; the request's own charge covers that.
+        let mut memory = context.budget.charge(0);
         let mut decoded = Vec::new();
         let plain = if codec == Codec::None {
             batch.payload()
         } else {
-            decompress_into(&mut decoded, codec, batch.payload())
+            decompress_into_counted(&mut decoded, codec, batch.payload(), &mut |bytes| memory.add_len(bytes))
                 .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &format!("records do not decode: {error}")))?;
             &decoded
         };
@@ -241,6 +254,7 @@ impl Partition {
         let mut packed = Vec::new();
         compress_into(&mut packed, wanted, &settings.log.compression_levels, plain)
             .map_err(|error| self.refuse(ErrorCode::UnknownServerError, &error.to_string()))?;
+        memory.add_len(packed.len());
         let batch = batch.recompressed(wanted, &packed);
         self.check_size(settings, &batch)?;
         Ok(batch)

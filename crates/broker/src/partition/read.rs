@@ -168,6 +168,34 @@ impl Partition {
         context.disk_pool.run(judge).await
     }
 
+    /// Records from `from` on, below `upto`, at least one batch, for a coordinator that loads. What is on disk only is read
+    /// without the lock.
+    ///
+    /// # Errors
+    /// The log's.
+    pub(crate) async fn read_to_load(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        from: Offset,
+        upto: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<Bytes>, LogError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let read = self.lock().log.read(from, upto, max_bytes, true)?;
+            let cold = match read {
+                Read::Memory(batches) => return Ok(batches),
+                Read::Cold(cold) => cold,
+            };
+            match context.disk_pool.run(move || cold.run()).await {
+                // Other files may have come in the place of those that were found: the log knows which.
+                Err(LogError::Gone(_)) if attempts < GONE_MAX => {}
+                done => return done.map(|bytes| if bytes.is_empty() { Vec::new() } else { vec![bytes] }),
+            }
+        }
+    }
+
     fn check_read(
         &self,
         inner: &Inner,

@@ -54,7 +54,7 @@ impl Partition {
         request: &Arc<PendingProduce>,
     ) -> Option<Verification> {
         let moment = Moment::of(context);
-        let checked = self.check_batch(records, moment);
+        let checked = self.check_batch(context, records, moment);
         let mut inner = self.lock();
         let begun = match checked {
             Ok(batch) if self.must_wait(&inner, acks, &batch) => {

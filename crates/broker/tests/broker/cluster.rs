@@ -10,6 +10,7 @@ use broker::api::{
     Acks, BrokerApi, FetchPartition, FetchRequest, Fetched, Isolation, ProducePartition, ProduceRequest, Produced,
     TransactionSupport, TransactionVerifier,
 };
+use broker::budget::MemoryBudget;
 use broker::clock::{Clock, SystemClock};
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
 use bytes::{Bytes, BytesMut};
@@ -253,6 +254,7 @@ pub(crate) struct Cluster {
     pub(crate) brokers: BTreeMap<i32, Arc<Broker>>,
     disks: BTreeMap<i32, MemDisk>,
     starts: u128,
+    pub(crate) budgets: BTreeMap<i32, Arc<MemoryBudget>>,
     /// Bytes of each broker's tail cache.
     pub(crate) tail_bytes: usize,
     /// What brokers started from now on ask about transactions.
@@ -291,6 +293,7 @@ impl Cluster {
             brokers: BTreeMap::new(),
             disks: BTreeMap::new(),
             starts: 0,
+            budgets: BTreeMap::new(),
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
             verifier,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
@@ -311,6 +314,7 @@ impl Cluster {
         let cluster_id = data.meta().unwrap().and_then(|meta| meta.cluster_id).unwrap_or(ClusterId::NONE);
         let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = internal.local_addr().unwrap().port();
+        let budget = MemoryBudget::new(256 << 20);
         let broker = Broker::start(BrokerParts {
             config: BrokerConfig { file: self.file.clone(), ..config(id, self.starts, port) },
             clock: Arc::new(SystemClock::new()),
@@ -321,9 +325,11 @@ impl Cluster {
             controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
                 .unwrap(),
             internal,
+            budget: Arc::clone(&budget),
             verifier: self.verifier.clone(),
         });
         let broker = broker.await.unwrap();
+        self.budgets.insert(id, budget);
         let mut state = broker.state();
         soon("a broker to serve", state.wait_for(|state| *state == BrokerState::Running)).await.unwrap();
         self.brokers.insert(id, broker);

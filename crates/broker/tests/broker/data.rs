@@ -57,6 +57,23 @@ async fn what_a_failover_loses_is_the_end_of_what_was_not_acknowledged_by_all_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_tail_cache_and_the_streams_may_hold_is_charged_and_given_back() {
+    let mut cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    let tail = u64::try_from(cluster.tail_bytes).unwrap();
+    let stream = rpc::net::STREAM_BYTES;
+    for broker in [1, 2] {
+        let budget = &cluster.budgets[&broker];
+        eventually("the stream's end is charged", || (budget.used() == tail + stream).then_some(())).await;
+    }
+    cluster.kill_and_fence(2, Crash::KeepAll).await;
+    let budget = &cluster.budgets[&1];
+    eventually("the stream's end is given back", || (budget.used() == tail).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sequence_that_comes_twice_is_answered_with_its_first_offset_also_by_the_next_leader() {
     let mut cluster = Cluster::start(3, 2).await;
     let id = cluster.topic("t", &[1, 2, 3], &[]).await;

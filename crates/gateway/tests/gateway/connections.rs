@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use gateway::Limits;
+use metadata::records::{ConfigResource, MetadataRecord};
 use model::ErrorCode;
 use protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use protocol::messages::*;
@@ -26,6 +27,34 @@ fn codes(response: &ProduceResponse) -> Vec<i16> {
 
 async fn is_alive(client: &mut Client) -> bool {
     !client.ask(&ApiVersionsRequest::default(), 0).await.api_keys.is_empty()
+}
+
+fn set_for_all_brokers(served: &Served, name: &str, value: Option<&str>) {
+    let (resource, name) = (ConfigResource::DefaultBroker, name.to_owned());
+    let value = value.map(str::to_owned);
+    served.broker.apply(&[MetadataRecord::Config { resource, name, value }]);
+}
+
+#[tokio::test]
+async fn connection_limits_that_are_changed_act_on_the_running_broker() {
+    let served = Served::with(Limits { connections_max: 1, ..Limits::default() }).await;
+    let first = &mut served.client().await;
+    assert!(is_alive(first).await);
+    let mut second = served.client().await;
+    let id = second.send(&ApiVersionsRequest::default(), 0).await;
+    let early = tokio::time::timeout(Duration::from_millis(100), second.frame()).await;
+    assert!(early.is_err(), "one connection is allowed by the file");
+    set_for_all_brokers(&served, "max.connections", Some("10"));
+    assert_eq!(second.receive::<ApiVersionsRequest>(0).await.0, id);
+    set_for_all_brokers(&served, "max.connections.per.ip", Some("2"));
+    let refused = || served.handle.metrics().connections_refused.load(Ordering::Relaxed);
+    // Until the sweep has seen it, more are let in; each goes away again.
+    while refused() == 0 {
+        let mut third = served.client().await;
+        third.send(&ApiVersionsRequest::default(), 0).await;
+        let _ = third.frame().await;
+    }
+    assert!(is_alive(first).await && is_alive(&mut second).await, "who is there stays");
 }
 
 #[tokio::test]
@@ -80,7 +109,7 @@ async fn what_waits_for_acks_is_bounded_in_bytes() {
     while waiting.len() < 8 {
         waiting.push(served.appends.recv().await.unwrap());
     }
-    while served.handle.budget().used() < 9 << 20 {
+    while served.budget.used() < 9 << 20 {
         tokio::task::yield_now().await;
     }
     for _ in 0..100 {
@@ -167,7 +196,7 @@ async fn bad_bytes_close_their_own_connection_and_no_other() {
         assert_eq!(served.handle.metrics().bad_requests.load(Ordering::Relaxed), before + 1, "{what}");
         assert!(is_alive(other).await, "{what}");
     }
-    assert_eq!(served.handle.budget().used(), 0);
+    assert_eq!(served.budget.used(), 0);
 }
 
 #[tokio::test]
@@ -177,11 +206,11 @@ async fn over_the_budget_nothing_is_read_until_memory_is_given_back() {
     let (one, two) = (&mut served.client().await, &mut served.client().await);
     one.send(&produce(-1, &[7; 2_000]), 9).await;
     let appended = served.appends.recv().await.unwrap();
-    assert!(served.handle.budget().used() > 1_000);
+    assert!(served.budget.used() > 1_000);
     two.send(&ApiVersionsRequest::default(), 0).await;
     let metrics = served.handle.metrics();
     let asked = || metrics.api(ApiKey::ApiVersions).request_bytes.load(Ordering::Relaxed);
-    while !served.handle.budget().is_contended() {
+    while !served.budget.is_contended() {
         tokio::task::yield_now().await;
     }
     assert_eq!(asked(), 0, "the request was not looked at");
@@ -189,7 +218,7 @@ async fn over_the_budget_nothing_is_read_until_memory_is_given_back() {
     assert_eq!(two.receive::<ApiVersionsRequest>(0).await.0, 1);
     one.receive::<ProduceRequest>(9).await;
     assert!(asked() > 0);
-    assert_eq!(served.handle.budget().used(), 0);
+    assert_eq!(served.budget.used(), 0);
 }
 
 #[tokio::test]
@@ -210,7 +239,7 @@ async fn a_large_request_and_a_large_answer_pass_whole() {
     let fetched = client.ask(&fetch, 12).await;
     let found = fetched.responses[0].partitions[0].records.as_ref().unwrap();
     assert!(found.to_bytes() == records);
-    assert_eq!(served.handle.budget().used(), 0, "all is given back once it is written");
+    assert_eq!(served.budget.used(), 0, "all is given back once it is written");
 }
 
 #[tokio::test]

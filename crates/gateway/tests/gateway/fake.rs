@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use broker::api::*;
+use broker::budget::MemoryBudget;
 use broker::coordinator::transaction::{TransactionRequest, TransactionResponse};
 use broker::coordinator::{GroupRequest, GroupResponse};
 use bytes::{Bytes, BytesMut};
@@ -367,6 +368,7 @@ pub(crate) struct Served {
     pub(crate) appends: mpsc::UnboundedReceiver<Appended>,
     pub(crate) handle: GatewayHandle,
     pub(crate) address: SocketAddr,
+    pub(crate) budget: Arc<MemoryBudget>,
 }
 
 impl Served {
@@ -382,9 +384,11 @@ impl Served {
         let file = [("log.retention.hours", "2"), ("broker.rack", "zone-1")];
         let file = file.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
         let listeners = vec![BoundListener { name: LISTENER.to_owned(), socket }];
-        let config = GatewayConfig { listeners, limits, file: Arc::new(file), session_seed: 42 };
+        let budget = MemoryBudget::new(limits.memory_bytes);
+        let (file, used) = (Arc::new(file), Arc::clone(&budget));
+        let config = GatewayConfig { listeners, limits, file, session_seed: 42, budget };
         let handle = Gateway::start(config, Arc::clone(&broker), ready);
-        Served { broker, appends, handle, address }
+        Served { broker, appends, handle, address, budget: used }
     }
 
     pub(crate) async fn start() -> Served {

@@ -59,6 +59,11 @@ impl TailBudget {
         Self { limit, used: AtomicUsize::new(0), turns: Mutex::default() }
     }
 
+    /// Bytes that there may be.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes held now.
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)

@@ -1,11 +1,21 @@
-//! The memory that clients can make this broker hold: one budget for all connections (`queued.max.request.bytes`).
+//! The memory that this broker holds for others: one budget for all of it.
 //!
-//! A request frame is admitted while less than the capacity is in use, so that a frame larger than what is left, or than
-//! the whole budget, is not refused for ever: the budget is overrun by at most one frame. Responses are charged without
-//! asking, because what they carry exists by then; over the budget no frame is admitted, so no socket is read.
+//! | what | charged |
+//! |---|---|
+//! | a request frame | its size, from when it is announced until it is answered (`queued.max.request.bytes`) |
+//! | a response of 4 KiB or more | its size, until it is written |
+//! | records decompressed | as they come out, until they are looked through |
+//! | a replication stream | what its windows can hold, while it stands (`rpc::net::STREAM_BYTES`) |
+//! | the tail cache | all that it may ever hold, from the start on |
 //!
-//! Invariants: what was charged is given back exactly once, when its [`Charge`] is dropped; whoever waits is woken in the
-//! order of arrival, one at a time, and passes the turn on if there is still room.
+//! A request frame is admitted while there is room, so that a frame larger than what is left, or than the whole budget, is
+//! not refused for ever: the budget is overrun by at most one frame. All else is charged without asking, because it exists
+//! by then; over the budget no frame is admitted, so no socket is read. What stands for long, streams, takes its room from
+//! the requests, but never more than half of it: many peers do not keep clients out. The tail cache stands beside the
+//! capacity: its size is chosen apart, and takes nothing from the requests.
+//!
+//! Invariants: what was charged is given back exactly once, when its [`Charge`] or [`Standing`] is dropped; whoever waits is
+//! woken in the order of arrival, one at a time, and passes the turn on if there is still room.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +26,12 @@ use std::task::{Context, Poll, Waker};
 #[derive(Debug)]
 pub struct MemoryBudget {
     capacity: u64,
-    used: AtomicU64,
+    /// What comes and goes with requests.
+    passing: AtomicU64,
+    /// What takes room from them as long as it stands.
+    streams: AtomicU64,
+    /// What stands beside the capacity.
+    beside: AtomicU64,
     /// How many wait: looked at on every release, so that releasing needs no lock while nobody waits.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
@@ -35,28 +50,30 @@ impl MemoryBudget {
     pub fn new(capacity: u64) -> Arc<Self> {
         Arc::new(Self {
             capacity,
-            used: AtomicU64::new(0),
+            passing: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            beside: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             queue: Mutex::new(Queue::default()),
         })
     }
 
-    /// How many bytes there are.
-    #[must_use]
-    pub fn capacity(&self) -> u64 {
-        self.capacity
-    }
-
-    /// How many bytes are in use; it may be more than the capacity.
+    /// How many bytes are in use, by all; it may be more than the capacity.
     #[must_use]
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::SeqCst)
+        let parts = [&self.passing, &self.streams, &self.beside];
+        parts.into_iter().map(|part| part.load(Ordering::SeqCst)).sum()
     }
 
-    /// How many bytes are left.
+    /// How many bytes are left for requests and what follows from them.
     #[must_use]
     pub fn left(&self) -> u64 {
-        self.capacity.saturating_sub(self.used())
+        self.room().saturating_sub(self.passing.load(Ordering::SeqCst))
+    }
+
+    /// What requests may have: at least half of the capacity.
+    fn room(&self) -> u64 {
+        self.capacity - self.streams.load(Ordering::SeqCst).min(self.capacity / 2)
     }
 
     /// Whether somebody waits for memory.
@@ -68,25 +85,39 @@ impl MemoryBudget {
     /// Charges `bytes` whether there is room or not.
     #[must_use]
     pub fn charge(self: &Arc<Self>, bytes: u64) -> Charge {
-        self.used.fetch_add(bytes, Ordering::SeqCst);
+        self.passing.fetch_add(bytes, Ordering::SeqCst);
         Charge { budget: Arc::clone(self), bytes }
     }
 
+    /// Charges what a stream can hold, as long as it stands.
+    #[must_use]
+    pub fn stand(self: &Arc<Self>, bytes: u64) -> Standing {
+        self.streams.fetch_add(bytes, Ordering::SeqCst);
+        Standing { budget: Arc::clone(self), bytes, beside: false }
+    }
+
+    /// Charges what takes nothing from the requests.
+    #[must_use]
+    pub fn stand_beside(self: &Arc<Self>, bytes: u64) -> Standing {
+        self.beside.fetch_add(bytes, Ordering::SeqCst);
+        Standing { budget: Arc::clone(self), bytes, beside: true }
+    }
+
     fn try_admit(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
-        let admit = |used: u64| (used < self.capacity).then(|| used.saturating_add(bytes));
-        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).ok()?;
+        let admit = |passing: u64| (passing < self.room()).then(|| passing.saturating_add(bytes));
+        self.passing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).ok()?;
         Some(Charge { budget: Arc::clone(self), bytes })
     }
 
-    fn release(&self, bytes: u64) {
-        let before = self.used.fetch_sub(bytes, Ordering::SeqCst);
+    fn release(&self, part: &AtomicU64, bytes: u64) {
+        let before = part.fetch_sub(bytes, Ordering::SeqCst);
         assert!(before >= bytes, "more memory given back than was charged: used={before} released={bytes}");
         self.maybe_wake();
     }
 
     /// Wakes the first who waits, if there is room.
     fn maybe_wake(&self) {
-        if self.waiting.load(Ordering::SeqCst) == 0 || self.used() >= self.capacity {
+        if self.waiting.load(Ordering::SeqCst) == 0 || self.left() == 0 {
             return;
         }
         let waker = self.with_queue(|queue| queue.wakers.pop_first());
@@ -105,7 +136,7 @@ impl MemoryBudget {
 
 /// The place of one connection in the queue for memory.
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub struct Admission {
     budget: Arc<MemoryBudget>,
     /// Set while it waits, and until it was admitted after it was woken.
     ticket: Option<u64>,
@@ -114,18 +145,18 @@ pub(crate) struct Admission {
 impl Admission {
     /// Nobody waits yet.
     #[must_use]
-    pub(crate) fn new(budget: &Arc<MemoryBudget>) -> Self {
+    pub fn new(budget: &Arc<MemoryBudget>) -> Self {
         Self { budget: Arc::clone(budget), ticket: None }
     }
 
     /// Whether it waits.
     #[must_use]
-    pub(crate) fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         self.ticket.is_some()
     }
 
     /// Charges `bytes` if there is room; else the task is woken when there is.
-    pub(crate) fn poll_admit(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<Charge> {
+    pub fn poll_admit(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<Charge> {
         if let Some(charge) = self.budget.try_admit(bytes) {
             self.leave();
             return Poll::Ready(charge);
@@ -178,14 +209,19 @@ impl Charge {
 
     /// Adds to it, whether there is room or not.
     pub fn add(&mut self, bytes: u64) {
-        self.budget.used.fetch_add(bytes, Ordering::SeqCst);
+        self.budget.passing.fetch_add(bytes, Ordering::SeqCst);
         self.bytes += bytes;
+    }
+
+    /// The same, of a length.
+    pub fn add_len(&mut self, bytes: usize) {
+        self.add(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
     /// Gives all back at once; the charge can be used again.
     pub fn clear(&mut self) {
         if self.bytes > 0 {
-            self.budget.release(std::mem::take(&mut self.bytes));
+            self.budget.release(&self.budget.passing, std::mem::take(&mut self.bytes));
         }
     }
 }
@@ -193,6 +229,21 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// Bytes that something may hold as long as it stands, given back when dropped.
+#[derive(Debug)]
+pub struct Standing {
+    budget: Arc<MemoryBudget>,
+    bytes: u64,
+    beside: bool,
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        let part = if self.beside { &self.budget.beside } else { &self.budget.streams };
+        self.budget.release(part, self.bytes);
     }
 }
 
@@ -265,6 +316,27 @@ mod tests {
         assert!(admit(&mut place, &count, 1).is_none());
         drop(large);
         assert_eq!((budget.used(), woken(&count)), (0, 1));
+    }
+
+    #[test]
+    fn streams_take_at_most_half_of_the_room_and_what_stands_beside_takes_nothing() {
+        let budget = MemoryBudget::new(100);
+        let count = Arc::new(Count::default());
+        let tail = budget.stand_beside(1_000);
+        assert_eq!((budget.used(), budget.left()), (1_000, 100));
+        let few = budget.stand(30);
+        assert_eq!((budget.used(), budget.left()), (1_030, 70));
+        let many = budget.stand(500);
+        assert_eq!(budget.left(), 50, "clients are not kept out");
+        let (mut one, mut two) = (Admission::new(&budget), Admission::new(&budget));
+        let first = admit(&mut one, &count, 50).unwrap();
+        assert!(admit(&mut two, &count, 50).is_none());
+        drop(many);
+        assert_eq!(woken(&count), 1, "there is room where the streams were");
+        let second = admit(&mut two, &count, 50).unwrap();
+        assert_eq!(budget.left(), 0);
+        drop((tail, few, first, second));
+        assert_eq!((budget.used(), budget.left()), (0, 100));
     }
 
     #[test]
