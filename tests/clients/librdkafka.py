@@ -787,4 +787,66 @@ def large_commit_metadata():
     c.close()
 
 
+def transactional(name):
+    producer = Producer({'bootstrap.servers': B, 'transactional.id': name})
+    producer.init_transactions(30)
+    return producer
+
+
+def everything(name, partitions, isolation):
+    """The values of all partitions up to their ends, as a consumer of that isolation sees them."""
+    c = consumer(**{'isolation.level': isolation, 'enable.partition.eof': True})
+    c.assign([TopicPartition(name, p, 0) for p in range(partitions)])
+    values, ended = [], set()
+    while len(ended) < partitions:
+        message = c.poll(30)
+        if message is None:
+            raise AssertionError(f'the end of {partitions - len(ended)} partitions does not come')
+        if message.error():
+            ended.add(message.partition())
+        else:
+            values.append(message.value())
+    c.close()
+    return sorted(values)
+
+
+@suite.check
+def transactions():
+    """of transactions over three partitions, committed and aborted in turn, read_committed sees what was committed"""
+    name, producer = topic(3), transactional(unique('tx'))
+    committed, aborted = [], []
+    for turn in range(6):
+        producer.begin_transaction()
+        values = [f'{turn}-{i}'.encode() for i in range(30)]
+        for i, value in enumerate(values):
+            producer.produce(name, value, partition=i % 3)
+        producer.flush(30)
+        if turn % 2:
+            producer.abort_transaction(30)
+            aborted += values
+        else:
+            producer.commit_transaction(30)
+            committed += values
+    equal(everything(name, 3, 'read_committed'), sorted(committed), 'committed')
+    equal(everything(name, 3, 'read_uncommitted'), sorted(committed + aborted), 'all')
+
+
+@suite.check
+def transactional_fencing():
+    """a second producer of a transactional id fences the first and aborts its open transaction"""
+    name, id = topic(), unique('tx')
+    first = transactional(id)
+    first.begin_transaction()
+    first.produce(name, b'left open', partition=0)
+    first.flush(30)
+    second = transactional(id)
+    second.begin_transaction()
+    second.produce(name, b'kept', partition=0)
+    second.commit_transaction(30)
+    with refused(KafkaError._FENCED):
+        first.produce(name, b'too late', partition=0)
+        first.commit_transaction(30)
+    equal(everything(name, 1, 'read_committed'), [b'kept'], 'committed')
+
+
 suite.main()

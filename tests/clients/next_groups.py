@@ -3,8 +3,10 @@ short heartbeat interval makes it quick, and a coordinator has to die.
 
 OWN_BOOTSTRAP names another cluster, to validate the checks themselves; the coordinator's death is left out then.
 """
+import concurrent.futures
 import os
 import pathlib
+import queue
 import subprocess
 import sys
 import tempfile
@@ -59,8 +61,6 @@ def send(name, values, partition):
 
 
 NEXT = {'group.protocol': 'consumer'}
-CLASSIC = {'group.protocol': 'classic', 'session.timeout.ms': 3000, 'heartbeat.interval.ms': 200,
-           'partition.assignment.strategy': 'cooperative-sticky'}
 
 
 class Member:
@@ -68,10 +68,10 @@ class Member:
 
     def __init__(self, group, topics, **config):
         self.seen, self.errors, self.owned, self.taken, self.stop = [], [], set(), set(), threading.Event()
-        how = config.pop('how', NEXT)
+        self.commits = queue.Queue()
         self.consumer = Consumer({'bootstrap.servers': B, 'group.id': group, 'enable.auto.commit': False,
                                   'auto.offset.reset': 'earliest', 'topic.metadata.refresh.interval.ms': 1000,
-                                  **how, **config})
+                                  **NEXT, **config})
         self.consumer.subscribe(topics, on_assign=self.assigned, on_revoke=self.revoked, on_lost=self.revoked)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -83,8 +83,21 @@ class Member:
         self.owned = self.owned - {(p.topic, p.partition) for p in parts}
         self.taken = self.taken | {(p.topic, p.partition) for p in parts}
 
+    def commit(self, offsets):
+        """Commits on the member's own thread: beside a poll on another one the client waits for ever."""
+        done = concurrent.futures.Future()
+        self.commits.put((offsets, done))
+        return done.result(30)
+
     def run(self):
         while not self.stop.is_set():
+            while not self.commits.empty():
+                offsets, done = self.commits.get()
+                try:
+                    how = {} if offsets is None else {'offsets': offsets}
+                    done.set_result(self.consumer.commit(asynchronous=False, **how))
+                except KafkaException as error:
+                    done.set_exception(error)
             m = self.consumer.poll(0.05)
             if m is None:
                 continue
@@ -155,7 +168,7 @@ def commits():
     with Members() as members:
         member = members.join(group, [name])
         eventually(lambda: len(member.seen) == 3, 'three records')
-        member.consumer.commit(offsets=[TopicPartition(name, 0, 2)], asynchronous=False)
+        member.commit([TopicPartition(name, 0, 2)])
         got = describe(group)
         equal((got.state.name, got.type.name), ('STABLE', 'CONSUMER'), 'described')
     with Members() as members:
@@ -247,60 +260,6 @@ def settings_of_a_group():
 
 
 @suite.check
-def upgrade_and_downgrade():
-    """a live classic group becomes a consumer group and a classic one again, member by member, and every record is read once"""
-    name, group = topic(6), unique('g')
-    sent, stop = [], threading.Event()
-
-    def produce():
-        producer = Producer({'bootstrap.servers': B, 'linger.ms': 5})
-        while not stop.is_set():
-            value = b'%d' % len(sent)
-            producer.produce(name, value, partition=len(sent) % 6)
-            sent.append(value)
-            producer.poll(0)
-            time.sleep(0.002)
-        producer.flush(30)
-
-    writer = threading.Thread(target=produce)
-    seen = []
-    with Members() as members:
-        for _ in range(2):
-            members.join(group, [name], how=CLASSIC)
-        eventually(lambda: shared_out(members, 6), 'two classic members to share')
-        equal(describe(group).type.name, 'CLASSIC', 'before')
-        writer.start()
-        try:
-            for how, mixed, after in ((NEXT, 'CONSUMER', 'CONSUMER'), (CLASSIC, 'CONSUMER', 'CLASSIC')):
-                for index in range(2):
-                    members.join(group, [name], how=how)
-                    eventually(lambda: shared_out(members, 6), 'three members of both kinds to share')
-                    equal(describe(group).type.name, mixed, 'with members of both kinds')
-                    old = members.pop(0)
-                    # What it has read is committed, so that the next one goes on from there.
-                    old.stop.set()
-                    old.thread.join(15)
-                    if old.owned:
-                        old.consumer.commit(asynchronous=False)
-                    seen += old.seen
-                    old.consumer.close()
-                    eventually(lambda: shared_out(members, 6), 'two members to share')
-                eventually(lambda: describe(group).type.name == after, f'the group to be {after}')
-        finally:
-            stop.set()
-            writer.join()
-        everything = lambda: {v for _, v in seen} | {v for m in members for _, v in m.seen}  # noqa: E731
-        eventually(lambda: everything() == set(sent), 'every record')
-        equal([e for m in members for e in m.errors], [], 'errors')
-
-
-def tool(name, *arguments, **options):
-    command = ['java', '-Xmx256m', '-XX:TieredStopAtLevel=1', '-Dlog4j2.level=OFF', '-cp', installs.kafka_class_path(), name,
-               '--bootstrap-server', B, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, **options)
-
-
-@suite.check
 def java_tools():
     """Kafka's console consumer reads as a member of a consumer group, and Kafka's tool lists and describes that"""
     name, group = topic(3), unique('g')
@@ -341,7 +300,7 @@ def death_of_a_coordinator():
         eventually(lambda: shared_out(members, 6), 'two members to share')
         eventually(lambda: len({v for m in members for v in m.seen}) == 120, 'all records')
         for member in members:
-            member.consumer.commit(asynchronous=False)
+            member.commit(None)
         hash_code = 0
         for char in group:
             hash_code = (hash_code * 31 + ord(char)) & 0xFFFFFFFF

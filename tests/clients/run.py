@@ -30,8 +30,7 @@ def java():
 
 
 def tools():
-    os.environ['KAFKA_CLASS_PATH'] = installs.kafka_class_path()
-    return [sys.executable, HERE / 'tools.py']
+    return ['env', f'KAFKA_CLASS_PATH={installs.kafka_class_path()}', sys.executable, HERE / 'tools.py']
 
 
 def next_groups():

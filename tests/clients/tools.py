@@ -87,13 +87,13 @@ def throttled_and_cancelled():
     produce(name, 64, 16_000)
     file = plan(name, [[other]])
     out = tool(REASSIGN, '--reassignment-json-file', file, '--execute', '--throttle', '1000')
-    assert 'replica throttle was set to 1000 B/s' in out, out
+    assert 'The inter-broker throttle limit was set to 1000 B/s' in out, out
     out = tool(REASSIGN, '--list')
     assert f'{name}-0: replicas: {other},{leader}. adding: {other}. removing: {leader}.' in out, out
     out = tool(REASSIGN, '--reassignment-json-file', file, '--verify')
     assert 'is still in progress' in out, out
     out = tool(REASSIGN, '--reassignment-json-file', file, '--cancel')
-    assert 'Successfully cancelled partition reassignments' in out, out
+    assert 'Successfully cancelled partition reassignment' in out, out
     eventually(lambda: settled(name, [[leader]]), 'the old replica alone', 30)
     assert 'None of the specified partition moves are active' in tool(
         REASSIGN, '--reassignment-json-file', file, '--cancel')
