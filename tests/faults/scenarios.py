@@ -163,10 +163,12 @@ def newest_segment(cluster, load, node, part):
 
 
 def corrupt_log(cluster, load):
-    """A node that was killed finds one log damaged in its middle and another one cut (R29): both are fetched again"""
+    """A node that was killed finds one log damaged in its middle and another one cut (R29): both are fetched again. Its
+    recovery checkpoint is lost too: a start reads only what follows it, and the damage may lie below"""
     node = cluster.leader_of(load.topic, 0)
     cluster.kill(node)
     load.note(f'damage to the logs of {node}')
+    (cluster.data_directory(node) / 'data/recovery-point-offset-checkpoint').unlink(missing_ok=True)
     flip_bits(newest_segment(cluster, load, node, 0), 0.5)
     cut = newest_segment(cluster, load, node, 1)
     os.truncate(cut, cut.stat().st_size // 2)

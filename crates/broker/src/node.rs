@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use coordinator::{GroupRequest, GroupResponse};
+use futures_util::FutureExt;
 use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics};
 use model::{BrokerEpoch, BrokerId, ClusterId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
@@ -155,7 +156,7 @@ impl Broker {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task));
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task.boxed()));
     }
 
     fn serve_peers(self: &Arc<Self>, listener: TcpListener) {

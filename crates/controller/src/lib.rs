@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
+use futures_util::FutureExt;
 use metadata::control::ControlSettings;
 use metadata::records::{BrokerRegistration, Listener};
 use model::{BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset};
@@ -133,7 +134,7 @@ impl Controller {
             seed_thread(config.seed);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
-                Ok(runtime) => runtime.block_on(run(config, ready)),
+                Ok(runtime) => runtime.block_on(run(config, ready).boxed_local()),
                 Err(error) => drop(ready.send(Err(ControllerError::Thread(error)))),
             }
         };
@@ -236,13 +237,13 @@ async fn serve(
     let service = Arc::new(Service { quorum: Arc::clone(&quorum), control: handle });
     let routes = rpc::controller::routes(service, Arc::clone(&quorum));
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(control_loop.run());
-    tasks.spawn(raft::election::run(Arc::clone(&quorum), Random(random.next())));
-    tasks.spawn(raft::formation::run(Arc::clone(&quorum)));
-    tasks.spawn(raft::members::run(Arc::clone(&quorum)));
-    tasks.spawn(registration::run(Arc::clone(&quorum), config.clone()));
+    tasks.spawn(control_loop.run().boxed());
+    tasks.spawn(raft::election::run(Arc::clone(&quorum), Random(random.next())).boxed());
+    tasks.spawn(raft::formation::run(Arc::clone(&quorum)).boxed());
+    tasks.spawn(raft::members::run(Arc::clone(&quorum)).boxed());
+    tasks.spawn(registration::run(Arc::clone(&quorum), config.clone()).boxed());
     let watched = Arc::clone(&quorum);
-    tasks.spawn(async move { watched.keep_image().await });
+    tasks.spawn(async move { watched.keep_image().await }.boxed());
     let (watched, fatal) = (Arc::clone(&quorum), Arc::clone(&supervision));
     tasks.spawn(async move {
         watched.watch_metrics().await;
@@ -250,7 +251,7 @@ async fn serve(
     });
     let watched = Arc::clone(&quorum);
     let supervisor = Arc::clone(&supervision);
-    tasks.spawn(async move { supervisor.run(&watched).await });
+    tasks.spawn(async move { supervisor.run(&watched).await }.boxed());
     tasks.spawn(async move {
         let served = rpc::net::serve(listener, routes, std::future::pending()).await;
         tracing::error!(?served, "the CONTROLLER listener ended");

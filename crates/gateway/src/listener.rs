@@ -98,9 +98,9 @@ impl Gateway {
                 shared: Arc::clone(&shared),
                 connections: Arc::clone(&connections),
             };
-            tokio::spawn(acceptor.run(ready.clone(), stopped.clone()));
+            tokio::spawn(acceptor.run(ready.clone(), stopped.clone()).boxed());
         }
-        tokio::spawn(sweep(shared, Arc::clone(&connections), idle_ms_max, stopped));
+        tokio::spawn(sweep(shared, Arc::clone(&connections), idle_ms_max, stopped).boxed());
         GatewayHandle { metrics, addresses, connections, stop }
     }
 }
@@ -357,11 +357,12 @@ impl<B: BrokerApi> Acceptor<B> {
         place.watch.touch(self.shared.coarse_ms.load(Ordering::Relaxed));
         let connection = Connection::new(Arc::clone(&self.shared), Arc::new(info), Arc::clone(&place.watch), stream);
         let id = place.id;
-        let task = tokio::spawn(async move {
+        // Boxed, as all large tasks: tokio makes code for a task four times over (each scheduler, kept inline or not).
+        let run = async move {
             connection.run().await;
             drop(place);
-        });
-        self.connections.set_abort(id, task.abort_handle());
+        };
+        self.connections.set_abort(id, tokio::spawn(run.boxed()).abort_handle());
     }
 }
 

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use cli::output::{Output, OutputClosed};
+use futures_util::FutureExt;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -113,7 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         other => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            let outcome = runtime.block_on(run_async(other));
+            let outcome = runtime.block_on(run_async(other).boxed_local());
             // A thread that waits for a line of standard input is not waited for.
             runtime.shutdown_background();
             outcome

@@ -16,6 +16,7 @@ use broker::coordinator::consumer::assign::Assignor;
 use broker::coordinator::consumer::config::{Bounded, MigrationPolicy};
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
 use controller::{Controller, ControllerConfig, ControllerHandle, Timeouts};
+use futures_util::FutureExt;
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::ControlSettings;
 use metadata::Listener as MetadataListener;
@@ -54,7 +55,7 @@ pub(crate) fn run(file: &Path, overrides: &[String], parent: Option<i32>) -> Res
     abort_on_panic();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(threads(&config)?).enable_all().thread_name("ottla").build()?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config).boxed_local());
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }

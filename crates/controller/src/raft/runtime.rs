@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::{OptionalSend, TokioInstant, TokioRuntime};
 use rand_core::RngCore;
@@ -90,7 +91,8 @@ impl AsyncRuntime for SeededRuntime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        TokioRuntime::spawn(future)
+        // Boxed: tokio makes code for a task four times over (each scheduler, kept inline or not).
+        TokioRuntime::spawn(future.boxed())
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
