@@ -68,9 +68,6 @@ SUITES = [('librdkafka', librdkafka, 240), ('java', java, 180), ('tools', tools,
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120),
           ('next-groups', next_groups, 300), ('hostile', hostile, 120)]
 
-# Run when it is named only: its checks do not pass every time yet (docs/gaps.md).
-NAMED_ONLY = {'next-groups'}
-
 
 def run(name, prepare, limit, environment):
     """Runs one suite and returns (passed, failed, seconds, note)."""
@@ -131,7 +128,7 @@ def main(wanted):
                 environment['BOOTSTRAP'] = local.bootstrap
                 environment['BROKER_PIDS'] = ' '.join(map(str, local.broker_pids()))
             for name, prepare, limit in SUITES:
-                if name in wanted or (not wanted and name not in NAMED_ONLY):
+                if name in wanted or not wanted:
                     rows.append((name, *run(name, prepare, limit, environment)))
                     if local:
                         local.check_alive()

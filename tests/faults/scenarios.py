@@ -297,7 +297,7 @@ def run(scenario, cluster, keep):
     ops = load.history.produces
     acked, unknown = (sum(op.status == s for op in ops) for s in (OK, UNKNOWN))
     commits = sum(c.status == OK for c in load.history.commits)
-    if acked < 500 or commits < 3 or len(load.history.committed) < 3:
+    if not load.tried_enough():
         problems.append(f'too little was tried: {acked} acknowledged, {commits} commits')
     if problems:
         keep.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,10 @@ class Workload:
         goal = [a + n for a in self.acked]
         eventually(lambda: all(a >= g for a, g in zip(self.acked, goal)), f'{n} more acknowledged records in every partition', timeout)
 
+    def tried_enough(self):
+        """Whether so much was done that a history without an anomaly says something."""
+        return sum(self.acked) >= 500 and sum(c.status == OK for c in list(self.history.commits)) >= 3 and len(self.history.committed) >= 3
+
     # Threads
 
     def produce(self, name):
@@ -180,6 +184,7 @@ class Workload:
     # The end
 
     def finish(self):
+        eventually(self.tried_enough, 'records and commits enough to judge', 60)
         self.note('finish')
         self.sending.set()
         self.join(self.send_threads, self.message_timeout + 30)
