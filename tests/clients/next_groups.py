@@ -61,17 +61,20 @@ def send(name, values, partition):
 
 
 NEXT = {'group.protocol': 'consumer'}
+# Of librdkafka's assignors this one can be taken over: cooperative-sticky's assignments carry data of its own, and Kafka
+# refuses a member of the consumer protocol then (GROUP_ID_NOT_FOUND), too.
+CLASSIC = {'group.protocol': 'classic', 'partition.assignment.strategy': 'range', 'heartbeat.interval.ms': 200}
 
 
 class Member:
     """A group member that polls on a thread of its own; what it has, what was taken from it, what it has seen."""
 
-    def __init__(self, group, topics, **config):
+    def __init__(self, group, topics, how=NEXT, **config):
         self.seen, self.errors, self.owned, self.taken, self.stop = [], [], set(), set(), threading.Event()
         self.commits = queue.Queue()
         self.consumer = Consumer({'bootstrap.servers': B, 'group.id': group, 'enable.auto.commit': False,
                                   'auto.offset.reset': 'earliest', 'topic.metadata.refresh.interval.ms': 1000,
-                                  **NEXT, **config})
+                                  **how, **config})
         self.consumer.subscribe(topics, on_assign=self.assigned, on_revoke=self.revoked, on_lost=self.revoked)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -238,6 +241,60 @@ def death_of_a_member():
         finally:
             other.kill()
             other.wait()
+
+
+@suite.check
+def upgrade_and_downgrade():
+    """a live classic group becomes a consumer group and a classic one again, member by member, and every record is read"""
+    name, group = topic(6), unique('g')
+    sent, stop = [], threading.Event()
+
+    def produce():
+        producer = Producer({'bootstrap.servers': B, 'linger.ms': 5})
+        while not stop.is_set():
+            value = b'%d' % len(sent)
+            producer.produce(name, value, partition=len(sent) % 6)
+            sent.append(value)
+            producer.poll(0)
+            time.sleep(0.002)
+        producer.flush(30)
+
+    writer = threading.Thread(target=produce)
+    seen = []
+    with Members() as members:
+        for _ in range(2):
+            members.join(group, [name], how=CLASSIC)
+        eventually(lambda: shared_out(members, 6), 'two classic members to share')
+        equal(describe(group).type.name, 'CLASSIC', 'before')
+        writer.start()
+        try:
+            for how, mixed, after in ((NEXT, 'CONSUMER', 'CONSUMER'), (CLASSIC, 'CONSUMER', 'CLASSIC')):
+                for index in range(2):
+                    members.join(group, [name], how=how)
+                    eventually(lambda: shared_out(members, 6), 'three members of both kinds to share')
+                    equal(describe(group).type.name, mixed, 'with members of both kinds')
+                    old = members.pop(0)
+                    # What it has read is committed, so that the next one goes on from there.
+                    old.stop.set()
+                    old.thread.join(15)
+                    if old.owned:
+                        old.consumer.commit(asynchronous=False)
+                    seen += old.seen
+                    old.consumer.close()
+                    eventually(lambda: shared_out(members, 6), 'two members to share')
+                eventually(lambda: describe(group).type.name == after, f'the group to be {after}')
+        finally:
+            stop.set()
+            writer.join()
+        everything = lambda: {v for _, v in seen} | {v for m in members for _, v in m.seen}  # noqa: E731
+        eventually(lambda: everything() == set(sent), 'every record')
+        equal([e for m in members for e in m.errors], [], 'errors')
+
+
+def tool(name, *arguments, **options):
+    command = ['java', '-Xmx256m', '-XX:TieredStopAtLevel=1', '-Dlog4j2.level=OFF', '-cp', installs.kafka_class_path(), name,
+               '--bootstrap-server', B, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, **options)
 
 
 @suite.check
