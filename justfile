@@ -50,6 +50,10 @@ compare *ARGS:
 partitions *ARGS:
     python3 benches/partitions/failover.py {{ARGS}}
 
+# Groups of 500 members, 10,000 groups, offset commits: Ottla and Apache Kafka (minutes)
+groups *ARGS:
+    python3 benches/groups.py {{ARGS}}
+
 # How fast and in how much memory a log is compacted: gigabytes, million keys, codec
 compaction *ARGS:
     cargo run --release -p storage --example compaction -- {{ARGS}}

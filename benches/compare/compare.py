@@ -44,8 +44,6 @@ if pathlib.Path(sys.executable) != PYTHON:
 from confluent_kafka import Consumer, Producer, TopicPartition  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 
-TICK = os.sysconf('SC_CLK_TCK')
-
 
 class Side:
     """One of the two clusters, and what is asked of its processes."""
@@ -53,18 +51,6 @@ class Side:
     def __init__(self, name, cluster):
         self.name, self.cluster, self.bootstrap = name, cluster, cluster.bootstrap
         self.admin = AdminClient({'bootstrap.servers': self.bootstrap})
-
-    def cpu(self):
-        total = 0
-        for node in self.cluster.nodes:
-            fields = pathlib.Path(f'/proc/{self.cluster.pid(node)}/stat').read_text().rsplit(')', 1)[1].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / TICK
-
-    def rss(self):
-        """MiB of the node in the middle."""
-        pages = [int(pathlib.Path(f'/proc/{self.cluster.pid(n)}/statm').read_text().split()[1]) for n in self.cluster.nodes]
-        return statistics.median(pages) * os.sysconf('SC_PAGE_SIZE') / 2**20
 
     def topic(self, partitions=6, replicas=3, **config):
         """A new topic with every leader and ISR in place; returns its name and how long that took."""
@@ -107,9 +93,9 @@ BIGGER_IS_BETTER = {'records/s', 'MB/s', 'requests/s'}
 
 def flat_out(side, seconds, size, replicas, rate=0):
     name, _ = side.topic(replicas=replicas)
-    before = side.cpu()
+    before = side.cluster.cpu_seconds()
     got = load('produce', side.bootstrap, name, 6, size, 'all' if replicas > 1 else '1', seconds, rate)
-    spent = side.cpu() - before
+    spent = side.cluster.cpu_seconds() - before
     side.drop(name)
     n = got['records']
     if rate:
@@ -141,7 +127,7 @@ def open_loop(side, seconds, producers, rate, size, partitions, **config):
     poller = threading.Thread(target=poll)
     if producers == 1:
         poller.start()
-    before, begun, n = side.cpu(), time.perf_counter(), int(rate * seconds)
+    before, begun, n = side.cluster.cpu_seconds(), time.perf_counter(), int(rate * seconds)
     for i in range(n):
         due = begun + i / rate
         while (early := due - time.perf_counter()) > 0:
@@ -152,7 +138,7 @@ def open_loop(side, seconds, producers, rate, size, partitions, **config):
             sender.poll(0)
     for sender in senders:
         sender.flush(60)
-    elapsed, spent = time.perf_counter() - begun, side.cpu() - before
+    elapsed, spent = time.perf_counter() - begun, side.cluster.cpu_seconds() - before
     stop.set()
     if producers == 1:
         poller.join()
@@ -167,18 +153,18 @@ def open_loop(side, seconds, producers, rate, size, partitions, **config):
 def consume(side, size, records):
     name, _ = side.topic(retention_bytes=-1)
     load('fill', side.bootstrap, name, 6, size, records)
-    before = side.cpu()
+    before = side.cluster.cpu_seconds()
     got = load('consume', side.bootstrap, name, 6, records)
-    spent = side.cpu() - before
+    spent = side.cluster.cpu_seconds() - before
     side.drop(name)
     return {'records/s': records / got['seconds'], 'MB/s': records * size / got['seconds'] / 1e6,
             'cluster s/GB': spent / (records * size) * 1e9}
 
 
 def many_partitions(side, n):
-    before = side.cpu()
+    before = side.cluster.cpu_seconds()
     name, seconds = side.topic(partitions=n)
-    spent = side.cpu() - before
+    spent = side.cluster.cpu_seconds() - before
     side.drop(name)
     eventually(lambda: name not in side.admin.list_topics(timeout=30).topics, 'the topic to go', 120)
     return {'seconds': seconds, 'cluster CPU s': spent}
@@ -288,8 +274,8 @@ def case(name, side, seconds):
         'fleet': lambda: open_loop(side, seconds, 50, 5000, 200, 12),
         'consume1k': lambda: consume(side, 1024, 1_000_000),
         'consume100': lambda: consume(side, 100, 5_000_000),
-        'rss-idle': lambda: {'MiB': side.rss()},
-        'rss': lambda: {'MiB': side.rss()},
+        'rss-idle': lambda: {'MiB': side.cluster.resident_mib()},
+        'rss': lambda: {'MiB': side.cluster.resident_mib()},
         'start': lambda: start_time(side.name),
         'failover': lambda: failover(side),
     }[name]()

@@ -20,15 +20,16 @@ JVM = ['-Xms1g', '-Xmx1g', '-server', '-XX:+UseG1GC', '-XX:MaxGCPauseMillis=20',
 
 
 class KafkaCluster(cluster.Cluster):
-    """Formats fresh data directories; `start_all` starts the nodes."""
+    """Formats fresh data directories; `start_all` starts the nodes. `extra` are further properties."""
 
     name = 'Kafka'
 
-    def __init__(self):
+    def __init__(self, extra=()):
         self.base = cluster.free_base_port()
         super().__init__(','.join(f'127.0.0.1:{self.base + i}' for i in range(3)), [1, 2, 3])
         self.temporary = tempfile.TemporaryDirectory(prefix='compare-kafka-')
         self.directory = pathlib.Path(self.temporary.name)
+        self.extra = dict(extra)
         self.class_path, self.processes = installs.kafka_class_path(), {}
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip('=')
         for node in self.nodes:
@@ -47,7 +48,7 @@ class KafkaCluster(cluster.Cluster):
             'listeners': f'{here},CONTROLLER://127.0.0.1:{self.base + 1000 + node}', 'advertised.listeners': here,
             'log.dirs': self.directory / f'node-{node}' / 'data', 'default.replication.factor': 3,
             'offsets.topic.replication.factor': 3, 'transaction.state.log.replication.factor': 3,
-            'transaction.state.log.min.isr': 2, 'log.retention.check.interval.ms': 1000, 'log.segment.delete.delay.ms': 1000}
+            'transaction.state.log.min.isr': 2, 'log.retention.check.interval.ms': 1000, 'log.segment.delete.delay.ms': 1000, **self.extra}
 
     def start(self, node):
         home = self.directory / f'node-{node}'

@@ -11,6 +11,7 @@ import random
 import shlex
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import time
@@ -145,6 +146,19 @@ class Cluster:
                        for leader, replicas, isr in self.partitions(topic).values())
 
         eventually(full, f'every replica of {topic} in its ISR', timeout)
+
+    def cpu_seconds(self):
+        """Processor time of all nodes' processes since they started."""
+        total = 0
+        for node in self.nodes:
+            fields = pathlib.Path(f'/proc/{self.pid(node)}/stat').read_text().rsplit(')', 1)[1].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / os.sysconf('SC_CLK_TCK')
+
+    def resident_mib(self):
+        """Resident memory of the node in the middle."""
+        pages = [int(pathlib.Path(f'/proc/{self.pid(n)}/statm').read_text().split()[1]) for n in self.nodes]
+        return statistics.median(pages) * os.sysconf('SC_PAGE_SIZE') / 2**20
 
     def partition_directory(self, node, topic, partition):
         """The directory of one replica, wherever below the node's data it is."""
