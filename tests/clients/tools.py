@@ -1,4 +1,5 @@
-"""Apache Kafka's own admin tools: kafka-reassign-partitions and kafka-leader-election, as operators use them.
+"""Apache Kafka's own tools: kafka-reassign-partitions and kafka-leader-election as operators use them, and kafka-dump-log on
+the files of a broker that runs on this machine.
 
 KAFKA_CLASS_PATH is what the tools are run from.
 """
@@ -20,6 +21,7 @@ JAVA = ['java', '-Xmx256m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', '-Dlo
         os.environ['KAFKA_CLASS_PATH']]
 REASSIGN = 'org.apache.kafka.tools.reassign.ReassignPartitionsCommand'
 ELECT = 'org.apache.kafka.tools.LeaderElectionCommand'
+DUMP = 'org.apache.kafka.tools.DumpLogSegments'
 
 
 def tool(name, *arguments, fails=False):
@@ -137,11 +139,35 @@ def unclean_leader():
     assert 'Valid replica already elected' in out, out
 
 
-def produce(name, count, size):
+@suite.check
+def dump_log():
+    """kafka-dump-log reads the segments and indexes of a broker: every batch valid, every record there, no mismatch"""
+    name = topic(1, 1)
+    produce(name, 500, 1_000, 'compression.type=none')
+    produce(name, 500, 1_000, 'compression.type=lz4')
+    leader = partitions(name)[0][0]
+    out = tool('org.apache.kafka.tools.LogDirsCommand', '--describe', '--topic-list', name, '--broker-list', str(leader))
+    described = json.loads(next(line for line in out.splitlines() if line.startswith('{')))
+    directory, = {d['logDir'] for b in described['brokers'] for d in b['logDirs'] if d['partitions']}
+    home = pathlib.Path(directory) / f'{name}-0'
+    # The indexes of a segment that is written to come to the disk in groups, each whole.
+    files = sorted(home.glob('*.log')) + sorted(home.glob('*.index')) + sorted(home.glob('*.timeindex'))
+    done = subprocess.run([*JAVA, DUMP, '--deep-iteration', '--files', ','.join(map(str, files))],
+                          capture_output=True, text=True, timeout=60)
+    equal(done.returncode, 0, done.stderr)
+    out = done.stdout
+    batches = [line for line in out.splitlines() if line.startswith('baseOffset:')]
+    assert batches and all('isvalid: true' in line for line in batches), out[:2000]
+    offsets = [int(line.split()[2]) for line in out.splitlines() if line.startswith('| offset:')]
+    equal(offsets, list(range(1000)), 'the records')
+    assert 'ismatch' not in out and 'out of order' not in out and 'rror' not in out, out[-2000:]
+
+
+def produce(name, count, size, *properties):
     perf = 'org.apache.kafka.tools.ProducerPerformance'
     done = subprocess.run(
         [*JAVA, perf, '--bootstrap-server', B, '--topic', name, '--num-records', str(count), '--record-size', str(size),
-         '--throughput', '-1', '--command-property', 'acks=all'], capture_output=True, text=True, timeout=60)
+         '--throughput', '-1', '--command-property', 'acks=all', *properties], capture_output=True, text=True, timeout=60)
     equal(done.returncode, 0, done.stderr)
 
 

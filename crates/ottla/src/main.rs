@@ -75,6 +75,8 @@ enum Command {
     },
     #[command(flatten)]
     Client(cli::ClientCommand),
+    /// The files of a data directory: show what they hold, check them
+    Log(cli::log::LogOptions),
     /// Ask a node's HTTP port whether it serves; exit code 0 if it does
     Health {
         /// The node's ottla.http.listener
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Server { config, overrides, end_with_parent } => server::run(&config, &overrides, end_with_parent),
+        Command::Log(options) => cli::log::run(options),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "ottla", &mut script);
@@ -130,7 +133,7 @@ async fn run_async(command: Command) -> anyhow::Result<()> {
         Command::Demo { base_port, rounds, json } => demo::run(base_port, rounds, Output { json }).await,
         Command::Client(command) => cli::run(command).await,
         Command::Health { http, json } => health(&http, Output { json }).await,
-        Command::Server { .. } | Command::Completions { .. } => Ok(()),
+        Command::Server { .. } | Command::Log(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

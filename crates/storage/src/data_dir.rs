@@ -19,13 +19,13 @@ use crate::env::LogEnv;
 use crate::log::identity::{self, Identity};
 use crate::reserve::{Ballast, reserve_of};
 
-const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
+pub(crate) const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
 /// 100,000 partitions with names of the greatest length take a third of this.
-const CHECKPOINT_MAX: usize = 64 << 20;
-const SMALL_MAX: usize = 64 << 10;
+pub(crate) const CHECKPOINT_MAX: usize = 64 << 20;
+pub(crate) const SMALL_MAX: usize = 64 << 10;
 /// File names have at most so many bytes.
 const NAME_MAX: usize = 255;
-const DELETED: &str = "-delete";
+pub(crate) const DELETED: &str = "-delete";
 
 /// What can go wrong with a log directory as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +108,7 @@ pub struct DataDir {
 }
 
 impl Checkpoint {
-    fn file_name(self) -> &'static str {
+    pub(crate) fn file_name(self) -> &'static str {
         match self {
             Checkpoint::RecoveryPoint => "recovery-point-offset-checkpoint",
             Checkpoint::LogStart => "log-start-offset-checkpoint",
@@ -355,12 +355,12 @@ fn holder(pid: Option<&u32>) -> String {
     pid.map_or("another process".to_owned(), |pid| format!("process {pid}"))
 }
 
-fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DataDirError + use<> {
+pub(crate) fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> DataDirError + use<> {
     let path = path.to_owned();
     move |source| DataDirError::Io { what, path: path.clone(), source }
 }
 
-fn parse_meta(text: &[u8]) -> Result<MetaProperties, &'static str> {
+pub(crate) fn parse_meta(text: &[u8]) -> Result<MetaProperties, &'static str> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not text")?;
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let values: BTreeMap<&str, &str> =
@@ -378,7 +378,7 @@ fn parse_meta(text: &[u8]) -> Result<MetaProperties, &'static str> {
 }
 
 /// The broker epoch of `{"version":0,"brokerEpoch":7}`.
-fn parse_clean_shutdown(text: &[u8]) -> Option<BrokerEpoch> {
+pub(crate) fn parse_clean_shutdown(text: &[u8]) -> Option<BrokerEpoch> {
     let text = std::str::from_utf8(text).ok()?;
     let inside = text.trim().strip_prefix('{')?.strip_suffix('}')?;
     let fields: BTreeMap<&str, &str> =
@@ -387,7 +387,7 @@ fn parse_clean_shutdown(text: &[u8]) -> Option<BrokerEpoch> {
     (fields.get("\"version\"") == Some(&"0")).then_some(BrokerEpoch(epoch))
 }
 
-fn parse_offsets(text: &[u8]) -> Result<BTreeMap<(String, PartitionIndex), Offset>, &'static str> {
+pub(crate) fn parse_offsets(text: &[u8]) -> Result<BTreeMap<(String, PartitionIndex), Offset>, &'static str> {
     let mut offsets = BTreeMap::new();
     for line in checkpoint::parse(text)? {
         let mut words = line.split(' ');
@@ -407,7 +407,7 @@ fn parse_offsets(text: &[u8]) -> Result<BTreeMap<(String, PartitionIndex), Offse
 }
 
 /// `topic-7`
-fn parse_partition(name: &str) -> Option<(String, PartitionIndex)> {
+pub(crate) fn parse_partition(name: &str) -> Option<(String, PartitionIndex)> {
     let (topic, partition) = name.rsplit_once('-')?;
     if topic.is_empty() || partition.is_empty() || !partition.bytes().all(|b| b.is_ascii_digit()) {
         return None;

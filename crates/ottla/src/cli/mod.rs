@@ -1,9 +1,11 @@
-//! The commands that talk to a running cluster over Kafka's protocol: tables for people, `--json` for programs.
+//! The commands that talk to a running cluster over Kafka's protocol, and [`log`] that reads files: tables for people,
+//! `--json` for programs.
 
 mod cluster;
 mod consume;
 mod disks;
 mod group;
+pub(crate) mod log;
 mod outlook;
 pub(crate) mod output;
 mod partitions;

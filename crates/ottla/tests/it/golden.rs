@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{TempDir, eventually, free_base_port, json_lines, ottla, run, stdout, terminate};
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("created");
     for entry in fs::read_dir(from).expect("kept") {
         let entry = entry.expect("readable");

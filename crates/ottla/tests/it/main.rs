@@ -4,6 +4,7 @@ mod cli;
 mod cluster;
 mod golden;
 mod local;
+mod log;
 mod moves;
 mod quorum;
 mod tidy;

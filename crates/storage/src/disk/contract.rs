@@ -9,6 +9,9 @@ fn on_each_disk(test: impl Fn(&dyn Disk, &Path)) {
     let mem = MemDisk::new();
     mem.create_dir_all(Path::new("/mem")).unwrap();
     test(&mem, Path::new("/mem"));
+    mem.remove_dir_all(Path::new("/mem")).unwrap();
+    mem.create_dir_all(Path::new("/mem")).unwrap();
+    test(&OverlayDisk::over(Arc::new(mem)), Path::new("/mem"));
 }
 
 fn content(disk: &dyn Disk, path: &Path) -> Vec<u8> {
@@ -183,4 +186,35 @@ fn faults_and_a_full_disk_are_told_and_leave_what_was_there() {
     let full = write_all_at(&*file, &mut [IoSlice::new(b"three")], 6).unwrap_err();
     assert!(is_out_of_space(&full), "{full}");
     assert_eq!(content(&disk, Path::new("/d/f")), b"onetwoth");
+}
+
+#[test]
+fn what_lies_over_a_disk_shows_its_own_changes_and_leaves_the_disk_as_it_was() {
+    let mem = MemDisk::new();
+    mem.create_dir_all(Path::new("/d/e")).unwrap();
+    let bytes: Vec<u8> = (0..=250).cycle().take(10_000).collect();
+    for name in ["/d/a", "/d/b", "/d/e/f"] {
+        replace_file(&mem, Path::new(name), &bytes).unwrap();
+    }
+    let over = OverlayDisk::over(Arc::new(mem.clone()));
+    let file = over.open(Path::new("/d/a"), OpenMode::Existing).unwrap();
+    write_all_at(&*file, &mut [IoSlice::new(&[255; 5000])], 3000).unwrap();
+    file.truncate(7000).unwrap();
+    file.truncate(9000).unwrap();
+    let expected = [&bytes[..3000], &[255; 4000], &[0; 2000]].concat();
+    assert_eq!(content(&over, Path::new("/d/a")), expected);
+    over.rename(Path::new("/d/a"), Path::new("/d/b")).unwrap();
+    over.rename(Path::new("/d/e"), Path::new("/d/g")).unwrap();
+    assert_eq!(content(&over, Path::new("/d/b")), expected);
+    assert_eq!(content(&over, Path::new("/d/g/f")), bytes);
+    let names =
+        |disk: &dyn Disk, dir| disk.list(Path::new(dir)).unwrap().into_iter().map(|e| e.name).collect::<Vec<_>>();
+    assert_eq!(names(&over, "/d"), ["b", "g"]);
+    assert!(over.open(Path::new("/d/e/f"), OpenMode::Existing).is_err());
+    over.remove_dir_all(Path::new("/d")).unwrap();
+    assert!(over.list(Path::new("/d")).is_err());
+    assert_eq!(names(&mem, "/d"), ["a", "b", "e"]);
+    for name in ["/d/a", "/d/b", "/d/e/f"] {
+        assert_eq!(content(&mem, Path::new(name)), bytes);
+    }
 }

@@ -368,7 +368,9 @@ impl Disk for MemDisk {
         let inode = match state.live.names.get(path) {
             Some(Node::File(inode)) => *inode,
             Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
-            None if mode == OpenMode::Existing => return Err(io::ErrorKind::NotFound.into()),
+            None if matches!(mode, OpenMode::ReadOnly | OpenMode::Existing) => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             None => {
                 let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
                 if state.live.names.get(parent) != Some(&Node::Dir) {

@@ -1,18 +1,21 @@
 //! The file system as this crate sees it: [`Disk`] and [`DiskFile`], and the two shapes in which bytes become durable.
 //!
 //! Every access to files goes through these traits: [`RealDisk`] is the machine's file system, [`MemDisk`] one in memory
-//! that knows which writes were synced, can crash, and can fail on demand. Both pass the same contract suite.
+//! that knows which writes were synced, can crash, and can fail on demand, [`OverlayDisk`] one that keeps the changes to
+//! another for itself. All pass the same contract suite.
 //!
 //! Invariant (`R31`): a name is durable after [`Disk::sync_dir`] of its directory, content after
 //! [`DiskFile::sync_data`]; nothing else is promised.
 
 mod mem;
+mod overlay;
 mod real;
 
 #[cfg(test)]
 mod contract;
 
 pub use mem::{Call, Counters, Crash, FaultKind, MemDisk};
+pub use overlay::OverlayDisk;
 pub use real::RealDisk;
 
 use std::fmt::Debug;
@@ -20,9 +23,11 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a file is opened. All files are opened for reading and writing.
+/// How a file is opened: for reading and writing, but for one mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
+    /// It must be there, and nobody writes: for those who only look.
+    ReadOnly,
     /// It must be there.
     Existing,
     /// It is made if it is not there; what is there stays.

@@ -23,9 +23,9 @@ struct RealFile(File);
 impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true);
+        options.read(true).write(mode != OpenMode::ReadOnly);
         match mode {
-            OpenMode::Existing => &mut options,
+            OpenMode::ReadOnly | OpenMode::Existing => &mut options,
             OpenMode::Create => options.create(true).truncate(false),
             OpenMode::Truncate => options.create(true).truncate(true),
         };

@@ -17,11 +17,11 @@ use std::sync::Arc;
 
 use model::{Offset, ProducerId};
 
-use super::segment::{FileKind, Segment, SegmentFiles, parse_name};
+use super::segment::{FileKind, SegmentFiles, parse_name};
 use super::{Condition, Log, LogError, Names};
 use crate::disk::{DiskFile, read_exact_at, write_all_at};
 
-const ENTRY: usize = 34;
+pub(super) const ENTRY: usize = 34;
 const VERSION: i16 = 0;
 /// Entries kept in memory at most, once files have them.
 const RECENT_MAX: usize = 256;
@@ -303,7 +303,7 @@ impl Log {
             let limit = self.segments.get(number + 1).map_or(Offset(i64::MAX), |next| next.base);
             let segment = &mut self.segments[number];
             let file = segment.files(&self.env, &self.dir).open(FileKind::TxnIndex).map_err(&failed)?;
-            let found = check(&*file, segment, limit).map_err(&failed)?;
+            let found = check(&*file, base, limit).map_err(&failed)?;
             segment.aborted = found;
             if file.size().map_err(&failed)? != u64::from(found.entries) * ENTRY as u64 {
                 tracing::warn!(dir = %self.dir.display(), %base, "the index of aborted transactions is torn; it is made again");
@@ -415,10 +415,10 @@ impl ColdAborted {
 }
 
 /// How many entries of a file are sound, from the first on.
-fn check(file: &dyn DiskFile, segment: &Segment, limit: Offset) -> io::Result<AbortedFile> {
+pub(super) fn check(file: &dyn DiskFile, base: Offset, limit: Offset) -> io::Result<AbortedFile> {
     let whole = u32::try_from(file.size()? / ENTRY as u64).unwrap_or(u32::MAX);
     let mut found = AbortedFile::NONE;
-    let mut last = segment.base + -1;
+    let mut last = base + -1;
     while found.entries < whole {
         for entry in read(file, found.entries, CHUNK.min(whole - found.entries))? {
             let in_place = entry.last_offset > last && entry.last_offset < limit;
@@ -450,7 +450,7 @@ fn partition_point(file: &dyn DiskFile, count: u32, offset: Offset) -> io::Resul
 }
 
 /// `count` entries from number `first` on. One of another version reads as one that makes no sense.
-fn read(file: &dyn DiskFile, first: u32, count: u32) -> io::Result<Vec<AbortedTransaction>> {
+pub(super) fn read(file: &dyn DiskFile, first: u32, count: u32) -> io::Result<Vec<AbortedTransaction>> {
     let mut bytes = vec![0; count as usize * ENTRY];
     read_exact_at(file, &mut bytes, u64::from(first) * ENTRY as u64)?;
     Ok(bytes.chunks_exact(ENTRY).map(decode).collect())
@@ -466,7 +466,7 @@ fn encode(entry: &AbortedTransaction) -> [u8; ENTRY] {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> AbortedTransaction {
+pub(super) fn decode(bytes: &[u8]) -> AbortedTransaction {
     let field = |at: usize| {
         let mut field = [0; 8];
         field.copy_from_slice(&bytes[at..at + 8]);

@@ -83,7 +83,7 @@ pub(super) fn read(disk: &dyn Disk, dir: &Path) -> io::Result<Option<EpochCache>
     }
 }
 
-fn path(dir: &Path) -> PathBuf {
+pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join("leader-epoch-checkpoint")
 }
 

@@ -224,15 +224,25 @@ fn entries(file: &dyn DiskFile, entry: usize) -> io::Result<u32> {
 fn read_entry(index: &dyn DiskFile, number: u32) -> io::Result<(u32, u32)> {
     let mut bytes = [0u8; ENTRY];
     read_exact_at(index, &mut bytes, u64::from(number) * ENTRY as u64)?;
-    let [a, b, c, d, e, f, g, h] = bytes;
-    Ok((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])))
+    Ok(decode_entry(bytes))
 }
 
 fn read_time(times: &dyn DiskFile, number: u32) -> io::Result<(i64, u32)> {
     let mut bytes = [0u8; TIME_ENTRY];
     read_exact_at(times, &mut bytes, u64::from(number) * TIME_ENTRY as u64)?;
+    Ok(decode_time(bytes))
+}
+
+/// The relative offset and the position of an entry of an offset index.
+pub(super) fn decode_entry(bytes: [u8; ENTRY]) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = bytes;
+    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+}
+
+/// The timestamp and the relative offset of an entry of a time index.
+pub(super) fn decode_time(bytes: [u8; TIME_ENTRY]) -> (i64, u32) {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
-    Ok((i64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes([i, j, k, l])))
+    (i64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes([i, j, k, l]))
 }
 
 /// The first number in `0..count` of which `is_before` does not hold.

@@ -20,6 +20,7 @@ mod epochs;
 mod error;
 pub(crate) mod identity;
 mod index;
+pub mod inspect;
 mod read;
 mod recover;
 mod retention;

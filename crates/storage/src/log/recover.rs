@@ -20,11 +20,11 @@ use super::aborted::AbortedIndex;
 use super::compaction::swap;
 use super::identity::{self, Identity};
 use super::index::{self, Indexer};
-use super::segment::{CLEANED, FileKind, Segment, SegmentFiles};
+use super::segment::{CLEANED, FileKind, Segment};
 use super::sync::SyncState;
 use super::tail::Tail;
 use super::truncate::{read_note, segment_bases};
-use super::walk::{FAR, Step, Walker, frame};
+use super::walk::{FAR, Order, Step, Walker, frame};
 use super::{Condition, Log, LogError, Names, OpenHints, Recovered, Verdict, epochs};
 use crate::config::LogConfig;
 use crate::disk::{DiskFile, read_exact_at};
@@ -379,13 +379,13 @@ impl Log {
         let failed = self.failed("cannot read in");
         let bases = segment_bases(&*self.env.disk, &self.dir).map_err(&failed)?;
         let segment = self.segments[bad.segment].base;
-        let mut search = Search::new(recovery);
+        let mut search = Search::new(recovery.order());
         for base in bases.iter().filter(|base| **base >= segment) {
             let files = Segment::new(&self.env, *base, 0).files(&self.env, &self.dir);
             let from = if *base == segment { bad.position } else { 0 };
-            let found = search.find(&files, from).map_err(&failed)?;
+            let found = files.open(FileKind::Log).and_then(|log| search.find(&*log, from)).map_err(&failed)?;
             files.close_all();
-            if found {
+            if found.is_some() {
                 return Ok(true);
             }
         }
@@ -445,12 +445,15 @@ impl Progress {
 }
 
 impl Recovery {
+    fn order(&self) -> Order {
+        let last_epoch = self.last.map_or(LeaderEpoch::NONE, |last| last.leader_epoch);
+        Order { expected: self.expected, last_epoch }
+    }
+
     /// The sound batch at which `walker` stands, taken into account; None at the end and where there is none.
     fn sound_batch(&mut self, base: Offset, walker: &mut Walker) -> io::Result<Option<BatchHeader>> {
         let Step::Batch(header) = walker.peek()? else { return Ok(None) };
-        let follows = header.base_offset >= self.expected
-            && header.last_offset() - base <= i64::from(i32::MAX)
-            && self.last.is_none_or(|last| header.leader_epoch >= last.leader_epoch);
+        let follows = self.order().allows(base, &header);
         let checked = header.next_offset() <= self.recovery_point;
         if !follows || !(checked || walker.has_good_crc(&header)?) {
             return Ok(None);
@@ -470,9 +473,8 @@ impl Recovery {
 }
 
 /// Looks for a valid batch at every byte.
-struct Search {
-    expected: Offset,
-    last_epoch: LeaderEpoch,
+pub(super) struct Search {
+    order: Order,
     /// Bytes that may yet be read to check candidates: noise that looks like many headers must not take for ever.
     patience: u64,
 }
@@ -481,34 +483,34 @@ struct Search {
 const SEARCH_CHUNK: usize = 1 << 20;
 
 impl Search {
-    fn new(recovery: &Recovery) -> Self {
-        let last_epoch = recovery.last.map_or(LeaderEpoch::NONE, |last| last.leader_epoch);
-        Self { expected: recovery.expected, last_epoch, patience: 8 << 30 }
+    /// For batches that may follow.
+    pub(super) fn new(order: Order) -> Self {
+        Self { order, patience: 8 << 30 }
     }
 
-    /// Whether a valid batch starts behind `from`, or may for all we know.
-    fn find(&mut self, files: &SegmentFiles, from: u64) -> io::Result<bool> {
-        let log = files.open(FileKind::Log)?;
+    /// Where a valid batch starts at `from` or behind, or may for all we know.
+    pub(super) fn find(&mut self, log: &dyn DiskFile, from: u64) -> io::Result<Option<u64>> {
         let size = log.size()?;
         let mut chunk_at = from;
         while chunk_at + (model::batch::HEADER_LEN as u64) <= size {
             let length = usize::try_from(size - chunk_at).unwrap_or(usize::MAX).min(SEARCH_CHUNK);
             let mut chunk = vec![0; length];
-            read_exact_at(&*log, &mut chunk, chunk_at)?;
+            read_exact_at(log, &mut chunk, chunk_at)?;
             let last = length - model::batch::HEADER_LEN;
             for i in (0..=last).filter(|i| chunk[i + 16] == 2) {
-                if self.is_valid(&*log, &chunk[i..], chunk_at + i as u64, size)? {
-                    return Ok(true);
+                let position = chunk_at + i as u64;
+                if self.is_valid(log, &chunk[i..], position, size)? {
+                    return Ok(Some(position));
                 }
             }
             chunk_at += last as u64 + 1;
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn is_valid(&mut self, log: &dyn DiskFile, bytes: &[u8], position: u64, size: u64) -> io::Result<bool> {
         let Ok(header) = frame(bytes, size - position) else { return Ok(false) };
-        if header.base_offset < self.expected || header.leader_epoch < self.last_epoch {
+        if header.base_offset < self.order.expected || header.leader_epoch < self.order.last_epoch {
             return Ok(false);
         }
         self.patience = self.patience.saturating_sub(header.size as u64);

@@ -18,7 +18,7 @@ use crate::env::LogEnv;
 const VERSION: [u8; 2] = [0, 1];
 const HEADER: usize = 6;
 /// 100,000 producers take less than a tenth of this.
-const SIZE_MAX: usize = 256 << 20;
+pub(super) const SIZE_MAX: usize = 256 << 20;
 /// So many of the newest are kept, beside the newest of each segment: a truncation leaves the one below it.
 const KEPT: usize = 3;
 
@@ -196,7 +196,7 @@ fn encode(state: &[u8]) -> Vec<u8> {
     content
 }
 
-fn decode(content: Vec<u8>) -> Option<Bytes> {
+pub(super) fn decode(content: Vec<u8>) -> Option<Bytes> {
     let stored = content.get(2..HEADER)?;
     let sound = content.starts_with(&VERSION) && model::batch::crc32c(&content[HEADER..]).to_be_bytes() == stored;
     sound.then(|| Bytes::from(content).slice(HEADER..))

@@ -7,8 +7,8 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::BatchHeader;
 use model::batch::HEADER_LEN;
+use model::{BatchHeader, LeaderEpoch, Offset};
 
 use crate::disk::{DiskFile, read_exact_at};
 
@@ -23,6 +23,32 @@ pub(super) enum Step {
     Batch(BatchHeader),
     End,
     Bad(&'static str),
+}
+
+/// What the batches of a log are held to, one after the other: they ascend, lie in reach of their segment's base, and their
+/// leader epochs never fall. Their checksum covers neither.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Order {
+    /// No batch may begin below.
+    pub(super) expected: Offset,
+    pub(super) last_epoch: LeaderEpoch,
+}
+
+impl Order {
+    pub(super) fn from(expected: Offset) -> Self {
+        Self { expected, last_epoch: LeaderEpoch::NONE }
+    }
+
+    /// Whether this batch may come next, in a segment of this base.
+    pub(super) fn allows(&self, base: Offset, header: &BatchHeader) -> bool {
+        header.base_offset >= self.expected
+            && header.last_offset() - base <= i64::from(i32::MAX)
+            && header.leader_epoch >= self.last_epoch
+    }
+
+    pub(super) fn pass(&mut self, header: &BatchHeader) {
+        (self.expected, self.last_epoch) = (header.next_offset(), header.leader_epoch);
+    }
 }
 
 #[derive(Debug)]

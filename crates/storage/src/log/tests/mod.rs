@@ -4,6 +4,7 @@ mod aborted;
 mod compaction;
 mod crashes;
 mod faults;
+mod inspect;
 mod life;
 mod model_based;
 
