@@ -119,15 +119,14 @@ impl FileContent {
     #[must_use]
     pub fn of(name: &str) -> Option<FileContent> {
         let name = [".deleted", ".cleaned"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
-        let kinds: [(&str, fn(Offset) -> FileContent); 5] = [
-            ("log", FileContent::Batches),
-            ("index", FileContent::OffsetIndex),
-            ("timeindex", FileContent::TimeIndex),
-            ("txnindex", FileContent::AbortedIndex),
-            ("snapshot", FileContent::Producers),
-        ];
-        if let Some(found) = kinds.iter().find_map(|(suffix, kind)| parse_name(name, suffix).map(kind)) {
-            return Some(found);
+        let of_segment = |suffix| parse_name(name, suffix);
+        let found = of_segment("log").map(FileContent::Batches);
+        let found = found.or_else(|| of_segment("index").map(FileContent::OffsetIndex));
+        let found = found.or_else(|| of_segment("timeindex").map(FileContent::TimeIndex));
+        let found = found.or_else(|| of_segment("txnindex").map(FileContent::AbortedIndex));
+        let found = found.or_else(|| of_segment("snapshot").map(FileContent::Producers));
+        if found.is_some() {
+            return found;
         }
         match name {
             "partition.metadata" | "meta.properties" | ".kafka_cleanshutdown" => Some(FileContent::Text),
