@@ -84,6 +84,9 @@ served! {
     AddOffsetsToTxn by add_offsets_to_txn,
     EndTxn by end_txn,
     WriteTxnMarkers by write_txn_markers,
+    DescribeAcls by describe_acls,
+    CreateAcls by create_acls,
+    DeleteAcls by delete_acls,
     DescribeConfigs by describe_configs,
     AlterConfigs by alter_configs,
     DescribeLogDirs by describe_log_dirs,
@@ -181,6 +184,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 46);
+        assert_eq!(SERVED.len(), 49);
     }
 }

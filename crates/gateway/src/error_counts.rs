@@ -58,6 +58,9 @@ error_counts! {
     ListTransactionsResponse: r => [r.error_code];
     UpdateFeaturesResponse: r => [r.error_code].into_iter().chain(r.results.iter().map(|f| f.error_code));
     OffsetForLeaderEpochResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
+    DescribeAclsResponse: r => [r.error_code];
+    CreateAclsResponse: r => r.results.iter().map(|c| c.error_code);
+    DeleteAclsResponse: r => r.filter_results.iter().map(|f| f.error_code);
     DescribeConfigsResponse: r => r.results.iter().map(|c| c.error_code);
     AlterConfigsResponse: r => r.responses.iter().map(|c| c.error_code);
     DescribeLogDirsResponse: r => [r.error_code].into_iter().chain(r.results.iter().map(|d| d.error_code));

@@ -52,6 +52,9 @@ pub(crate) enum Refusal {
     /// `delete.topic.enable` is off.
     #[error("deleting topics is disabled: see delete.topic.enable")]
     DeletionDisabled,
+    /// Nobody decides who may do what.
+    #[error("No Authorizer is configured.")]
+    NoAuthorizer,
     /// The coordinator is not known, or cannot be reached by this listener.
     #[error("the coordinator is not available: ask again")]
     NoCoordinator,
@@ -96,6 +99,7 @@ impl Refusal {
             Refusal::Repeated(_) | Refusal::Malformed(_) | Refusal::UnknownResource(_) => ErrorCode::InvalidRequest,
             Refusal::UnsupportedValue => ErrorCode::UnsupportedVersion,
             Refusal::DeletionDisabled => ErrorCode::TopicDeletionDisabled,
+            Refusal::NoAuthorizer => ErrorCode::SecurityDisabled,
             Refusal::NoCoordinator => ErrorCode::CoordinatorNotAvailable,
             Refusal::OtherEndpointType => ErrorCode::MismatchedEndpointType,
             Refusal::UnknownEndpointType => ErrorCode::UnsupportedEndpointType,

@@ -42,6 +42,10 @@ pub(crate) mod unregister_broker;
 pub(crate) mod add_raft_voter;
 pub(crate) mod remove_raft_voter;
 
+pub(crate) mod create_acls;
+pub(crate) mod delete_acls;
+pub(crate) mod describe_acls;
+
 pub(crate) mod alter_configs;
 pub(crate) mod describe_configs;
 pub(crate) mod group_configs;

@@ -635,3 +635,17 @@ async fn voters_come_by_their_controller_listener_and_only_to_the_cluster_that_i
     let added = broker_api::VoterChange::Add { id: BrokerId(4), directory, address: owned("h:2") };
     assert_eq!(asked, [added, broker_api::VoterChange::Remove { id: BrokerId(1), directory }]);
 }
+
+#[tokio::test]
+async fn without_an_authorizer_acls_are_refused_one_by_one() {
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let disabled = ErrorCode::SecurityDisabled.code();
+    let described = client.ask(&DescribeAclsRequest::default(), 3).await;
+    assert_eq!((described.error_code, described.resources.len()), (disabled, 0));
+    assert_eq!(described.error_message.as_deref(), Some("No Authorizer is configured."));
+    let created = client.ask(&CreateAclsRequest { creations: vec![Default::default(); 2] }, 3).await.results;
+    assert_eq!(created.iter().map(|result| result.error_code).collect::<Vec<_>>(), [disabled; 2]);
+    let deleted = client.ask(&DeleteAclsRequest { filters: vec![Default::default(); 3] }, 3).await.filter_results;
+    assert_eq!(deleted.iter().map(|result| result.error_code).collect::<Vec<_>>(), [disabled; 3]);
+}

@@ -43,6 +43,9 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     each_version(client, AddOffsetsToTxnRequest::default(), done).await;
     each_version(client, EndTxnRequest::default(), done).await;
     each_version(client, WriteTxnMarkersRequest::default(), done).await;
+    each_version(client, DescribeAclsRequest::default(), done).await;
+    each_version(client, CreateAclsRequest::default(), done).await;
+    each_version(client, DeleteAclsRequest::default(), done).await;
     let mut describe = DescribeConfigsRequest { include_synonyms: true, ..Default::default() };
     for resource_type in [2, 4, 8, 32] {
         let resource = describe_configs_request::DescribeConfigsResource { resource_type, ..Default::default() };
