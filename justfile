@@ -24,6 +24,12 @@ clients *SUITES:
 faults *SCENARIOS:
     tests/faults/run.sh {{SCENARIOS}}
 
+# MirrorMaker 2 both ways, Connect and Streams exactly once while they and the brokers are killed (minutes; big downloads)
+ecosystem:
+    python3 tests/ecosystem/mirror.py
+    python3 tests/ecosystem/connect.py
+    python3 tests/ecosystem/streams.py
+
 # The power of all nodes cut under load, again and again (root, loop devices, FUSE; eight seconds a cut)
 powercut *ARGS:
     tests/powercut/run.sh {{ARGS}}

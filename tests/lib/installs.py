@@ -33,9 +33,8 @@ def debian(command, *packages):
                    env={**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'})
 
 
-def kafka_class_path():
-    """The class path of the Java client, the command line tools and the server, resolved by Maven."""
-    pom = REPOSITORY / 'tests/clients/java/pom.xml'
+def kafka_class_path(pom=REPOSITORY / 'tests/clients/java/pom.xml'):
+    """The class path of a pom.xml (by default the Java client, the command line tools and the server), resolved by Maven."""
     tag = hashlib.sha256(pom.read_bytes()).hexdigest()[:10]
     file = CACHE / f'class-path-{tag}.txt'
     if not file.exists():
