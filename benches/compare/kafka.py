@@ -8,7 +8,6 @@ import base64
 import pathlib
 import subprocess
 import sys
-import tempfile
 import uuid
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / 'tests/lib'))
@@ -19,18 +18,15 @@ JVM = ['-Xms1g', '-Xmx1g', '-server', '-XX:+UseG1GC', '-XX:MaxGCPauseMillis=20',
        '-XX:+ExplicitGCInvokesConcurrent', '-Djava.awt.headless=true', '-Dlog4j2.level=WARN']
 
 
-class KafkaCluster(cluster.Cluster):
+class KafkaCluster(cluster.ProcessCluster):
     """Formats fresh data directories; `start_all` starts the nodes. `extra` are further properties."""
 
     name = 'Kafka'
 
     def __init__(self, extra=()):
         self.base = cluster.free_base_port()
-        super().__init__(','.join(f'127.0.0.1:{self.base + i}' for i in range(3)), [1, 2, 3])
-        self.temporary = tempfile.TemporaryDirectory(prefix='compare-kafka-')
-        self.directory = pathlib.Path(self.temporary.name)
-        self.extra = dict(extra)
-        self.class_path, self.processes = installs.kafka_class_path(), {}
+        super().__init__(','.join(f'127.0.0.1:{self.base + i}' for i in range(3)), [1, 2, 3], prefix='compare-kafka-')
+        self.extra, self.class_path = dict(extra), installs.kafka_class_path()
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip('=')
         for node in self.nodes:
             home = self.directory / f'node-{node}'
@@ -50,30 +46,9 @@ class KafkaCluster(cluster.Cluster):
             'offsets.topic.replication.factor': 3, 'transaction.state.log.replication.factor': 3,
             'transaction.state.log.min.isr': 2, 'log.retention.check.interval.ms': 1000, 'log.segment.delete.delay.ms': 1000, **self.extra}
 
-    def start(self, node):
-        home = self.directory / f'node-{node}'
-        with open(home / 'stdout.log', 'a') as log:
-            self.processes[node] = subprocess.Popen(
-                ['java', *JVM, '-cp', self.class_path, 'kafka.Kafka', str(home / 'server.properties')],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    def command(self, node):
+        return ['java', *JVM, '-cp', self.class_path, 'kafka.Kafka', str(self.directory / f'node-{node}' / 'server.properties')]
 
     def start_all(self):
         for node in self.nodes:
             self.start(node)
-
-    def pid(self, node):
-        process = self.processes.get(node)
-        return None if process is None or process.poll() is not None else process.pid
-
-    def wait_gone(self, node, pid, timeout):
-        self.processes[node].wait(timeout)
-
-    def data_directory(self, node):
-        return self.directory / f'node-{node}'
-
-    def close(self):
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        self.temporary.cleanup()

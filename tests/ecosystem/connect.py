@@ -7,12 +7,9 @@ A file source connector copies a file that grows into a topic; the worker or a b
 KILLS times. In the end the topic's committed records are the file's lines, each once and in order. OWN_BOOTSTRAP names another
 cluster, to validate the checks themselves; then only the worker is killed.
 """
-import argparse
 import json
 import os
 import pathlib
-import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,12 +17,12 @@ import time
 import urllib.error
 import urllib.request
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / 'lib'))
-import cluster as clusters  # noqa: E402
-import installs  # noqa: E402
-from checks import eventually  # noqa: E402
-from wire import unique  # noqa: E402
+import common  # its first lines find the others
+import cluster as clusters
+import installs
+from checks import eventually
+from common import JAVA, Process, kill_things
+from wire import unique
 
 PYTHON = installs.python('confluent-kafka==2.16.1')
 if pathlib.Path(sys.executable) != PYTHON:
@@ -35,7 +32,7 @@ from confluent_kafka import Consumer, TopicPartition  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 
 
-class Worker:
+class Worker(Process):
     """One Connect worker process and its REST interface."""
 
     def __init__(self, home, bootstrap):
@@ -49,17 +46,7 @@ class Worker:
             settings |= {f'{kind}.storage.topic': f'{name}-{kind}', f'{kind}.storage.replication.factor': 3}
         file = home / 'worker.properties'
         file.write_text(''.join(f'{k}={v}\n' for k, v in settings.items()))
-        self.log = open(home / 'connect.log', 'w')
-        self.command = ['java', '-Xmx300m', '-XX:TieredStopAtLevel=1', '-Dorg.slf4j.simpleLogger.defaultLogLevel=warn', '-cp',
-                        installs.kafka_class_path(HERE / 'pom.xml'), 'org.apache.kafka.connect.cli.ConnectDistributed', file]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
+        super().__init__(home / 'connect.log', [*JAVA, '-cp', common.jars(), 'org.apache.kafka.connect.cli.ConnectDistributed', file])
 
     def ask(self, path, body=None):
         """The answer of the REST interface; None while there is none."""
@@ -82,28 +69,9 @@ def feed(path, options):
             time.sleep(max(0.0, begun + i / options.rate - time.monotonic()))
 
 
-def kill_things(worker, cluster, options):
-    """Spreads the kills over the time of the input. When they fall is the test."""
-    chance = random.Random(options.seed)
-    for number in range(options.kills):
-        time.sleep(options.records / options.rate / (options.kills + 1))
-        if cluster and number % 2:
-            node = chance.choice(cluster.nodes)
-            print(f'kill -9 of broker {node}', flush=True)
-            cluster.kill(node)
-            time.sleep(chance.choice([0, 1]))
-            cluster.start(node)
-            cluster.wait_ready(timeout=90)
-        else:
-            print('kill -9 of the worker', flush=True)
-            worker.kill()
-            worker.start()
-
-
 def main(options):
-    own = os.environ.get('OWN_BOOTSTRAP')
-    cluster = None if own else clusters.OttlaCluster()
-    bootstrap, topic, name = own or cluster.bootstrap, unique('lines'), unique('file')
+    cluster, bootstrap = common.cluster_under_test()
+    topic, name = unique('lines'), unique('file')
     worker, found, seen = None, [], []
     with tempfile.TemporaryDirectory(prefix='connect-') as directory:
         home = pathlib.Path(directory)
@@ -119,7 +87,7 @@ def main(options):
             eventually(lambda: worker.ask('/connectors', {'name': name, 'config': config}), 'the connector to be taken', 90)
             feeder = threading.Thread(target=feed, args=(home / 'lines', options))
             feeder.start()
-            kill_things(worker, cluster, options)
+            kill_things([worker], cluster, options)
             feeder.join()
             consumer = Consumer({'bootstrap.servers': bootstrap, 'group.id': unique('reader'), 'isolation.level': 'read_committed',
                                  'enable.auto.commit': False})
@@ -145,15 +113,8 @@ def main(options):
         if seen != [f'line {i}' for i in range(options.records)]:
             odd = next((i for i, line in enumerate(seen) if line != f'line {i}'), len(seen))
             found.append(f'{len(seen)} lines, wrong from place {odd}: {seen[odd:odd + 3]}')
-    print('\n'.join(found))
-    print(f'{options.records} lines, {options.kills} kills (seed {options.seed}): {"exactly once" if not found else "FAIL"}', flush=True)
-    os._exit(1 if found else 0)
+    common.conclude(found, options)
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--records', type=int, default=20_000)
-    parser.add_argument('--rate', type=float, default=1000)
-    parser.add_argument('--kills', type=int, default=4)
-    parser.add_argument('--seed', type=int, default=1)
-    main(parser.parse_args())
+    main(common.options(__doc__, kills=4))

@@ -7,15 +7,15 @@ configs, and the offsets of a group.
 import argparse
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / 'lib'), str(HERE.parents[1] / 'benches/compare')]
-import cluster as clusters  # noqa: E402
-import installs  # noqa: E402
-from checks import equal, eventually  # noqa: E402
+import common  # its first lines find the others
+import cluster as clusters
+import installs
+from checks import equal, eventually
+
+sys.path.insert(0, str(common.HERE.parents[1] / 'benches/compare'))
 from kafka import KafkaCluster  # noqa: E402
 
 PYTHON = installs.python('confluent-kafka==2.16.1')
@@ -107,11 +107,8 @@ def main(options):
                 read(bootstrap, topic, options.records, f'group-{topic}')
             settings = {**SETTINGS, 'kafka.bootstrap.servers': kafka.bootstrap, 'ottla.bootstrap.servers': ottla.bootstrap}
             (home / 'mm2.properties').write_text(''.join(f'{k} = {v}\n' for k, v in settings.items()))
-            with open(home / 'mirror.log', 'w') as log:
-                mirror = subprocess.Popen(
-                    ['java', '-Xmx400m', '-XX:TieredStopAtLevel=1', '-Dorg.slf4j.simpleLogger.defaultLogLevel=warn', '-cp',
-                     installs.kafka_class_path(HERE / 'pom.xml'), 'org.apache.kafka.connect.mirror.MirrorMaker', home / 'mm2.properties'],
-                    stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            mirror = common.Process(home / 'mirror.log', [*common.JAVA, '-cp', common.jars(),
+                                                          'org.apache.kafka.connect.mirror.MirrorMaker', home / 'mm2.properties'])
             check('from Kafka into Ottla', kafka.bootstrap, ottla.bootstrap, 'there', 'kafka.there', options.records)
             check('from Ottla into Kafka', ottla.bootstrap, kafka.bootstrap, 'back', 'ottla.back', options.records)
             errors = [line for line in (home / 'mirror.log').read_text().splitlines() if ' ERROR ' in line]
@@ -122,7 +119,6 @@ def main(options):
                 print((home / 'mirror.log').read_text()[-3000:])
             if mirror:
                 mirror.kill()
-                mirror.wait()
             ottla.close()
             kafka.close()
     print('MirrorMaker 2: mirrored both ways', flush=True)

@@ -8,7 +8,6 @@ broker is killed with SIGKILL and started again, KILLS times. In the end every i
 committed counts of each word are 1, 2, 3, … without a gap or a repetition, and each record was joined once. OWN_BOOTSTRAP
 names another cluster, to validate the checks themselves; then only instances are killed.
 """
-import argparse
 import collections
 import os
 import pathlib
@@ -19,12 +18,11 @@ import tempfile
 import threading
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / 'lib'))
-import cluster as clusters  # noqa: E402
-import installs  # noqa: E402
-from checks import eventually  # noqa: E402
-from wire import unique  # noqa: E402
+import common  # its first lines find the others
+import installs
+from checks import eventually
+from common import HERE, JAVA, Process, kill_things
+from wire import unique
 
 PYTHON = installs.python('confluent-kafka==2.16.1')
 if pathlib.Path(sys.executable) != PYTHON:
@@ -35,22 +33,6 @@ from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 
 VOCABULARY = [f'word-{i}' for i in range(40)]
 PARTITIONS = 4
-
-
-class Instance:
-    """One process of the application, with a state directory of its own that survives it."""
-
-    def __init__(self, number, home, command):
-        self.log = open(home / f'streams-{number}.log', 'w')
-        self.command = [*command[:-5], str(home / f'state-{number}'), *command[-4:]]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
 
 
 class Outputs(threading.Thread):
@@ -90,26 +72,6 @@ def feed(bootstrap, topic, options, sent):
         raise SystemExit('not all of the input was acknowledged')
 
 
-def kill_things(instances, cluster, options):
-    """Spreads the kills over the time of the input. When they fall is the test."""
-    chance = random.Random(options.seed + 1)
-    for number in range(options.kills):
-        time.sleep(options.records / options.rate / (options.kills + 1))
-        if cluster and number % 2:
-            node = chance.choice(cluster.nodes)
-            print(f'kill -9 of broker {node}', flush=True)
-            cluster.kill(node)
-            time.sleep(chance.choice([0, 1]))
-            cluster.start(node)
-            cluster.wait_ready(timeout=90)
-        else:
-            instance = chance.choice(instances)
-            print('kill -9 of an instance', flush=True)
-            instance.kill()
-            time.sleep(chance.choice([0, 1]))
-            instance.start()
-
-
 def problems(sent, outputs):
     """What is not exactly once."""
     found = []
@@ -124,12 +86,9 @@ def problems(sent, outputs):
 
 
 def main(options):
-    own = os.environ.get('OWN_BOOTSTRAP')
-    cluster = None if own else clusters.OttlaCluster()
-    bootstrap = own or cluster.bootstrap
+    cluster, bootstrap = common.cluster_under_test()
     with tempfile.TemporaryDirectory(prefix='streams-') as directory:
-        home = pathlib.Path(os.environ.get('STREAMS_KEEP', directory))
-        jars = installs.kafka_class_path(HERE / 'pom.xml')
+        home, jars = pathlib.Path(directory), common.jars()
         classes = installs.CACHE / 'streams-classes'
         classes.mkdir(parents=True, exist_ok=True)
         subprocess.run(['javac', '-d', classes, '-cp', jars, HERE / 'Words.java'], check=True)
@@ -140,15 +99,14 @@ def main(options):
         labels = Producer({'bootstrap.servers': bootstrap})
         [labels.produce(topics[1], f'label of {w}', key=w) for w in VOCABULARY]
         assert labels.flush(60) == 0
-        command = ['java', '-Xmx300m', '-XX:TieredStopAtLevel=1', '-Dorg.slf4j.simpleLogger.defaultLogLevel=warn', '-cp', f'{classes}:{jars}',
-                   'Words', bootstrap, unique('app'), '', *topics]
-        # The arguments end with the state directory and four topics.
-        instances = [Instance(i, home, command) for i in range(2)]
+        application = unique('app')
+        instances = [Process(home / f'streams-{i}.log', [*JAVA, '-cp', f'{classes}:{jars}', 'Words', bootstrap, application,
+                                                         home / f'state-{i}', *topics]) for i in range(2)]
         outputs, sent = Outputs(bootstrap, *topics[2:]), collections.Counter()
         outputs.start()
         try:
             # The table is read before the stream, so that every record finds its label.
-            eventually(lambda: 'state RUNNING' in pathlib.Path(instances[0].log.name).read_text(), 'Streams to run', 90)
+            eventually(lambda: 'state RUNNING' in instances[0].log.read_text(), 'Streams to run', 90)
             feeder = threading.Thread(target=feed, args=(bootstrap, topics[0], options, sent))
             feeder.start()
             kill_things(instances, cluster, options)
@@ -168,15 +126,8 @@ def main(options):
                 instance.kill()
             if cluster:
                 cluster.close()
-        print('\n'.join(found[:20]))
-        print(f'{options.records} records, {options.kills} kills (seed {options.seed}): {"exactly once" if not found else "FAIL"}', flush=True)
-        os._exit(1 if found else 0)
+    common.conclude(found, options)
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--records', type=int, default=20_000)
-    parser.add_argument('--rate', type=float, default=1000)
-    parser.add_argument('--kills', type=int, default=6)
-    parser.add_argument('--seed', type=int, default=1)
-    main(parser.parse_args())
+    main(common.options(__doc__, kills=6))

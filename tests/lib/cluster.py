@@ -237,16 +237,53 @@ class OttlaLocal:
             raise RuntimeError(f'ottla local ended {when} with {self.process.returncode}')
 
 
-class OttlaCluster(Cluster):
+class ProcessCluster(Cluster):
+    """Nodes that are processes of this one, each with its directory `node-N` below one that may be temporary."""
+
+    def __init__(self, bootstrap, nodes, directory=None, prefix='cluster-'):
+        super().__init__(bootstrap, nodes)
+        self.temporary = None if directory else tempfile.TemporaryDirectory(prefix=prefix)
+        self.directory = pathlib.Path(directory or self.temporary.name)
+        self.processes = {}
+
+    def command(self, node):
+        """What runs a node."""
+        raise NotImplementedError
+
+    def start(self, node):
+        if self.pid(node) is not None:
+            raise RuntimeError(f'node {node} runs already')
+        with open(self.directory / f'node-{node}' / 'stdout.log', 'a') as log:
+            self.processes[node] = subprocess.Popen(self.command(node), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+
+    def pid(self, node):
+        process = self.processes.get(node)
+        return None if process is None or process.poll() is not None else process.pid
+
+    def wait_gone(self, node, pid, timeout):
+        self.processes[node].wait(timeout)
+
+    def data_directory(self, node):
+        return self.directory / f'node-{node}'
+
+    def close(self):
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
+        if self.temporary:
+            self.temporary.cleanup()
+
+
+class OttlaCluster(ProcessCluster):
     """Three nodes as processes of their own, from a directory that `ottla local --data` has laid out."""
 
     def __init__(self, directory=None, nodes=3, overrides=()):
         base = free_base_port(nodes)
-        super().__init__(','.join(f'127.0.0.1:{base + i}' for i in range(nodes)), list(range(1, nodes + 1)))
-        self.temporary = None if directory else tempfile.TemporaryDirectory(prefix='ottla-faults-')
-        self.directory = pathlib.Path(directory or self.temporary.name)
+        bootstrap = ','.join(f'127.0.0.1:{base + i}' for i in range(nodes))
+        super().__init__(bootstrap, list(range(1, nodes + 1)), directory, 'ottla-faults-')
         self.overrides = [x for o in overrides for x in ('--override', o)]
-        self.processes = {}
         self.lay_out(base)
         for node in self.nodes:
             self.start(node)
@@ -267,33 +304,8 @@ class OttlaCluster(Cluster):
             if local.poll() is None:
                 local.kill()
 
-    def start(self, node):
-        if self.pid(node) is not None:
-            raise RuntimeError(f'node {node} runs already')
-        home = self.directory / f'node-{node}'
-        with open(home / 'stdout.log', 'a') as log:
-            self.processes[node] = subprocess.Popen(
-                [ottla_binary(), 'server', '--config', str(home / 'server.properties'), *self.overrides],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-    def pid(self, node):
-        process = self.processes.get(node)
-        return None if process is None or process.poll() is not None else process.pid
-
-    def wait_gone(self, node, pid, timeout):
-        self.processes[node].wait(timeout)
-
-    def data_directory(self, node):
-        return self.directory / f'node-{node}'
-
-    def close(self):
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-                process.wait()
-        if self.temporary:
-            self.temporary.cleanup()
+    def command(self, node):
+        return [ottla_binary(), 'server', '--config', str(self.directory / f'node-{node}' / 'server.properties'), *self.overrides]
 
 
 class KafkaPeer(Cluster):
