@@ -127,6 +127,8 @@ rules! {
     R61BrokenStreamKeepsLogEnd,
     R61Mark,
     R62Window,
+    R62StreamWindow,
+    R62CatchUpLane,
     R71NewTenure,
     R71Stall,
     R76MoreThanHalf,

@@ -5,6 +5,8 @@
 //!     ▲  ▲                      │                   │
 //!     │  └─ Diverging, OutOfRange (log cut) ◄───────┤ frame that fails a check, stream lost
 //!     └──── Backoff ◄── Refused ◄───────────────────┘ Refused
+//!
+//!   Current ──Moved──► Wanted, on a stream of the other lane (R62)
 //! ```
 //! Invariants: the log is cut only in answer to the Open in flight, made in the present leader epoch (`R24`, `R58`); every
 //! Open has a number of its own (`R57`); in `Current` the log ends where the session's last frame ended.
@@ -200,8 +202,14 @@ impl Follower {
             Link::Opening(open) if open.open_no == open_no => *open,
             // A leader may end a session at any time; that cuts nothing.
             Link::Current(current) if current.open_no == open_no => {
-                if let Answer::Refused(_) = answer {
-                    self.link = Link::Backoff(now + REFUSED_MS);
+                match answer {
+                    Answer::Refused(_) => self.link = Link::Backoff(now + REFUSED_MS),
+                    // R62: what it has sent comes before this on the same stream; the next Open says what has arrived.
+                    Answer::Moved(to) => {
+                        self.link = Link::Wanted;
+                        core.act(Action::MoveSession { leader: self.leader, to });
+                    }
+                    Answer::Opened { .. } | Answer::Diverging { .. } | Answer::OutOfRange { .. } => {}
                 }
                 return;
             }
@@ -223,8 +231,9 @@ impl Follower {
                 core.reset_to(log_start);
                 core.act(Action::OpenSession { leader: self.leader });
             }
-            // A divergence that cuts nothing or a negative offset are no answers; not again at once.
-            Answer::Refused(_) | Answer::Diverging { .. } | Answer::OutOfRange { .. } => {
+            // A divergence that cuts nothing, a negative offset, a move of what was never open are no answers; not again at
+            // once.
+            Answer::Refused(_) | Answer::Diverging { .. } | Answer::OutOfRange { .. } | Answer::Moved(_) => {
                 self.link = Link::Backoff(now + REFUSED_MS);
             }
         }
@@ -323,7 +332,7 @@ fn common_end(core: &Core, epoch: LeaderEpoch, end: Offset) -> Offset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::{BatchInfo, PartitionState};
+    use crate::messages::{BatchInfo, Lane, PartitionState};
     use crate::testing::*;
     use model::ErrorCode;
 
@@ -519,6 +528,36 @@ mod tests {
         let actions = [Action::ResetTo(Offset(50)), Action::EpochsChanged, Action::HighWatermark(Offset(50)), OPEN];
         assert_eq!(drain(&mut replica), actions);
         assert_eq!(replica.open_request(), Some(Open { log_start: Offset(50), ..crate::testing::open(2, 50, -1) }));
+    }
+
+    #[test]
+    fn a_session_that_is_moved_opens_anew_on_the_other_lane_with_what_has_arrived() {
+        // R62
+        let mut replica = current(10, &[(4, 0)]);
+        let frame = [batch(10, 12, 4)];
+        assert_eq!(replica.check_data(1, &data(10, 4, &frame)), DataVerdict::Append);
+        replica.handle_follower_append(&data(10, 4, &frame));
+        drain(&mut replica);
+        replica.handle_answer(7, Answer::Moved(Lane::CatchUp), T0);
+        assert_eq!(drain(&mut replica), [], "another session's");
+        replica.handle_answer(1, Answer::Moved(Lane::CatchUp), T0);
+        assert_eq!(drain(&mut replica), [Action::MoveSession { leader: B2, to: Lane::CatchUp }]);
+        assert_eq!(replica.ack(), None, "the next open says it");
+        let open = replica.open_request().unwrap();
+        assert_eq!((open.open_no, open.log_end), (2, Offset(13)));
+        // What is still under way on the lane that it has left is of an old session, whether it would fit or not.
+        let before = replica.clone();
+        replica.handle_answer(1, Answer::Moved(Lane::Tail), T0);
+        assert_eq!(replica.check_data(1, &data(13, 4, &[batch(13, 14, 4)])), DataVerdict::Drop);
+        assert_eq!(replica, before);
+    }
+
+    #[test]
+    fn a_move_of_what_was_never_open_is_no_answer() {
+        // R62: nobody moves it round and round
+        let (mut replica, open) = opening(10, 10, &[(4, 0)]);
+        replica.handle_answer(open.open_no, Answer::Moved(Lane::CatchUp), T0);
+        assert_eq!((drain(&mut replica), replica.poll_timeout()), (Vec::new(), Some(T0 + REFUSED_MS)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, Offset, Rule, Time};
 
 use crate::isr::Pending;
-use crate::messages::{Ack, Action, Answer, CloseStream, Open, OpenVerdict, PartitionState, Progress, Session};
+use crate::messages::{Ack, Action, Answer, CloseStream, Lane, Open, OpenVerdict, PartitionState, Progress, Session};
 use crate::replica::{Core, Replica, Role};
 
 /// Frames in flight that are remembered one by one; more are counted together.
@@ -185,6 +185,34 @@ impl Replica {
     pub fn handle_stream_closed(&mut self, follower: BrokerId, broker_epoch: BrokerEpoch, stream_no: u64, now: Time) {
         let of_stream = |current: Session| current.broker_epoch == broker_epoch && current.stream_no == stream_no;
         self.drop_cursor(follower, of_stream, now);
+    }
+
+    /// What `follower` is to get next is in memory or only on disk, and its session runs on `lane`. Where that is the other
+    /// one's business the session is over, as one that the follower closed, and its follower opens another one there
+    /// (`R62`). Says whether it moves.
+    pub fn handle_next_records(&mut self, follower: BrokerId, lane: Lane, in_memory: bool, now: Time) -> bool {
+        let to = match (lane, in_memory) {
+            (Lane::Tail, true) | (Lane::CatchUp, false) => return false,
+            (Lane::Tail, false) => Lane::CatchUp,
+            (Lane::CatchUp, true) => Lane::Tail,
+        };
+        let Role::Leader(leader) = &self.role else { return false };
+        let cursor = leader.peer(follower).and_then(|peer| peer.cursor.as_ref());
+        let Some(session) = cursor.map(|cursor| cursor.session) else { return false };
+        if !self.core.config.rules.hold(Rule::R62CatchUpLane) {
+            return false;
+        }
+        self.core.act(Action::SessionMoved { follower, session, to });
+        self.handle_session_closed(follower, session, now);
+        true
+    }
+
+    /// Bytes that were sent in this follower's session and are not acknowledged yet (`R62`).
+    #[must_use]
+    pub fn in_flight(&self, follower: BrokerId) -> u64 {
+        let Role::Leader(leader) = &self.role else { return 0 };
+        let cursor = leader.peer(follower).and_then(|peer| peer.cursor.as_ref());
+        cursor.map_or(0, |cursor| cursor.in_flight_bytes)
     }
 
     fn drop_cursor(&mut self, follower: BrokerId, which: impl Fn(Session) -> bool, now: Time) {
@@ -1014,6 +1042,44 @@ mod tests {
     }
 
     #[test]
+    fn a_session_whose_records_are_on_disk_only_moves_to_the_catch_up_lane_and_comes_back() {
+        // R62
+        let mut leader = leader(10, 7, &[1, 2, 3]);
+        let on = |open_no, stream_no| Session { stream_no, ..session(B2, open_no) };
+        opens(&mut leader, B2, 1, 8, T0);
+        drain(&mut leader);
+        assert!(!leader.handle_next_records(B2, Lane::Tail, true, T0));
+        assert!(leader.handle_next_records(B2, Lane::Tail, false, T0));
+        let moved = |session, to| [Action::SessionMoved { follower: B2, session, to }];
+        assert_eq!(drain(&mut leader), moved(on(1, 1), Lane::CatchUp));
+        assert_eq!((leader.next_send(B2), leader.follower_log_end(B2)), (None, Some(Offset(8))));
+        assert!(!leader.handle_next_records(B2, Lane::Tail, false, T0), "it moves once");
+        leader.handle_open(B2, on(2, 2), open(2, 8, 4), T0);
+        assert!(!leader.handle_next_records(B2, Lane::CatchUp, false, T0));
+        send_all(&mut leader);
+        assert_eq!(leader.in_flight(B2), 10);
+        drain(&mut leader);
+        assert!(leader.handle_next_records(B2, Lane::CatchUp, true, T0));
+        assert_eq!(drain(&mut leader), moved(on(2, 2), Lane::Tail));
+        assert_eq!(leader.in_flight(B2), 0);
+        assert_eq!(leader.handle_open(B2, on(3, 1), open(3, 10, 4), T0), opened(7, 0, 10));
+    }
+
+    #[test]
+    fn an_ack_of_a_session_that_has_moved_does_not_count() {
+        // R59, R62: what counts is what the follower opens with on its other lane
+        let mut leader = leader(10, 7, &[1, 2]);
+        opens(&mut leader, B2, 1, 7, T0);
+        send_all(&mut leader);
+        assert!(leader.handle_next_records(B2, Lane::CatchUp, true, T0));
+        acks(&mut leader, B2, 1, 10, T0);
+        assert_eq!((leader.follower_log_end(B2), hw(&leader)), (Some(Offset(7)), 7));
+        let elsewhere = Session { stream_no: 9, ..session(B2, 2) };
+        leader.handle_open(B2, elsewhere, open(2, 10, 4), T0);
+        assert_eq!(hw(&leader), 10);
+    }
+
+    #[test]
     fn acks_of_other_sessions_do_not_count() {
         // R59
         let mut leader = leader(10, 7, &[1, 2, 3]);
@@ -1214,6 +1280,14 @@ mod tests {
             let mut leader = leader_without(Rule::R57GreatestSession, &[1, 2, 3]);
             opens(&mut leader, B2, 3, 9, T0);
             assert_eq!(opens(&mut leader, B2, 2, 10, T0), opened(7, 0, 10));
+        }
+
+        #[test]
+        fn a_session_would_stay_where_its_disk_holds_up_others() {
+            let mut leader = leader_without(Rule::R62CatchUpLane, &[1, 2, 3]);
+            opens(&mut leader, B2, 1, 8, T0);
+            assert!(!leader.handle_next_records(B2, Lane::Tail, false, T0));
+            assert!(leader.next_send(B2).is_some());
         }
 
         #[test]

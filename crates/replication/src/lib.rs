@@ -6,8 +6,8 @@
 //!
 //! Reading order: [`messages`] (what goes in and out), [`replica`] (roles and the mirror of the log), [`leader`] (sessions,
 //! acknowledgements, high watermark), [`isr`] (changes of the in-sync replicas), [`follower`] (sessions, divergence, data),
-//! [`producers`] (idempotent producers, transactions), [`throttle`] (how fast replicas that are not in sync are brought
-//! there).
+//! [`producers`] (idempotent producers, transactions), [`window`] (how much of a stream may be under way), [`throttle`] (how
+//! fast replicas that are not in sync are brought there).
 //!
 //! Invariants: `log_start <= high_watermark <= log_end` and `synced_end <= log_end`; a leader's high watermark is monotonic
 //! in its leader epoch and counts the maximal ISR (`R14`, `R18`); a log shrinks only in answer to the replica's own Open in
@@ -20,12 +20,13 @@ pub mod messages;
 pub mod producers;
 pub mod replica;
 pub mod throttle;
+pub mod window;
 
 pub use isr::{AlterAnswer, Proposal, ProposalId};
 pub use leader::{ProduceVerdict, SendPlan};
 pub use messages::{
-    Ack, AckRule, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, LogView,
-    Member, Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
+    Ack, AckRule, Action, Answer, BatchInfo, CloseStream, DataHeader, DataVerdict, Divergence, FetchPosition, Lane,
+    LogView, Member, Open, OpenVerdict, PartitionState, Progress, ReplicaConfig, Session, SyncPoint,
 };
 pub use producers::{
     BatchKind, EndedTransaction, MarkerClaim, ProducerBatch, ProducerState, ProducerTable, RetainedBatch,
@@ -33,6 +34,7 @@ pub use producers::{
 };
 pub use replica::Replica;
 pub use throttle::{Admission, Throttle};
+pub use window::{Room, Window};
 
 #[cfg(test)]
 mod testing;

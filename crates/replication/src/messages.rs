@@ -88,6 +88,15 @@ pub struct Session {
     pub stream_no: u64,
 }
 
+/// The kind of stream that a session runs on (`R56`, `R62`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Lane {
+    /// What the follower lacks is in the leader's memory: nobody on it waits for a disk.
+    Tail,
+    /// It is on the leader's disk.
+    CatchUp,
+}
+
 /// A follower asks for the records after its log's end (`R57`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Open {
@@ -133,6 +142,8 @@ pub enum Answer {
     },
     /// Not now.
     Refused(ErrorCode),
+    /// The session that was open is over: to be opened anew on a stream of this lane (`R62`).
+    Moved(Lane),
 }
 
 /// What the shell of a leader does about an [`Open`].
@@ -308,6 +319,15 @@ pub enum Action {
         /// Why.
         error: ErrorCode,
     },
+    /// The session is over: send `Moved` as a second answer to its open (`R62`).
+    SessionMoved {
+        /// Who.
+        follower: BrokerId,
+        /// Which.
+        session: Session,
+        /// Where its follower is to open anew.
+        to: Lane,
+    },
     /// Cut the log here (`R24`).
     TruncateTo(Offset),
     /// Drop the whole log and start an empty one here (`R26`).
@@ -322,6 +342,13 @@ pub enum Action {
     OpenSession {
         /// The leader.
         leader: BrokerId,
+    },
+    /// The session is over: as `OpenSession`, on a stream of this lane (`R62`).
+    MoveSession {
+        /// The leader.
+        leader: BrokerId,
+        /// Which.
+        to: Lane,
     },
     /// Tell the leader that this session is over, if its stream still stands.
     CloseSession {

@@ -10,8 +10,8 @@ use model::{
     BrokerEpoch, BrokerId, EpochCache, EpochStart, ErrorCode, LeaderEpoch, Offset, PartitionEpoch, Rules, Time,
 };
 use replication::{
-    Ack, AckRule, Action, AlterAnswer, Answer, BatchInfo, DataHeader, DataVerdict, LogView, Member, Open, OpenVerdict,
-    PartitionState, ProduceVerdict, Progress, Proposal, ProposalId, Replica, ReplicaConfig, Session,
+    Ack, AckRule, Action, AlterAnswer, Answer, BatchInfo, DataHeader, DataVerdict, Lane, LogView, Member, Open,
+    OpenVerdict, PartitionState, ProduceVerdict, Progress, Proposal, ProposalId, Replica, ReplicaConfig, Session,
 };
 
 const NODES: usize = 3;
@@ -54,7 +54,10 @@ struct Node {
     lossy: bool,
     broker_epoch: BrokerEpoch,
     applied: usize,
-    stream: Option<u64>,
+    /// Its streams that stand, by lane.
+    streams: [Option<u64>; 2],
+    /// Which of them its sessions run on.
+    lane: Lane,
     waiting: Vec<(usize, Record)>,
 }
 
@@ -76,6 +79,7 @@ struct Stream {
     follower: usize,
     leader: usize,
     follower_epoch: BrokerEpoch,
+    lane: Lane,
     up: VecDeque<Up>,
     down: VecDeque<Down>,
 }
@@ -96,6 +100,7 @@ struct Seen {
     expansions: usize,
     lossy_crashes: usize,
     healed: usize,
+    moves: usize,
 }
 
 struct World {
@@ -274,7 +279,8 @@ impl World {
             lossy: false,
             broker_epoch: BrokerEpoch(1),
             applied: 0,
-            stream: None,
+            streams: [None; 2],
+            lane: Lane::Tail,
             waiting: Vec::new(),
         };
         let controller = Controller::new(sync_before_ack, zones);
@@ -357,7 +363,8 @@ impl World {
         let node = self.dice.below(NODES);
         match self.dice.below(1000) {
             0..100 => self.produce(node),
-            100..230 => self.pump(node),
+            100..220 => self.pump(node),
+            220..230 => self.change_lane(node),
             230..430 => self.follow(node),
             430..780 => self.deliver(),
             780..850 => self.deliver_metadata(node),
@@ -413,6 +420,18 @@ impl World {
         }
     }
 
+    /// What the leader has for a follower leaves its memory, or is there again: its session moves to the other lane (R62).
+    fn change_lane(&mut self, node: usize) {
+        let follower = self.dice.below(NODES);
+        let n = &mut self.nodes[node];
+        let Some(plan) = n.replica.next_send(id(follower)).filter(|_| n.alive) else { return };
+        let number = plan.session.stream_no;
+        let lane = self.streams.iter().find(|s| s.number == number && s.leader == node).map(|s| s.lane);
+        if let Some(lane) = lane {
+            n.replica.handle_next_records(id(follower), lane, lane == Lane::CatchUp, self.now);
+        }
+    }
+
     fn send_down(&mut self, leader: usize, follower: usize, session: Session, message: Down) {
         let stream = self
             .streams
@@ -425,26 +444,31 @@ impl World {
 
     /// The follower dials, opens and acknowledges.
     fn follow(&mut self, node: usize) {
+        // Which lane it is on may just have changed.
+        self.drain(node);
         let n = &mut self.nodes[node];
         let Some(leader) = n.replica.followed_leader().map(node_of).filter(|_| n.alive) else { return };
-        let attached = n.stream.and_then(|number| self.streams.iter().position(|s| s.number == number));
+        let lane = n.lane;
+        let number = n.streams[lane as usize];
+        let attached = number.and_then(|number| self.streams.iter().position(|s| s.number == number));
         let attached = attached.filter(|at| self.streams[*at].leader == leader);
         let stream = match attached {
             Some(at) => at,
             None => {
-                if n.stream.take().is_some() {
+                if n.streams[lane as usize].take().is_some() {
                     n.replica.handle_session_lost();
                 }
                 if !self.nodes[leader].alive {
                     return;
                 }
                 let n = &mut self.nodes[node];
-                n.stream = Some(self.next_stream);
+                n.streams[lane as usize] = Some(self.next_stream);
                 self.streams.push(Stream {
                     number: self.next_stream,
                     follower: node,
                     leader,
                     follower_epoch: n.broker_epoch,
+                    lane,
                     up: VecDeque::new(),
                     down: VecDeque::new(),
                 });
@@ -497,7 +521,7 @@ impl World {
         let stream = &mut self.streams[number];
         let Some(message) = stream.down.pop_front() else { return };
         let n = &mut self.nodes[stream.follower];
-        if !n.alive || n.stream != Some(stream.number) {
+        if !n.alive || !n.streams.contains(&Some(stream.number)) {
             return;
         }
         match message {
@@ -586,7 +610,7 @@ impl World {
     /// The follower takes the stream for broken; what it sent may still arrive.
     fn abandon_stream(&mut self, node: usize) {
         let n = &mut self.nodes[node];
-        if n.alive && n.stream.take().is_some() {
+        if n.alive && n.streams[n.lane as usize].take().is_some() {
             n.replica.handle_session_lost();
         }
     }
@@ -626,9 +650,12 @@ impl World {
             leader.replica.handle_stream_closed(id(stream.follower), stream.follower_epoch, stream.number, self.now);
         }
         let follower = &mut self.nodes[stream.follower];
-        if follower.alive && follower.stream == Some(stream.number) {
-            follower.stream = None;
-            follower.replica.handle_session_lost();
+        if follower.alive && follower.streams[stream.lane as usize] == Some(stream.number) {
+            follower.streams[stream.lane as usize] = None;
+            // Sessions on the other lane go on.
+            if follower.lane == stream.lane {
+                follower.replica.handle_session_lost();
+            }
         }
     }
 
@@ -673,7 +700,7 @@ impl World {
         }
         let n = &mut self.nodes[node];
         n.alive = false;
-        n.stream = None;
+        (n.streams, n.lane) = ([None; 2], Lane::Tail);
         n.waiting.clear();
         // What it sent may still arrive; what was sent to it is gone, and so are its ends as leader.
         let (dead, kept) = std::mem::take(&mut self.streams).into_iter().partition(|s| s.leader == node);
@@ -734,8 +761,17 @@ impl World {
                         self.violation = Some(format!("node {node} leads with {log:?}, committed are {committed:?}"));
                     }
                 }
+                Action::FollowerStarted { .. } => n.lane = Lane::Tail,
+                Action::MoveSession { to, .. } => {
+                    n.lane = to;
+                    self.seen.moves += 1;
+                }
+                Action::SessionMoved { follower, session, to } => {
+                    self.send_down(node, node_of(follower), session, Down::Answer(session.open_no, Answer::Moved(to)));
+                }
                 Action::CloseSession { open_no } => {
-                    if let Some(stream) = self.streams.iter_mut().find(|s| Some(s.number) == n.stream) {
+                    let number = n.streams[n.lane as usize];
+                    if let Some(stream) = self.streams.iter_mut().find(|s| Some(s.number) == number) {
                         stream.up.push_back(Up::Close(open_no));
                     }
                 }
@@ -854,6 +890,7 @@ fn search(seeds: std::ops::Range<u64>, steps: usize, zones: usize, rules: Rules)
         all.expansions += seen.expansions;
         all.lossy_crashes += seen.lossy_crashes;
         all.healed += seen.healed;
+        all.moves += seen.moves;
     }
     (None, all)
 }
@@ -872,8 +909,15 @@ fn committed_records_survive_crashes_fencing_and_a_bad_network() {
     assert_eq!(violation, None);
     println!("{seen:?}");
     // Empty success is failure.
-    let sometimes =
-        [seen.elr_elections, seen.truncations, seen.shrinks, seen.expansions, seen.lossy_crashes, seen.healed];
+    let sometimes = [
+        seen.elr_elections,
+        seen.truncations,
+        seen.shrinks,
+        seen.expansions,
+        seen.lossy_crashes,
+        seen.healed,
+        seen.moves,
+    ];
     assert!(seen.committed > 5_000 && seen.elections > 1_000 && sometimes.iter().all(|times| *times > 100), "{seen:?}");
 }
 
