@@ -5,7 +5,8 @@
 //! | a request frame | its size, from when it is announced until it is answered (`queued.max.request.bytes`) |
 //! | a response of 4 KiB or more | its size, until it is written |
 //! | records decompressed | as they come out, until they are looked through |
-//! | a replication stream | what its windows can hold, while it stands (`rpc::net::STREAM_BYTES`) |
+//! | a replication stream that this broker leads | its window of what is not acknowledged, and a message, while it stands (`replica.fetch.response.max.bytes`, `R62`) |
+//! | one on which it follows | what the transport holds of it, while it stands (`rpc::net::STREAM_BYTES`) |
 //! | the tail cache | all that it may ever hold, from the start on |
 //!
 //! A request frame is admitted while there is room, so that a frame larger than what is left, or than the whole budget, is

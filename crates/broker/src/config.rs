@@ -23,6 +23,8 @@ pub struct BrokerConfig {
     pub replica_lag_time_max_ms: u64,
     /// `replica.fetch.max.bytes`.
     pub replica_fetch_max_bytes: u64,
+    /// `replica.fetch.response.max.bytes`.
+    pub replica_fetch_response_max_bytes: u64,
     /// `num.replica.fetchers`.
     pub num_replica_fetchers: u32,
     /// `broker.heartbeat.interval.ms`.

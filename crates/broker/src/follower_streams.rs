@@ -1,6 +1,9 @@
 //! The follower's end of replication: one task and one stream per leader and lane (`R56`), whatever the number of
 //! partitions.
 //!
+//! A partition begins on its tail lane. Where the leader says so it goes over to the catch-up lane, a stream of its own
+//! that is dialled when somebody needs it, and later back (`R62`).
+//!
 //! A partition that follows is assigned to a stream; the task dials, opens a session for each assigned partition, hands
 //! what arrives to the partitions and sends their acknowledgements, the newest of each, once per wake-up (`R59`).
 //!
@@ -15,6 +18,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use model::{BrokerEpoch, BrokerId, TopicPartition};
+use replication::Lane;
 use rpc::RpcError;
 use rpc::net::STREAM_BYTES;
 use rpc::replication::{FollowerFrame, FollowerSender, Hello, LeaderFrame, LeaderFrames, dial};
@@ -23,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::budget::Standing;
 use crate::context::Context;
-use crate::partition::Partition;
+use crate::partition::{Partition, kind_of};
 
 /// Frames taken in one wake-up before their acknowledgements are sent.
 const FRAMES_A_TURN: usize = 16;
@@ -32,6 +36,9 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// A stream that stood for so long was of use: after its end, dial at once (`R63`).
 const STEADY: Duration = Duration::from_secs(1);
+
+/// How long the leader's end of a stream that is no longer needed is waited for.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// All streams on which this broker follows.
 #[derive(Debug, Default)]
@@ -47,7 +54,9 @@ pub(crate) struct FollowerStreams {
 #[derive(Debug)]
 pub(crate) struct FollowerStream {
     leader: BrokerId,
-    lane: u32,
+    /// Which of the streams to this leader.
+    number: u32,
+    lane: Lane,
     work: Mutex<Work>,
     wake: Notify,
 }
@@ -74,8 +83,8 @@ enum NoStream {
 }
 
 impl FollowerStreams {
-    /// From now on `partition`, which was on `before` with its newest session `handle`, follows `leader`; opens a session as
-    /// soon as the stream stands.
+    /// From now on `partition`, which was on `before` with its newest session `handle`, follows `leader` on its tail lane;
+    /// opens a session as soon as the stream stands.
     pub(crate) fn assign(
         &self,
         context: &Arc<Context>,
@@ -84,16 +93,47 @@ impl FollowerStreams {
         before: Option<Arc<FollowerStream>>,
         handle: Option<u64>,
     ) -> Arc<FollowerStream> {
-        let lane = lane_of(partition.id(), context.config.num_replica_fetchers);
+        let number = number_of(context, partition.id(), Lane::Tail);
         if let Some(before) = before {
-            if (before.leader, before.lane) == (leader, lane) {
+            if (before.leader, before.number) == (leader, number) {
                 before.want_session(partition.id());
                 return before;
             }
             self.unassign(&before, partition.id(), handle);
         }
+        self.join(context, leader, Lane::Tail, partition)
+    }
+
+    /// The session of `partition` on `before`, named `handle`, is over: the next one is on a stream of that lane.
+    pub(crate) fn move_to(
+        &self,
+        context: &Arc<Context>,
+        lane: Lane,
+        partition: &Arc<Partition>,
+        before: &Arc<FollowerStream>,
+        handle: Option<u64>,
+    ) -> Arc<FollowerStream> {
+        // First the new one: where both are the same, it does not end in between.
+        let stream = self.join(context, before.leader, lane, partition);
+        match handle {
+            _ if !Arc::ptr_eq(&stream, before) => self.unassign(before, partition.id(), handle),
+            Some(handle) => stream.close_session(partition.id(), handle),
+            None => {}
+        }
+        stream
+    }
+
+    fn join(
+        &self,
+        context: &Arc<Context>,
+        leader: BrokerId,
+        lane: Lane,
+        partition: &Arc<Partition>,
+    ) -> Arc<FollowerStream> {
+        let number = number_of(context, partition.id(), lane);
         let mut streams = lock(&self.streams);
-        let stream = Arc::clone(streams.entry((leader, lane)).or_insert_with(|| self.start(context, leader, lane)));
+        let start = || self.start(context, leader, number, lane);
+        let stream = Arc::clone(streams.entry((leader, number)).or_insert_with(start));
         let mut work = lock(&stream.work);
         work.assigned.insert(partition.id(), Arc::clone(partition));
         work.to_open.insert(partition.id());
@@ -112,7 +152,7 @@ impl FollowerStreams {
         work.to_close.extend(handle);
         if work.assigned.is_empty() {
             work.stopped = true;
-            let key = (stream.leader, stream.lane);
+            let key = (stream.leader, stream.number);
             if streams.get(&key).is_some_and(|current| Arc::ptr_eq(current, stream)) {
                 streams.remove(&key);
             }
@@ -129,8 +169,8 @@ impl FollowerStreams {
         }
     }
 
-    fn start(&self, context: &Arc<Context>, leader: BrokerId, lane: u32) -> Arc<FollowerStream> {
-        let stream = Arc::new(FollowerStream { leader, lane, work: Mutex::default(), wake: Notify::new() });
+    fn start(&self, context: &Arc<Context>, leader: BrokerId, number: u32, lane: Lane) -> Arc<FollowerStream> {
+        let stream = Arc::new(FollowerStream { leader, number, lane, work: Mutex::default(), wake: Notify::new() });
         let (task_context, running) = (Arc::clone(context), Arc::clone(&stream));
         let first_no = self.stream_no.fetch_add(1 << 32, Ordering::Relaxed) + (1 << 32);
         context.runtime.spawn(async move { running.run(task_context, first_no).await });
@@ -188,18 +228,20 @@ impl FollowerStream {
             stream_no += 1;
             let dialled = Instant::now();
             match self.connect(&context, stream_no).await {
-                Ok((mut connection, frames)) => {
-                    self.serve(&context, &mut connection, frames).await;
+                Ok((mut connection, mut frames)) => {
+                    self.serve(&context, &mut connection, &mut frames).await;
                     connection.lose_sessions(&context);
-                    if !self.is_stopped() {
-                        context.suspect(self.leader);
+                    if self.is_stopped() {
+                        drop(context);
+                        return part(frames).await;
                     }
+                    context.suspect(self.leader);
                     if dialled.elapsed() >= STEADY {
                         pause = None;
                     }
                 }
                 Err(reason) => {
-                    tracing::debug!(leader = %self.leader, lane = self.lane, %reason, "cannot follow");
+                    tracing::debug!(leader = %self.leader, lane = ?self.lane, %reason, "cannot follow");
                     if let NoStream::Rpc(RpcError::Unavailable { .. }) = reason {
                         context.suspect(self.leader);
                     }
@@ -233,7 +275,8 @@ impl FollowerStream {
             stream_no,
             leader: self.leader,
             leader_epoch,
-            lane: self.lane,
+            lane: self.number,
+            kind: kind_of(self.lane),
         };
         let (sender, frames) = dial(&address, hello).await?;
         let connection = Connection {
@@ -246,7 +289,7 @@ impl FollowerStream {
         Ok((connection, frames))
     }
 
-    async fn serve(&self, context: &Arc<Context>, connection: &mut Connection, mut frames: LeaderFrames) {
+    async fn serve(&self, context: &Arc<Context>, connection: &mut Connection, frames: &mut LeaderFrames) {
         {
             let mut work = lock(&self.work);
             work.to_open = work.assigned.keys().copied().collect();
@@ -264,7 +307,7 @@ impl FollowerStream {
                     }
                 }
                 frame = frames.next() => {
-                    if !self.handle_frames(context, connection, &mut frames, frame).await {
+                    if !self.handle_frames(context, connection, frames, frame).await {
                         return;
                     }
                 }
@@ -295,7 +338,7 @@ impl FollowerStream {
                 }
                 Ok(None) => return false,
                 Err(error) => {
-                    tracing::info!(leader = %self.leader, lane = self.lane, %error, "the replication stream broke");
+                    tracing::info!(leader = %self.leader, lane = ?self.lane, %error, "the replication stream broke");
                     return false;
                 }
             }
@@ -376,12 +419,28 @@ fn handle_frame(context: &Arc<Context>, connection: &Connection, frame: LeaderFr
     }
 }
 
-/// Partitions spread over the lanes by a hash that both process runs agree on.
-fn lane_of(partition: TopicPartition, lanes: u32) -> u32 {
+/// The end of a stream that is no longer needed. It is read up to there, so that the leader sees it end and not break.
+async fn part(mut frames: LeaderFrames) {
+    let end = async { while let Ok(Some(_)) = frames.next().await {} };
+    // A leader that does not answer hears of the connection's end.
+    let _ = tokio::time::timeout(PARTING, end).await;
+}
+
+/// The number of a partition's stream: those of the tail count from 0, the one for catching up comes after them (`R56`).
+fn number_of(context: &Context, partition: TopicPartition, lane: Lane) -> u32 {
+    let fetchers = context.config.num_replica_fetchers.max(1);
+    match lane {
+        Lane::Tail => fetcher_of(partition, fetchers),
+        Lane::CatchUp => fetchers,
+    }
+}
+
+/// Partitions spread over the tail's streams by a hash that both process runs agree on.
+fn fetcher_of(partition: TopicPartition, fetchers: u32) -> u32 {
     let bits = partition.topic_id.0.as_u128();
     let folded = (bits ^ (bits >> 64)) & u128::from(u32::MAX);
     let hash = u32::try_from(folded).unwrap_or(0).wrapping_mul(31).wrapping_add(partition.partition.0.cast_unsigned());
-    hash % lanes.max(1)
+    hash % fetchers
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

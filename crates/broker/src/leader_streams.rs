@@ -4,7 +4,12 @@
 //! list, asks each partition for its next frame, and packs what they give into one message, whenever the transport takes
 //! one. Reading acknowledgements never waits for writing data (`R62`): a task reads, the transport's own task writes.
 //!
-//! Invariants: a partition is on a stream's ready list at most once; no lock of a stream is held while a partition is
+//! A follower has streams of two kinds, each a connection of its own (`R62`). On the tail's nothing is sent but what is in
+//! memory, so that nobody on it waits for a disk; a session that needs the disk moves to the catch-up lane, where sessions
+//! wait for each other's reads, and comes back once what it needs next is in memory. Each stream has a window for what is
+//! not acknowledged; a full one takes nothing off the ready list until an acknowledgement makes room.
+//!
+//! Invariants: a link is on its stream's ready list at most once; no lock of a stream is held while a partition is
 //! locked (partitions call in here with their own lock held).
 
 use std::collections::BTreeMap;
@@ -12,19 +17,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
-use replication::Admission;
-use rpc::net::STREAM_BYTES;
+use model::{BrokerEpoch, BrokerId, ErrorCode, Rules, TopicPartition};
+use replication::{Admission, Lane, Room, Window};
 use rpc::replication::{
-    Answer, Data, FollowerFrame, FollowerFrames, Hello, LeaderFrame, LeaderSource, Open, OpenAnswer, Progress,
-    ReplicationServer,
+    Answer, Data, FollowerFrame, FollowerFrames, Hello, LaneKind, LeaderFrame, LeaderSource, Open, OpenAnswer,
+    Progress, ReplicationServer,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::budget::Standing;
 use crate::context::Context;
-use crate::partition::{NextData, Opening, Partition};
+use crate::partition::{NextData, Opening, Partition, Space};
 
 /// Payload of one message, at most, but for a single larger batch.
 const FRAME_BYTES: usize = 1 << 20;
@@ -45,18 +49,24 @@ pub(crate) struct LeaderStream {
     pub(crate) follower_epoch: BrokerEpoch,
     /// Orders the streams of one follower's process.
     pub(crate) stream_no: u64,
+    /// Which sessions it is for; None where the follower does not know of lanes.
+    pub(crate) lane: Option<Lane>,
     /// This broker's registration that it was opened under.
     own_epoch: BrokerEpoch,
     queues: Mutex<Queues>,
+    /// What is not acknowledged.
+    window: Mutex<Window>,
     wake: Notify,
     closed: watch::Sender<bool>,
-    /// What its windows can hold.
+    /// What it can hold: its window, and a message that is being read from disk.
     _memory: Standing,
 }
 
 #[derive(Debug, Default)]
 struct Queues {
     answers: Vec<OpenAnswer>,
+    /// Answers to sessions that move: a frame has its answers before its data, and these come after their sessions' data.
+    moves: Vec<OpenAnswer>,
     /// Partitions with data for the follower.
     ready: Vec<Arc<Partition>>,
     /// Partitions whose watermarks moved.
@@ -67,16 +77,23 @@ struct Queues {
 }
 
 impl LeaderStream {
-    fn new(hello: &Hello, own_epoch: BrokerEpoch, memory: Standing) -> LeaderStream {
+    fn new(hello: &Hello, own_epoch: BrokerEpoch, context: &Context) -> LeaderStream {
+        let window = context.config.replica_fetch_response_max_bytes;
         LeaderStream {
             follower: hello.follower,
             follower_epoch: hello.follower_epoch,
             stream_no: hello.stream_no,
+            lane: match hello.kind {
+                LaneKind::Mixed => None,
+                LaneKind::Tail => Some(Lane::Tail),
+                LaneKind::CatchUp => Some(Lane::CatchUp),
+            },
             own_epoch,
             queues: Mutex::default(),
+            window: Mutex::new(Window::new(window, Rules::all())),
             wake: Notify::new(),
             closed: watch::Sender::new(false),
-            _memory: memory,
+            _memory: context.budget.stand(window.saturating_add(FRAME_BYTES as u64)),
         }
     }
 
@@ -103,6 +120,28 @@ impl LeaderStream {
     pub(crate) fn push_answer(&self, answer: OpenAnswer) {
         lock(&self.queues).answers.push(answer);
         self.wake.notify_one();
+    }
+
+    /// A session that was open goes on elsewhere: told in a later frame than all that it was sent.
+    pub(crate) fn push_move(&self, answer: OpenAnswer) {
+        lock(&self.queues).moves.push(answer);
+        self.wake.notify_one();
+    }
+
+    /// A session of the stream that had `before` bytes in flight has `after` now.
+    pub(crate) fn in_flight_changed(&self, before: u64, after: u64) {
+        if lock(&self.window).handle_in_flight(before, after) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// What is next does not fit into `room`.
+    pub(crate) fn too_large(&self, room: Room) {
+        lock(&self.window).handle_too_large(room);
+    }
+
+    fn room(&self) -> Option<Room> {
+        lock(&self.window).room()
     }
 
     /// A session that was open is void: the follower opens anew.
@@ -192,7 +231,7 @@ impl LeaderStreams {
     }
 
     fn admit(&self, hello: &Hello, own_epoch: BrokerEpoch) -> Result<Arc<LeaderStream>, String> {
-        let stream = Arc::new(LeaderStream::new(hello, own_epoch, self.context.budget.stand(STREAM_BYTES)));
+        let stream = Arc::new(LeaderStream::new(hello, own_epoch, &self.context));
         let mut streams = lock(&self.streams);
         if let Some(old) = streams.get(&(hello.follower, hello.lane)) {
             if (old.follower_epoch, old.stream_no) >= (hello.follower_epoch, hello.stream_no) {
@@ -297,18 +336,22 @@ impl LeaderStreams {
         let mut moved: Vec<Arc<Partition>> = Vec::new();
         let mut moved_until: Option<Instant> = None;
         loop {
-            let (ready, answers, held_until) = {
+            let has_room = stream.room().is_some();
+            let (ready, moves, answers, held_until) = {
                 let mut queues = lock(&stream.queues);
                 moved.append(&mut queues.moved);
                 queues.release_held(Instant::now());
-                (std::mem::take(&mut queues.ready), !queues.answers.is_empty(), queues.held_until)
+                let ready = if has_room { std::mem::take(&mut queues.ready) } else { Vec::new() };
+                (ready, std::mem::take(&mut queues.moves), !queues.answers.is_empty(), queues.held_until)
             };
+            let answers = answers || !moves.is_empty();
             if !ready.is_empty() || answers || moved_until.is_some_and(|until| until <= Instant::now()) {
                 let data = self.collect(stream, ready).await;
                 let progress: Vec<Progress> =
                     moved.drain(..).filter_map(|partition| partition.next_progress(stream)).collect();
                 // Last: the answer that opened a session was listed before the session could give anything.
-                let answers = std::mem::take(&mut lock(&stream.queues).answers);
+                let mut answers = std::mem::take(&mut lock(&stream.queues).answers);
+                answers.extend(moves);
                 let frame = LeaderFrame { hello: None, answers, progress, data };
                 if frame != LeaderFrame::default() {
                     return frame;
@@ -331,18 +374,21 @@ impl LeaderStreams {
     async fn collect(&self, stream: &Arc<LeaderStream>, ready: Vec<Arc<Partition>>) -> Vec<Data> {
         let (mut data, mut bytes) = (Vec::new(), 0);
         let mut waiting = ready.into_iter();
-        for partition in waiting.by_ref() {
+        while let Some(window) = stream.room()
+            && let Some(partition) = waiting.next()
+        {
             let admission = self.throttle(stream, &partition);
-            let mut room = FRAME_BYTES.saturating_sub(bytes);
+            let mut message = FRAME_BYTES.saturating_sub(bytes);
             match admission {
                 Admission::Free => {}
-                Admission::UpTo(credit) => room = room.min(usize::try_from(credit).unwrap_or(usize::MAX)),
+                Admission::UpTo(credit) => message = message.min(usize::try_from(credit).unwrap_or(usize::MAX)),
                 Admission::Wait(until) => {
                     stream.hold(partition, self.instant(until));
                     continue;
                 }
             }
-            let mut next = partition.next_data(&self.context, stream, room, data.is_empty());
+            let space = Space { message, first: data.is_empty(), window };
+            let mut next = partition.next_data(&self.context, stream, space);
             if let NextData::Cold(cold) = next {
                 next = cold.read(&self.context).await;
             }

@@ -452,6 +452,7 @@ fn broker_config(config: &NodeConfig, directory: &Directory, incarnation: Incarn
         directory_id: directory.id,
         replica_lag_time_max_ms: config.number("replica.lag.time.max.ms", 30_000)?,
         replica_fetch_max_bytes: config.number("replica.fetch.max.bytes", 1 << 20)?,
+        replica_fetch_response_max_bytes: config.number("replica.fetch.response.max.bytes", 10 << 20)?,
         num_replica_fetchers: config.number("num.replica.fetchers", 1)?,
         broker_heartbeat_interval_ms: config.number("broker.heartbeat.interval.ms", 2_000)?,
         log_retention_check_interval_ms: config.number("log.retention.check.interval.ms", 300_000)?,

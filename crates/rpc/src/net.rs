@@ -19,7 +19,8 @@ pub const MAX_MESSAGE: usize = 128 << 20;
 
 const FRAME: u32 = 1 << 20;
 const WINDOW: u32 = 4 << 20;
-/// What a replication stream can hold at either end: frames that wait to be sent, and the window of those on their way.
+/// What a replication stream can hold at the follower's end: frames that wait to be sent, and the window of those on their
+/// way.
 pub const STREAM_BYTES: u64 = (8 * FRAME + WINDOW) as u64;
 
 const KEEPALIVE: Duration = Duration::from_millis(300);

@@ -53,6 +53,19 @@ pub struct Hello {
     pub leader_epoch: BrokerEpoch,
     /// Which of the streams between the two.
     pub lane: u32,
+    /// Which sessions it is for.
+    pub kind: LaneKind,
+}
+
+/// Which sessions a stream is for (`R62`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LaneKind {
+    /// All: the follower does not know of lanes.
+    Mixed,
+    /// Those whose records the leader has in memory.
+    Tail,
+    /// Those whose records it has to read from its disk.
+    CatchUp,
 }
 
 /// Opens a session of one partition (`R57`).
@@ -132,6 +145,8 @@ pub enum Answer {
     },
     /// With Kafka's error code.
     Refused(i16),
+    /// The session is over, another one may be opened on a stream of this kind (`R62`).
+    Moved(LaneKind),
 }
 
 /// An answer and the session that it belongs to.
@@ -339,6 +354,7 @@ fn follower_to_wire(frame: FollowerFrame) -> wire::FollowerMessage {
             leader_id: h.leader.0,
             leader_broker_epoch: h.leader_epoch.0,
             lane: h.lane,
+            kind: kind_to_wire(h.kind).into(),
         }),
         opens: frame.opens.into_iter().map(open_to_wire).collect(),
         acks: frame.acks.into_iter().map(ack_to_wire).collect(),
@@ -382,6 +398,7 @@ fn follower_from_wire(message: wire::FollowerMessage) -> Result<FollowerFrame, R
             leader: BrokerId(h.leader_id),
             leader_epoch: BrokerEpoch(h.leader_broker_epoch),
             lane: h.lane,
+            kind: kind_from_wire(h.kind).ok_or(RpcError::Invalid("a stream is of an unknown kind"))?,
         })
     });
     let opens = message.opens.into_iter().map(|o| {
@@ -448,6 +465,22 @@ fn leader_to_wire(frame: LeaderFrame) -> (wire::LeaderMessage, Vec<wire::Data>) 
     (head, data.collect())
 }
 
+fn kind_to_wire(kind: LaneKind) -> wire::LaneKind {
+    match kind {
+        LaneKind::Mixed => wire::LaneKind::Mixed,
+        LaneKind::Tail => wire::LaneKind::Tail,
+        LaneKind::CatchUp => wire::LaneKind::CatchUp,
+    }
+}
+
+fn kind_from_wire(kind: i32) -> Option<LaneKind> {
+    match wire::LaneKind::try_from(kind).ok()? {
+        wire::LaneKind::Mixed => Some(LaneKind::Mixed),
+        wire::LaneKind::Tail => Some(LaneKind::Tail),
+        wire::LaneKind::CatchUp => Some(LaneKind::CatchUp),
+    }
+}
+
 fn answer_to_wire(answer: Answer) -> wire::open_answer::Answer {
     use wire::open_answer::Answer as Wire;
     match answer {
@@ -459,6 +492,7 @@ fn answer_to_wire(answer: Answer) -> wire::open_answer::Answer {
             Wire::OutOfRange(wire::OutOfRange { log_start: log_start.0, log_end: log_end.0 })
         }
         Answer::Refused(code) => Wire::Refused(i32::from(code)),
+        Answer::Moved(to) => Wire::Moved(wire::Moved { to: kind_to_wire(to).into() }),
     }
 }
 
@@ -475,6 +509,12 @@ fn answer_from_wire(answer: Option<wire::open_answer::Answer>) -> Result<Answer,
         Wire::Refused(code) => {
             Answer::Refused(i16::try_from(code).map_err(|_| RpcError::Invalid("an error code is no int16"))?)
         }
+        Wire::Moved(moved) => match kind_from_wire(moved.to) {
+            Some(to @ (LaneKind::Tail | LaneKind::CatchUp)) => Answer::Moved(to),
+            Some(LaneKind::Mixed) | None => {
+                return Err(RpcError::Invalid("a session is to move to a stream of no known kind"));
+            }
+        },
     })
 }
 
@@ -522,6 +562,7 @@ mod tests {
             leader: BrokerId(1),
             leader_epoch: BrokerEpoch(39),
             lane: 0,
+            kind: LaneKind::CatchUp,
         }
     }
 
@@ -549,6 +590,8 @@ mod tests {
             Answer::Diverging { epoch: LeaderEpoch(-1), end: Offset(5) },
             Answer::OutOfRange { log_start: Offset(3), log_end: Offset(9) },
             Answer::Refused(75),
+            Answer::Moved(LaneKind::Tail),
+            Answer::Moved(LaneKind::CatchUp),
         ];
         let leader = LeaderFrame {
             hello: Some(BrokerEpoch(39)),
@@ -568,6 +611,20 @@ mod tests {
         let (mut message, data) = leader_to_wire(leader.clone());
         message.data = data;
         assert_eq!(leader_from_wire(message), Ok(leader));
+    }
+
+    #[test]
+    fn a_follower_that_tells_no_kind_of_stream_knows_of_none() {
+        let mut message = follower_to_wire(FollowerFrame { hello: Some(hello()), ..FollowerFrame::default() });
+        message.hello.as_mut().unwrap().kind = wire::Hello::default().kind;
+        let read = follower_from_wire(message.clone()).unwrap();
+        assert_eq!(read.hello, Some(Hello { kind: LaneKind::Mixed, ..hello() }));
+        message.hello.as_mut().unwrap().kind = 77;
+        assert!(matches!(follower_from_wire(message), Err(RpcError::Invalid(_))));
+        for to in [0, 77] {
+            let answer = wire::open_answer::Answer::Moved(wire::Moved { to });
+            assert!(matches!(answer_from_wire(Some(answer)), Err(RpcError::Invalid(_))), "{to}");
+        }
     }
 
     #[test]

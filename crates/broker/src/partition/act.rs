@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use model::{BrokerId, ErrorCode, Offset, Time};
 use replication::{Action, ProduceVerdict, SyncPoint};
+use rpc::replication::{Answer, OpenAnswer};
 use storage::{FlushPolicy, LogError};
 use tokio::task::JoinHandle;
 
-use super::{Inner, Link, Partition, SyncState};
+use super::{Inner, Link, Partition, SyncState, kind_of};
 use crate::context::Context;
 use crate::loading::load_producers;
 
@@ -20,6 +21,7 @@ impl Partition {
         while let Some(action) = inner.replica.poll_action() {
             self.act(context, inner, action);
         }
+        inner.note_in_flight();
         self.note_changes(context, inner);
         let flush_at = self.sync_by_interval(context, inner);
         if let Some(due) = inner.replica.poll_timeout().into_iter().chain(inner.reopen_at).chain(flush_at).min()
@@ -103,7 +105,17 @@ impl Partition {
                 "an in-sync follower came back without records below the high watermark; proposing its removal"
             ),
             Action::StreamDirty { follower } => self.queue_data(inner, follower),
-            Action::SessionEnded { follower, session, error } => inner.end_link(follower, session.open_no, error),
+            Action::SessionEnded { follower, session, error } => {
+                if let Some(link) = inner.link_of(follower, session.open_no) {
+                    link.stream.refuse(link.handle, link.open_no, error);
+                }
+            }
+            Action::SessionMoved { follower, session, to } => {
+                if let Some(link) = inner.link_of(follower, session.open_no) {
+                    let answer = Answer::Moved(kind_of(to));
+                    link.stream.push_move(OpenAnswer { handle: link.handle, open_no: link.open_no, answer });
+                }
+            }
             // R25: durable before the recovery point passes its newest entry; the flusher does so.
             Action::EpochsChanged => inner.epochs_changed = true,
             Action::TruncateTo(end) => {
@@ -126,6 +138,12 @@ impl Partition {
             Action::OpenSession { .. } => {
                 if let Some(stream) = &inner.follows {
                     stream.want_session(self.id);
+                }
+            }
+            Action::MoveSession { to, .. } => {
+                if let Some(before) = inner.follows.take() {
+                    let handle = inner.handle.take().map(|(handle, _)| handle);
+                    inner.follows = Some(context.follower_streams.move_to(context, to, self, &before, handle));
                 }
             }
             Action::CloseSession { .. } => {
@@ -399,12 +417,9 @@ impl Inner {
         self.sync_history.synced(self.replica.log().synced_end);
     }
 
-    /// The session is void: the follower is told, if it is still the one on its stream.
-    fn end_link(&mut self, follower: BrokerId, open_no: u64, error: ErrorCode) {
-        // The link stays for the next session on that stream: it knows on which of the stream's lists this partition is.
-        let ended = |link: &&Link| link.follower == follower && link.open_no == open_no;
-        if let Some(link) = self.links.iter().find(ended) {
-            link.stream.refuse(link.handle, link.open_no, error);
-        }
+    /// Where a session that is over ran, if it is still the one on its stream. The link stays for the next session on that
+    /// stream: it knows on which of the stream's lists this partition is.
+    fn link_of(&self, follower: BrokerId, open_no: u64) -> Option<&Link> {
+        self.links.iter().find(|link| link.follower == follower && link.open_no == open_no)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::{ErrorCode, RecordBatch, Time};
-use replication::{Answer, BatchInfo, DataHeader, DataVerdict};
+use replication::{Answer, BatchInfo, DataHeader, DataVerdict, Lane};
 use rpc::replication as wire;
 use storage::LogError;
 
@@ -49,6 +49,8 @@ impl Partition {
                 wire::Answer::Diverging { epoch, end } => Answer::Diverging { epoch, end },
                 wire::Answer::OutOfRange { log_start, log_end } => Answer::OutOfRange { log_start, log_end },
                 wire::Answer::Refused(code) => Answer::Refused(ErrorCode::from_code(code)),
+                wire::Answer::Moved(wire::LaneKind::CatchUp) => Answer::Moved(Lane::CatchUp),
+                wire::Answer::Moved(wire::LaneKind::Tail | wire::LaneKind::Mixed) => Answer::Moved(Lane::Tail),
             };
             inner.replica.handle_answer(answer.open_no, opened, now);
         });

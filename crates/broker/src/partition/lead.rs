@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{BatchHeader, BrokerId, ErrorCode, LeaderEpoch, Offset};
-use replication::{Ack, Answer, Open, SendPlan, Session};
+use replication::{Ack, Answer, Lane, Open, Room, SendPlan, Session};
 use rpc::replication as wire;
-use storage::{ColdRead, Read};
+use storage::{ColdRead, LogError, Read};
 
-use super::{Inner, Link, Partition};
+use super::{Inner, Link, Partition, kind_of};
 use crate::context::Context;
 use crate::leader_streams::LeaderStream;
 
@@ -36,6 +36,7 @@ pub(crate) enum NextData {
 #[derive(Debug)]
 pub(crate) struct ColdData {
     partition: Arc<Partition>,
+    stream: Arc<LeaderStream>,
     turn: Turn,
     read: ColdRead,
 }
@@ -45,10 +46,18 @@ pub(crate) struct ColdData {
 struct Turn {
     follower: BrokerId,
     plan: SendPlan,
-    /// Bytes that the message had room for.
-    room: usize,
-    /// The message was empty.
-    first: bool,
+    space: Space,
+}
+
+/// What a message may still take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Space {
+    /// Bytes that it has room for.
+    pub(crate) message: usize,
+    /// It is empty so far: one batch goes in whatever its size, if the windows allow it.
+    pub(crate) first: bool,
+    /// What its stream's window has room for.
+    pub(crate) window: Room,
 }
 
 impl Partition {
@@ -80,12 +89,18 @@ impl Partition {
                 replication::OpenVerdict::Answer(answer) => {
                     match answer {
                         Answer::Opened { .. } => inner.link(stream, open.handle, open.open_no),
+                        // Nobody is asked to open there.
+                        Answer::Moved(_) => {}
                         // The session is the greatest, but not current: the one before is void.
                         Answer::Diverging { .. } | Answer::OutOfRange { .. } => inner.unlink(stream.follower),
                         Answer::Refused(_) => {}
                     }
                     let answer = answer_to_wire(answer);
                     stream.push_answer(wire::OpenAnswer { handle: open.handle, open_no: open.open_no, answer });
+                    // R62: back on its tail lane at once, if there is nothing to read from disk any more.
+                    if stream.lane == Some(Lane::CatchUp) && inner.log.is_in_memory(open.log_end) {
+                        inner.replica.handle_next_records(stream.follower, Lane::CatchUp, true, now);
+                    }
                 }
             }
             Opening::Done
@@ -141,14 +156,12 @@ impl Partition {
         self.lock().replica.isr().contains(&follower)
     }
 
-    /// The next records for `stream`'s follower: of at most `room` bytes, but for one larger batch where the message is
-    /// empty so far (`first`).
+    /// The next records for `stream`'s follower, as many as fit into `space`.
     pub(crate) fn next_data(
         self: &Arc<Self>,
         context: &Arc<Context>,
         stream: &Arc<LeaderStream>,
-        room: usize,
-        first: bool,
+        space: Space,
     ) -> NextData {
         let mut inner = self.lock();
         let Some(link) = inner.links.iter_mut().find(|link| Arc::ptr_eq(&link.stream, stream)) else {
@@ -156,36 +169,73 @@ impl Partition {
         };
         link.queued_data = false;
         let Some(plan) = inner.replica.next_send(stream.follower) else { return NextData::Nothing };
-        let turn = Turn { follower: stream.follower, plan, room, first };
-        match inner.log.read(plan.prev_offset, plan.leader_log_end, turn.max_bytes(), first || plan.at_least_one) {
-            Ok(Read::Memory(batches)) => self.sent(&mut inner, &turn, batches),
-            Ok(Read::Cold(read)) => NextData::Cold(Box::new(ColdData { partition: Arc::clone(self), turn, read })),
-            Err(error) => {
-                self.log_failed(context, &mut inner, &error);
-                self.carry_out(context, &mut inner);
-                NextData::Nothing
-            }
+        let turn = Turn { follower: stream.follower, plan, space };
+        match inner.log.read_memory(plan.prev_offset, plan.leader_log_end, turn.max_bytes(), turn.min_one()) {
+            Ok(Some(batches)) => self.sent(context, &mut inner, stream, &turn, batches),
+            Ok(None) => self.next_on_disk(context, &mut inner, stream, turn),
+            Err(error) => self.cannot_read(context, &mut inner, &error),
         }
     }
 
-    /// Notes that a frame is on its way, and makes it; whoever has more goes back on the list.
-    fn sent(self: &Arc<Self>, inner: &mut Inner, turn: &Turn, batches: Vec<Bytes>) -> NextData {
-        let Turn { follower, plan, .. } = turn;
-        let bytes: usize = batches.iter().map(Bytes::len).sum();
-        let found = last_of(&batches);
-        let fits = plan.at_least_one || bytes <= turn.window();
-        let (Some((end, last_epoch)), true) = (found, fits) else {
-            // The next batch is too large: for what is left of the message, then it is the first of another one; or for
-            // what is left of the window, then an acknowledgement makes room.
-            if !turn.first && turn.room < turn.window() {
-                self.queue_ready(inner, *follower);
+    /// What is next is on disk: that is the catch-up lane's business (`R62`).
+    fn next_on_disk(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        stream: &Arc<LeaderStream>,
+        turn: Turn,
+    ) -> NextData {
+        let now = context.clock.monotonic();
+        if stream.lane.is_some_and(|lane| inner.replica.handle_next_records(turn.follower, lane, false, now)) {
+            self.carry_out(context, inner);
+            return NextData::Nothing;
+        }
+        let (from, upto) = (turn.plan.prev_offset, turn.plan.leader_log_end);
+        match inner.log.read(from, upto, turn.max_bytes(), turn.min_one()) {
+            Ok(Read::Memory(batches)) => self.sent(context, inner, stream, &turn, batches),
+            Ok(Read::Cold(read)) => {
+                let (partition, stream) = (Arc::clone(self), Arc::clone(stream));
+                NextData::Cold(Box::new(ColdData { partition, stream, turn, read }))
             }
+            Err(error) => self.cannot_read(context, inner, &error),
+        }
+    }
+
+    fn cannot_read(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner, error: &LogError) -> NextData {
+        self.log_failed(context, inner, error);
+        self.carry_out(context, inner);
+        NextData::Nothing
+    }
+
+    /// Notes that a frame is on its way, and makes it; whoever has more goes back on the list, or to its other lane.
+    fn sent(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        stream: &Arc<LeaderStream>,
+        turn: &Turn,
+        batches: Vec<Bytes>,
+    ) -> NextData {
+        let Turn { follower, plan, .. } = turn;
+        let bytes = u64::try_from(batches.iter().map(Bytes::len).sum::<usize>()).unwrap_or(u64::MAX);
+        let Some((end, last_epoch)) = last_of(&batches).filter(|_| turn.fits(bytes)) else {
+            self.too_large(inner, stream, turn, bytes);
             return NextData::Nothing;
         };
-        let Some(link) = inner.links.iter().find(|link| link.follower == *follower) else { return NextData::Nothing };
+        let Some(link) = inner.links.iter().find(|link| Arc::ptr_eq(&link.stream, stream)) else {
+            return NextData::Nothing;
+        };
         let (handle, open_no) = (link.handle, link.open_no);
-        inner.replica.handle_sent(*follower, plan, end, last_epoch, u64::try_from(bytes).unwrap_or(u64::MAX));
-        self.queue_ready(inner, *follower);
+        inner.replica.handle_sent(*follower, plan, end, last_epoch, bytes);
+        let now = context.clock.monotonic();
+        let caught_up = stream.lane == Some(Lane::CatchUp) && inner.log.is_in_memory(end);
+        if caught_up && inner.replica.handle_next_records(*follower, Lane::CatchUp, true, now) {
+            // The answer that says so comes after this frame on the stream.
+            self.carry_out(context, inner);
+        } else {
+            inner.note_in_flight();
+            self.queue_ready(inner, *follower);
+        }
         NextData::Data(wire::Data {
             handle,
             open_no,
@@ -196,6 +246,21 @@ impl Partition {
             leader_log_end: plan.leader_log_end,
             batches,
         })
+    }
+
+    /// The next batch is too large: for what is left of the message, then it is the first of another one; for what is left
+    /// of the stream's window, then nothing goes there before an acknowledgement; or for what is left of the session's,
+    /// then an acknowledgement of its own makes room.
+    fn too_large(self: &Arc<Self>, inner: &mut Inner, stream: &Arc<LeaderStream>, turn: &Turn, bytes: u64) {
+        let Space { message, first, window } = turn.space;
+        let message_is_full = !first && message < turn.window();
+        let window_is_full = !window.at_least_one && (bytes > window.bytes || window.bytes < turn.plan.max_bytes);
+        if window_is_full && !message_is_full {
+            stream.too_large(window);
+        }
+        if message_is_full || window_is_full {
+            self.queue_ready(inner, turn.follower);
+        }
     }
 
     /// Puts this partition on the ready list of the follower's stream, where it has data and is not there yet.
@@ -236,20 +301,31 @@ impl Partition {
 }
 
 impl Turn {
-    /// Bytes that the session's window has room for.
+    /// Bytes that the windows of session and stream have room for.
     fn window(&self) -> usize {
-        usize::try_from(self.plan.max_bytes).unwrap_or(usize::MAX)
+        usize::try_from(self.plan.max_bytes.min(self.space.window.bytes)).unwrap_or(usize::MAX)
     }
 
     fn max_bytes(&self) -> usize {
-        self.window().min(self.room)
+        self.window().min(self.space.message)
+    }
+
+    /// One batch is looked at whatever its size.
+    fn min_one(&self) -> bool {
+        self.space.first || self.plan.at_least_one
+    }
+
+    /// R62: at least one batch, of a session and of a stream that have nothing in flight.
+    fn fits(&self, bytes: u64) -> bool {
+        let Room { bytes: left, at_least_one, .. } = self.space.window;
+        (self.plan.at_least_one || bytes <= self.plan.max_bytes) && (at_least_one || bytes <= left)
     }
 }
 
 impl ColdData {
     /// Reads on the disk pool, then sends if the session still stands where it stood.
     pub(crate) async fn read(self: Box<Self>, context: &Arc<Context>) -> NextData {
-        let ColdData { partition, turn, read } = *self;
+        let ColdData { partition, stream, turn, read } = *self;
         let batches = match context.disk_pool.run(move || read.run()).await {
             Ok(bytes) if bytes.is_empty() => Vec::new(),
             Ok(bytes) => vec![bytes],
@@ -264,7 +340,10 @@ impl ColdData {
         let unchanged = inner.replica.next_send(turn.follower).is_some_and(|now| {
             (now.session, now.prev_offset, now.prev_epoch) == (plan.session, plan.prev_offset, plan.prev_epoch)
         });
-        if unchanged { partition.sent(&mut inner, &turn, batches) } else { NextData::Nothing }
+        match unchanged {
+            true => partition.sent(context, &mut inner, &stream, &turn, batches),
+            false => NextData::Nothing,
+        }
     }
 }
 
@@ -281,6 +360,7 @@ impl Inner {
             stream: Arc::clone(stream),
             handle,
             open_no,
+            in_flight: 0,
             queued_data: false,
             queued_progress: false,
         });
@@ -288,6 +368,28 @@ impl Inner {
 
     fn unlink(&mut self, follower: BrokerId) {
         self.links.retain(|link| link.follower != follower);
+    }
+
+    /// Each stream's window counts what the core says is in flight of this partition's session on it.
+    pub(super) fn note_in_flight(&mut self) {
+        for link in &mut self.links {
+            link.set_in_flight(self.replica.in_flight(link.follower));
+        }
+    }
+}
+
+impl Link {
+    fn set_in_flight(&mut self, bytes: u64) {
+        let before = std::mem::replace(&mut self.in_flight, bytes);
+        if before != bytes {
+            self.stream.in_flight_changed(before, bytes);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.set_in_flight(0);
     }
 }
 
@@ -303,6 +405,7 @@ fn answer_to_wire(answer: Answer) -> wire::Answer {
         Answer::Diverging { epoch, end } => wire::Answer::Diverging { epoch, end },
         Answer::OutOfRange { log_start, log_end } => wire::Answer::OutOfRange { log_start, log_end },
         Answer::Refused(error) => wire::Answer::Refused(error.code()),
+        Answer::Moved(to) => wire::Answer::Moved(kind_of(to)),
     }
 }
 

@@ -28,7 +28,7 @@ use model::{
     BrokerId, DirectoryId, EpochCache, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Time, TopicId, TopicPartition,
 };
 use replication::producers::ProducerTable;
-use replication::{AlterAnswer, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
+use replication::{AlterAnswer, Lane, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
 use storage::Log;
 use tokio::sync::Notify;
 
@@ -43,7 +43,7 @@ use sync_history::SyncHistory;
 use transactions::Unverified;
 
 pub(crate) use clean::{Claim, SliceOutcome};
-pub(crate) use lead::{NextData, Opening};
+pub(crate) use lead::{NextData, Opening, Space};
 pub(crate) use read::{PartitionRead, ReadResult};
 pub(crate) use transactions::Verification;
 
@@ -125,8 +125,18 @@ struct Link {
     stream: Arc<LeaderStream>,
     handle: u64,
     open_no: u64,
+    /// Its share of what the stream has under way (`R62`): given back when this is dropped.
+    in_flight: u64,
     queued_data: bool,
     queued_progress: bool,
+}
+
+/// The kind of stream that a lane is.
+pub(crate) fn kind_of(lane: Lane) -> rpc::replication::LaneKind {
+    match lane {
+        Lane::Tail => rpc::replication::LaneKind::Tail,
+        Lane::CatchUp => rpc::replication::LaneKind::CatchUp,
+    }
 }
 
 /// Whether an fdatasync of this log is under way.

@@ -257,6 +257,8 @@ pub(crate) struct Cluster {
     pub(crate) budgets: BTreeMap<i32, Arc<MemoryBudget>>,
     /// Bytes of each broker's tail cache.
     pub(crate) tail_bytes: usize,
+    /// What may be under way on a stream that a broker started from now on leads.
+    pub(crate) window_bytes: u64,
     /// What brokers started from now on ask about transactions.
     pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
     /// Their files.
@@ -295,6 +297,7 @@ impl Cluster {
             starts: 0,
             budgets: BTreeMap::new(),
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
+            window_bytes: 10 << 20,
             verifier,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         };
@@ -316,7 +319,11 @@ impl Cluster {
         let port = internal.local_addr().unwrap().port();
         let budget = MemoryBudget::new(256 << 20);
         let broker = Broker::start(BrokerParts {
-            config: BrokerConfig { file: self.file.clone(), ..config(id, self.starts, port) },
+            config: BrokerConfig {
+                file: self.file.clone(),
+                replica_fetch_response_max_bytes: self.window_bytes,
+                ..config(id, self.starts, port)
+            },
             clock: Arc::new(SystemClock::new()),
             seed: 7,
             cluster_id,
@@ -449,6 +456,7 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
         directory_id: DirectoryId(Uuid::from_u128(500 + u128::from(id.unsigned_abs()))),
         replica_lag_time_max_ms: 30_000,
         replica_fetch_max_bytes: 1 << 20,
+        replica_fetch_response_max_bytes: 10 << 20,
         num_replica_fetchers: 1,
         broker_heartbeat_interval_ms: 500,
         log_retention_check_interval_ms: 50,

@@ -7,6 +7,7 @@ mod compaction;
 mod coordinators;
 mod data;
 mod groups;
+mod lanes;
 mod peers;
 mod reassign;
 mod restarts;

@@ -15,8 +15,8 @@ use model::{
 };
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::replication::{
-    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LeaderFrame, LeaderFrames, LeaderSource,
-    Open, OpenAnswer, ReplicationServer, dial,
+    Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LaneKind, LeaderFrame, LeaderFrames,
+    LeaderSource, Open, OpenAnswer, ReplicationServer, dial,
 };
 use storage::disk::Crash;
 use tokio::net::TcpListener;
@@ -25,10 +25,10 @@ use tokio::sync::mpsc;
 use crate::cluster::*;
 use crate::transactions::{Agrees, committed, end, end_of, marker, transactional, write};
 
-const PLAYED: i32 = 9;
+pub(crate) const PLAYED: i32 = 9;
 
 /// A broker that is registered, heartbeats and answers probes; its side of replication is the test's.
-struct Played {
+pub(crate) struct Played {
     controller: Arc<Controller>,
     epoch: Arc<AtomicI64>,
     /// Streams of those who follow it.
@@ -65,7 +65,7 @@ impl ReplicationServer for Peer {
 }
 
 impl Played {
-    async fn start(cluster: &Cluster) -> Played {
+    pub(crate) async fn start(cluster: &Cluster) -> Played {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let epoch = Arc::new(AtomicI64::new(-1));
@@ -86,7 +86,7 @@ impl Played {
     }
 
     /// Has itself fenced, which takes it out of every ISR; the next heartbeat unfences it.
-    fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.controller.ask(&heartbeat(&self.controller, &self.epoch, true));
     }
 
@@ -101,6 +101,7 @@ impl Played {
             leader: BrokerId(leader),
             leader_epoch: self.controller.image().broker_epoch(BrokerId(leader)),
             lane: 0,
+            kind: LaneKind::Mixed,
         }
     }
 
@@ -112,7 +113,12 @@ impl Played {
 
     /// Dials a leader as a follower does.
     async fn follow(&mut self, leader: i32) -> Following {
-        let hello = self.hello(leader);
+        self.follow_on(leader, LaneKind::Mixed).await
+    }
+
+    /// The same, on a stream of a kind.
+    pub(crate) async fn follow_on(&mut self, leader: i32, kind: LaneKind) -> Following {
+        let hello = Hello { kind, lane: u32::from(kind == LaneKind::CatchUp), ..self.hello(leader) };
         let (sender, frames) = soon("a stream", dial(&self.address(leader), hello)).await.unwrap();
         Following { sender, frames }
     }
@@ -153,26 +159,26 @@ async fn until<F, T, E: std::fmt::Debug>(
 }
 
 /// The played broker as a follower.
-struct Following {
+pub(crate) struct Following {
     sender: FollowerSender,
     frames: LeaderFrames,
 }
 
 impl Following {
-    async fn open(&self, open: Open) {
+    pub(crate) async fn open(&self, open: Open) {
         assert!(self.sender.send(FollowerFrame { opens: vec![open], ..FollowerFrame::default() }).await);
     }
 
-    async fn ack(&self, handle: u64, open_no: u64, log_end: i64) {
+    pub(crate) async fn ack(&self, handle: u64, open_no: u64, log_end: i64) {
         let ack = Ack { handle, open_no, log_end: Offset(log_end), log_start: Offset(0), durable: true };
         self.sender.send(FollowerFrame { acks: vec![ack], ..FollowerFrame::default() }).await;
     }
 
-    async fn next<T>(&mut self, what: &str, look: impl FnMut(LeaderFrame) -> Option<T>) -> T {
+    pub(crate) async fn next<T>(&mut self, what: &str, look: impl FnMut(LeaderFrame) -> Option<T>) -> T {
         until(what, async || self.frames.next().await, look).await
     }
 
-    async fn answer(&mut self) -> OpenAnswer {
+    pub(crate) async fn answer(&mut self) -> OpenAnswer {
         self.next("an answer", |frame| frame.answers.first().copied()).await
     }
 
@@ -212,7 +218,7 @@ impl Followed {
     }
 }
 
-fn open(id: TopicPartition, number: u64, log_end: i64, last_epoch: i32) -> Open {
+pub(crate) fn open(id: TopicPartition, number: u64, log_end: i64, last_epoch: i32) -> Open {
     Open {
         handle: number,
         partition: id,

@@ -1,4 +1,4 @@
-//! A file system in memory that tells written from durable bytes, crashes on demand and fails on demand.
+//! A file system in memory that tells written from durable bytes, crashes on demand, fails on demand, and hangs on demand.
 //!
 //! Every change that no sync has covered waits in one list, in the order in which it was made. A crash decides for each
 //! of them whether it reached the disk; open files of the time before the crash are dead. Laws of real disks that are kept:
@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{DirEntry, Disk, DiskFile, OpenMode};
 
@@ -81,6 +81,7 @@ struct State {
     unsynced: Vec<Change>,
     locks: BTreeSet<PathBuf>,
     faults: Vec<Fault>,
+    gates: Vec<Arc<Barrier>>,
     capacity: Option<u64>,
     /// Bytes reserved for files, beyond what they hold.
     reserved: BTreeMap<u64, u64>,
@@ -113,6 +114,26 @@ struct Fault {
     call: Call,
     skip: u64,
     kind: FaultKind,
+}
+
+/// While it lives, reads of some files of a [`MemDisk`] hang.
+#[derive(Debug)]
+pub struct Gate {
+    disk: MemDisk,
+    barrier: Arc<Barrier>,
+}
+
+#[derive(Debug)]
+struct Barrier {
+    files: String,
+    state: Mutex<Hanging>,
+    opened: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Hanging {
+    open: bool,
+    reads: usize,
 }
 
 #[derive(Debug)]
@@ -168,6 +189,15 @@ impl MemDisk {
         self.lock().faults.push(Fault { call, skip, kind });
     }
 
+    /// From now on reads of files whose path contains `files` hang, until the gate is dropped.
+    #[must_use]
+    pub fn hold_reads(&self, files: &str) -> Gate {
+        let files = files.to_owned();
+        let barrier = Arc::new(Barrier { files, state: Mutex::default(), opened: Condvar::new() });
+        self.lock().gates.push(Arc::clone(&barrier));
+        Gate { disk: self.clone(), barrier }
+    }
+
     /// How many calls are still to fail.
     #[must_use]
     pub fn faults_waiting(&self) -> usize {
@@ -210,7 +240,44 @@ impl MemDisk {
     }
 }
 
+impl Gate {
+    /// How many reads hang.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.barrier.lock().reads
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.disk.lock().gates.retain(|gate| !Arc::ptr_eq(gate, &self.barrier));
+        self.barrier.lock().open = true;
+        self.barrier.opened.notify_all();
+    }
+}
+
+impl Barrier {
+    /// Returns when the gate is open.
+    fn pass(&self) {
+        let mut state = self.lock();
+        state.reads += 1;
+        while !state.open {
+            state = self.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.reads -= 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hanging> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl State {
+    /// The gate that a read of this file has to pass.
+    fn gate(&self, path: &Path) -> Option<Arc<Barrier>> {
+        self.gates.iter().find(|gate| path.to_string_lossy().contains(&gate.files)).cloned()
+    }
+
     fn fault(&mut self, call: Call) -> Option<FaultKind> {
         let mut hit = None;
         for (i, fault) in self.faults.iter_mut().enumerate() {
@@ -486,6 +553,10 @@ impl MemFile {
 
 impl DiskFile for MemFile {
     fn read_at(&self, into: &mut [u8], position: u64) -> io::Result<usize> {
+        let gate = self.state()?.gate(&self.path);
+        if let Some(gate) = gate {
+            gate.pass();
+        }
         let mut state = self.state()?;
         state.counters.reads += 1;
         state.check(Call::Read)?;

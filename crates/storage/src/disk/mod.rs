@@ -14,7 +14,7 @@ mod real;
 #[cfg(test)]
 mod contract;
 
-pub use mem::{Call, Counters, Crash, FaultKind, MemDisk};
+pub use mem::{Call, Counters, Crash, FaultKind, Gate, MemDisk};
 pub use overlay::OverlayDisk;
 pub use real::RealDisk;
 

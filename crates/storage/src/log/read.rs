@@ -56,12 +56,7 @@ impl Log {
     /// # Errors
     /// `OutOfRange` where `from` is below the log start or above the log end.
     pub fn read(&self, from: Offset, upto: Offset, max_bytes: usize, min_one: bool) -> Result<Read, LogError> {
-        self.usable()?;
-        self.in_range(from)?;
-        if from >= upto.min(self.log_end) {
-            return Ok(Read::Memory(Vec::new()));
-        }
-        if let Some(batches) = self.tail.read(from, upto, max_bytes, min_one) {
+        if let Some(batches) = self.read_memory(from, upto, max_bytes, min_one)? {
             return Ok(Read::Memory(batches));
         }
         let first = self.segments.partition_point(|segment| segment.base <= from).saturating_sub(1);
@@ -83,6 +78,31 @@ impl Log {
             segments.push(ColdSegment { files, log, index, size: segment.size, end, pending });
         }
         Ok(Read::Cold(ColdRead { segments, from, upto, max_bytes, min_one }))
+    }
+
+    /// The same, where that needs no file; None where it does.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub fn read_memory(
+        &self,
+        from: Offset,
+        upto: Offset,
+        max_bytes: usize,
+        min_one: bool,
+    ) -> Result<Option<Vec<Bytes>>, LogError> {
+        self.usable()?;
+        self.in_range(from)?;
+        if from >= upto.min(self.log_end) {
+            return Ok(Some(Vec::new()));
+        }
+        Ok(self.tail.read(from, upto, max_bytes, min_one))
+    }
+
+    /// Whether all that is to be read from `from` on is in memory now, or will be when it is appended.
+    #[must_use]
+    pub fn is_in_memory(&self, from: Offset) -> bool {
+        if from >= self.log_end { self.tail.keeps() } else { self.tail.reaches(from) }
     }
 
     /// As [`Log::read`], with a cold read executed at once.

@@ -149,6 +149,16 @@ impl Tail {
         Some(found)
     }
 
+    /// Whether what is appended from now on is kept, and there is room for it.
+    pub(super) fn keeps(&self) -> bool {
+        self.keeps && self.budget.limit() > 0
+    }
+
+    /// Whether the batch that contains `from` and all that follow are here.
+    pub(super) fn reaches(&self, from: Offset) -> bool {
+        self.queue.as_ref().is_some_and(|queue| lock(queue).batches.front().is_some_and(|first| first.base <= from))
+    }
+
     /// Forgets what ends at `end` or above.
     pub(super) fn truncate_to(&mut self, end: Offset) {
         let Some(queue) = &self.queue else { return };
