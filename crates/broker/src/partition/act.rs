@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::{BrokerId, ErrorCode, Offset, Time};
-use replication::{Action, ProduceVerdict, SyncPoint};
+use replication::{Action, Lane, ProduceVerdict, SyncPoint};
 use rpc::replication::{Answer, OpenAnswer};
 use storage::{FlushPolicy, LogError};
 use tokio::task::JoinHandle;
@@ -105,17 +105,8 @@ impl Partition {
                 "an in-sync follower came back without records below the high watermark; proposing its removal"
             ),
             Action::StreamDirty { follower } => self.queue_data(inner, follower),
-            Action::SessionEnded { follower, session, error } => {
-                if let Some(link) = inner.link_of(follower, session.open_no) {
-                    link.stream.refuse(link.handle, link.open_no, error);
-                }
-            }
-            Action::SessionMoved { follower, session, to } => {
-                if let Some(link) = inner.link_of(follower, session.open_no) {
-                    let answer = Answer::Moved(kind_of(to));
-                    link.stream.push_move(OpenAnswer { handle: link.handle, open_no: link.open_no, answer });
-                }
-            }
+            Action::SessionEnded { follower, session, error } => inner.refuse_session(follower, session.open_no, error),
+            Action::SessionMoved { follower, session, to } => inner.send_away(follower, session.open_no, to),
             // R25: durable before the recovery point passes its newest entry; the flusher does so.
             Action::EpochsChanged => inner.epochs_changed = true,
             Action::TruncateTo(end) => {
@@ -140,12 +131,7 @@ impl Partition {
                     stream.want_session(self.id);
                 }
             }
-            Action::MoveSession { to, .. } => {
-                if let Some(before) = inner.follows.take() {
-                    let handle = inner.handle.take().map(|(handle, _)| handle);
-                    inner.follows = Some(context.follower_streams.move_to(context, to, self, &before, handle));
-                }
-            }
+            Action::MoveSession { to, .. } => self.move_session(context, inner, to),
             Action::CloseSession { .. } => {
                 if let (Some((handle, _)), Some(stream)) = (inner.handle.take(), &inner.follows) {
                     stream.close_session(self.id, handle);
@@ -156,6 +142,14 @@ impl Partition {
                     stream.ack_moved(self.id);
                 }
             }
+        }
+    }
+
+    /// R62: this follower's next session is on a stream of that lane.
+    fn move_session(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner, to: Lane) {
+        if let Some(before) = inner.follows.take() {
+            let handle = inner.handle.take().map(|(handle, _)| handle);
+            inner.follows = Some(context.follower_streams.move_to(context, to, self, &before, handle));
         }
     }
 
@@ -415,6 +409,21 @@ impl Inner {
     fn handle_synced(&mut self, point: SyncPoint, now: Time) {
         self.replica.handle_synced(point, now);
         self.sync_history.synced(self.replica.log().synced_end);
+    }
+
+    /// The session is void: the follower is told.
+    fn refuse_session(&self, follower: BrokerId, open_no: u64, error: ErrorCode) {
+        if let Some(link) = self.link_of(follower, open_no) {
+            link.stream.refuse(link.handle, link.open_no, error);
+        }
+    }
+
+    /// R62: the session is over, and the follower is told where to open the next one.
+    fn send_away(&self, follower: BrokerId, open_no: u64, to: Lane) {
+        if let Some(link) = self.link_of(follower, open_no) {
+            let answer = Answer::Moved(kind_of(to));
+            link.stream.push_move(OpenAnswer { handle: link.handle, open_no: link.open_no, answer });
+        }
     }
 
     /// Where a session that is over ran, if it is still the one on its stream. The link stays for the next session on that
