@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
@@ -62,6 +62,8 @@ pub(crate) struct Context {
     leaderships: Leaderships,
     /// Replicas whose log failed in this process while the directory is in use (`R78`).
     failed_replicas: Mutex<BTreeSet<TopicPartition>>,
+    /// Of those, the ones that a read found damaged, and whether the controller has heard: they are opened anew then.
+    damaged: Mutex<BTreeMap<TopicPartition, bool>>,
     /// Replicas that were found to be gone, and the heartbeats have not told yet (`R78`).
     found_lossy: Mutex<BTreeSet<TopicPartition>>,
     /// Replicas that were here by name and cannot be opened, or are gone, and the offset below which they had records.
@@ -73,6 +75,8 @@ pub(crate) struct Context {
     pub(crate) cleaner: CleanerState,
     /// Wakes the heartbeat before its time.
     pub(crate) heartbeat_wanted: Notify,
+    /// The controller has heard of damaged replicas.
+    pub(crate) reopening_wanted: Notify,
 }
 
 /// What a [`Context`] is made of.
@@ -116,6 +120,8 @@ impl Context {
             suspected: Notify::new(),
             leaderships: Leaderships::new(&[OFFSETS_TOPIC, TRANSACTIONS_TOPIC]),
             failed_replicas: Mutex::default(),
+            damaged: Mutex::default(),
+            reopening_wanted: Notify::new(),
             found_lossy: Mutex::default(),
             lost: Mutex::default(),
             unclaimed: Mutex::default(),
@@ -280,6 +286,35 @@ impl Context {
         self.heartbeat_wanted.notify_one();
     }
 
+    /// A read found this replica damaged: once the controller has heard that it failed, it is opened anew (`R29`).
+    pub(crate) fn replica_damaged(&self, id: TopicPartition) {
+        lock(&self.damaged).insert(id, false);
+    }
+
+    /// The controller has heard of these failed replicas, and recorded it.
+    pub(crate) fn failures_told(&self, told: &[TopicPartition]) {
+        let mut any = false;
+        for heard in lock(&self.damaged).iter_mut().filter(|(id, heard)| !**heard && told.contains(id)).map(|(_, h)| h)
+        {
+            *heard = true;
+            any = true;
+        }
+        if any {
+            self.reopening_wanted.notify_one();
+        }
+    }
+
+    /// Damaged replicas that the controller knows of.
+    pub(crate) fn damaged_and_told(&self) -> Vec<TopicPartition> {
+        lock(&self.damaged).iter().filter(|(_, heard)| **heard).map(|(id, _)| *id).collect()
+    }
+
+    /// A damaged replica was opened anew, and says for itself what it has.
+    pub(crate) fn reopened(&self, id: TopicPartition) {
+        lock(&self.damaged).remove(&id);
+        lock(&self.failed_replicas).remove(&id);
+    }
+
     /// Replicas that can no longer be trusted, in a directory that is in use.
     pub(crate) fn failed_replicas(&self) -> Vec<TopicPartition> {
         self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
@@ -334,4 +369,8 @@ impl Context {
     pub(crate) fn jitter(&self, duration: Duration) -> Duration {
         self.chance.jitter(duration)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -222,6 +222,7 @@ async fn heartbeat(
     // First how far the metadata is applied: what was found lossy on the way there is told with it (R78).
     let next_offset = context.image().next_offset();
     let found_lossy = context.found_lossy();
+    let failed = context.failed_replicas();
     let request = Heartbeat {
         broker: context.config.broker_id,
         epoch,
@@ -229,12 +230,13 @@ async fn heartbeat(
         want_fence: false,
         want_shutdown: lifecycle.stops(),
         offline_directories: context.offline_directories(),
-        lossy: context.failed_replicas().into_iter().chain(found_lossy.iter().copied()).collect(),
+        lossy: failed.iter().chain(&found_lossy).copied().collect(),
         full_directories: context.full_directories(),
     };
     match context.ask(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
         Ok(ControlResponse::Heartbeat(answer)) => {
             context.lossy_told(&found_lossy);
+            context.failures_told(&failed);
             Ok(answer)
         }
         Ok(ControlResponse::Refused(error)) if error.code == ErrorCode::StaleBrokerEpoch => Err(HeartbeatError::Stale),
@@ -275,7 +277,16 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecy
     loop {
         let next = context.image().next_offset();
         let mut stream = pin!(context.controller.follow(context.known_cluster(), next));
-        while let Some(event) = stream.next().await {
+        loop {
+            // Dropping either is safe: an event that has not come is still to come, and a wish is looked up.
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = context.reopening_wanted.notified(), if registered => {
+                    replicas.reopen_damaged(&told).await;
+                    continue;
+                }
+            };
+            let Some(event) = event else { break };
             let before = context.image();
             let after = match event {
                 MetadataEvent::Snapshot { next_offset, records } => MetadataImage::from_snapshot(next_offset, &records),
@@ -304,6 +315,7 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecy
             registered |= first;
             if registered {
                 replicas.apply(&told, &after).await;
+                replicas.reopen_damaged(&after).await;
                 told = Arc::clone(&after);
             }
             context.publish(after);

@@ -243,6 +243,54 @@ impl Replicas {
         self.context.disk_pool.run(opening).await
     }
 
+    /// Opens replicas anew that a read found damaged, once the metadata says that they count for nothing: they are found
+    /// lossy as at a start, and fetch again what they have lost (`R29`).
+    pub(crate) async fn reopen_damaged(&mut self, image: &MetadataImage) {
+        let me = self.context.config.broker_id;
+        for id in self.context.damaged_and_told() {
+            match image.partition(id) {
+                // It goes, or is gone.
+                None => self.context.reopened(id),
+                Some(now) if now.isr.contains(&me) || now.elr.contains(&me) || now.leader == me => {}
+                Some(_) => self.reopen(image, id).await,
+            }
+        }
+    }
+
+    async fn reopen(&mut self, image: &MetadataImage, id: TopicPartition) {
+        let Some(partition) = self.context.partition(id) else { return self.context.reopened(id) };
+        let (topic, held) = (Arc::clone(partition.topic()), partition.checkpoints());
+        // The checkpoints go on to say what they say.
+        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (Arc::clone(&topic), held));
+        self.context.remove_partition(id);
+        partition.stop(&self.context, true);
+        partition.settled().await;
+        let hints = OpenHints {
+            topic_id: id.topic_id,
+            recovery_point: held.recovery_point,
+            clean: false,
+            log_start: held.log_start,
+            high_watermark: held.high_watermark,
+        };
+        let (context, name) = (Arc::clone(&self.context), Arc::clone(&topic));
+        let opening = move || open(&context, &name, context.data.partition_path(&name, id.partition), hints);
+        match self.context.disk_pool.run(opening).await {
+            Ok(found) => {
+                // Told once more: a leader may have asked for it to be in sync meanwhile.
+                self.context.replica_found_lossy(id);
+                self.context.reopened(id);
+                self.found.insert(id, found);
+                self.ensure(image, id).await;
+                self.tell(image, id);
+            }
+            Err(error) => {
+                tracing::error!(%topic, partition = %id.partition, %error, "cannot open a damaged log anew");
+                self.context.reopened(id);
+                self.context.replica_failed(id);
+            }
+        }
+    }
+
     /// Takes replicas off this broker and deletes them.
     async fn remove(&mut self, ids: &[TopicPartition]) {
         let mut names = Vec::new();

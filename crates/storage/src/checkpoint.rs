@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use model::Offset;
+
 /// The version that is written, and the only one that is read.
 const VERSION: &str = "0";
 
@@ -46,6 +48,14 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<&str>, &'static str> {
         return Err("its checksum does not stand at its end");
     }
     if entries.len() == count { Ok(entries) } else { Err("its count is wrong") }
+}
+
+/// The offset of a checkpoint that has one.
+pub(crate) fn parse_one(text: &[u8]) -> Option<Offset> {
+    match parse(text).as_deref() {
+        Ok([one]) => one.parse().ok().map(Offset),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

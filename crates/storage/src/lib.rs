@@ -29,7 +29,7 @@ pub use env::{DirHealth, LogEnv};
 pub use log::{
     Aborted, AbortedTransaction, Appended, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,
     CleaningStep, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, ProducerSnapshot, Read,
-    Recovered, SyncDone, SyncTicket, TimeMatch, Verdict,
+    Recovered, SwapEnd, SyncDone, SyncTicket, TimeMatch, Verdict,
 };
 pub use metadata::configs::FlushPolicy;
 pub use pool::DiskPool;

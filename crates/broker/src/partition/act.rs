@@ -367,8 +367,35 @@ impl Partition {
             LogError::NoSpace(_) => {
                 tracing::warn!(topic = %self.topic, partition = %self.id.partition, %error, "writes are refused");
             }
+            LogError::Corrupt { offset, .. } => self.found_damage(context, inner, *offset, error),
             _ => self.fail(context, inner, error),
         }
+    }
+
+    /// R29: a read has met records that are not what was written. This replica takes no role any more until the controller
+    /// knows; then its log is opened anew, and is found lossy as at a start. Where no other replica is in sync it goes on:
+    /// what it has lost nobody has, and the rest must stay; only those records are refused.
+    fn found_damage(&self, context: &Arc<Context>, inner: &mut Inner, offset: Offset, error: &LogError) {
+        if inner.failed.is_some() {
+            return;
+        }
+        if inner.is_irreplaceable() {
+            if inner.damaged_from.replace(offset) != Some(offset) {
+                tracing::error!(
+                    topic = %self.topic, partition = %self.id.partition, %error,
+                    "records are damaged, and no other replica is in sync: they are not served, all others are"
+                );
+            }
+            return;
+        }
+        match inner.log.note_damage(offset) {
+            Ok(()) => context.replica_damaged(self.id),
+            // Without the note it must not come back in this process: the next start is told by the controller.
+            Err(note) => {
+                tracing::error!(topic = %self.topic, partition = %self.id.partition, error = %note, "cannot note the damage")
+            }
+        }
+        self.fail(context, inner, error);
     }
 
     /// R30: the replica takes no role any more, and the controller will hear why.
@@ -394,6 +421,11 @@ fn snapshot_producers(inner: &mut Inner) -> Result<(), LogError> {
 }
 
 impl Inner {
+    /// Whether nobody else could lead without losing records.
+    pub(super) fn is_irreplaceable(&self) -> bool {
+        self.replica.is_leader() && self.replica.isr().len() <= 1
+    }
+
     /// Whoever waits for it hears of it; with it moves the last stable offset (`R43`).
     fn high_watermark_moved(&mut self, high_watermark: Offset) {
         self.producers.stabilise(high_watermark);

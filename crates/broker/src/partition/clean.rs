@@ -120,10 +120,16 @@ impl Claim {
             Ok(CleaningStep::More) => SliceOutcome::More,
             Ok(CleaningStep::Swap(cleaned)) => {
                 let wall = context.clock.wall();
-                self.locked(context, |inner| match inner.log.swap_cleaned(*cleaned, wall)? {
+                let swapped = self.locked(context, |inner| match inner.log.swap_cleaned(*cleaned, wall)? {
                     CleanedSwap::Done => Ok(SliceOutcome::More),
                     CleanedSwap::Outdated => Ok(SliceOutcome::GivenUp("the log was cut meanwhile".to_owned())),
-                })
+                });
+                // What takes long, without the lock.
+                let left = self.partition.lock().log.start_swap_end();
+                match left.map(|left| left.run()) {
+                    None => swapped,
+                    Some(done) => self.locked(context, |inner| inner.log.finish_swap_end(done).map(|()| swapped)),
+                }
             }
             Ok(CleaningStep::Done) => {
                 self.locked(context, |inner| inner.log.finish_cleaning(cleaning).map(|end| SliceOutcome::Done(!end)))
@@ -158,6 +164,7 @@ impl Claim {
     fn stopped(&self, context: &Arc<Context>, error: &LogError) -> SliceOutcome {
         match error {
             LogError::Corrupt { .. } => {
+                self.partition.handle(context, |inner, _| self.partition.log_failed(context, inner, error));
                 self.partition.mark_uncleanable(error);
                 return SliceOutcome::Uncleanable;
             }

@@ -330,8 +330,12 @@ impl ColdData {
             Ok(bytes) if bytes.is_empty() => Vec::new(),
             Ok(bytes) => vec![bytes],
             Err(error) => {
+                let damaged = matches!(error, LogError::Corrupt { .. });
                 partition.read_failed(context, turn.plan.prev_offset, error).await;
-                partition.queue_ready(&mut partition.lock(), turn.follower);
+                if !damaged {
+                    partition.queue_ready(&mut partition.lock(), turn.follower);
+                }
+                // What is damaged is asked for again when there is more: at once would be for ever.
                 return NextData::Nothing;
             }
         };

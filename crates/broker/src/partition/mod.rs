@@ -110,6 +110,8 @@ pub(crate) struct Inner {
     timer: Option<Time>,
     /// Why nothing can be read or written, once the log failed (`R30`).
     failed: Option<String>,
+    /// Where a read met damaged records that no other replica has.
+    damaged_from: Option<Offset>,
     /// The partition was taken off this broker: its files may be gone.
     removed: bool,
 }
@@ -210,6 +212,7 @@ impl Partition {
             checkpointed: None,
             timer: None,
             failed: None,
+            damaged_from: None,
             removed: false,
         };
         Arc::new(Partition { id: parts.id, topic: parts.topic, inner: Mutex::new(inner), quiet: Notify::new() })

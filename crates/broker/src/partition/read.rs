@@ -160,7 +160,11 @@ impl Partition {
                     Ok(()) | Err(LogError::OutOfRange { .. }) => ErrorCode::None,
                     Err(error) => {
                         partition.log_failed(&job_context, inner, &error);
-                        ErrorCode::KafkaStorageError
+                        match (error, &inner.failed) {
+                            // Asking again would not help: the reader has to pass over them.
+                            (LogError::Corrupt { .. }, None) => ErrorCode::CorruptMessage,
+                            _ => ErrorCode::KafkaStorageError,
+                        }
                     }
                 }
             })

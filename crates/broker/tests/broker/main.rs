@@ -5,6 +5,7 @@
 mod cluster;
 mod compaction;
 mod coordinators;
+mod damage;
 mod data;
 mod groups;
 mod lanes;

@@ -28,6 +28,8 @@ pub enum LogError {
         path: PathBuf,
         /// Where in it.
         position: u64,
+        /// The records below were read and are sound, or are below what was to be read.
+        offset: Offset,
         /// In which way.
         what: String,
     },

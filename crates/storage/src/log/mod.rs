@@ -16,6 +16,7 @@
 mod aborted;
 mod append;
 pub mod compaction;
+mod damage;
 mod epochs;
 mod error;
 pub(crate) mod identity;
@@ -36,7 +37,7 @@ mod walk;
 mod tests;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metadata::configs::FlushPolicy;
@@ -45,7 +46,7 @@ use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 
 pub use aborted::{Aborted, AbortedTransaction, ColdAborted};
 pub use append::Appended;
-pub use compaction::{Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats, CleaningStep};
+pub use compaction::{Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats, CleaningStep, SwapEnd};
 pub use epochs::EpochCheckpoint;
 pub use error::LogError;
 pub use read::{ColdRead, Read};
@@ -140,6 +141,10 @@ pub struct Log {
     cuts: u32,
     deletions: Vec<PendingDeletion>,
     aborted: AbortedIndex,
+    /// The marker of a swap that is not through.
+    swap: Option<PathBuf>,
+    /// A read found damage, and a note says so.
+    damage_noted: bool,
     /// Below it, compaction has seen everything; None until somebody asked.
     cleaned_to: Option<Offset>,
     /// How often the log's end was cut in this process: a cleaning that began before is void.

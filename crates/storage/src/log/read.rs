@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::batch::{self, BatchError};
+use model::batch::{self, BatchError, HEADER_LEN};
 use model::{BatchHeader, Offset};
 
 use super::index;
@@ -146,21 +146,30 @@ impl ColdRead {
             return Ok(Bytes::new());
         }
         let room = usize::try_from(u64::from(segment.size) - position).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; self.max_bytes.max(first.size).min(room)];
+        let limit = self.max_bytes.max(first.size);
+        // With the header that follows: where it begins says whether the last batch's offset is right.
+        let mut bytes = vec![0; limit.saturating_add(HEADER_LEN).min(room)];
         read_exact_at(&*segment.log, &mut bytes, position).map_err(|e| segment.failed(&e))?;
         let (mut whole, mut expected) = (0, first.base_offset);
         while whole < bytes.len() {
+            let at = position + whole as u64;
+            // Whoever asks for less than is there must not wait for the checksum of what it does not get.
+            if let Some(next) = BatchHeader::read(&bytes[whole..])
+                && (whole + next.size > limit || next.last_offset() >= self.upto)
+            {
+                segment.check_order(at, &next, (expected, self.from))?;
+                break;
+            }
             match batch::check(&bytes[whole..]) {
                 Ok(header) => {
-                    segment.check_order(position + whole as u64, &header, expected)?;
-                    if header.last_offset() >= self.upto {
-                        break;
-                    }
+                    segment.check_order(at, &header, (expected, self.from))?;
                     expected = header.next_offset();
                     whole += header.size;
                 }
                 Err(BatchError::Truncated { .. }) => break,
-                Err(e) => return Err(segment.corrupt(position + whole as u64, e.to_string())),
+                // What is sound before it is given; who reads on from there is told.
+                Err(_) if whole > 0 => break,
+                Err(e) => return Err(segment.corrupt(at, expected.min(self.from), e.to_string())),
             }
         }
         bytes.truncate(whole);
@@ -185,7 +194,7 @@ impl ColdSegment {
         loop {
             match walker.peek()? {
                 Step::Batch(header) => {
-                    if let Err(corrupt) = self.check_order(walker.position(), &header, expected) {
+                    if let Err(corrupt) = self.check_order(walker.position(), &header, (expected, from)) {
                         return Ok(Err(corrupt));
                     }
                     if header.last_offset() >= from {
@@ -195,22 +204,30 @@ impl ColdSegment {
                     walker.skip(&header);
                 }
                 Step::End => return Ok(Ok(None)),
-                Step::Bad(what) => return Ok(Err(self.corrupt(walker.position(), what.to_owned()))),
+                Step::Bad(what) => {
+                    return Ok(Err(self.corrupt(walker.position(), expected.min(from), what.to_owned())));
+                }
             }
         }
     }
 
-    /// Batches ascend and lie within the segment: their checksum does not cover their offset.
-    fn check_order(&self, position: u64, header: &BatchHeader, expected: Offset) -> Result<(), LogError> {
+    /// Batches ascend and lie within the segment: their checksum does not cover their offset. It may be the batch before
+    /// that is wrong, so what is known to be sound are the records below `from`.
+    fn check_order(
+        &self,
+        position: u64,
+        header: &BatchHeader,
+        (expected, from): (Offset, Offset),
+    ) -> Result<(), LogError> {
         if header.base_offset < expected || header.next_offset() > self.end {
             let what = format!("a batch at offset {} where {expected} is next, of {}", header.base_offset, self.end);
-            return Err(self.corrupt(position, what));
+            return Err(self.corrupt(position, expected.min(from), what));
         }
         Ok(())
     }
 
-    fn corrupt(&self, position: u64, what: String) -> LogError {
-        LogError::Corrupt { path: self.files.path(FileKind::Log), position, what }
+    fn corrupt(&self, position: u64, offset: Offset, what: String) -> LogError {
+        LogError::Corrupt { path: self.files.path(FileKind::Log), position, offset, what }
     }
 
     fn failed(&self, error: &io::Error) -> LogError {

@@ -6,7 +6,8 @@
 //!  those after it                       whole batches
 //! ```
 //!
-//! Invariants: nothing on disk changes where the verdict is `Lossy`, so that it is the same at the next start. Memory is
+//! Invariants: no record on disk changes where the verdict is `Lossy`, so that it is the same at the next start; a note says
+//! where that has to look. Memory is
 //! bounded by the largest batch. A verdict never depends on an index: they are checked, cut and rebuilt.
 
 use std::io;
@@ -25,7 +26,7 @@ use super::sync::SyncState;
 use super::tail::Tail;
 use super::truncate::{read_note, segment_bases};
 use super::walk::{FAR, Order, Step, Walker, frame};
-use super::{Condition, Log, LogError, Names, OpenHints, Recovered, Verdict, epochs};
+use super::{Condition, Log, LogError, Names, OpenHints, Recovered, Verdict, damage, epochs};
 use crate::config::LogConfig;
 use crate::disk::{DiskFile, read_exact_at};
 use crate::env::LogEnv;
@@ -94,12 +95,17 @@ impl Log {
         let note = read_note(&*env.disk, dir).map_err(log.failed("cannot read in"))?;
         log.truncation_noted = note.is_some();
         log.recovery_point_max = hints.recovery_point;
-        let recovery_point = note.map_or(hints.recovery_point, |note| note.min(hints.recovery_point));
+        let synced = note.map_or(hints.recovery_point, |note| note.min(hints.recovery_point));
+        // R78: what a read has found is looked at again, however the process before ended.
+        let damage = damage::read_note(&*env.disk, dir).map_err(log.failed("cannot read in"))?;
+        log.damage_noted = damage.is_some();
+        let recovery_point = damage.map_or(synced, |damage| damage.min(synced));
+        let clean = hints.clean && damage.is_none();
         let mut recovery = Recovery {
-            recovery_point: if hints.clean { Offset(i64::MAX) } else { recovery_point },
-            synced: recovery_point,
+            recovery_point: if clean { Offset(i64::MAX) } else { recovery_point },
+            synced,
             high_watermark: hints.high_watermark,
-            clean: hints.clean && !distrusted,
+            clean: clean && !distrusted,
             distrusted,
             expected: Offset::ZERO,
             last: None,
@@ -140,6 +146,8 @@ impl Log {
             cuts: 0,
             deletions: Vec::new(),
             aborted: AbortedIndex::new(),
+            swap: None,
+            damage_noted: false,
             cleaned_to: None,
             truncations: 0,
         }
@@ -225,7 +233,8 @@ impl Log {
                 self.indexer = None;
                 return Ok(Some(Bad { segment: i, position: 0 }));
             }
-            if let Some(position) = self.check_segment(size, (i == first, before), recovery)? {
+            let next = bases.get(i + 1).copied();
+            if let Some(position) = self.check_segment((size, next), (i == first, before), recovery)? {
                 return Ok(Some(Bad { segment: i, position }));
             }
             before += size;
@@ -239,10 +248,10 @@ impl Log {
     }
 
     /// Goes through the last of `segments`; gives the position of the first thing in it that is not a sound batch.
-    /// `before` bytes of the segments before it are done.
+    /// `next` is the base of the one behind it; `before` bytes of the segments before it are done.
     fn check_segment(
         &mut self,
-        size: u64,
+        (size, next): (u64, Option<Offset>),
         (first, before): (bool, u64),
         recovery: &mut Recovery,
     ) -> Result<Option<u64>, LogError> {
@@ -270,9 +279,12 @@ impl Log {
         let log = files.open(FileKind::Log).map_err(&failed)?;
         let mut walker = Walker::new(log, start, end, FAR);
         let mut indexed = floor.map(|entry| entry.position);
+        let mut suspect = None;
         loop {
             let position = walker.position();
+            let before_it = (position, recovery.expected, recovery.last);
             let Some(header) = recovery.sound_batch(segment.base, &mut walker).map_err(&failed)? else { break };
+            suspect = (header.base_offset > before_it.1).then_some(before_it);
             walker.skip(&header);
             recovery.progress.tell(&self.dir, before + walker.position());
             super::append::raise(&mut segment.max, &header);
@@ -284,7 +296,14 @@ impl Log {
                 }
             }
         }
-        segment.size = u32::try_from(walker.position()).expect("positions are below 2 GiB");
+        let mut end = walker.position();
+        if let Some(before_it) = suspect
+            && next_offset(&mut walker, next).map_err(&failed)?.is_some_and(|next| next < recovery.expected)
+        {
+            // A batch that left a hole before it, and reaches over what follows: it is its own offset that is wrong.
+            (end, recovery.expected, recovery.last) = before_it;
+        }
+        segment.size = u32::try_from(end).expect("positions are below 2 GiB");
         segment.dirty = !recovery.clean;
         if let Some(indexer) = indexer.as_deref_mut() {
             indexer.note_time(segment);
@@ -292,7 +311,7 @@ impl Log {
             segment.indexes_dirty = true;
         }
         self.indexer = indexer;
-        Ok((walker.position() < size).then(|| walker.position()))
+        Ok((end < size).then_some(end))
     }
 
     /// The verdict, and what follows from it.
@@ -331,6 +350,15 @@ impl Log {
         } else {
             Verdict::Sound
         };
+        if let Verdict::Lossy { first_bad } = verdict {
+            match self.note_damage(first_bad) {
+                // A broker starts on a full disk too; only a clean shutdown before the loss is accepted would forget it.
+                Ok(()) | Err(LogError::NoSpace(_)) => {}
+                Err(error) => return Err(error),
+            }
+        } else {
+            self.forget_damage()?;
+        }
         if verdict != Verdict::Sound {
             tracing::warn!(dir = %self.dir.display(), ?verdict, "the log was not sound");
         }
@@ -470,6 +498,15 @@ impl Recovery {
         self.last = Some(header);
         Ok(Some(header))
     }
+}
+
+/// The offset at which what stands here begins: a batch, or at the end the next segment.
+fn next_offset(walker: &mut Walker, next: Option<Offset>) -> io::Result<Option<Offset>> {
+    Ok(match walker.peek()? {
+        Step::Batch(header) => Some(header.base_offset),
+        Step::End => next,
+        Step::Bad(_) => None,
+    })
 }
 
 /// Looks for a valid batch at every byte.

@@ -71,6 +71,8 @@ impl Log {
             }
             if is_last {
                 self.roll(self.log_end)?;
+                // Its name says where the log ends: without it, a log whose records all went would have lost them.
+                self.sync_new_names()?;
             }
             self.delete_first(wall)?;
             if self.size_bytes() == 0 {

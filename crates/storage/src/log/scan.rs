@@ -123,7 +123,12 @@ impl Log {
             let log = files.open(FileKind::Log).map_err(&failed)?;
             let end = u64::from(segment.size);
             let start = index::floor(&files, from, end).map_err(&failed)?;
-            let mut walker = LogWalker { log: self, base: segment.base, walker: Walker::new(log, start, end, FAR) };
+            let mut walker = LogWalker {
+                log: self,
+                base: segment.base,
+                expected: segment.base,
+                walker: Walker::new(log, start, end, FAR),
+            };
             loop {
                 match walker.walker.peek().map_err(&failed)? {
                     Step::End => break,
@@ -135,6 +140,7 @@ impl Log {
                             return Ok(Some(found));
                         }
                         walker.walker.skip(&header);
+                        walker.expected = header.next_offset();
                     }
                 }
             }
@@ -147,6 +153,8 @@ impl Log {
 pub(super) struct LogWalker<'a> {
     log: &'a Log,
     base: Offset,
+    /// The batches before end there.
+    expected: Offset,
     walker: Walker,
 }
 
@@ -160,7 +168,7 @@ impl LogWalker<'_> {
 
     fn corrupt(&self, what: &str) -> LogError {
         let path = super::segment::file_path(&Arc::clone(&self.log.dir), self.base, FileKind::Log);
-        LogError::Corrupt { path, position: self.walker.position(), what: what.to_owned() }
+        LogError::Corrupt { path, position: self.walker.position(), offset: self.expected, what: what.to_owned() }
     }
 }
 

@@ -53,6 +53,7 @@ impl Log {
             return Ok(self.log_end);
         }
         self.cuts = self.cuts.wrapping_add(1);
+        self.complete_swap()?;
         self.forget_cleaned_above(offset)?;
         let keep = self.segments.partition_point(|segment| segment.base < offset).max(1).min(self.segments.len());
         // A batch that reaches over `offset` goes whole, and there may be a hole before it.
@@ -89,6 +90,7 @@ impl Log {
         }
         self.cuts = self.cuts.wrapping_add(1);
         self.make_directory_durable()?;
+        self.complete_swap()?;
         self.forget_cleaned_above(Offset::ZERO)?;
         self.note_truncation(offset.min(self.log_start))?;
         self.remove_segments_from(0)?;
@@ -108,7 +110,7 @@ impl Log {
             self.write_identity()?;
         }
         self.condition = Condition::Usable;
-        Ok(())
+        self.forget_damage()
     }
 
     /// An empty log that starts and ends at `offset`; an empty segment of that name says so on disk.
@@ -256,6 +258,15 @@ impl Log {
         Ok(())
     }
 
+    /// The same, where there are new names.
+    pub(super) fn sync_new_names(&mut self) -> Result<(), LogError> {
+        match self.names {
+            Names::NewDirectory => self.make_directory_durable(),
+            Names::NewFiles => self.sync_names(),
+            Names::Absent | Names::Durable => Ok(()),
+        }
+    }
+
     /// Leaves the note that recovery points above `offset` are void.
     fn note_truncation(&mut self, offset: Offset) -> Result<(), LogError> {
         if offset >= self.recovery_point_max {
@@ -300,11 +311,7 @@ pub(super) fn read_note(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Offset
         Err(e) if e.kind() == io::ErrorKind::InvalidData => Vec::new(),
         Err(e) => return Err(e),
     };
-    let offset = match checkpoint::parse(&text).as_deref() {
-        Ok([one]) => one.parse().ok(),
-        _ => None,
-    };
-    Ok(Some(offset.map_or(Offset::ZERO, Offset)))
+    Ok(Some(checkpoint::parse_one(&text).unwrap_or(Offset::ZERO)))
 }
 
 /// The base offsets of all segments in a directory, ascending.

@@ -28,6 +28,7 @@ use model::{BatchHeader, Offset, ProducerId, Time};
 pub use filter::{FilterStats, LastOfProducer};
 pub use keys::{ENTRY_BYTES, HashKey};
 pub use run::{Cleaning, CleaningStats, CleaningStep};
+pub use swap::SwapEnd;
 
 use super::segment::{FileKind, Segment, SegmentFiles};
 use super::walk::{NEAR, Step, Walker};
@@ -173,13 +174,14 @@ impl Log {
         }))
     }
 
-    /// Puts a copy in the place of the segments that it is of; files of those are freed by `free_deleted`. Blocks for
-    /// three syncs of the directory.
+    /// Puts a copy in the place of the segments that it is of; files of those are freed by `free_deleted`. Blocks for one
+    /// sync of the directory; the rest is [`start_swap_end`](Log::start_swap_end)'s.
     ///
     /// # Errors
     /// `NoSpace` leaves the log as it was; anything else took the directory offline.
     pub fn swap_cleaned(&mut self, cleaned: Cleaned, wall: Time) -> Result<CleanedSwap, LogError> {
         self.usable()?;
+        self.complete_swap()?;
         let files = cleaned.files.clone();
         let failed = self.failed("cannot remove a cleaned segment in");
         let Some(sources) = self.sources_of(&cleaned) else {

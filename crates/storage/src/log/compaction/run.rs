@@ -485,7 +485,8 @@ fn check(bytes: &[u8], from: &Source, position: u64) -> Result<(), LogError> {
 }
 
 fn corrupt(from: &Source, position: u64, what: String) -> LogError {
-    LogError::Corrupt { path: from.files.path(FileKind::Log), position, what }
+    // A cleaning does not keep count: a start looks at the whole segment.
+    LogError::Corrupt { path: from.files.path(FileKind::Log), position, offset: from.files.base(), what }
 }
 
 /// An error of a read: a file that was removed or cut was so by the log.

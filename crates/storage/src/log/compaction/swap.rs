@@ -4,22 +4,25 @@
 //!  1  <base>.{log,index,…}.cleaned   written and synced, names included, without the log
 //!  2  <base>-<last>.swap                     an empty file, durable: from here on the swap happens, whatever else does
 //!  3  the segments base..=last put away, the copy renamed, in any order
-//!  4  the directory synced, the .swap file removed, the directory synced
+//!  4  the directory synced, the .swap file removed, the directory synced: without the log, by [`SwapEnd::run`]
 //! ```
 //!
 //! A crash before 2 is durable leaves the old segments: a start removes the copy. After it, a start does 3 and 4: each file
 //! of the copy that is still there is what has not been renamed yet. So there are the old or the new segments, never both.
 //!
-//! Invariant: between 2 and 4 nothing else changes the log: all of it is done under whatever lock the log stands.
+//! Invariant: 2 and 3 are done under whatever lock the log stands; until 4 is through, no segment in that range is made or
+//! cut, and no other copy written: a cut first does 4 itself.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use model::{Offset, Time};
 
 use super::Cleaned;
 use crate::checkpoint;
 use crate::disk::{Disk, OpenMode, read_small_file, replace_file};
+use crate::env::LogEnv;
 use crate::log::retention::put_away;
 use crate::log::segment::{CLEANED, FILE_KINDS, beside, file_path};
 use crate::log::truncate::segment_bases;
@@ -27,8 +30,27 @@ use crate::log::{Log, LogError, Names};
 
 const SWAP: &str = ".swap";
 
+/// What is left of a swap once the names are in place; to be run without the log.
+#[derive(Debug)]
+pub struct SwapEnd {
+    env: LogEnv,
+    dir: Arc<Path>,
+    marker: PathBuf,
+}
+
+impl SwapEnd {
+    /// Makes the new names durable, and takes the marker away. Blocks.
+    ///
+    /// # Errors
+    /// Took the directory offline.
+    pub fn run(&self) -> Result<(), LogError> {
+        let ended = end(&*self.env.disk, &self.dir, &self.marker);
+        ended.map_err(|e| LogError::fatal(&self.env.health, &self.dir, "cannot end the swap of a segment in", &e))
+    }
+}
+
 impl Log {
-    /// Steps 2 to 4: `sources` are the numbers of the segments that the copy replaces.
+    /// Steps 2 and 3: `sources` are the numbers of the segments that the copy replaces.
     pub(super) fn put_in_place(
         &mut self,
         cleaned: Cleaned,
@@ -54,7 +76,7 @@ impl Log {
             }
         }
         rename_copy(disk, &self.dir, *first).map_err(&failed)?;
-        end(disk, &self.dir, &marker).map_err(&failed)?;
+        self.swap = Some(marker);
         if self.names == Names::NewFiles {
             self.names = Names::Durable;
         }
@@ -67,6 +89,29 @@ impl Log {
         self.forget_aborted(&cleaned.removed_markers);
         self.delete_later(wall, away);
         Ok(())
+    }
+
+    /// What the last swap has left to do, to be done before another one begins.
+    #[must_use]
+    pub fn start_swap_end(&self) -> Option<SwapEnd> {
+        let marker = self.swap.clone()?;
+        Some(SwapEnd { env: self.env.clone(), dir: Arc::clone(&self.dir), marker })
+    }
+
+    /// Takes the outcome of [`SwapEnd::run`].
+    ///
+    /// # Errors
+    /// As given.
+    pub fn finish_swap_end(&mut self, done: Result<(), LogError>) -> Result<(), LogError> {
+        done?;
+        self.swap = None;
+        Ok(())
+    }
+
+    /// Does at once what a swap has left to do, perhaps at the same time as the one who was to do it.
+    pub(in crate::log) fn complete_swap(&mut self) -> Result<(), LogError> {
+        let Some(end) = self.start_swap_end() else { return Ok(()) };
+        self.finish_swap_end(end.run())
     }
 
     /// The offset below which compaction has seen everything.
@@ -133,7 +178,7 @@ fn rename_copy(disk: &dyn Disk, dir: &Path, base: Offset) -> io::Result<()> {
 
 fn end(disk: &dyn Disk, dir: &Path, marker: &Path) -> io::Result<()> {
     disk.sync_dir(dir)?;
-    disk.remove_file(marker)?;
+    remove(disk, marker)?;
     // A marker that came back would take segments away that may have names in its range by then.
     disk.sync_dir(dir)
 }
@@ -167,9 +212,5 @@ fn read_checkpoint(disk: &dyn Disk, dir: &Path) -> io::Result<Offset> {
         Err(e) if e.kind() == io::ErrorKind::InvalidData => return Ok(Offset::ZERO),
         Err(e) => return Err(e),
     };
-    let offset = match checkpoint::parse(&text).as_deref() {
-        Ok([one]) => one.parse().ok(),
-        _ => None,
-    };
-    Ok(offset.map_or(Offset::ZERO, Offset))
+    Ok(checkpoint::parse_one(&text).unwrap_or(Offset::ZERO))
 }

@@ -243,7 +243,7 @@ fn small_files(disk: &Arc<dyn Disk>, dir: &Path, started: &Started, report: &mut
             }
         }
         let lost = match entry.name.as_str() {
-            "truncation-checkpoint" => "the log is checked from its start",
+            "truncation-checkpoint" | "damage-checkpoint" => "the log is checked from its start",
             "cleaner-offset-checkpoint" => "the log is compacted from its start",
             _ => continue,
         };

@@ -4,6 +4,7 @@ use super::*;
 use crate::disk::{Call, FaultKind, OpenMode};
 use crate::log::segment::{FileKind, file_path};
 use crate::log::{LogError, Verdict};
+use model::Time;
 use proptest::prelude::*;
 
 fn flip(world: &World, base: i64, kind: FileKind, position: u64) {
@@ -505,6 +506,125 @@ proptest! {
             let again = found.crash_and_reopen(Crash::LoseUnsynced, OpenHints { recovery_point, ..hints() });
             prop_assert_eq!(again.verdict, Verdict::Sound);
             prop_assert_eq!(found.all().len(), now.len() + 1);
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_while_retention_empties_a_log_leaves_it_where_it_ended() {
+    for seed in 0..64 {
+        let mut world = World::new(LogConfig { retention_ms: 10, ..small_segments() });
+        for _ in 0..8 {
+            world.append_records(0, 2);
+        }
+        let end = world.checkpoint();
+        world.log.retain(Time(1_000_000), end, true).unwrap();
+        assert_eq!(world.log.size_bytes(), 0);
+        let kept = OpenHints { recovery_point: end, high_watermark: end, ..hints() };
+        let recovered = world.crash_and_reopen(Crash::Scatter(seed), kept);
+        assert_eq!((recovered.verdict, world.log.log_end()), (Verdict::Sound, end), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_read_found_damaged_is_found_at_each_start_until_the_loss_is_accepted() {
+    // R29, R78: also after a stop that was clean, which looks at nothing.
+    let mut world = World::with_tail(small_segments(), 0);
+    for _ in 0..40 {
+        world.append_records(0, 2);
+    }
+    let end = world.checkpoint();
+    let all = world.all();
+    world.log.settle().unwrap();
+    let stopped = OpenHints { recovery_point: end, high_watermark: end, clean: true, ..hints() };
+    let killed = OpenHints { clean: false, ..stopped };
+    flip(&world, 0, FileKind::Log, all[0].bytes().len() as u64 + 70);
+    world.disk.crash(Crash::KeepAll);
+    for hints in [stopped, killed] {
+        assert_eq!(world.reopen(hints).verdict, Verdict::Sound, "a start looks at what follows the recovery point");
+    }
+    assert_eq!(
+        world.log.read_now(Offset(0), end, 1 << 20, true).unwrap().concat(),
+        all[0].bytes()[..],
+        "what is sound"
+    );
+    let error = world.log.read_now(Offset(2), end, 1 << 20, true).unwrap_err();
+    let LogError::Corrupt { offset, .. } = error else { panic!("{error}") };
+    assert_eq!(offset, Offset(2));
+    world.log.note_damage(offset).unwrap();
+    for hints in [stopped, killed, stopped] {
+        assert_eq!(world.crash_and_reopen(Crash::LoseUnsynced, hints).verdict, Verdict::Lossy { first_bad: Offset(2) });
+        assert_eq!(world.log.settle().unwrap(), Offset(2));
+    }
+    world.log.truncate_to(Offset(2)).unwrap();
+    for batch in &all[1..] {
+        world.append(batch.clone());
+    }
+    world.checkpoint();
+    world.log.settle().unwrap();
+    assert_eq!(world.reopen(stopped).verdict, Verdict::Sound);
+    assert_eq!(world.all(), all);
+}
+
+#[test]
+fn a_log_found_lossy_at_a_start_is_found_so_after_a_clean_stop_as_well() {
+    let mut world = World::new(small_segments());
+    for _ in 0..20 {
+        world.append_records(0, 2);
+    }
+    world.checkpoint();
+    flip(&world, 0, FileKind::Log, world.all()[0].bytes().len() as u64 + 70);
+    let lossy = Verdict::Lossy { first_bad: Offset(2) };
+    assert_eq!(world.crash_and_reopen(Crash::KeepAll, hints()).verdict, lossy);
+    world.log.settle().unwrap();
+    let stopped = OpenHints { recovery_point: Offset(2), high_watermark: Offset(40), clean: true, ..hints() };
+    assert_eq!(world.reopen(stopped).verdict, lossy);
+}
+
+#[test]
+fn a_flipped_bit_of_an_offset_is_noticed_by_who_reads_and_by_who_recovers() {
+    // The checksum does not cover it: the batches around it tell.
+    let mut world = World::with_tail(small_segments(), 0);
+    for _ in 0..40 {
+        world.append_records(0, 2);
+    }
+    world.checkpoint();
+    let all = world.all();
+    let end = world.log.log_end();
+    let (base, _) = world.log.segments().nth(2).unwrap();
+    for number in 0..3 {
+        let first = all.iter().position(|batch| batch.header().base_offset == base).unwrap();
+        let position: usize = all[first..first + number].iter().map(|batch| batch.bytes().len()).sum();
+        let damaged = &all[first + number];
+        for bit in 0..64 {
+            let disk = world.disk.fork();
+            let file = disk.open(&file_path(Path::new(DIR), base, FileKind::Log), OpenMode::Existing).unwrap();
+            let mut byte = [0u8];
+            let place = position as u64 + bit / 8;
+            crate::disk::read_exact_at(&*file, &mut byte, place).unwrap();
+            byte[0] ^= 1 << (bit % 8);
+            crate::disk::write_all_at(&*file, &mut [std::io::IoSlice::new(&byte)], place).unwrap();
+            let synced = OpenHints { recovery_point: end, high_watermark: end, ..hints() };
+            let mut found = World::on(MemDisk::new_with_data(), world.config.clone(), 0);
+            found.disk = disk;
+            found.reopen(synced);
+            let (mut next, mut read) = (Offset::ZERO, Vec::new());
+            let error = loop {
+                assert!(next < end, "batch {number}, bit {bit}: nobody noticed");
+                match found.log.read_now(next, end, 200, true) {
+                    Ok(bytes) => {
+                        read.extend(bytes.into_iter().flat_map(|bytes| RecordBatch::split_all(bytes).unwrap()));
+                        next = read.last().unwrap().header().next_offset();
+                    }
+                    Err(error) => break error,
+                }
+            };
+            assert!(all.starts_with(&read), "batch {number}, bit {bit}");
+            let LogError::Corrupt { offset, .. } = error else { panic!("{error}") };
+            assert!(offset <= damaged.header().base_offset, "batch {number}, bit {bit}: {offset}");
+            found.log.note_damage(offset).unwrap();
+            let first_bad = damaged.header().base_offset;
+            assert_eq!(found.reopen(synced).verdict, Verdict::Lossy { first_bad }, "batch {number}, bit {bit}");
         }
     }
 }

@@ -1,0 +1,141 @@
+//! Records that rot on a disk, where no start looks (`R29`): whoever reads them notices, and nobody is served them.
+
+use std::io::IoSlice;
+use std::path::Path;
+use std::time::Duration;
+
+use broker::api::{BrokerApi, FetchRequest, Fetched};
+use model::{ErrorCode, TopicPartition};
+use storage::disk::{Disk, OpenMode, read_exact_at, write_all_at};
+
+use crate::cluster::{Cluster, eventually, fetch, fetch_request, produce_ok, soon, values};
+
+const BATCHES: usize = 20;
+
+/// Brokers that read everything from their disks, and a topic on all of them with some batches.
+async fn cluster_with_records(brokers: i32, min_isr: u32) -> (Cluster, TopicPartition, Vec<String>) {
+    let mut cluster = Cluster::start(0, min_isr).await;
+    cluster.tail_bytes = 0;
+    let ids: Vec<i32> = (1..=brokers).collect();
+    for id in &ids {
+        cluster.start_broker(*id).await;
+    }
+    let id = cluster.topic("t", &ids, &[]).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    let mut written = Vec::new();
+    for n in 0..BATCHES {
+        let value = format!("{n:02}-{}", "x".repeat(300));
+        produce_ok(cluster.broker(1), id, &[&value]).await;
+        written.push(value);
+    }
+    cluster.wait_isr(id, &ids).await;
+    for broker in ids {
+        let end = i64::try_from(BATCHES).unwrap();
+        eventually("all of it is everywhere", || (cluster.log_end(broker, id) == end).then_some(())).await;
+    }
+    (cluster, id, written)
+}
+
+/// Flips a bit in the record of one of the batches, which are all of one size.
+fn rot(cluster: &Cluster, broker: i32, batch: u64) {
+    let file = Path::new("/data/t-0/00000000000000000000.log");
+    let file = cluster.disk(broker).open(file, OpenMode::Existing).unwrap();
+    let position = file.size().unwrap() / BATCHES as u64 * batch + 100;
+    let mut byte = [0];
+    read_exact_at(&*file, &mut byte, position).unwrap();
+    byte[0] ^= 4;
+    write_all_at(&*file, &mut [IoSlice::new(&byte)], position).unwrap();
+}
+
+/// As a consumer that may read from a follower.
+async fn fetch_near(cluster: &Cluster, broker: i32, id: TopicPartition, offset: i64) -> Fetched {
+    let request = FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, offset) };
+    soon("a fetch to be answered", cluster.broker(broker).fetch(request)).await.remove(0)
+}
+
+/// Waits until a replica that was thrown out of the ISR is in it again.
+async fn wait_out_and_in(cluster: &Cluster, id: TopicPartition, before: i32, isr: &[i32]) {
+    eventually("the damaged replica was out of the ISR, and is in it again", || {
+        let image = cluster.controller.image();
+        let epoch = image.partition(id).unwrap().partition_epoch.0;
+        (epoch >= before + 2 && cluster.isr(id) == isr).then_some(())
+    })
+    .await;
+    cluster.wait_isr(id, isr).await;
+}
+
+/// All values that a replica serves, once it knows that they are committed.
+async fn all_values(cluster: &Cluster, broker: i32, id: TopicPartition, count: usize) -> Vec<String> {
+    loop {
+        let found = values(cluster.broker(broker), id, 0).await;
+        if found.len() >= count {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_records_rot_hands_over_and_fetches_them_again() {
+    let (cluster, id, mut written) = cluster_with_records(3, 2).await;
+    let before = cluster.controller.image().partition(id).unwrap().partition_epoch.0;
+    rot(&cluster, 1, 7);
+    let sound = fetch(cluster.broker(1), id, 0).await;
+    assert_eq!((sound.error, sound.records.len()), (ErrorCode::None, 1), "what is before it");
+    let refused = fetch(cluster.broker(1), id, 7).await;
+    assert_eq!((refused.error, refused.records.len()), (ErrorCode::KafkaStorageError, 0));
+    let leader = eventually("another one leads", || cluster.led_by_another_than(id, 1)).await;
+    wait_out_and_in(&cluster, id, before, &[1, 2, 3]).await;
+    produce_ok(cluster.broker(leader), id, &["after"]).await;
+    written.push("after".to_owned());
+    for broker in [leader, 1] {
+        assert_eq!(all_values(&cluster, broker, id, written.len()).await, written, "broker {broker}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_records_rot_is_out_of_sync_until_it_has_them_again() {
+    let (cluster, id, written) = cluster_with_records(2, 1).await;
+    let before = cluster.controller.image().partition(id).unwrap().partition_epoch.0;
+    rot(&cluster, 2, 3);
+    let refused = fetch_near(&cluster, 2, id, 3).await;
+    assert_eq!((refused.error, refused.records.len()), (ErrorCode::KafkaStorageError, 0));
+    wait_out_and_in(&cluster, id, before, &[1, 2]).await;
+    assert_eq!(cluster.controller.image().partition(id).unwrap().leader.0, 1);
+    assert_eq!(all_values(&cluster, 2, id, written.len()).await, written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_catches_up_makes_the_damage_of_its_leader_known() {
+    // The leader is the only one in sync when it is read; it hands over once another one is.
+    let (mut cluster, id, mut written) = cluster_with_records(3, 1).await;
+    cluster.kill_and_fence(3, storage::disk::Crash::KeepAll).await;
+    cluster.wait_isr(id, &[1, 2]).await;
+    produce_ok(cluster.broker(1), id, &["while it is away"]).await;
+    written.push("while it is away".to_owned());
+    let file = Path::new("/data/t-0/00000000000000000000.log");
+    let file = cluster.disk(1).open(file, OpenMode::Existing).unwrap();
+    let position = file.size().unwrap() - 1;
+    write_all_at(&*file, &mut [IoSlice::new(&[0x55])], position).unwrap();
+    let before = cluster.controller.image().partition(id).unwrap().partition_epoch.0;
+    cluster.start_broker(3).await;
+    assert_eq!(eventually("another one leads", || cluster.led_by_another_than(id, 1)).await, 2);
+    wait_out_and_in(&cluster, id, before, &[1, 2, 3]).await;
+    for broker in [1, 2, 3] {
+        assert_eq!(all_values(&cluster, broker, id, written.len()).await, written, "broker {broker}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_replica_refuses_what_rots_and_keeps_and_serves_the_rest() {
+    let (cluster, id, written) = cluster_with_records(1, 1).await;
+    rot(&cluster, 1, 7);
+    for _ in 0..2 {
+        assert_eq!(fetch(cluster.broker(1), id, 0).await.error, ErrorCode::None);
+        let refused = fetch(cluster.broker(1), id, 7).await;
+        assert_eq!((refused.error, refused.records.len()), (ErrorCode::CorruptMessage, 0));
+    }
+    assert_eq!(values(cluster.broker(1), id, 8).await, written[8..]);
+    produce_ok(cluster.broker(1), id, &["after"]).await;
+    assert_eq!(fetch(cluster.broker(1), id, 20).await.error, ErrorCode::None);
+}
