@@ -134,7 +134,8 @@ pub struct FetchRequest {
     pub max_bytes: usize,
     /// What may be seen.
     pub isolation: Isolation,
-    /// The client's rack, for reading from the nearest replica (KIP-392).
+    /// The client's rack, for reading from the nearest replica (KIP-392), empty where it has none; None: it knows of leaders
+    /// only.
     pub rack: Option<String>,
     /// The partitions.
     pub partitions: Vec<FetchPartition>,

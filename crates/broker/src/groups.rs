@@ -52,6 +52,9 @@ impl Shards<Groups> {
     /// As [`Shards::ask`].
     pub(crate) async fn group(self: &Arc<Self>, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
         if let Some(group_id) = request.group_id().map(str::to_owned) {
+            if group_id.is_empty() && request.needs_a_name() {
+                return Err(ErrorCode::InvalidGroupId);
+            }
             return self.ask(&group_id, request).await;
         }
         let mut all = ListGroupsResponse { error: ErrorCode::None, groups: Vec::new() };

@@ -395,9 +395,13 @@ impl BrokerApi for Broker {
     }
 
     async fn control(&self, request: ControlRequest, timeout_ms: u64) -> Result<ControlResponse, ControlUnavailable> {
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms.max(1));
-        let unavailable =
-            |error: CallError| ControlUnavailable { error: ErrorCode::RequestTimedOut, message: error.to_string() };
+        let timed_out = |message: String| ControlUnavailable { error: ErrorCode::RequestTimedOut, message };
+        if timeout_ms == 0 {
+            // As Kafka: nothing is begun whose time is over.
+            return Err(timed_out("the request leaves the controller no time".to_owned()));
+        }
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms);
+        let unavailable = |error: CallError| timed_out(error.to_string());
         let answered = self.context.controller.ask(request, deadline).await.map_err(unavailable)?;
         // A client that asks here next sees what was decided.
         let shown = || (self.context.image().next_offset() >= answered.next_offset).then_some(());

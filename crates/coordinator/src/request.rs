@@ -488,6 +488,13 @@ pub struct ListGroupsResponse {
 }
 
 impl GroupRequest {
+    /// Whether it is of members of a group, which has to have a name; simple consumers may keep offsets under none.
+    #[must_use]
+    pub fn needs_a_name(&self) -> bool {
+        use GroupRequest as R;
+        matches!(self, R::JoinGroup(_) | R::SyncGroup(_) | R::Heartbeat(_) | R::LeaveGroup(_) | R::OffsetDelete(_))
+    }
+
     /// The group, which decides the shard; None for a request to every shard.
     #[must_use]
     pub fn group_id(&self) -> Option<&str> {

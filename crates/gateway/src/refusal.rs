@@ -52,6 +52,9 @@ pub(crate) enum Refusal {
     /// `delete.topic.enable` is off.
     #[error("deleting topics is disabled: see delete.topic.enable")]
     DeletionDisabled,
+    /// The coordinators' state is theirs alone: who could write there could forge or lose what others committed.
+    #[error("records of an internal topic are written and deleted by the brokers alone")]
+    InternalTopic,
     /// Nobody decides who may do what.
     #[error("No Authorizer is configured.")]
     NoAuthorizer,
@@ -99,6 +102,7 @@ impl Refusal {
             Refusal::Repeated(_) | Refusal::Malformed(_) | Refusal::UnknownResource(_) => ErrorCode::InvalidRequest,
             Refusal::UnsupportedValue => ErrorCode::UnsupportedVersion,
             Refusal::DeletionDisabled => ErrorCode::TopicDeletionDisabled,
+            Refusal::InternalTopic => ErrorCode::InvalidTopicException,
             Refusal::NoAuthorizer => ErrorCode::SecurityDisabled,
             Refusal::NoCoordinator => ErrorCode::CoordinatorNotAvailable,
             Refusal::OtherEndpointType => ErrorCode::MismatchedEndpointType,

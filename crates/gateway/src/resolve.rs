@@ -58,6 +58,14 @@ pub(crate) fn by_id(image: &MetadataImage, id: Uuid) -> Result<&Arc<TopicImage>,
     image.topic(TopicId(id)).ok_or(Refusal::UnknownTopicId)
 }
 
+/// A topic that was looked up, for a client that would change its records.
+pub(crate) fn to_change(found: Result<&Arc<TopicImage>, Refusal>) -> Result<&Arc<TopicImage>, Refusal> {
+    match found {
+        Ok(topic) if metadata::is_internal_topic(&topic.name) => Err(Refusal::InternalTopic),
+        found => found,
+    }
+}
+
 /// A partition of a topic that was looked up.
 pub(crate) fn partition(topic: &Result<&Arc<TopicImage>, Refusal>, index: i32) -> Result<TopicPartition, Refusal> {
     let topic = topic.as_ref().map_err(Clone::clone)?;

@@ -339,11 +339,16 @@ impl Replica {
         }
     }
 
-    /// The largest epoch not above `leader_epoch` and where it ends here (`R24`); None where there is none. Serves
-    /// OffsetForLeaderEpoch.
+    /// Where `leader_epoch`, or the largest one below it, ends here (`R24`), as Kafka tells its clients: nothing of an epoch
+    /// that is yet to come, and of one before all that is here the beginning of what is.
     #[must_use]
     pub fn end_offset_for_epoch(&self, leader_epoch: LeaderEpoch) -> Option<EpochEnd> {
-        self.core.epochs.end_offset_for(leader_epoch, self.core.log.end)
+        let epochs = &self.core.epochs;
+        if leader_epoch > epochs.latest()?.epoch {
+            return None;
+        }
+        let before_all = || Some(EpochEnd { epoch: leader_epoch, end: epochs.entries().first()?.start });
+        epochs.end_offset_for(leader_epoch, self.core.log.end).or_else(before_all)
     }
 
     /// Whether a client whose record before `fetch_offset` has epoch `last_fetched_epoch` read from another log (KIP-595).
@@ -473,5 +478,26 @@ impl Core {
         if self.epochs.latest() != before {
             self.act(Action::EpochsChanged);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::replica;
+
+    #[test]
+    fn clients_are_told_where_epochs_end_as_kafka_tells_them() {
+        // R24
+        let replica = replica(40, 40, &[(3, 10), (7, 25)]);
+        let ask = |epoch| replica.end_offset_for_epoch(LeaderEpoch(epoch)).map(|found| (found.epoch.0, found.end.0));
+        let told = [ask(2), ask(3), ask(5), ask(7), ask(8)];
+        assert_eq!(told, [Some((2, 10)), Some((3, 25)), Some((3, 25)), Some((7, 40)), None]);
+        let diverges = |epoch, offset| replica.divergence(LeaderEpoch(epoch), Offset(offset));
+        let diverging = |epoch, end| Divergence::Diverging(EpochEnd { epoch: LeaderEpoch(epoch), end: Offset(end) });
+        assert_eq!(diverges(7, 40), Divergence::None);
+        assert_eq!((diverges(3, 26), diverges(5, 20)), (diverging(3, 25), diverging(3, 25)));
+        assert_eq!((diverges(2, 10), diverges(2, 11)), (Divergence::None, diverging(2, 10)));
+        assert_eq!(diverges(8, 40), Divergence::OutOfRange);
     }
 }

@@ -23,7 +23,11 @@ pub(crate) async fn handle<B: BrokerApi>(
         partitions: request.topics.into_iter().flat_map(wanted).collect(),
         allow_factor_change: allow_replication_factor_change,
     };
-    let mut response = AlterPartitionReassignmentsResponse { allow_replication_factor_change, ..Default::default() };
+    let mut response = AlterPartitionReassignmentsResponse {
+        allow_replication_factor_change,
+        error_message: None,
+        ..Default::default()
+    };
     match ask_controller!(call, AlterReassignments, asked, millis(request.timeout_ms)) {
         Ok(results) => results.into_iter().for_each(|result| push(&mut response, result)),
         Err(refusal) => {

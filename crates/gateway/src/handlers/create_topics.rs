@@ -52,6 +52,7 @@ fn told<B: BrokerApi>(call: &Call<B>, topic: CreatedTopic) -> CreatableTopicResu
             replication_factor: created.replication_factor,
             configs: Some(configs(call, &created)),
             name: topic.name,
+            error_message: None,
             ..Default::default()
         },
         Err(error) => refused(topic.name, &Refusal::Decided(error)),

@@ -14,7 +14,7 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: DeleteRecordsRe
     let image = call.image();
     let (mut asked, mut slots) = (Vec::new(), Vec::new());
     for topic in request.topics {
-        let found = resolve::by_name(&image, &topic.name);
+        let found = resolve::to_change(resolve::by_name(&image, &topic.name));
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for each in topic.partitions {
             let partition = resolve::partition(&found, each.partition_index);

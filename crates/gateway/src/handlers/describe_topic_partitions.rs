@@ -23,8 +23,7 @@ pub(crate) async fn handle<B: BrokerApi>(
     request: DescribeTopicPartitionsRequest,
 ) -> DescribeTopicPartitionsResponse {
     let image = call.image();
-    if request.cursor.as_ref().is_some_and(|cursor| cursor.partition_index < 0) {
-        let refusal = Refusal::Malformed("the cursor must name a partition");
+    if let Some(refusal) = request.cursor.as_ref().and_then(|cursor| cursor_refused(cursor, &request)) {
         let topics = request.topics.into_iter().map(|topic| refused(topic.name, &refusal)).collect();
         return DescribeTopicPartitionsResponse { topics, ..Default::default() };
     }
@@ -59,6 +58,19 @@ pub(crate) async fn handle<B: BrokerApi>(
     response
 }
 
+/// A cursor must name a partition of what is asked for.
+fn cursor_refused(
+    cursor: &describe_topic_partitions_request::Cursor,
+    request: &DescribeTopicPartitionsRequest,
+) -> Option<Refusal> {
+    let asked = request.topics.is_empty() || request.topics.iter().any(|topic| topic.name == cursor.topic_name);
+    match (cursor.partition_index < 0, asked) {
+        (true, _) => Some(Refusal::Malformed("the cursor must name a partition")),
+        (false, false) => Some(Refusal::Malformed("the cursor must name a topic that is asked for")),
+        (false, true) => None,
+    }
+}
+
 /// The topics to describe, from the cursor on, in order.
 fn names<'a>(image: &'a MetadataImage, request: &'a DescribeTopicPartitionsRequest) -> BTreeSet<&'a str> {
     let from = request.cursor.as_ref().map_or("", |cursor| cursor.topic_name.as_str());
@@ -67,7 +79,7 @@ fn names<'a>(image: &'a MetadataImage, request: &'a DescribeTopicPartitionsReque
     }
     let name = |topic: &'a describe_topic_partitions_request::TopicRequest| topic.name.as_str();
     let asked = request.topics.iter().map(name).filter(|name| *name >= from);
-    asked.chain(request.cursor.as_ref().map(|_| from)).collect()
+    asked.collect()
 }
 
 fn page<B: BrokerApi>(

@@ -17,6 +17,8 @@ use crate::sessions::{FetchPlan, Found, NO_SESSION, Wanted};
 
 /// The first version that names topics by id.
 const BY_ID: i16 = 13;
+/// The first version in which a consumer tells its rack (KIP-392).
+const TELLS_RACK: i16 = 11;
 /// The first version that says where the leader is (KIP-951).
 const TELLS_LEADER: i16 = 16;
 
@@ -36,7 +38,8 @@ async fn fetch<B: BrokerApi>(call: &Call<B>, request: FetchRequest) -> Result<Fe
     let by_id = call.version >= BY_ID;
     let now_ms = call.shared.coarse_ms.load(std::sync::atomic::Ordering::Relaxed);
     let (session, limits) = ((request.session_id, request.session_epoch), Limits::of(call, &request));
-    let rack = Some(request.rack_id).filter(|rack| !rack.is_empty());
+    // KIP-392: who can tell a rack may read from followers, told or not.
+    let rack = (call.version >= TELLS_RACK).then_some(request.rack_id);
     let forgotten = forgotten(by_id, request.forgotten_topics_data);
     let (plan, wanted) =
         call.shared.sessions.begin(session, by_id, all_wanted(by_id, request.topics), forgotten, now_ms)?;

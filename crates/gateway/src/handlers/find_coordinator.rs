@@ -1,6 +1,7 @@
 //! FindCoordinator: which broker coordinates a group or a transactional id.
 
 use broker::api::{BrokerApi, CoordinatorKind};
+use model::ErrorCode;
 use protocol::messages::find_coordinator_response::Coordinator;
 use protocol::messages::{FindCoordinatorRequest, FindCoordinatorResponse};
 
@@ -36,7 +37,10 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: FindCoordinator
 
 async fn find<B: BrokerApi>(call: &Call<B>, key_type: i8, key: String) -> Coordinator {
     match address(call, key_type, &key).await {
-        Ok((node_id, host, port)) => Coordinator { key, node_id, host, port, ..Default::default() },
+        Ok((node_id, host, port)) => {
+            let error_message = Some(ErrorCode::None.name().to_owned());
+            Coordinator { key, node_id, host, port, error_message, ..Default::default() }
+        }
         Err(refusal) => Coordinator {
             key,
             node_id: -1,

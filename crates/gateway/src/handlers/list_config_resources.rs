@@ -1,5 +1,7 @@
 //! ListConfigResources: what has configs (KIP-1142).
 
+use std::collections::BTreeSet;
+
 use broker::api::BrokerApi;
 use metadata::MetadataImage;
 use metadata::records::ConfigResource as Resource;
@@ -26,7 +28,10 @@ pub(crate) async fn handle<B: BrokerApi>(
     let types = match request.resource_types {
         _ if call.version == 0 => vec![CLIENT_METRICS],
         types if types.is_empty() => vec![TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP],
-        types => types,
+        types => {
+            let mut seen = BTreeSet::new();
+            types.into_iter().filter(|each| seen.insert(*each)).collect()
+        }
     };
     let mut response = ListConfigResourcesResponse::default();
     for resource_type in types {

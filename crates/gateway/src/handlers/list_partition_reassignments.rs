@@ -27,7 +27,7 @@ pub(crate) async fn handle<B: BrokerApi>(
         }
         None => image.topics().values().filter_map(|topic| ongoing(topic, None)).collect(),
     };
-    ListPartitionReassignmentsResponse { topics, ..Default::default() }
+    ListPartitionReassignmentsResponse { topics, error_message: None, ..Default::default() }
 }
 
 /// The partitions of a topic that are on their way, of those asked for; `None` where there are none.

@@ -81,6 +81,7 @@ fn resolve_all<B: BrokerApi>(
         } else {
             resolve::by_name(&image, &topic.name)
         };
+        let found = resolve::to_change(found);
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
         for data in topic.partition_data {
             let partition = acks.clone().and_then(|_| resolve::partition(&found, data.index));

@@ -21,8 +21,12 @@ const UNSAFE_DOWNGRADE: i8 = 3;
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: UpdateFeaturesRequest) -> UpdateFeaturesResponse {
     match update(&call, request).await {
         Ok(features) => {
-            let result = |feature| UpdatableFeatureResult { feature, ..Default::default() };
-            UpdateFeaturesResponse { results: features.into_iter().map(result).collect(), ..Default::default() }
+            let result = |feature| UpdatableFeatureResult { feature, error_message: None, ..Default::default() };
+            UpdateFeaturesResponse {
+                results: features.into_iter().map(result).collect(),
+                error_message: None,
+                ..Default::default()
+            }
         }
         Err(refusal) => UpdateFeaturesResponse {
             error_code: refusal.wire(),

@@ -375,6 +375,13 @@ async fn topics_are_described_in_pages_that_join_up() {
     let codes: Vec<i16> = client.ask(&request, 0).await.topics.iter().map(|topic| topic.error_code).collect();
     let expected = [ErrorCode::None, ErrorCode::InvalidTopicException, ErrorCode::UnknownTopicOrPartition];
     assert_eq!(codes, expected.map(ErrorCode::code));
+    // A cursor that names what is not asked for, or no partition.
+    for (topic_name, partition_index) in [("a", 0), ("b", -1)] {
+        let cursor = Some(describe_topic_partitions_request::Cursor { topic_name: owned(topic_name), partition_index });
+        let refused = client.ask(&DescribeTopicPartitionsRequest { cursor, ..request.clone() }, 0).await;
+        let codes: Vec<i16> = refused.topics.iter().map(|topic| topic.error_code).collect();
+        assert_eq!((codes, refused.next_cursor), (vec![ErrorCode::InvalidRequest.code(); 3], None));
+    }
 }
 
 fn describe(resource_type: i8, name: &str, key: &str) -> DescribeConfigsRequest {
@@ -648,4 +655,44 @@ async fn without_an_authorizer_acls_are_refused_one_by_one() {
     assert_eq!(created.iter().map(|result| result.error_code).collect::<Vec<_>>(), [disabled; 2]);
     let deleted = client.ask(&DeleteAclsRequest { filters: vec![Default::default(); 3] }, 3).await.filter_results;
     assert_eq!(deleted.iter().map(|result| result.error_code).collect::<Vec<_>>(), [disabled; 3]);
+}
+
+#[tokio::test]
+async fn what_coordinators_keep_is_written_and_deleted_by_brokers_alone() {
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let refused = ErrorCode::InvalidTopicException.code();
+    for name in ["__consumer_offsets", "__transaction_state"] {
+        served.broker.topic(name, 1);
+        let data = produce_request::PartitionProduceData { index: 0, records: Some(b"records".as_slice().into()) };
+        let topic =
+            produce_request::TopicProduceData { name: owned(name), partition_data: vec![data], ..Default::default() };
+        let request = ProduceRequest { acks: 1, topic_data: vec![topic], ..Default::default() };
+        let answer = client.ask(&request, 9).await.responses.remove(0).partition_responses.remove(0);
+        assert_eq!(answer.error_code, refused, "{name}");
+        let partition = delete_records_request::DeleteRecordsPartition { partition_index: 0, offset: -1 };
+        let topic = delete_records_request::DeleteRecordsTopic { name: owned(name), partitions: vec![partition] };
+        let request = DeleteRecordsRequest { topics: vec![topic], timeout_ms: 1_000 };
+        assert_eq!(client.ask(&request, 2).await.topics[0].partitions[0].error_code, refused, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn success_has_no_message_or_kafkas() {
+    let served = Served::start().await;
+    let client = &mut served.client().await;
+    let topic = create_topics_request::CreatableTopic {
+        name: owned("new"),
+        num_partitions: 1,
+        replication_factor: 1,
+        ..Default::default()
+    };
+    let created =
+        client.ask(&CreateTopicsRequest { topics: vec![topic], timeout_ms: 1_000, ..Default::default() }, 7).await;
+    assert_eq!((created.topics[0].error_code, created.topics[0].error_message.as_deref()), (0, None));
+    let listed = client.ask(&ListPartitionReassignmentsRequest::default(), 0).await;
+    assert_eq!((listed.error_code, listed.error_message), (0, None));
+    let found =
+        client.ask(&FindCoordinatorRequest { coordinator_keys: vec![owned("g")], ..Default::default() }, 4).await;
+    assert_eq!(found.coordinators[0].error_message.as_deref(), Some("NONE"));
 }

@@ -1008,7 +1008,8 @@ fn topics_are_refused_with_kafkas_codes() {
         (plain("a.b"), ErrorCode::TopicAlreadyExists),
         (CreateTopic { partitions: 0, ..plain("t") }, ErrorCode::InvalidPartitions),
         (CreateTopic { partitions: -2, ..plain("t") }, ErrorCode::InvalidPartitions),
-        (CreateTopic { partitions: i32::MAX, ..plain("t") }, ErrorCode::InvalidPartitions),
+        (plain("__cluster_metadata"), ErrorCode::InvalidRequest),
+        (CreateTopic { partitions: i32::MAX, ..plain("t") }, ErrorCode::PolicyViolation),
         (CreateTopic { replication_factor: 0, ..plain("t") }, ErrorCode::InvalidReplicationFactor),
         (CreateTopic { replication_factor: 4, ..plain("t") }, ErrorCode::InvalidReplicationFactor),
         (CreateTopic { assignments: assign(&[&[1]]), partitions: 1, ..plain("t") }, ErrorCode::InvalidRequest),
@@ -1081,6 +1082,24 @@ fn a_topic_grows_but_does_not_shrink() {
     let topic = cluster.control.image().topic_by_name("t").unwrap();
     assert_eq!(topic.partitions.len(), 5);
     assert_eq!(topic.partitions[&PartitionIndex(2)].replicas, ids(&[3, 2, 1]));
+}
+
+#[test]
+fn a_topic_that_is_named_twice_does_not_grow() {
+    let mut cluster = Cluster::of(3);
+    for name in ["t", "u"] {
+        cluster.create(CreateTopic { partitions: 1, ..plain(name) }).unwrap();
+    }
+    let more = |name: &str, count| MorePartitions { name: name.to_owned(), count, assignments: None };
+    let request = CreatePartitions { topics: vec![more("t", 2), more("u", 2), more("t", 3)], validate_only: false };
+    let ControlResponse::CreatePartitions(list) = cluster.ask(ControlRequest::CreatePartitions(request)).response
+    else {
+        panic!()
+    };
+    let told: Vec<_> = list.into_iter().map(|each| (each.name, code(each.result))).collect();
+    assert_eq!(told, [("t".to_owned(), ErrorCode::InvalidRequest), ("u".to_owned(), ErrorCode::None)]);
+    let partitions = |name: &str| cluster.control.image().topic_by_name(name).unwrap().partitions.len();
+    assert_eq!((partitions("t"), partitions("u")), (1, 2));
 }
 
 // Configs

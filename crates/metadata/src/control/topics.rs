@@ -19,6 +19,8 @@ use crate::records::{ConfigResource, LeaderRecoveryState, MetadataRecord, Partit
 
 /// The longest topic name.
 const NAME_MAX: usize = 249;
+/// The name that clients know the metadata log by: there is no topic of it.
+const CLUSTER_METADATA: &str = "__cluster_metadata";
 /// The most partitions that one request may create, in all: keeps a decision's size in bounds.
 const NEW_PARTITIONS_MAX: usize = 10_000;
 
@@ -55,6 +57,10 @@ impl Draft<'_> {
         entropy: &mut Entropy,
     ) -> Result<NewTopic, ControlError> {
         check_topic_name(&topic.name)?;
+        if topic.name == CLUSTER_METADATA {
+            let message = format!("Creation of internal topic {CLUSTER_METADATA} is prohibited.");
+            return Err(ControlError::new(ErrorCode::InvalidRequest, message));
+        }
         if self.image.topic_id(&topic.name).is_some() {
             let message = format!("Topic '{}' already exists.", topic.name);
             return Err(ControlError::new(ErrorCode::TopicAlreadyExists, message));
@@ -144,8 +150,8 @@ impl Draft<'_> {
             ));
         }
         if partitions.saturating_add(self.records.len()) > NEW_PARTITIONS_MAX {
-            let message = format!("one request may create at most {NEW_PARTITIONS_MAX} partitions");
-            return Err(ControlError::new(ErrorCode::InvalidPartitions, message));
+            let message = format!("Excessively large number of partitions per request: at most {NEW_PARTITIONS_MAX}.");
+            return Err(ControlError::new(ErrorCode::PolicyViolation, message));
         }
         Ok((0..partitions).map(|_| placer.place(factor)).collect())
     }
@@ -283,13 +289,16 @@ impl Draft<'_> {
     ) -> Result<ControlResponse, ControlError> {
         let mut entropy = Entropy::new(entropy);
         let mut seen = BTreeSet::new();
+        let names = request.topics.iter().map(|topic| topic.name.as_str());
+        // As Kafka: nothing is done for a name that comes twice, and it is told once.
+        let repeated: BTreeSet<&str> = names.filter(|name| !seen.insert(*name)).collect();
         let mut results = Vec::new();
-        for topic in &request.topics {
-            let result = if seen.insert(topic.name.as_str()) {
-                self.add_partitions(topic, &mut entropy)
-            } else {
-                Err(ControlError::new(ErrorCode::InvalidRequest, "Duplicate topic name."))
-            };
+        for name in &repeated {
+            let result = Err(ControlError::new(ErrorCode::InvalidRequest, "Duplicate topic name."));
+            results.push(TopicResult { name: (*name).to_owned(), result });
+        }
+        for topic in request.topics.iter().filter(|topic| !repeated.contains(topic.name.as_str())) {
+            let result = self.add_partitions(topic, &mut entropy);
             results.push(TopicResult { name: topic.name.clone(), result });
         }
         if request.validate_only {
