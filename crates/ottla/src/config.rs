@@ -57,6 +57,9 @@ pub(crate) struct Voter {
     pub(crate) port: u16,
 }
 
+/// The only security protocol that is spoken.
+const PLAINTEXT: &str = "PLAINTEXT";
+
 /// Everything that a node needs to know to start.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NodeConfig {
@@ -114,15 +117,23 @@ impl NodeConfig {
         );
         let listeners =
             read_listeners(get("listeners").unwrap_or("PLAINTEXT://:9092,INTERNAL://:10092,CONTROLLER://:11092"))?;
+        check_protocols(&listeners, get("listener.security.protocol.map"))?;
+        ensure!(
+            get("authorizer.class.name").is_none(),
+            "authorizer.class.name is set, but there is no authorizer yet: everybody who connects may do everything. Remove it and keep the listeners where only friends reach them"
+        );
         let advertised = advertise(&listeners, get("advertised.listeners"))?;
         let voters = read_voters(
             get("controller.quorum.voters").context("controller.quorum.voters is missing: id@host:port,…")?,
         )?;
         let log_dirs: Vec<PathBuf> = list(get("log.dirs").or(get("log.dir")).context("log.dirs is missing")?)
             .into_iter()
-            .map(PathBuf::from)
-            .collect();
-        let metadata_dir = get("metadata.log.dir").map_or_else(|| log_dirs[0].clone(), PathBuf::from);
+            .map(|path| std::path::absolute(path).with_context(|| format!("log.dirs has {path:?}")))
+            .collect::<Result<_>>()?;
+        let metadata_dir = match get("metadata.log.dir") {
+            Some(path) => std::path::absolute(path).with_context(|| format!("metadata.log.dir is {path:?}"))?,
+            None => log_dirs[0].clone(),
+        };
         let json_logs = match get("ottla.log.format").unwrap_or("text") {
             "text" => false,
             "json" => true,
@@ -151,8 +162,17 @@ impl NodeConfig {
         let has = |name: &str| self.listeners.iter().any(|l| l.name == name);
         if self.is_controller {
             ensure!(has(CONTROLLER), "process.roles has controller, but listeners has no CONTROLLER://host:port");
-            let voter = self.voters.iter().any(|v| v.id == self.node_id);
-            ensure!(voter, "node {} has the role controller but is not in controller.quorum.voters", self.node_id);
+            let voter = self.voters.iter().find(|v| v.id == self.node_id);
+            let Some(voter) = voter else {
+                bail!("node {} has the role controller but is not in controller.quorum.voters", self.node_id)
+            };
+            // Elsewhere nobody would find it, and it would wait for them for ever.
+            let reached = self.advertised.iter().find(|l| l.name == CONTROLLER).map_or(voter.port, |l| l.port);
+            ensure!(
+                reached == voter.port,
+                "controller.quorum.voters has this node at port {}, but its CONTROLLER listener is at {reached}: make them the same, or tell the outer address by advertised.listeners",
+                voter.port
+            );
         }
         if self.is_broker {
             ensure!(has(INTERNAL), "process.roles has broker, but listeners has no INTERNAL://host:port");
@@ -168,6 +188,11 @@ impl NodeConfig {
                 "{} would be advertised as {:?}, where nobody can connect: set advertised.listeners",
                 listener.name,
                 listener.host
+            );
+            ensure!(
+                listener.port != 0,
+                "{} would be advertised at port 0, where nobody can connect: give listeners and advertised.listeners real ports",
+                listener.name
             );
         }
         Ok(())
@@ -213,8 +238,11 @@ fn check_names(given: &BTreeMap<String, String>) -> Result<()> {
         if known.contains(&name.as_str()) {
             continue;
         }
-        let nearest = known.iter().min_by_key(|k| distance(k, name)).copied().unwrap_or_default();
-        bail!("{name} is not a configuration name; the nearest is {nearest}");
+        let nearest = known.iter().map(|known| (distance(known, name), *known)).min();
+        match nearest.filter(|(distance, _)| *distance <= name.len() / 3) {
+            Some((_, nearest)) => bail!("{name} is not a configuration name; the nearest is {nearest}"),
+            None => bail!("{name} is not a configuration name, and none is like it"),
+        }
     }
     Ok(())
 }
@@ -250,6 +278,25 @@ fn read_listeners(text: &str) -> Result<Vec<Listener>> {
         }
     }
     Ok(listeners)
+}
+
+/// A listener that is meant to be secured must not serve everybody: only PLAINTEXT is spoken.
+fn check_protocols(listeners: &[Listener], map: Option<&str>) -> Result<()> {
+    let pairs = list(map.unwrap_or_default());
+    let pair =
+        |text: &str| text.split_once(':').map(|(name, protocol)| (name.trim().to_owned(), protocol.trim().to_owned()));
+    for listener in listeners {
+        let mapped = pairs.iter().filter_map(|text| pair(text)).find(|(name, _)| *name == listener.name);
+        let by_name =
+            || matches!(listener.name.as_str(), "SSL" | "SASL_PLAINTEXT" | "SASL_SSL").then(|| listener.name.clone());
+        let protocol = mapped.map(|(_, protocol)| protocol).or_else(by_name).unwrap_or_else(|| PLAINTEXT.to_owned());
+        ensure!(
+            protocol == PLAINTEXT,
+            "listener {} is to speak {protocol}, which is not there yet, and in PLAINTEXT it would serve everybody: see listeners and listener.security.protocol.map",
+            listener.name
+        );
+    }
+    Ok(())
 }
 
 /// A listener that is not advertised by name is advertised as it is bound.
@@ -304,6 +351,43 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_like_none_gets_no_suggestion() {
+        let error = given("zookeeper.connect=z:1").unwrap_err().to_string();
+        assert!(error.contains("none is like it"), "{error}");
+    }
+
+    #[test]
+    fn what_is_to_be_secured_does_not_start_open() {
+        let listeners = |name: &str| {
+            format!("listeners={name}://127.0.0.1:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://127.0.0.1:11092")
+        };
+        let map = "listener.security.protocol.map";
+        for (lines, named) in [
+            (listeners("SSL"), "SSL"),
+            (format!("{}\n{map}=EXTERNAL:SASL_SSL", listeners("EXTERNAL")), "SASL_SSL"),
+            (format!("{}\n{map}=PLAINTEXT:SSL", listeners("PLAINTEXT")), "SSL"),
+            ("authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(), "authorizer"),
+        ] {
+            let error = given(&lines).unwrap_err().to_string();
+            assert!(error.contains(named), "{lines}: {error}");
+        }
+        given(&format!("{}\n{map}=EXTERNAL:PLAINTEXT,PLAINTEXT:SSL", listeners("EXTERNAL"))).unwrap();
+    }
+
+    #[test]
+    fn a_voter_is_where_the_others_look_for_it() {
+        let error = given("controller.quorum.voters=1@127.0.0.1:4000").unwrap_err().to_string();
+        assert!(error.contains("4000") && error.contains("11092"), "{error}");
+        given("controller.quorum.voters=1@outside:4000\nadvertised.listeners=CONTROLLER://outside:4000").unwrap();
+    }
+
+    #[test]
+    fn a_relative_directory_is_one_of_the_working_directory() {
+        let config = given("log.dirs=data,/other").unwrap();
+        assert_eq!(config.log_dirs, [std::env::current_dir().unwrap().join("data"), PathBuf::from("/other")]);
+    }
+
+    #[test]
     fn an_advertised_address_that_cannot_be_is_refused() {
         let error =
             given("listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092").unwrap_err();
@@ -312,6 +396,7 @@ mod tests {
             "listeners=PLAINTEXT://0.0.0.0:9092,INTERNAL://127.0.0.1:10092,CONTROLLER://:11092\nadvertised.listeners=PLAINTEXT://node-1:9092",
         );
         assert_eq!(good.unwrap().advertised[0].host, "node-1");
+        assert!(given("advertised.listeners=PLAINTEXT://node-1:0").unwrap_err().to_string().contains("port 0"));
     }
 
     #[test]

@@ -55,7 +55,7 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         nodes: u16,
         /// Kafka port of the first node; INTERNAL is 1000 above, CONTROLLER 2000, HTTP 3000
-        #[arg(long, default_value_t = 9092)]
+        #[arg(long, default_value_t = 9092, value_parser = clap::value_parser!(u16).range(1..))]
         base_port: u16,
         /// A setting for every node, as name=value
         #[arg(long = "override", value_name = "NAME=VALUE")]
@@ -64,7 +64,7 @@ enum Command {
     /// Show what Ottla is for: kill a leader under load, and count what was acknowledged
     Demo {
         /// Kafka port of the first node
-        #[arg(long, default_value_t = 19092)]
+        #[arg(long, default_value_t = 19092, value_parser = clap::value_parser!(u16).range(1..))]
         base_port: u16,
         /// How many times the leader is killed
         #[arg(long, default_value_t = 3)]

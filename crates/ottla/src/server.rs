@@ -240,8 +240,14 @@ async fn reserve(what: &str, address: &str, congestion: &str) -> Result<TcpSocke
     {
         tracing::warn!(what, congestion, %error, "the system does not know this ottla.tcp.congestion.control; its own is used");
     }
-    socket.bind(found).with_context(|| {
-        format!("cannot listen on {address} ({what}): stop the process that uses the port, or configure another one")
+    socket.bind(found).map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "stop the process that uses the port, or configure another one",
+            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address: configure one that it has",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege: configure another one",
+            _ => "configure another one",
+        };
+        anyhow::Error::new(error).context(format!("cannot listen on {address} ({what}): {advice}"))
     })?;
     Ok(socket)
 }

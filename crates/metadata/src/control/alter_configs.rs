@@ -269,13 +269,26 @@ fn check_dynamic(resource: &ConfigResource, name: &str, removed: bool) -> Result
     Ok(())
 }
 
+/// Whether a topic's old segments are kept elsewhere (KIP-405).
+const REMOTE_STORAGE: &str = "remote.storage.enable";
+
 fn check_value(resource: &ConfigResource, name: &str, value: &str) -> Result<(), ControlError> {
     let invalid = |message: String| ControlError::new(ErrorCode::InvalidConfig, message);
     if value.len() > VALUE_MAX {
         return Err(invalid(format!("the value of {name} is longer than {VALUE_MAX} bytes")));
     }
     let Some(scope) = configs::scope_of(resource) else { return Ok(()) };
-    configs::validate(scope, name, value).map(drop).map_err(invalid)
+    let checked = configs::validate(scope, name, value).map(drop);
+    match resource {
+        // As Kafka says it for each.
+        ConfigResource::Broker(_) | ConfigResource::DefaultBroker if configs::broker(name).is_some() => {
+            checked.map_err(|message| ControlError::new(ErrorCode::InvalidRequest, message))
+        }
+        ConfigResource::Topic(_) if name == REMOTE_STORAGE && value.trim() == "true" => {
+            Err(invalid(format!("{REMOTE_STORAGE}: there is no tiered storage on these brokers")))
+        }
+        _ => checked.map_err(invalid),
+    }
 }
 
 /// Rules between configs.

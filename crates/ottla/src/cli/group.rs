@@ -243,7 +243,11 @@ async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) 
     // An offset that no record has or will have next would send the consumers to wherever their reset policy says.
     let within = |(partition, offset): (i32, i64)| {
         let (first, end) = (first.get(&partition).copied().unwrap_or(0), ends.get(&partition).copied().unwrap_or(0));
-        (partition, offset.clamp(first, end.max(first)))
+        let taken = offset.clamp(first, end.max(first));
+        if taken != offset {
+            eprintln!("partition {partition}: {offset} is not within its log, from {first} to {end}: {taken} is taken");
+        }
+        (partition, taken)
     };
     let targets: BTreeMap<i32, i64> = targets.into_iter().map(within).collect();
     if !options.dry_run {
