@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{BrokerId, ErrorCode, Rule};
 
 use crate::configs::{self, ACK_RULE, ConfigType, MIN_INSYNC_REPLICAS, UpdateMode};
+use crate::control::check_topic_name;
 use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
     AlterConfigs, ConfigChange, ConfigOperation, ConfigResult, ControlError, ControlResponse, IncrementalAlterConfigs,
@@ -73,10 +74,14 @@ impl Draft<'_> {
 
     fn check_resource(&self, resource: &ConfigResource) -> Result<(), ControlError> {
         match resource {
-            ConfigResource::Topic(name) if self.image.topic_id(name).is_none() => Err(ControlError::new(
-                ErrorCode::UnknownTopicOrPartition,
-                format!("The topic '{name}' does not exist."),
-            )),
+            ConfigResource::Topic(name) if name.is_empty() => {
+                Err(ControlError::new(ErrorCode::InvalidRequest, "Default topic resources are not allowed."))
+            }
+            ConfigResource::Topic(name) if self.image.topic_id(name).is_none() => {
+                check_topic_name(name)?;
+                let message = format!("The topic '{name}' does not exist.");
+                Err(ControlError::new(ErrorCode::UnknownTopicOrPartition, message))
+            }
             ConfigResource::Broker(id) if self.image.broker(*id).is_none() => {
                 Err(ControlError::new(ErrorCode::BrokerIdNotRegistered, format!("No broker with id {id} found.")))
             }

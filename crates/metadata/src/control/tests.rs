@@ -1114,6 +1114,8 @@ fn config_operations_follow_kafkas_rules() {
     use ConfigOperation::{Append, Delete, Set, Subtract};
     let cases = [
         (topic("u"), "retention.ms", Set(value("1")), ErrorCode::UnknownTopicOrPartition),
+        (topic("a/b"), "retention.ms", Set(value("1")), ErrorCode::InvalidTopicException),
+        (topic(""), "retention.ms", Set(value("1")), ErrorCode::InvalidRequest),
         (ConfigResource::Broker(BrokerId(9)), "log.retention.ms", Set(value("1")), ErrorCode::BrokerIdNotRegistered),
         (t(), "retention.ms", Set(None), ErrorCode::InvalidRequest),
         (t(), "retention.ms", Set(value("soon")), ErrorCode::InvalidConfig),
