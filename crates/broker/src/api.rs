@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use coordinator::request::{OffsetCommitResponse, TxnOffsetCommitRequest};
 use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use coordinator::{GroupRequest, GroupResponse};
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
@@ -513,6 +514,15 @@ pub trait BrokerApi: Send + Sync + 'static {
     /// Asks the group coordinator on this broker: COORDINATOR_LOAD_IN_PROGRESS or NOT_COORDINATOR where it is not ready
     /// or not here.
     fn group(&self, request: GroupRequest) -> impl Future<Output = Result<GroupResponse, ErrorCode>> + Send;
+
+    /// Commits offsets of a group coordinated on this broker in a transaction, which is verified with its own coordinator
+    /// (`R49`, `R50`). The request needs no guard.
+    fn commit_in_transaction(
+        &self,
+        transactional_id: String,
+        transactions: TransactionSupport,
+        request: TxnOffsetCommitRequest,
+    ) -> impl Future<Output = Result<OffsetCommitResponse, ErrorCode>> + Send;
 
     /// Asks the transaction coordinator on this broker: COORDINATOR_LOAD_IN_PROGRESS or NOT_COORDINATOR where it is not
     /// ready or not here.

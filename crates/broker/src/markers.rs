@@ -243,7 +243,7 @@ fn count(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.named.len()).sum()
 }
 
-fn to_api(marker: &Marker) -> TransactionMarker {
+pub(crate) fn to_api(marker: &Marker) -> TransactionMarker {
     TransactionMarker {
         producer_id: marker.producer_id,
         producer_epoch: marker.producer_epoch,

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use coordinator::request::{OffsetCommitResponse, TxnOffsetCommitRequest};
 use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use coordinator::{GroupRequest, GroupResponse};
 use futures_util::FutureExt;
@@ -20,7 +21,7 @@ use tokio::task::JoinHandle;
 use crate::api::{
     BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity,
     Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
-    QuorumDescription, TransactionMarker, TransactionVerifier, VoterChange,
+    QuorumDescription, TransactionMarker, TransactionSupport, TransactionVerifier, VoterChange,
 };
 use crate::budget::{MemoryBudget, Standing};
 use crate::clock::Clock;
@@ -113,7 +114,7 @@ impl Broker {
         let previous_epoch = if replicas.any_gone() { BrokerEpoch::NONE } else { previous_epoch };
         let lifecycle = Lifecycle::new();
         let groups = Shards::new(Arc::clone(&context), Groups);
-        let writer = Arc::new(MarkerWriter { context: Arc::clone(&context) });
+        let writer = Arc::new(MarkerWriter { context: Arc::clone(&context), groups: Arc::clone(&groups) });
         let peers = Peers::new(Arc::clone(&context));
         let producer_ids = Arc::<ProducerIds>::default();
         let markers = MarkerSender::new(Arc::clone(&context), Arc::clone(&writer), Arc::clone(&peers));
@@ -448,6 +449,15 @@ impl BrokerApi for Broker {
 
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
         self.groups.group(request).await
+    }
+
+    async fn commit_in_transaction(
+        &self,
+        transactional_id: String,
+        transactions: TransactionSupport,
+        request: TxnOffsetCommitRequest,
+    ) -> Result<OffsetCommitResponse, ErrorCode> {
+        transactions::commit_offsets(&self.groups, &self.verifier, transactional_id, transactions, request).await
     }
 }
 

@@ -13,18 +13,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use coordinator::driver::{Output, Shard as Core};
+use coordinator::transaction::request::Producer;
 use coordinator::{BatchNumber, CoordinatorRecord, Now, Token, partition_for};
 use model::{
-    Codec, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Record, RecordBatch, RecordIter, Time, encode_batch,
-    encode_records,
+    ClientBatches, Codec, EndMarker, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Record, RecordBatch, RecordIter,
+    Time, TopicPartition, encode_batch, encode_records, encode_transactional_batch,
 };
+use replication::producers::VerificationGuard;
 use storage::compression;
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::{Acks, Isolation};
 use crate::context::Context;
+use crate::markers;
 use crate::partition::{Leadership, Partition};
 use crate::waiters::PendingProduce;
 
@@ -79,6 +82,9 @@ struct ShardInner<K: Kind> {
     next_token: u64,
 }
 
+/// An answer that is to come.
+pub(crate) type Answer<K> = oneshot::Receiver<<<K as Kind>::Core as Core>::Response>;
+
 /// The life of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
@@ -109,9 +115,36 @@ impl<K: Kind> Shards<K> {
         key: &str,
         request: <K::Core as Core>::Request,
     ) -> Result<<K::Core as Core>::Response, ErrorCode> {
-        let index = self.partition_of(key).ok_or(ErrorCode::NotCoordinator)?;
-        let shard = self.shard(index).ok_or(ErrorCode::NotCoordinator)?;
+        let shard = self.shard_of(key)?;
         self.ask_shard(&shard, request).await
+    }
+
+    /// Hands a request to the shard of one partition, if that is here; its answer is to come.
+    ///
+    /// # Errors
+    /// As [`Shards::ask`].
+    pub(crate) fn ask_at(
+        self: &Arc<Self>,
+        id: TopicPartition,
+        request: <K::Core as Core>::Request,
+    ) -> Result<Answer<K>, ErrorCode> {
+        let shard = self.shard(id.partition).filter(|shard| shard.partition.id() == id);
+        self.put(&shard.ok_or(ErrorCode::NotCoordinator)?, request)
+    }
+
+    /// The partition that a key's coordinator keeps its state in, where that is served here.
+    ///
+    /// # Errors
+    /// As [`Shards::ask`].
+    pub(crate) fn home(&self, key: &str) -> Result<Arc<Partition>, ErrorCode> {
+        let shard = self.shard_of(key)?;
+        shard.lock().check_served()?;
+        Ok(Arc::clone(&shard.partition))
+    }
+
+    fn shard_of(&self, key: &str) -> Result<Arc<Shard<K>>, ErrorCode> {
+        let index = self.partition_of(key).ok_or(ErrorCode::NotCoordinator)?;
+        self.shard(index).ok_or(ErrorCode::NotCoordinator)
     }
 
     /// Asks every shard; those that went away meanwhile are left out.
@@ -142,24 +175,25 @@ impl<K: Kind> Shards<K> {
         shard: &Arc<Shard<K>>,
         request: <K::Core as Core>::Request,
     ) -> Result<<K::Core as Core>::Response, ErrorCode> {
-        let answered = {
-            let mut inner = shard.lock();
-            match inner.stage {
-                Stage::Loading => return Err(ErrorCode::CoordinatorLoadInProgress),
-                Stage::Gone => return Err(ErrorCode::NotCoordinator),
-                Stage::Serving => {}
-            }
-            let (answer, answered) = oneshot::channel();
-            inner.next_token += 1;
-            let token = Token(inner.next_token);
-            inner.waiting.insert(token, answer);
-            let entropy = self.context.chance.next_wide();
-            inner.core.handle(token, request, entropy, self.now());
-            self.drain(shard, &mut inner);
-            answered
-        };
         // The sender is dropped only with its shard.
-        answered.await.map_err(|_| ErrorCode::NotCoordinator)
+        self.put(shard, request)?.await.map_err(|_| ErrorCode::NotCoordinator)
+    }
+
+    fn put(
+        self: &Arc<Self>,
+        shard: &Arc<Shard<K>>,
+        request: <K::Core as Core>::Request,
+    ) -> Result<Answer<K>, ErrorCode> {
+        let mut inner = shard.lock();
+        inner.check_served()?;
+        let (answer, answered) = oneshot::channel();
+        inner.next_token += 1;
+        let token = Token(inner.next_token);
+        inner.waiting.insert(token, answer);
+        let entropy = self.context.chance.next_wide();
+        inner.core.handle(token, request, entropy, self.now());
+        self.drain(shard, &mut inner);
+        Ok(answered)
     }
 
     /// Tells a shard's core something besides requests, and carries out what follows.
@@ -202,7 +236,25 @@ impl<K: Kind> Shards<K> {
                         let _ = waiting.send(response);
                     }
                 }
-                Output::Append { batch, records } => self.append(shard, batch, &records),
+                Output::Append { batch, records } => {
+                    let bytes = encode(&records, self.context.clock.wall());
+                    self.append(shard, batch, |context, pending| {
+                        shard.partition.produce(context, Acks::All, Some(shard.leadership), bytes, pending);
+                    });
+                }
+                Output::AppendInTransaction { batch, producer, guard, records } => {
+                    let guard = guard.map(VerificationGuard::of_number);
+                    let bytes = encode_in_transaction(&records, producer, self.context.clock.wall());
+                    self.append(shard, batch, |context, pending| {
+                        shard.partition.append_in_transaction(context, shard.leadership, guard, bytes, pending);
+                    });
+                }
+                Output::AppendMarker { batch, marker } => {
+                    let marker = markers::to_api(&marker);
+                    self.append(shard, batch, |context, pending| {
+                        shard.partition.append_marker(context, Some(shard.leadership), &marker, pending);
+                    });
+                }
                 Output::Effect(effect) => K::carry_out(self, shard, effect),
             }
         }
@@ -212,10 +264,14 @@ impl<K: Kind> Shards<K> {
     }
 
     /// Appends with acks=all; a task of its own tells the core what came of it.
-    fn append(self: &Arc<Self>, shard: &Arc<Shard<K>>, batch: BatchNumber, records: &[CoordinatorRecord]) {
-        let bytes = encode(records, self.context.clock.wall());
+    fn append(
+        self: &Arc<Self>,
+        shard: &Arc<Shard<K>>,
+        batch: BatchNumber,
+        append: impl FnOnce(&Arc<Context>, &Arc<PendingProduce>),
+    ) {
         let pending = PendingProduce::new(1);
-        shard.partition.produce(&self.context, Acks::All, Some(shard.leadership), bytes, &pending);
+        append(&self.context, &pending);
         let (shards, shard) = (Arc::clone(self), Arc::clone(shard));
         tokio::spawn(async move {
             pending.wait().await;
@@ -397,6 +453,16 @@ impl<K: Kind> Shards<K> {
     }
 }
 
+impl<K: Kind> ShardInner<K> {
+    fn check_served(&self) -> Result<(), ErrorCode> {
+        match self.stage {
+            Stage::Loading => Err(ErrorCode::CoordinatorLoadInProgress),
+            Stage::Gone => Err(ErrorCode::NotCoordinator),
+            Stage::Serving => Ok(()),
+        }
+    }
+}
+
 impl<K: Kind> Shard<K> {
     /// Whether its leadership ended.
     pub(crate) fn is_gone(&self) -> bool {
@@ -410,6 +476,10 @@ impl<K: Kind> Shard<K> {
     fn replay(&self, context: &Context, batch: &RecordBatch) -> Result<usize, String> {
         let header = batch.header();
         if header.is_control() {
+            // Other control records are nobody's.
+            if let Some(marker) = EndMarker::of(batch) {
+                self.lock().core.replay_marker(header.producer_id, marker.commit);
+            }
             return Ok(0);
         }
         // Coordinators compress nothing, but the topic's compression.type may ask for it.
@@ -421,7 +491,12 @@ impl<K: Kind> Shard<K> {
         for record in RecordIter::new(payload, header.record_count) {
             let record = record.map_err(|error| error.to_string())?;
             let Some(key) = record.key else { continue };
-            inner.core.replay(&CoordinatorRecord { key, value: record.value });
+            let record = CoordinatorRecord { key, value: record.value };
+            if header.is_transactional() {
+                inner.core.replay_in_transaction(&record, header.producer_id);
+            } else {
+                inner.core.replay(&record);
+            }
             records += 1;
         }
         Ok(records)
@@ -433,11 +508,24 @@ fn refused(error: ErrorCode) -> ErrorCode {
     match error {
         ErrorCode::NotLeaderOrFollower | ErrorCode::KafkaStorageError => ErrorCode::NotCoordinator,
         ErrorCode::MessageTooLarge => ErrorCode::UnknownServerError,
+        // What the partition knows of a producer (`R47`, `R50`) is the answer.
+        ErrorCode::InvalidProducerEpoch | ErrorCode::InvalidTxnState | ErrorCode::TransactionCoordinatorFenced => error,
         _ => ErrorCode::CoordinatorNotAvailable,
     }
 }
 
 fn encode(records: &[CoordinatorRecord], wall: Time) -> BytesMut {
+    let (payload, count, now) = payload(records, wall);
+    encode_batch(&payload, Codec::None, count, now, now, None)
+}
+
+fn encode_in_transaction(records: &[CoordinatorRecord], producer: Producer, wall: Time) -> ClientBatches {
+    const NO_SEQUENCE: i32 = -1;
+    let (payload, count, now) = payload(records, wall);
+    ClientBatches::own(encode_transactional_batch(&payload, count, now, (producer.id, producer.epoch, NO_SEQUENCE)))
+}
+
+fn payload(records: &[CoordinatorRecord], wall: Time) -> (Bytes, i32, i64) {
     let records: Vec<Record> = (0..)
         .zip(records)
         .map(|(offset_delta, record)| Record {
@@ -450,5 +538,5 @@ fn encode(records: &[CoordinatorRecord], wall: Time) -> BytesMut {
         .collect();
     let count = i32::try_from(records.len()).unwrap_or(i32::MAX);
     let now = i64::try_from(wall.0).unwrap_or(i64::MAX);
-    encode_batch(&encode_records(&records), Codec::None, count, now, now, None)
+    (encode_records(&records).into(), count, now)
 }

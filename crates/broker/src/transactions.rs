@@ -1,16 +1,21 @@
-//! What the broker does about transactions beyond one partition: asks their coordinators (`R50`) and writes their markers
-//! (`R47`).
+//! What the broker does about transactions beyond one partition: asks their coordinators (`R50`), writes their markers
+//! (`R47`), and commits offsets in them (`R49`).
 
 use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{ErrorCode, TopicPartition};
+use coordinator::request::{OffsetCommitResponse, TxnOffsetCommitRequest};
+use coordinator::transaction::Marker;
+use coordinator::{GroupRequest, GroupResponse};
+use model::{ErrorCode, LeaderEpoch, TopicPartition};
 
 use crate::api::{TransactionMarker, TransactionSupport, TransactionVerifier, VerifyTransaction};
 use crate::context::Context;
+use crate::groups::{Groups, OFFSETS_TOPIC};
 use crate::offsets;
 use crate::partition::Verification;
+use crate::shards::{Answer, Shards};
 use crate::waiters::PendingProduce;
 
 /// A transaction that is just ending makes the next one's first produce wait so long at most; then the client is told.
@@ -72,10 +77,88 @@ async fn verify_producer(
     }
 }
 
+/// Commits offsets of a group that is coordinated here in a transaction, which its own coordinator is asked about first where
+/// this broker does not know that it is open (`R49`, `R50`).
+///
+/// # Errors
+/// What the request as a whole is refused with.
+pub(crate) async fn commit_offsets(
+    groups: &Arc<Shards<Groups>>,
+    verifier: &Arc<dyn TransactionVerifier>,
+    transactional_id: String,
+    transactions: TransactionSupport,
+    mut request: TxnOffsetCommitRequest,
+) -> Result<OffsetCommitResponse, ErrorCode> {
+    if request.commit.group_id.is_empty() {
+        return Err(ErrorCode::InvalidGroupId);
+    }
+    let partition = groups.home(&request.commit.group_id)?;
+    // Dropped where the client goes away: what waits to be appended is refused then.
+    let verifying = partition.begin_verification((request.producer.id, request.producer.epoch))?;
+    if let Some(verifying) = &verifying {
+        let asked = VerifyTransaction {
+            transactional_id,
+            producer_id: request.producer.id,
+            producer_epoch: request.producer.epoch,
+            partitions: vec![partition.id()],
+            add: transactions == TransactionSupport::Implicit,
+        };
+        match ask_patiently(verifier, &asked).await {
+            ErrorCode::None => request.guard = Some(verifying.guard().number()),
+            error => return Err(not_verified(error, transactions)),
+        }
+    }
+    let group_id = request.commit.group_id.clone();
+    match groups.ask(&group_id, GroupRequest::TxnOffsetCommit(request)).await? {
+        GroupResponse::TxnOffsetCommit(response) => Ok(response),
+        _ => Err(ErrorCode::UnknownServerError),
+    }
+}
+
+/// Asks for one partition, again for a while where the transaction before is just ending.
+async fn ask_patiently(verifier: &Arc<dyn TransactionVerifier>, asked: &VerifyTransaction) -> ErrorCode {
+    let until = tokio::time::Instant::now() + CONCURRENT_WAIT;
+    loop {
+        let errors = verifier.verify(asked.clone()).await;
+        let error = errors.first().copied().unwrap_or(ErrorCode::UnknownServerError);
+        let last = !asked.add || tokio::time::Instant::now() + CONCURRENT_BACKOFF > until;
+        if error != ErrorCode::ConcurrentTransactions || last {
+            return error;
+        }
+        tokio::time::sleep(CONCURRENT_BACKOFF).await;
+    }
+}
+
+/// What the error of a transaction's coordinator is to who commits offsets, as in Kafka.
+fn not_verified(error: ErrorCode, transactions: TransactionSupport) -> ErrorCode {
+    match error {
+        ErrorCode::ProducerFenced => ErrorCode::InvalidProducerEpoch,
+        ErrorCode::TransactionAbortable if transactions < TransactionSupport::KnowsAbortable => {
+            ErrorCode::InvalidTxnState
+        }
+        // Old clients try again after this one, and do not look for the coordinator anew.
+        ErrorCode::NetworkException => ErrorCode::CoordinatorLoadInProgress,
+        ErrorCode::UnknownTopicOrPartition | ErrorCode::NotEnoughReplicas | ErrorCode::RequestTimedOut => {
+            ErrorCode::CoordinatorNotAvailable
+        }
+        ErrorCode::NotLeaderOrFollower | ErrorCode::KafkaStorageError => ErrorCode::NotCoordinator,
+        other => other,
+    }
+}
+
 /// Writes markers to partitions led here.
 #[derive(Debug)]
 pub(crate) struct MarkerWriter {
     pub(crate) context: Arc<Context>,
+    pub(crate) groups: Arc<Shards<Groups>>,
+}
+
+/// A marker on its way to one partition.
+enum Writing {
+    /// The partition answers.
+    Appended(TopicPartition),
+    /// The coordinator of groups that keeps its state there answers: it has to know the order (`R49`).
+    Coordinated(TopicPartition, Result<Answer<Groups>, ErrorCode>),
 }
 
 impl MarkerWriter {
@@ -85,24 +168,72 @@ impl MarkerWriter {
         markers: Vec<(TransactionMarker, Vec<TopicPartition>)>,
         timeout: Duration,
     ) -> Vec<Vec<(TopicPartition, ErrorCode)>> {
+        let until = tokio::time::Instant::now() + timeout;
+        let coordinated = self.context.image().topic_id(OFFSETS_TOPIC);
         let pending = PendingProduce::new(markers.iter().map(|(_, partitions)| partitions.len()).sum());
-        for (marker, partitions) in &markers {
-            for id in partitions {
-                match self.context.partition(*id) {
-                    Some(partition) => partition.append_marker(&self.context, None, marker, &pending),
-                    None => {
-                        pending.push(offsets::not_produced(&self.context, *id), false);
-                    }
+        let begin = |marker: &TransactionMarker, id: TopicPartition| {
+            if Some(id.topic_id) == coordinated {
+                return Writing::Coordinated(id, self.groups.ask_at(id, GroupRequest::EndTransaction(to_core(marker))));
+            }
+            match self.context.partition(id) {
+                Some(partition) => partition.append_marker(&self.context, None, marker, &pending),
+                None => {
+                    pending.push(offsets::not_produced(&self.context, id), false);
                 }
             }
-        }
-        // What is cut off is only the waiting.
-        let _ = tokio::time::timeout(timeout, pending.wait()).await;
-        let mut results = pending.take().into_iter();
-        let mut written = |(_, partitions): (TransactionMarker, Vec<TopicPartition>)| -> Vec<_> {
-            // One result was pushed for each, in this order.
-            results.by_ref().take(partitions.len()).map(|result| (result.partition, result.error)).collect()
+            Writing::Appended(id)
         };
-        markers.into_iter().map(&mut written).collect()
+        let writing: Vec<Vec<Writing>> = markers
+            .iter()
+            .map(|(marker, partitions)| partitions.iter().map(|id| begin(marker, *id)).collect())
+            .collect();
+        // What is cut off is only the waiting.
+        let _ = tokio::time::timeout_at(until, pending.wait()).await;
+        let mut appended = pending.take().into_iter();
+        let mut written = Vec::with_capacity(writing.len());
+        for partitions in writing {
+            let mut results = Vec::with_capacity(partitions.len());
+            for one in partitions {
+                results.push(match one {
+                    // One result was pushed for each, in this order.
+                    Writing::Appended(id) => {
+                        (id, appended.next().map_or(ErrorCode::UnknownServerError, |result| result.error))
+                    }
+                    Writing::Coordinated(id, answer) => (id, ended(answer, until).await),
+                });
+            }
+            written.push(results);
+        }
+        written
+    }
+}
+
+fn to_core(marker: &TransactionMarker) -> Marker {
+    Marker {
+        producer_id: marker.producer_id,
+        producer_epoch: marker.producer_epoch,
+        coordinator_epoch: LeaderEpoch(marker.coordinator_epoch),
+        commit: marker.commit,
+        transaction_version: marker.transaction_version.into(),
+    }
+}
+
+/// What a coordinator of groups says of a marker, as a partition's leader would, which is what was asked.
+async fn ended(answer: Result<Answer<Groups>, ErrorCode>, until: tokio::time::Instant) -> ErrorCode {
+    let error = match answer {
+        Err(error) => error,
+        Ok(answer) => match tokio::time::timeout_at(until, answer).await {
+            Ok(Ok(GroupResponse::EndTransaction(answer))) => answer.error,
+            Ok(Ok(_)) => ErrorCode::UnknownServerError,
+            // It went away with its shard.
+            Ok(Err(_)) => ErrorCode::NotCoordinator,
+            Err(_) => ErrorCode::RequestTimedOut,
+        },
+    };
+    match error {
+        ErrorCode::NotCoordinator | ErrorCode::CoordinatorLoadInProgress | ErrorCode::CoordinatorNotAvailable => {
+            ErrorCode::NotLeaderOrFollower
+        }
+        other => other,
     }
 }

@@ -424,7 +424,8 @@ impl ClassicGroup {
         }
     }
 
-    /// Whether offsets may be committed by this member of this generation (`R53`).
+    /// Whether offsets may be committed by this member of this generation (`R53`). In a transaction they may also be by
+    /// somebody who names no member, as old producers do, and before the generation is assigned (`R49`).
     ///
     /// # Errors
     /// The code to answer.
@@ -433,20 +434,21 @@ impl ClassicGroup {
         member_id: &str,
         group_instance_id: Option<&str>,
         generation_id: i32,
+        in_transaction: bool,
     ) -> Result<(), ErrorCode> {
         if generation_id < 0 && self.is_empty() {
             return Ok(());
         }
         if generation_id < 0 && member_id.is_empty() && group_instance_id.is_none() {
-            return Err(ErrorCode::UnknownMemberId);
+            return if in_transaction { Ok(()) } else { Err(ErrorCode::UnknownMemberId) };
         }
         self.check_member(member_id, group_instance_id)?;
         if generation_id != self.generation_id {
             return Err(ErrorCode::IllegalGeneration);
         }
         match self.phase {
-            Phase::CompletingRebalance { .. } => Err(ErrorCode::RebalanceInProgress),
-            Phase::Empty | Phase::PreparingRebalance { .. } | Phase::Stable { .. } => Ok(()),
+            Phase::CompletingRebalance { .. } if !in_transaction => Err(ErrorCode::RebalanceInProgress),
+            _ => Ok(()),
         }
     }
 

@@ -2,22 +2,25 @@
 //! partition of its topic holds.
 //!
 //! The shell owns the log and the clocks:
-//! 1. Load: [`Shard::replay`] every record from the log start to its end, once the high watermark covers it, then
-//!    [`Shard::finish_load`].
+//! 1. Load: [`Shard::replay`] every record from the log start to its end, once the high watermark covers it, those of
+//!    transactions with [`Shard::replay_in_transaction`], markers with [`Shard::replay_marker`]; then [`Shard::finish_load`].
 //! 2. For each request or due [`Shard::poll_timeout`]: call the method, then drain [`Shard::poll_output`]. Requests that
 //!    wait may be handed in together before draining: their records then go into one batch.
-//! 3. For an [`Output::Append`]: append with acks=all; when the high watermark covers it, [`Shard::committed`]; when it is
-//!    certain that nothing was appended, [`Shard::failed`]; as long as neither is certain, nothing: the shard answers the
-//!    waiting requests in time by itself. Then drain again.
+//! 3. For an [`Output::Append`], [`Output::AppendInTransaction`] or [`Output::AppendMarker`]: append with acks=all, in the
+//!    order in which they come; when the high watermark covers it, [`Shard::committed`]; when it is certain that nothing was
+//!    appended, [`Shard::failed`]; as long as neither is certain, nothing: the shard answers the waiting requests in time by
+//!    itself. Then drain again.
 //! 4. Leadership lost: [`Shard::unload`], drain, drop the shard. A new shard is loaded from the log.
 //!
 //! Every token is answered exactly once, by [`Output::Reply`].
 
-use model::{ErrorCode, Time};
+use model::{ErrorCode, ProducerId, Time};
 
 use crate::record::CoordinatorRecord;
 use crate::request::{GroupRequest, GroupResponse};
 use crate::shard::{self, GroupEffect, GroupShard};
+use crate::transaction::Marker;
+use crate::transaction::request::Producer;
 
 pub use crate::shard::{BatchNumber, Now, Token};
 
@@ -38,6 +41,24 @@ pub enum Output<R, E> {
         /// Its records, in order; never empty.
         records: Vec<CoordinatorRecord>,
     },
+    /// The same, as part of a producer's transaction (`R49`).
+    AppendInTransaction {
+        /// Its number.
+        batch: BatchNumber,
+        /// Whose.
+        producer: Producer,
+        /// What the transaction was verified with (`R50`), as the request had it.
+        guard: Option<u64>,
+        /// Its records, in order; never empty.
+        records: Vec<CoordinatorRecord>,
+    },
+    /// The same with a marker that ends a transaction.
+    AppendMarker {
+        /// Its number.
+        batch: BatchNumber,
+        /// The marker.
+        marker: Marker,
+    },
     /// Something that only this kind of shard asks for.
     Effect(E),
 }
@@ -53,6 +74,14 @@ pub trait Shard {
 
     /// Applies a record of the log while loading. What cannot be read is skipped and counted.
     fn replay(&mut self, record: &CoordinatorRecord);
+
+    /// The same with a record that stands in a producer's transaction. A shard that writes none takes it as it stands.
+    fn replay_in_transaction(&mut self, record: &CoordinatorRecord, _producer_id: ProducerId) {
+        self.replay(record);
+    }
+
+    /// The same with the marker that ends a producer's transaction.
+    fn replay_marker(&mut self, _producer_id: ProducerId, _commit: bool) {}
 
     /// The log is replayed.
     fn finish_load(&mut self, now: Now);
@@ -91,6 +120,14 @@ impl Shard for GroupShard {
         self.replay(record);
     }
 
+    fn replay_in_transaction(&mut self, record: &CoordinatorRecord, producer_id: ProducerId) {
+        self.replay_in_transaction(record, producer_id);
+    }
+
+    fn replay_marker(&mut self, producer_id: ProducerId, commit: bool) {
+        self.replay_marker(producer_id, commit);
+    }
+
     fn finish_load(&mut self, now: Now) {
         self.finish_load(now);
     }
@@ -103,6 +140,10 @@ impl Shard for GroupShard {
         Some(match self.poll_output()? {
             shard::Output::Reply { token, response } => Output::Reply { token, response },
             shard::Output::Append { batch, records } => Output::Append { batch, records },
+            shard::Output::AppendInTransaction { batch, producer, guard, records } => {
+                Output::AppendInTransaction { batch, producer, guard, records }
+            }
+            shard::Output::AppendMarker { batch, marker } => Output::AppendMarker { batch, marker },
             shard::Output::Effect(effect) => Output::Effect(effect),
         })
     }

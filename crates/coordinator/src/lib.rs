@@ -1,10 +1,11 @@
 //! Coordinators as pure, log-driven cores. [`driver`] says how a shell drives one, whatever it coordinates;
 //! [`transaction`] is the transaction coordinator. The rest is the group coordinator: one [`GroupShard`] holds the groups of
-//! one partition of `__consumer_offsets` (`R52` to `R55`).
+//! one partition of `__consumer_offsets` (`R49`, `R52` to `R55`).
 //!
 //! Reading order: [`request`] (what is asked and answered, without versions), [`config`], [`record`] (what is written),
 //! [`state`] (what the log says), [`classic`] (members and their rebalance), [`consumer`] (groups of the next generation),
-//! [`offsets`] (commit, fetch, delete, expire), [`shard`] (the whole, and how a shell drives it), [`partition`] (which shard a group belongs to).
+//! [`offsets`] (commit, fetch, delete, expire), [`pending`] (offsets in transactions, `R49`), [`shard`] (the whole, and how
+//! a shell drives it), [`partition`] (which shard a group belongs to).
 //!
 //! Three kinds of state, never mixed:
 //! - [`GroupState`] is what the log says: it changes by `replay` alone, which neither fails nor decides, and only after
@@ -21,6 +22,7 @@ pub mod config;
 pub mod consumer;
 pub mod offsets;
 pub mod partition;
+pub mod pending;
 pub mod record;
 pub mod request;
 pub mod shard;

@@ -1,8 +1,9 @@
 //! Offsets: what a commit, a deletion or the passing of time writes, and what a fetch reads. Nothing here changes anything.
 
-use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
+use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Rule, Rules, Time, TopicId};
 
 use crate::config::GroupConfig;
+use crate::pending::PendingOffsets;
 use crate::record::Fact;
 use crate::request::{
     FetchedOffset, OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse,
@@ -76,9 +77,24 @@ fn metadata_fits(metadata: &str, config: &GroupConfig) -> bool {
     metadata.len() <= max || metadata.encode_utf16().count() <= max
 }
 
-/// What a fetch finds. A group or partition without offsets is no error: the offset is -1.
+/// What a fetch finds. A group or partition without offsets is no error: the offset is -1. Who wants stable ones is told of
+/// those that a transaction may still change (`R49`).
 #[must_use]
-pub fn fetch(state: &GroupState, request: &OffsetFetchRequest) -> OffsetFetchResponse {
+pub fn fetch(state: &GroupState, request: &OffsetFetchRequest, rules: Rules) -> OffsetFetchResponse {
+    let mut response = fetch_stored(state, request);
+    if request.require_stable && rules.hold(Rule::R49Unstable) && state.pending().has_group(&request.group_id) {
+        for topic in &mut response.topics {
+            let name = &topic.name;
+            let open = |found: &&mut FetchedOffset| state.pending().contains(&request.group_id, name, found.partition);
+            topic.partitions.iter_mut().filter(open).for_each(|found| {
+                *found = not_found(found.partition, ErrorCode::UnstableOffsetCommit);
+            });
+        }
+    }
+    response
+}
+
+fn fetch_stored(state: &GroupState, request: &OffsetFetchRequest) -> OffsetFetchResponse {
     let stored = state.offsets(&request.group_id);
     let topics = match (&request.topics, stored) {
         (Some(topics), _) => topics.iter().map(|topic| fetch_topic(stored, topic)).collect(),
@@ -101,13 +117,7 @@ fn fetch_topic(stored: Option<&GroupOffsets>, topic: &TopicPartitions) -> TopicF
         let committed = offsets.and_then(|offsets| offsets.get(partition));
         match committed.filter(|committed| same_topic(committed.topic_id, topic.topic_id)) {
             Some(committed) => found(*partition, committed),
-            None => FetchedOffset {
-                partition: *partition,
-                error: ErrorCode::None,
-                offset: Offset::NONE,
-                leader_epoch: LeaderEpoch::NONE,
-                metadata: String::new(),
-            },
+            None => not_found(*partition, ErrorCode::None),
         }
     };
     let partitions = topic.partitions.iter().map(fetch).collect();
@@ -122,6 +132,11 @@ fn found(partition: PartitionIndex, committed: &CommittedOffset) -> FetchedOffse
         leader_epoch: committed.leader_epoch,
         metadata: committed.metadata.clone(),
     }
+}
+
+fn not_found(partition: PartitionIndex, error: ErrorCode) -> FetchedOffset {
+    let (offset, leader_epoch) = (Offset::NONE, LeaderEpoch::NONE);
+    FetchedOffset { partition, error, offset, leader_epoch, metadata: String::new() }
 }
 
 /// An id that is not known may be any topic's (`R4`).
@@ -149,12 +164,13 @@ pub fn decide_delete(
     Decision { facts, response: OffsetDeleteResponse { error: ErrorCode::None, topics } }
 }
 
-/// The tombstones of one group's expired offsets, and whether it has no others (`R55`).
+/// The tombstones of one group's expired offsets, and whether it has no others (`R55`). What a transaction may still change
+/// does not expire.
 #[must_use]
 pub fn decide_expiry(
     group_id: &str,
     group: Readers<'_>,
-    stored: &GroupOffsets,
+    (stored, pending): (&GroupOffsets, &PendingOffsets),
     now: Time,
     config: &GroupConfig,
 ) -> (Vec<Fact>, bool) {
@@ -164,7 +180,8 @@ pub fn decide_expiry(
     for (topic, partitions) in stored {
         let in_use = group.read(topic);
         for (partition, committed) in partitions {
-            if !in_use && rule.is_over(committed, now, config) {
+            let open = pending.contains(group_id, topic, *partition);
+            if !in_use && !open && rule.is_over(committed, now, config) {
                 facts.push(tombstone(group_id, topic, *partition));
             } else {
                 all = false;
@@ -216,6 +233,12 @@ pub fn decide_topics_deleted(state: &GroupState, topics: &[(String, TopicId)]) -
             let Some(partitions) = stored.get(topic) else { continue };
             let doomed = partitions.iter().filter(|(_, committed)| same_topic(committed.topic_id, *topic_id));
             facts.extend(doomed.map(|(partition, _)| tombstone(group_id, topic, *partition)));
+        }
+    }
+    for (group_id, topic, partition, committed) in state.pending().all() {
+        let doomed = |(name, id): &(String, TopicId)| name == topic && same_topic(committed.topic_id, *id);
+        if topics.iter().any(doomed) {
+            facts.push(tombstone(group_id, topic, partition));
         }
     }
     facts

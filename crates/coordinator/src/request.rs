@@ -8,6 +8,8 @@ use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, Uuid};
 use crate::consumer::request::{
     ConsumerDescribeRequest, ConsumerDescribeResponse, ConsumerHeartbeatRequest, ConsumerHeartbeatResponse,
 };
+use crate::transaction::Marker;
+use crate::transaction::request::Producer;
 
 /// A request to the coordinator of a group.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -22,6 +24,10 @@ pub enum GroupRequest {
     LeaveGroup(LeaveGroupRequest),
     /// Store offsets.
     OffsetCommit(OffsetCommitRequest),
+    /// Store offsets in a transaction (`R49`).
+    TxnOffsetCommit(TxnOffsetCommitRequest),
+    /// End a transaction in the partition that is this shard's; no client asks for it, and no other shard is to be asked.
+    EndTransaction(Marker),
     /// Read stored offsets.
     OffsetFetch(OffsetFetchRequest),
     /// Delete stored offsets.
@@ -47,6 +53,8 @@ pub enum GroupResponse {
     Heartbeat(HeartbeatResponse),
     LeaveGroup(LeaveGroupResponse),
     OffsetCommit(OffsetCommitResponse),
+    TxnOffsetCommit(OffsetCommitResponse),
+    EndTransaction(EndTransactionResponse),
     OffsetFetch(OffsetFetchResponse),
     OffsetDelete(OffsetDeleteResponse),
     DeleteGroup(DeleteGroupResponse),
@@ -298,6 +306,24 @@ pub struct OffsetCommitRequest {
     pub supports_member_epochs: bool,
 }
 
+/// TxnOffsetCommit: offsets that count when the producer's transaction is committed (KIP-98, KIP-447).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct TxnOffsetCommitRequest {
+    /// Whose transaction.
+    pub producer: Producer,
+    /// What the shell verified the transaction with, to be given back to it (`R50`); None where that was not needed.
+    pub guard: Option<u64>,
+    /// The offsets, and who commits them: a member's generation or epoch fences, where one is named.
+    pub commit: OffsetCommitRequest,
+}
+
+/// What became of a marker.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EndTransactionResponse {
+    /// NONE, or why not.
+    pub error: ErrorCode,
+}
+
 /// The errors of one topic's partitions, in the request's order.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TopicErrors {
@@ -495,7 +521,7 @@ impl GroupRequest {
         matches!(self, R::JoinGroup(_) | R::SyncGroup(_) | R::Heartbeat(_) | R::LeaveGroup(_) | R::OffsetDelete(_))
     }
 
-    /// The group, which decides the shard; None for a request to every shard.
+    /// The group, which decides the shard; None for a request to every shard, or to one that is known.
     #[must_use]
     pub fn group_id(&self) -> Option<&str> {
         match self {
@@ -504,6 +530,8 @@ impl GroupRequest {
             GroupRequest::Heartbeat(r) => Some(&r.group_id),
             GroupRequest::LeaveGroup(r) => Some(&r.group_id),
             GroupRequest::OffsetCommit(r) => Some(&r.group_id),
+            GroupRequest::TxnOffsetCommit(r) => Some(&r.commit.group_id),
+            GroupRequest::EndTransaction(_) => None,
             GroupRequest::OffsetFetch(r) => Some(&r.group_id),
             GroupRequest::OffsetDelete(r) => Some(&r.group_id),
             GroupRequest::DeleteGroup(r) => Some(&r.group_id),
@@ -523,6 +551,8 @@ impl GroupRequest {
             GroupRequest::Heartbeat(_) => GroupResponse::Heartbeat(HeartbeatResponse { error }),
             GroupRequest::LeaveGroup(_) => GroupResponse::LeaveGroup(LeaveGroupResponse { error, members: Vec::new() }),
             GroupRequest::OffsetCommit(r) => GroupResponse::OffsetCommit(r.refused(error)),
+            GroupRequest::TxnOffsetCommit(r) => GroupResponse::TxnOffsetCommit(r.commit.refused(error)),
+            GroupRequest::EndTransaction(_) => GroupResponse::EndTransaction(EndTransactionResponse { error }),
             GroupRequest::OffsetFetch(r) => GroupResponse::OffsetFetch(r.refused(error)),
             GroupRequest::OffsetDelete(_) => {
                 GroupResponse::OffsetDelete(OffsetDeleteResponse { error, topics: Vec::new() })

@@ -1,21 +1,24 @@
 //! One shard: the groups of one partition of `__consumer_offsets`, and how a shell drives it.
 //!
 //! The shell owns the log and the clocks:
-//! 1. Load: [`GroupShard::replay`] every record from the log start to its end, once the high watermark covers it, then
+//! 1. Load: [`GroupShard::replay`] every record from the log start to its end, once the high watermark covers it, those of
+//!    transactions with [`GroupShard::replay_in_transaction`], markers with [`GroupShard::replay_marker`]; then
 //!    [`GroupShard::finish_load`].
 //! 2. For each request, topic deletion or due [`GroupShard::poll_timeout`]: call the method, then drain
 //!    [`GroupShard::poll_output`]. Requests that wait may be handed in together before draining: their records
 //!    then go into one batch.
-//! 3. For an [`Output::Append`]: append with acks=all; when the high watermark covers it, [`GroupShard::committed`]; when
-//!    it is certain that nothing was appended, [`GroupShard::failed`]; as long as neither is certain, nothing: the shard
-//!    answers the waiting requests in time by itself. Then drain again.
+//! 3. For an [`Output::Append`], [`Output::AppendInTransaction`] or [`Output::AppendMarker`]: append with acks=all, in the
+//!    order in which they come; when the high watermark covers it, [`GroupShard::committed`]; when it is certain that nothing
+//!    was appended, [`GroupShard::failed`]; as long as neither is certain, nothing: the shard answers the waiting requests in
+//!    time by itself. Then drain again.
 //! 4. Leadership lost: [`GroupShard::unload`], drain, drop the shard. A new shard is loaded from the log.
 //!
 //! Every token is answered exactly once, by [`Output::Reply`].
 //!
 //! # Why one batch in flight is enough, and sound
 //!
-//! One batch is on its way to the log; what is decided meanwhile gathers in a queue, and goes out as the next batch.
+//! One batch is on its way to the log; what is decided meanwhile gathers in a queue, and goes out as the next batch. What
+//! belongs to transactions is a batch of its own, and may be on its way beside it: nothing is decided on it.
 //! Heartbeats, joins, fetches and descriptions are answered meanwhile: they read the members as they are now, or the
 //! offsets that are committed. No decision assumes that a queued write will succeed, or that it will fail: commits do not
 //! look at offsets at all, a deletion writes tombstones for what is stored *and* for what is on its way, and expiry passes
@@ -23,6 +26,7 @@
 //! nothing with it but the requests that waited for it.
 
 mod consumers;
+mod transactions;
 
 use std::collections::VecDeque;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +48,9 @@ use crate::request::{
     OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse,
 };
 use crate::state::GroupState;
-use crate::writes::{Operation, Waiting, Writes};
+use crate::transaction::Marker;
+use crate::transaction::request::Producer;
+use crate::writes::{Form, Operation, Resolved, Waiting, Writes};
 pub use consumers::Readers;
 use consumers::{check_consumer_commit, check_consumer_fetch};
 
@@ -95,6 +101,24 @@ pub enum Output {
         batch: BatchNumber,
         /// Its records, in order; never empty.
         records: Vec<CoordinatorRecord>,
+    },
+    /// The same, as part of a producer's transaction (`R49`).
+    AppendInTransaction {
+        /// Its number.
+        batch: BatchNumber,
+        /// Whose.
+        producer: Producer,
+        /// As it stood in the request.
+        guard: Option<u64>,
+        /// Its records, in order; never empty.
+        records: Vec<CoordinatorRecord>,
+    },
+    /// The same with a marker that ends a transaction.
+    AppendMarker {
+        /// Its number.
+        batch: BatchNumber,
+        /// The marker.
+        marker: Marker,
     },
     /// Something else.
     Effect(GroupEffect),
@@ -161,7 +185,7 @@ impl GroupShard {
     /// this version does not know are skipped.
     pub fn replay(&mut self, record: &CoordinatorRecord) {
         match Fact::decode(record) {
-            Ok(Some(fact)) => self.state.replay(fact),
+            Ok(Some(fact)) => self.state.replay(fact, self.config.consumer.rules),
             Ok(None) => {}
             Err(_) => self.skipped_records += 1,
         }
@@ -222,8 +246,14 @@ impl GroupShard {
             }
             let done = self.writes.take_leading_barriers();
             if done.is_empty() {
-                let (batch, records) = self.writes.cut_batch(self.config.max_batch_bytes)?;
-                return Some(Output::Append { batch, records });
+                let (batch, form, records) = self.writes.cut_batch(self.config.max_batch_bytes)?;
+                return Some(match form {
+                    Form::Plain => Output::Append { batch, records },
+                    Form::InTransaction { producer, guard } => {
+                        Output::AppendInTransaction { batch, producer, guard, records }
+                    }
+                    Form::End(marker) => Output::AppendMarker { batch, marker },
+                });
             }
             for waiting in done {
                 match waiting {
@@ -237,11 +267,35 @@ impl GroupShard {
 
     /// The high watermark covers the batch: its records are true, and who waited for them is answered.
     pub fn committed(&mut self, batch: BatchNumber, now: Now) {
-        for operation in self.writes.take_batch(batch) {
+        self.writes.resolve(batch, Ok(()));
+        self.settle(now);
+    }
+
+    /// Takes in what is known of batches, in the order of the log.
+    fn settle(&mut self, now: Now) {
+        while let Some(Resolved { form, operations, outcome }) = self.writes.take_resolved() {
+            match outcome {
+                Ok(()) => self.apply(form, operations, now),
+                Err(error) => self.give_up(operations, error, now),
+            }
+        }
+    }
+
+    fn apply(&mut self, form: Form, operations: Vec<Operation>, now: Now) {
+        let rules = self.rules();
+        if let Form::End(marker) = form {
+            self.state.replay_marker(marker.producer_id, marker.commit, rules);
+        }
+        for operation in operations {
             let group_id = operation.waiting.as_ref().and_then(|waiting| waiting.group_id(&operation.facts));
             for fact in operation.facts {
                 self.follow(&fact, now);
-                self.state.replay(fact);
+                match form {
+                    Form::InTransaction { producer, .. } => {
+                        self.state.replay_in_transaction(producer.id, fact, rules);
+                    }
+                    Form::Plain | Form::End(_) => self.state.replay(fact, rules),
+                }
             }
             match (operation.waiting, group_id) {
                 (Some(Waiting::Reply(token, response)), _) => self.reply(token, response),
@@ -256,8 +310,8 @@ impl GroupShard {
 
     /// The batch is certainly not in the log, and never will be.
     pub fn failed(&mut self, batch: BatchNumber, error: ErrorCode, now: Now) {
-        let failed = self.writes.take_failed_batch(batch);
-        self.give_up(failed, error, now);
+        self.writes.resolve(batch, Err(error));
+        self.settle(now);
     }
 
     /// When to call [`Self::handle_timeout`], on the monotonic clock.
@@ -350,6 +404,7 @@ impl GroupShard {
         let consumers: usize = self.consumers.values().map(|live| live.group.bytes()).sum();
         let bytes: usize = consumers + self.groups.values().map(ClassicGroup::bytes).sum::<usize>();
         assert_eq!(bytes, self.member_bytes, "bytes of all members");
+        self.state.pending().assert_invariants();
         let timers: BTreeSet<(Time, String)> = self.scheduled.iter().map(|(id, at)| (*at, id.clone())).collect();
         assert_eq!(timers, self.timers, "timers");
     }
@@ -364,6 +419,8 @@ impl GroupShard {
             GroupRequest::Heartbeat(request) => self.heartbeat(token, &request, now),
             GroupRequest::LeaveGroup(request) => self.leave(token, request, now),
             GroupRequest::OffsetCommit(request) => self.commit_offsets(token, request, now),
+            GroupRequest::TxnOffsetCommit(request) => self.commit_in_transaction(token, &request, now),
+            GroupRequest::EndTransaction(marker) => self.end_transaction(token, marker, now),
             GroupRequest::OffsetFetch(request) => self.fetch_offsets(token, request, now),
             GroupRequest::OffsetDelete(request) => self.delete_offsets(token, request, now),
             GroupRequest::DeleteGroup(request) => self.delete_group(token, request, now),
@@ -465,7 +522,7 @@ impl GroupShard {
     }
 
     fn commit_offsets(&mut self, token: Token, request: OffsetCommitRequest, now: Now) {
-        if let Err(error) = self.check_commit(&request) {
+        if let Err(error) = self.check_commit(&request, false) {
             return self.reply(token, GroupResponse::OffsetCommit(request.refused(error)));
         }
         if let Some(group) = self.groups.get_mut(&request.group_id) {
@@ -477,21 +534,23 @@ impl GroupShard {
         self.write(decision.facts, Some(Waiting::Reply(token, response)), now);
     }
 
-    fn check_commit(&self, request: &OffsetCommitRequest) -> Result<(), ErrorCode> {
+    fn check_commit(&self, request: &OffsetCommitRequest, in_transaction: bool) -> Result<(), ErrorCode> {
         if let Some(group) = self.consumer_group(&request.group_id) {
-            return check_consumer_commit(group, request, &self.image);
+            return check_consumer_commit(group, request, in_transaction, &self.image);
         }
         let Some(group) = self.groups.get(&request.group_id) else {
             if request.generation_id < 0 {
                 return if self.knows(&request.group_id) { Ok(()) } else { self.check_room_for_group() };
             }
-            return Err(match (self.knows(&request.group_id), request.supports_member_epochs) {
+            let knows_not_found = request.supports_member_epochs && !in_transaction;
+            return Err(match (self.knows(&request.group_id), knows_not_found) {
                 (true, _) => ErrorCode::UnknownMemberId,
                 (false, true) => ErrorCode::GroupIdNotFound,
                 (false, false) => ErrorCode::IllegalGeneration,
             });
         };
-        group.check_offset_commit(&request.member_id, request.group_instance_id.as_deref(), request.generation_id)
+        let (member_id, instance) = (&request.member_id, request.group_instance_id.as_deref());
+        group.check_offset_commit(member_id, instance, request.generation_id, in_transaction)
     }
 
     fn fetch_offsets(&mut self, token: Token, request: OffsetFetchRequest, now: Now) {
@@ -506,7 +565,7 @@ impl GroupShard {
         if let Err(error) = check_consumer_fetch(&self.state, &request) {
             return self.reply(token, GroupResponse::OffsetFetch(request.refused(error)));
         }
-        let response = offsets::fetch(&self.state, &request);
+        let response = offsets::fetch(&self.state, &request, self.rules());
         self.reply(token, GroupResponse::OffsetFetch(response));
     }
 
@@ -524,6 +583,7 @@ impl GroupShard {
         let under_way = self.offsets_under_way(&request.group_id);
         let decision = offsets::decide_delete(group, &request, |topic, partition| {
             self.state.offset(&request.group_id, topic, partition).is_some()
+                || self.state.pending().contains(&request.group_id, topic, partition)
                 || under_way.contains(&(topic.to_owned(), partition))
         });
         let response = GroupResponse::OffsetDelete(decision.response);
@@ -540,8 +600,10 @@ impl GroupShard {
         if !error.is_none() {
             return self.reply(token, GroupRequest::DeleteGroup(request).refused(error));
         }
-        // Offsets on their way are committed before these tombstones, if at all.
+        // Offsets on their way are committed before these tombstones, if at all; so are those of open transactions.
         let mut doomed = self.offsets_under_way(&request.group_id);
+        let pending = self.state.pending().partitions(&request.group_id);
+        doomed.extend(pending.map(|(topic, partition)| (topic.to_owned(), partition)));
         for (topic, partitions) in self.state.offsets(&request.group_id).into_iter().flatten() {
             doomed.extend(partitions.keys().map(|partition| (topic.clone(), *partition)));
         }
@@ -575,7 +637,8 @@ impl GroupShard {
             filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
         };
         let held = |id: &&String| self.groups.contains_key(*id) || self.consumers.contains_key(*id);
-        let simple = self.state.all_offsets().map(|(group_id, _)| group_id).filter(|id| !held(id));
+        let simple = self.state.all_offsets().map(|(group_id, _)| group_id).chain(self.state.pending().groups());
+        let simple = simple.filter(|id| !held(id));
         let simple = simple.map(|group_id| (group_id, "Empty", "", "classic"));
         let classic = self.groups.iter();
         let classic = classic.map(|(id, group)| (id, group.state(), group.protocol_type().unwrap_or(""), "classic"));
@@ -645,8 +708,12 @@ impl GroupShard {
             }
             return true;
         }
+        self.push((Form::Plain, facts), waiting, now)
+    }
+
+    fn push(&mut self, what: (Form, Vec<Fact>), waiting: Option<Waiting>, now: Now) -> bool {
         let deadline = now.monotonic + self.config.offsets_commit_timeout_ms;
-        let pushed = self.writes.push(facts, waiting, deadline, &self.config);
+        let pushed = self.writes.push(what, waiting, deadline, &self.config);
         let queued = pushed.is_ok();
         if let Err((operation, error)) = pushed {
             self.fail(*operation, error, now);
@@ -701,6 +768,7 @@ impl GroupShard {
     fn expire_offsets(&mut self, now: Now) {
         let mut group_ids: BTreeSet<String> = self.groups.keys().chain(self.consumers.keys()).cloned().collect();
         group_ids.extend(self.state.all_offsets().map(|(group_id, _)| group_id.clone()));
+        let pending = self.state.pending();
         for busy in self.writes.groups_touched() {
             group_ids.remove(&busy);
         }
@@ -713,8 +781,9 @@ impl GroupShard {
             let (mut facts, all) = if stored.is_empty() {
                 (Vec::new(), true)
             } else {
-                offsets::decide_expiry(&group_id, group, stored, now.wall, &self.config)
+                offsets::decide_expiry(&group_id, group, (stored, pending), now.wall, &self.config)
             };
+            let all = all && !pending.has_group(&group_id);
             let forgettable = matches!(group, Readers::Classic(group) if group.is_forgettable());
             if all && group.is_empty() {
                 facts.extend(self.group_tombstones(&group_id));
@@ -749,6 +818,7 @@ impl GroupShard {
             || self.consumers.contains_key(group_id)
             || self.state.group(group_id).is_some()
             || self.state.offsets(group_id).is_some()
+            || self.state.pending().has_group(group_id)
             || self.writes.touch(group_id)
     }
 
@@ -781,7 +851,7 @@ fn append_error(error: ErrorCode) -> ErrorCode {
 /// The answer that was ready for success, with `error` in every place of success.
 fn refuse(mut response: GroupResponse, error: ErrorCode) -> GroupResponse {
     match &mut response {
-        GroupResponse::OffsetCommit(response) => {
+        GroupResponse::OffsetCommit(response) | GroupResponse::TxnOffsetCommit(response) => {
             let partitions = response.topics.iter_mut().flat_map(|topic| topic.partitions.iter_mut());
             partitions.filter(|(_, code)| code.is_none()).for_each(|(_, code)| *code = error);
         }
@@ -789,6 +859,7 @@ fn refuse(mut response: GroupResponse, error: ErrorCode) -> GroupResponse {
             response.error = error;
             response.topics.clear();
         }
+        GroupResponse::EndTransaction(response) => response.error = error,
         GroupResponse::DeleteGroup(response) => response.error = error,
         GroupResponse::JoinGroup(response) => response.error = error,
         GroupResponse::SyncGroup(response) => response.error = error,

@@ -1,11 +1,12 @@
-//! What the log of one `__consumer_offsets` partition says: groups and offsets. Changed by replaying facts, by nothing else.
+//! What the log of one `__consumer_offsets` partition says: groups and offsets. Changed by replaying, by nothing else.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use model::{LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
+use model::{LeaderEpoch, Offset, PartitionIndex, ProducerId, Rule, Rules, Time, TopicId};
 
 use crate::consumer::{ConsumerFact, ConsumerGroup};
+use crate::pending::{OffsetKey, PendingOffsets};
 use crate::record::Fact;
 
 /// A stored offset.
@@ -70,11 +71,12 @@ pub struct GroupState {
     groups: BTreeMap<String, GroupMetadata>,
     consumers: BTreeMap<String, ConsumerGroup>,
     offsets: BTreeMap<String, GroupOffsets>,
+    pending: PendingOffsets,
 }
 
 impl GroupState {
     /// Applies one fact: later facts replace earlier ones of the same key, tombstones remove.
-    pub fn replay(&mut self, fact: Fact) {
+    pub fn replay(&mut self, fact: Fact, rules: Rules) {
         match fact {
             Fact::Group { group_id, metadata: Some(metadata) } => {
                 self.groups.insert(group_id, *metadata);
@@ -84,12 +86,40 @@ impl GroupState {
             }
             Fact::Consumer { group_id, fact } => self.replay_consumer(group_id, &fact),
             Fact::Offset { group_id, topic, partition, committed: Some(committed) } => {
-                self.offsets.entry(group_id).or_default().entry(topic).or_default().insert(partition, committed);
+                self.pending.overtake((&group_id, &topic, partition), rules);
+                self.insert_offset((group_id, topic, partition), committed);
             }
             Fact::Offset { group_id, topic, partition, committed: None } => {
                 self.remove_offset(&group_id, &topic, partition);
+                if rules.hold(Rule::R49TombstoneDrops) {
+                    self.pending.remove(&group_id, &topic, partition);
+                }
             }
         }
+    }
+
+    /// Applies a fact that stands in a producer's transaction: an offset waits for the marker (`R49`). Nothing else is
+    /// written in transactions; what is there all the same counts as it stands.
+    pub fn replay_in_transaction(&mut self, producer_id: ProducerId, fact: Fact, rules: Rules) {
+        match fact {
+            Fact::Offset { group_id, topic, partition, committed: Some(committed) }
+                if rules.hold(Rule::R49UntilMarker) =>
+            {
+                self.pending.add(producer_id, (group_id, topic, partition), committed);
+            }
+            fact => self.replay(fact, rules),
+        }
+    }
+
+    /// Applies the marker that ends a producer's transaction.
+    pub fn replay_marker(&mut self, producer_id: ProducerId, commit: bool, rules: Rules) {
+        for (key, committed) in self.pending.end(producer_id, commit, rules) {
+            self.insert_offset(key, committed);
+        }
+    }
+
+    fn insert_offset(&mut self, (group_id, topic, partition): OffsetKey, committed: CommittedOffset) {
+        self.offsets.entry(group_id).or_default().entry(topic).or_default().insert(partition, committed);
     }
 
     fn replay_consumer(&mut self, group_id: String, fact: &ConsumerFact) {
@@ -140,10 +170,16 @@ impl GroupState {
         self.offsets.iter()
     }
 
-    /// How many groups have stored offsets.
+    /// The offsets that wait for the end of their transactions.
+    #[must_use]
+    pub fn pending(&self) -> &PendingOffsets {
+        &self.pending
+    }
+
+    /// How many groups have stored offsets, and how many have some that wait.
     #[must_use]
     pub fn offset_groups(&self) -> usize {
-        self.offsets.len()
+        self.offsets.len() + self.pending.group_count()
     }
 
     /// One stored offset.

@@ -1,4 +1,9 @@
-//! What is on its way to the log: one batch in flight, and behind it a bounded queue that becomes the next ones.
+//! What is on its way to the log: batches in flight, and behind them a bounded queue that becomes the next ones.
+//!
+//! Facts of groups gather in the queue while one batch of them is in flight. What belongs to transactions (`R49`) is a batch
+//! of its own in any case, so that it need not wait for those before it. Invariants: one batch of plain facts in flight at
+//! most; not more bytes than fit one batch, but for a single one; whatever the order in which their ends become known,
+//! batches are taken out in the order of the log.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -11,6 +16,11 @@ use crate::record::{CoordinatorRecord, Fact};
 use crate::request::{GroupResponse, OffsetFetchRequest};
 use crate::shard::{BatchNumber, Token};
 use crate::state::CommittedOffset;
+use crate::transaction::Marker;
+use crate::transaction::request::Producer;
+
+/// How much of the queue a marker takes.
+const MARKER_BYTES: usize = 128;
 
 /// Who waits for a write.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -33,11 +43,23 @@ impl Waiting {
     }
 }
 
+/// What a batch is in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Form {
+    /// What its records say is so.
+    Plain,
+    /// It is part of a producer's transaction; `guard` is what the shell verified that with (`R50`).
+    InTransaction { producer: Producer, guard: Option<u64> },
+    /// It ends a transaction.
+    End(Marker),
+}
+
 /// A part of a decision's facts that fits a batch; the last part has who waits for the whole.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Operation {
     decision: u64,
-    /// What is to be stored. Nothing for a fetch that waits.
+    form: Form,
+    /// What is to be stored. Nothing for a fetch that waits, and for a marker.
     pub(crate) facts: Vec<Fact>,
     records: Vec<CoordinatorRecord>,
     bytes: usize,
@@ -48,6 +70,11 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Whether it only waits for what is before it.
+    fn is_barrier(&self) -> bool {
+        self.form == Form::Plain && self.facts.is_empty()
+    }
+
     /// Whether it was decided on what earlier operations of a consumer group, or of one that changes its kind, decided.
     fn depends_on(&self, group_id: &str) -> bool {
         let decided = |fact: &Fact| match fact {
@@ -75,10 +102,30 @@ pub(crate) struct Overdue {
     pub(crate) given_up: Vec<Operation>,
 }
 
-/// The batch in flight and the queue behind it.
+/// A batch on its way.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct InFlight {
+    number: BatchNumber,
+    form: Form,
+    bytes: usize,
+    operations: Vec<Operation>,
+    /// What became of it, once that is known.
+    outcome: Option<Result<(), ErrorCode>>,
+}
+
+/// A batch of which it is known what became of it, and whose turn it is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) form: Form,
+    /// Where it failed, with what is queued of decisions that had a part in it: half a decision is not stored.
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) outcome: Result<(), ErrorCode>,
+}
+
+/// The batches in flight and the queue behind them.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct Writes {
-    in_flight: Option<(BatchNumber, Vec<Operation>)>,
+    in_flight: VecDeque<InFlight>,
     queue: VecDeque<Operation>,
     queued_bytes: usize,
     decisions: u64,
@@ -86,10 +133,10 @@ pub(crate) struct Writes {
 }
 
 impl Writes {
-    /// Queues a decision. Gives it back where a fact cannot be written, or the queue is full.
+    /// Queues a decision, or a marker, which has no facts. Gives it back where a fact cannot be written, or the queue is full.
     pub(crate) fn push(
         &mut self,
-        facts: Vec<Fact>,
+        (form, facts): (Form, Vec<Fact>),
         waiting: Option<Waiting>,
         deadline: Time,
         config: &GroupConfig,
@@ -97,6 +144,7 @@ impl Writes {
         self.decisions += 1;
         let mut operation = Operation {
             decision: self.decisions,
+            form,
             facts,
             records: Vec::new(),
             bytes: 0,
@@ -108,7 +156,12 @@ impl Writes {
             Ok(records) => operation.records = records,
             Err(_) => return Err((Box::new(operation), ErrorCode::UnknownServerError)),
         }
-        operation.bytes = operation.records.iter().map(CoordinatorRecord::batch_bytes).sum();
+        operation.bytes = match form {
+            Form::End(_) => MARKER_BYTES,
+            Form::Plain | Form::InTransaction { .. } => {
+                operation.records.iter().map(CoordinatorRecord::batch_bytes).sum()
+            }
+        };
         // A decision larger than the whole queue is let in alone: it cannot be made smaller by waiting.
         if self.queued_bytes > 0 && self.queued_bytes.saturating_add(operation.bytes) > config.max_queued_bytes {
             return Err((Box::new(operation), ErrorCode::CoordinatorNotAvailable));
@@ -133,28 +186,28 @@ impl Writes {
     fn push_waiting(&mut self, waiting: Waiting, about: Option<String>, deadline: Time) {
         self.decisions += 1;
         let (decision, facts, records, waiting) = (self.decisions, Vec::new(), Vec::new(), Some(waiting));
-        self.queue.push_back(Operation { decision, facts, records, bytes: 0, waiting, deadline, about });
+        let form = Form::Plain;
+        self.queue.push_back(Operation { decision, form, facts, records, bytes: 0, waiting, deadline, about });
     }
 
     /// Those who wait for nothing but writes, and before whom none stands any more.
     pub(crate) fn take_leading_barriers(&mut self) -> Vec<Waiting> {
         let mut done = Vec::new();
-        while self.in_flight.is_none() && self.queue.front().is_some_and(|operation| operation.facts.is_empty()) {
+        while self.in_flight.is_empty() && self.queue.front().is_some_and(Operation::is_barrier) {
             done.extend(self.queue.pop_front().and_then(|operation| operation.waiting));
         }
         done
     }
 
-    /// Sends the next batch on its way, where none is.
-    pub(crate) fn cut_batch(&mut self, max_bytes: usize) -> Option<(BatchNumber, Vec<CoordinatorRecord>)> {
-        if self.in_flight.is_some() || self.queue.is_empty() {
-            return None;
-        }
+    /// Sends the next batch on its way, where it need not wait for those before it.
+    pub(crate) fn cut_batch(&mut self, max_bytes: usize) -> Option<(BatchNumber, Form, Vec<CoordinatorRecord>)> {
+        let form = self.queue.front().filter(|next| self.may_go(next, max_bytes))?.form;
         let mut operations = Vec::new();
         let mut records = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.queue.front() {
-            if !records.is_empty() && bytes + next.bytes > max_bytes {
+            let joins = next.is_barrier() || (next.form == form && !matches!(form, Form::End(_)));
+            if !operations.is_empty() && (!joins || bytes + next.bytes > max_bytes) {
                 break;
             }
             bytes += next.bytes;
@@ -165,34 +218,45 @@ impl Writes {
         }
         self.queued_bytes -= bytes;
         self.batches += 1;
-        let batch = BatchNumber(self.batches);
-        self.in_flight = Some((batch, operations));
-        Some((batch, records))
+        let number = BatchNumber(self.batches);
+        self.in_flight.push_back(InFlight { number, form, bytes, operations, outcome: None });
+        Some((number, form, records))
     }
 
-    /// The batch in flight, if it is this one: a shell may speak of a batch of a shard that was unloaded.
-    pub(crate) fn take_batch(&mut self, batch: BatchNumber) -> Vec<Operation> {
-        self.in_flight.take_if(|(number, _)| *number == batch).map(|(_, operations)| operations).unwrap_or_default()
+    fn may_go(&self, next: &Operation, max_bytes: usize) -> bool {
+        if self.in_flight.is_empty() {
+            return true;
+        }
+        let bytes: usize = self.in_flight.iter().map(|batch| batch.bytes).sum();
+        let behind_its_like = next.form == Form::Plain && self.in_flight.iter().any(|batch| batch.form == Form::Plain);
+        !next.is_barrier() && !behind_its_like && bytes + next.bytes <= max_bytes
     }
 
-    /// The batch in flight, and what is queued of decisions that had a part in it: half a decision is not stored.
-    pub(crate) fn take_failed_batch(&mut self, batch: BatchNumber) -> Vec<Operation> {
-        let mut failed = self.take_batch(batch);
-        if let Some(decision) = failed.last().map(|operation| operation.decision) {
+    /// It is known what became of a batch. A shell may speak of one of a shard that was unloaded.
+    pub(crate) fn resolve(&mut self, batch: BatchNumber, outcome: Result<(), ErrorCode>) {
+        if let Some(resolved) = self.in_flight.iter_mut().find(|in_flight| in_flight.number == batch) {
+            resolved.outcome = Some(outcome);
+        }
+    }
+
+    /// The first batch, if it is known what became of it.
+    pub(crate) fn take_resolved(&mut self) -> Option<Resolved> {
+        let outcome = self.in_flight.front()?.outcome?;
+        let InFlight { form, mut operations, .. } = self.in_flight.pop_front()?;
+        if let (Err(_), Some(decision)) = (outcome, operations.last().map(|operation| operation.decision)) {
             while self.queue.front().is_some_and(|operation| operation.decision == decision) {
-                failed.extend(self.pop());
+                operations.extend(self.pop());
             }
         }
-        failed
+        Some(Resolved { form, operations, outcome })
     }
 
     /// Who has waited too long. What is queued is given up with them; what is in flight may still be committed.
     pub(crate) fn take_overdue(&mut self, now: Time) -> Overdue {
         let mut overdue = Overdue::default();
-        if let Some((_, operations)) = &mut self.in_flight {
-            for operation in operations.iter_mut().filter(|o| o.waiting.is_some() && o.deadline <= now) {
-                overdue.in_flight.push(Operation { waiting: operation.waiting.take(), ..operation.clone() });
-            }
+        let in_flight = self.in_flight.iter_mut().flat_map(|batch| &mut batch.operations);
+        for operation in in_flight.filter(|o| o.waiting.is_some() && o.deadline <= now) {
+            overdue.in_flight.push(Operation { waiting: operation.waiting.take(), ..operation.clone() });
         }
         while self.queue.front().is_some_and(|operation| operation.deadline <= now) {
             overdue.given_up.extend(self.pop());
@@ -218,7 +282,7 @@ impl Writes {
 
     /// Everything, for a shard that ends.
     pub(crate) fn take_all(&mut self) -> Vec<Operation> {
-        let mut all = self.in_flight.take().map(|(_, operations)| operations).unwrap_or_default();
+        let mut all: Vec<Operation> = self.in_flight.drain(..).flat_map(|batch| batch.operations).collect();
         all.extend(self.queue.drain(..));
         self.queued_bytes = 0;
         all
@@ -226,7 +290,7 @@ impl Writes {
 
     /// When somebody will have waited too long.
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
-        let in_flight = self.in_flight.iter().flat_map(|(_, operations)| operations);
+        let in_flight = self.in_flight.iter().flat_map(|batch| &batch.operations);
         let waiting = in_flight.filter(|operation| operation.waiting.is_some());
         waiting.map(|operation| operation.deadline).chain(self.queue.front().map(|next| next.deadline)).min()
     }
@@ -247,7 +311,7 @@ impl Writes {
         waiting.filter_map(|operation| operation.facts.first()).map(Fact::group_id).collect()
     }
 
-    /// The offsets on their way: group, topic, partition, and the offset or a tombstone.
+    /// The offsets on their way, in transactions or not: group, topic, partition, and the offset or a tombstone.
     pub(crate) fn offsets_under_way(
         &self,
     ) -> impl Iterator<Item = (&str, &str, PartitionIndex, Option<&CommittedOffset>)> {
@@ -260,7 +324,7 @@ impl Writes {
     }
 
     fn operations(&self) -> impl Iterator<Item = &Operation> {
-        self.in_flight.iter().flat_map(|(_, operations)| operations).chain(&self.queue)
+        self.in_flight.iter().flat_map(|batch| &batch.operations).chain(&self.queue)
     }
 
     fn facts(&self) -> impl Iterator<Item = &Fact> {
@@ -279,10 +343,10 @@ fn split(operation: Operation, max_bytes: usize) -> Vec<Operation> {
     if operation.bytes <= max_bytes {
         return vec![operation];
     }
-    let Operation { decision, facts, records, waiting, deadline, .. } = operation;
+    let Operation { decision, form, facts, records, waiting, deadline, .. } = operation;
     let empty = || {
         let (facts, records) = (Vec::new(), Vec::new());
-        Operation { decision, facts, records, bytes: 0, waiting: None, deadline, about: None }
+        Operation { decision, form, facts, records, bytes: 0, waiting: None, deadline, about: None }
     };
     let mut parts = vec![empty()];
     for (fact, record) in facts.into_iter().zip(records) {

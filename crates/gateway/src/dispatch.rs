@@ -84,6 +84,7 @@ served! {
     AddOffsetsToTxn by add_offsets_to_txn,
     EndTxn by end_txn,
     WriteTxnMarkers by write_txn_markers,
+    TxnOffsetCommit by txn_offset_commit,
     DescribeAcls by describe_acls,
     CreateAcls by create_acls,
     DeleteAcls by delete_acls,
@@ -184,6 +185,6 @@ mod tests {
     fn the_table_is_sorted_and_names_brokers_apis_only() {
         assert!(SERVED.windows(2).all(|pair| pair[0].key() < pair[1].key()));
         assert!(SERVED.iter().all(|api| api.listener() != protocol::Listener::Controller));
-        assert_eq!(SERVED.len(), 49);
+        assert_eq!(SERVED.len(), 50);
     }
 }

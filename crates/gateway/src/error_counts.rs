@@ -54,6 +54,7 @@ error_counts! {
     WriteTxnMarkersResponse: r => {
         r.markers.iter().flat_map(|m| &m.topics).flat_map(|t| &t.partitions).map(|p| p.error_code)
     };
+    TxnOffsetCommitResponse: r => r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
     DescribeTransactionsResponse: r => r.transaction_states.iter().map(|t| t.error_code);
     ListTransactionsResponse: r => [r.error_code];
     UpdateFeaturesResponse: r => [r.error_code].into_iter().chain(r.results.iter().map(|f| f.error_code));

@@ -126,6 +126,20 @@ pub struct EndedTransaction {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VerificationGuard(u64);
 
+impl VerificationGuard {
+    /// As a number, for who only passes it on.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The guard of a number.
+    #[must_use]
+    pub fn of_number(number: u64) -> VerificationGuard {
+        VerificationGuard(number)
+    }
+}
+
 /// What to do with a batch of an idempotent producer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SequenceCheck {
@@ -261,13 +275,13 @@ impl ProducerTable {
         }
     }
 
-    /// Whether a coordinator's batch may be appended: it carries the producer's epoch, and no sequence.
+    /// Whether a coordinator may append for a producer of this epoch (`R49`): its batches have no sequence.
     ///
     /// # Errors
     /// `INVALID_PRODUCER_EPOCH`.
-    pub fn check_coordinated(&self, batch: &ProducerBatch) -> Result<(), ErrorCode> {
-        match self.producers.get(&batch.producer_id) {
-            Some(state) if batch.producer_epoch < state.epoch => Err(ErrorCode::InvalidProducerEpoch),
+    pub fn check_epoch(&self, producer: ProducerId, epoch: ProducerEpoch) -> Result<(), ErrorCode> {
+        match self.producers.get(&producer) {
+            Some(state) if epoch < state.epoch => Err(ErrorCode::InvalidProducerEpoch),
             _ => Ok(()),
         }
     }

@@ -200,7 +200,7 @@ impl Partition {
         Ok(Appended { base_offset, end, log_append_time })
     }
 
-    fn check_size(&self, settings: &TopicSettings, batch: &ClientBatches) -> Result<(), Box<Produced>> {
+    pub(super) fn check_size(&self, settings: &TopicSettings, batch: &ClientBatches) -> Result<(), Box<Produced>> {
         if batch.size() <= settings.max_message_bytes {
             return Ok(());
         }

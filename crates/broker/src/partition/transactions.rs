@@ -43,6 +43,28 @@ pub(crate) struct Verification {
     guard: VerificationGuard,
 }
 
+/// The verification of a transaction that a coordinator of groups writes into (`R49`). It ends when this is dropped: what the
+/// transaction's coordinator said counts until then.
+#[derive(Debug)]
+pub(crate) struct Verifying {
+    partition: Arc<Partition>,
+    producer: ProducerId,
+    guard: VerificationGuard,
+}
+
+impl Verifying {
+    /// For [`Partition::append_in_transaction`].
+    pub(crate) fn guard(&self) -> VerificationGuard {
+        self.guard
+    }
+}
+
+impl Drop for Verifying {
+    fn drop(&mut self) {
+        self.partition.lock().producers.end_verification(self.producer, self.guard);
+    }
+}
+
 impl Partition {
     /// As [`produce`](Self::produce), for a client that writes in transactions. Where the coordinator has to be asked first,
     /// the batch waits, and the verification is given to whoever will ask; later batches of the producer wait behind it.
@@ -143,6 +165,60 @@ impl Partition {
             return Err(self.refuse(ErrorCode::OutOfOrderSequenceNumber, "a transaction's first sequence is 0"));
         }
         Ok(())
+    }
+
+    /// Before a coordinator of groups writes into a producer's transaction (`R50`): None where that is open here already, so
+    /// that its coordinator knows of this partition.
+    ///
+    /// # Errors
+    /// Where a newer epoch of the producer is known here.
+    pub(crate) fn begin_verification(
+        self: &Arc<Self>,
+        (producer, epoch): (ProducerId, ProducerEpoch),
+    ) -> Result<Option<Verifying>, ErrorCode> {
+        let mut inner = self.lock();
+        if inner.producers.has_open(producer, epoch) {
+            return Ok(None);
+        }
+        inner.producers.check_epoch(producer, epoch)?;
+        let guard = inner.producers.start_verification(producer);
+        Ok(Some(Verifying { partition: Arc::clone(self), producer, guard }))
+    }
+
+    /// Appends what a coordinator of groups writes into a producer's transaction (`R49`). Its state came from this log in this
+    /// `leadership`. Answered as a produce with acks=all is.
+    pub(crate) fn append_in_transaction(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        leadership: Leadership,
+        guard: Option<VerificationGuard>,
+        batch: ClientBatches,
+        request: &Arc<PendingProduce>,
+    ) {
+        let mut inner = self.lock();
+        let appended = inner
+            .check_leadership(Some(leadership))
+            .map_err(|error| self.refuse(error, "the leadership is another one"))
+            .and_then(|()| self.write_in_transaction(context, &mut inner, guard, batch));
+        self.answer(&mut inner, Acks::All, appended, request, None);
+        self.carry_out(context, &mut inner);
+    }
+
+    fn write_in_transaction(
+        &self,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        guard: Option<VerificationGuard>,
+        batch: ClientBatches,
+    ) -> Result<Appended, Box<Produced>> {
+        self.check_writable(inner, Acks::All)?;
+        self.check_size(&inner.settings, &batch)?;
+        let (id, epoch) = (batch.header().producer_id, batch.header().producer_epoch);
+        let checked = inner.producers.check_epoch(id, epoch);
+        checked
+            .and_then(|()| inner.producers.check_verified(id, epoch, guard, Rules::all()))
+            .map_err(|error| self.refuse(error, "the offsets are not part of an open transaction"))?;
+        self.write(context, inner, batch, Moment::of(context))
     }
 
     /// Ends a producer's transaction here (`R47`). Answered as a produce with acks=all is; a coordinator whose state came

@@ -2,15 +2,18 @@
 //! coordinators and leaders that die.
 
 use broker::api::{BrokerApi, CoordinatorKind, FetchRequest, Isolation, TransactionSupport};
+use coordinator::request::{OffsetFetchRequest, TopicPartitions, TxnOffsetCommitRequest};
 use coordinator::transaction::request::{
     AddPartitionsRequest, DescribeTransactionRequest, EndTransactionRequest, InitProducerIdRequest,
     ListTransactionsRequest, Producer,
 };
 use coordinator::transaction::{TransactionRequest, TransactionResponse};
-use model::{ErrorCode, PartitionIndex, ProducerEpoch, ProducerId, TopicPartition};
+use coordinator::{GroupRequest, GroupResponse};
+use model::{ErrorCode, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TopicPartition};
 use storage::disk::Crash;
 
 use crate::cluster::*;
+use crate::groups;
 use crate::transactions::{begin, in_transaction};
 
 const ID: &str = "id";
@@ -266,4 +269,129 @@ async fn what_a_client_adds_is_asked_for_by_the_partition() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Commits an offset in a transaction at the group's coordinator, wherever that is, again while it or the transaction's is on
+/// its way.
+async fn commit_offset(
+    cluster: &Cluster,
+    producer: Producer,
+    transactions: TransactionSupport,
+    (generation, member): (i32, &str),
+    offset: i64,
+) -> ErrorCode {
+    let request =
+        TxnOffsetCommitRequest { producer, guard: None, commit: groups::commit_request(generation, member, offset) };
+    let later = [
+        ErrorCode::CoordinatorNotAvailable,
+        ErrorCode::CoordinatorLoadInProgress,
+        ErrorCode::NotCoordinator,
+        ErrorCode::ConcurrentTransactions,
+    ];
+    let asked = async {
+        loop {
+            for broker in cluster.brokers.values() {
+                let Ok(id) = broker.find_coordinator(CoordinatorKind::Group, "g").await else { continue };
+                let Some(coordinator) = cluster.brokers.get(&id.0) else { continue };
+                let asked = coordinator.commit_in_transaction(ID.to_owned(), transactions, request.clone());
+                let error = asked.await.map_or_else(|error| error, |answer| answer.topics[0].partitions[0].1);
+                if !later.contains(&error) {
+                    return error;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the group's coordinator", asked).await
+}
+
+/// The group's offset, as somebody is told who needs a stable one, or not.
+async fn offset(cluster: &Cluster, require_stable: bool) -> Result<i64, ErrorCode> {
+    let topic = TopicPartitions { name: "t".into(), topic_id: TopicId::NONE, partitions: vec![PartitionIndex(0)] };
+    let fetch = OffsetFetchRequest {
+        group_id: "g".to_owned(),
+        member_id: None,
+        member_epoch: -1,
+        topics: Some(vec![topic]),
+        require_stable,
+    };
+    match groups::ask(cluster, &GroupRequest::OffsetFetch(fetch)).await {
+        GroupResponse::OffsetFetch(answer) if answer.error.is_none() => {
+            let found = &answer.topics[0].partitions[0];
+            if found.error.is_none() { Ok(found.offset.0) } else { Err(found.error) }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn wait_stable(cluster: &Cluster, wanted: i64) {
+    let reached = async {
+        while offset(cluster, true).await != Ok(wanted) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("a stable offset", reached).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_become_true_with_their_transaction_also_where_the_coordinator_dies_in_between() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let (id, unstable) = (cluster.topic("t", &[1, 2, 3], &[]).await, Err(ErrorCode::UnstableOffsetCommit));
+    let mut producer = init(&cluster).await;
+    for (round, commit) in [(0, true), (1, false), (2, true)] {
+        let before = [-1, 10, 10][round];
+        write(&cluster, id, "a", producer, 0).await;
+        let next = 10 * (i64::try_from(round).unwrap() + 1);
+        for offset in [next - 1, next] {
+            let committed = commit_offset(&cluster, producer, TransactionSupport::Implicit, (-1, ""), offset).await;
+            assert_eq!(committed, ErrorCode::None);
+        }
+        assert_eq!((offset(&cluster, false).await, offset(&cluster, true).await), (Ok(before), unstable));
+        if round == 1 {
+            let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap();
+            cluster.kill_and_fence(coordinator.0, Crash::KeepAll).await;
+            assert_eq!((offset(&cluster, false).await, offset(&cluster, true).await), (Ok(before), unstable));
+            cluster.start_broker(coordinator.0).await;
+        }
+        producer = end(&cluster, producer, commit).await.unwrap();
+        wait_stable(&cluster, if commit { next } else { before }).await;
+    }
+    let image = cluster.broker(1).image();
+    let group = TopicPartition {
+        topic_id: image.topic_id("__consumer_offsets").unwrap(),
+        partition: cluster.broker(1).group_partition("g").unwrap().partition,
+    };
+    let leader = cluster.wait_leader(group).await;
+    let described = cluster.broker(leader).describe_producers(group).producers;
+    assert_eq!(described.len(), 1, "{described:?}");
+    assert_eq!((described[0].producer_id, described[0].transaction_start.0), (producer.id, -1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_are_committed_in_no_transaction_but_an_open_one_of_its_present_producer() {
+    use TransactionSupport::{AddsPartitions, Implicit, KnowsAbortable};
+    let cluster = Cluster::start(2, 1).await;
+    let first = init(&cluster).await;
+    // R50: nobody has added the group's partition.
+    let alone = commit_offset(&cluster, first, KnowsAbortable, (-1, ""), 5).await;
+    assert_eq!(alone, ErrorCode::TransactionAbortable);
+    assert_eq!(commit_offset(&cluster, first, AddsPartitions, (-1, ""), 5).await, ErrorCode::InvalidTxnState);
+    let group = cluster.broker(1).group_partition("g").unwrap().partition;
+    let add = AddPartitionsRequest {
+        transactional_id: ID.to_owned(),
+        producer: first,
+        partitions: [("__consumer_offsets", group)].into_iter().collect(),
+        verify_only: false,
+        client_version: 0,
+    };
+    ask(&cluster, TransactionRequest::AddPartitions(add)).await;
+    assert_eq!(commit_offset(&cluster, first, AddsPartitions, (-1, ""), 5).await, ErrorCode::None);
+    // KIP-447: the member is none, whatever the producer may.
+    assert_eq!(commit_offset(&cluster, first, Implicit, (3, "m"), 6).await, ErrorCode::UnknownMemberId);
+    let second = init(&cluster).await;
+    wait_stable(&cluster, -1).await;
+    assert_eq!(commit_offset(&cluster, first, Implicit, (-1, ""), 7).await, ErrorCode::InvalidProducerEpoch);
+    assert_eq!(commit_offset(&cluster, second, Implicit, (-1, ""), 8).await, ErrorCode::None);
+    end(&cluster, second, true).await.unwrap();
+    wait_stable(&cluster, 8).await;
 }

@@ -13,7 +13,7 @@ use storage::disk::Crash;
 use crate::cluster::*;
 
 /// Asks again while the coordinator is on its way.
-async fn ask(cluster: &Cluster, request: &GroupRequest) -> GroupResponse {
+pub(crate) async fn ask(cluster: &Cluster, request: &GroupRequest) -> GroupResponse {
     let asked = async {
         loop {
             for broker in cluster.brokers.values() {
@@ -50,7 +50,11 @@ fn join(member_id: &str) -> GroupRequest {
 }
 
 fn commit(generation_id: i32, member_id: &str, offset: i64) -> GroupRequest {
-    GroupRequest::OffsetCommit(OffsetCommitRequest {
+    GroupRequest::OffsetCommit(commit_request(generation_id, member_id, offset))
+}
+
+pub(crate) fn commit_request(generation_id: i32, member_id: &str, offset: i64) -> OffsetCommitRequest {
+    OffsetCommitRequest {
         group_id: "g".to_owned(),
         generation_id,
         member_id: member_id.to_owned(),
@@ -67,7 +71,7 @@ fn commit(generation_id: i32, member_id: &str, offset: i64) -> GroupRequest {
             }],
         }],
         supports_member_epochs: true,
-    })
+    }
 }
 
 async fn committed(cluster: &Cluster) -> Offset {

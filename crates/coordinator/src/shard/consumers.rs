@@ -66,14 +66,16 @@ impl Readers<'_> {
 }
 
 /// Whether a commit to a consumer group is of one of its members, and of its present epoch, or of an earlier one in which
-/// it had the partitions already (`R53`, KIP-1251).
+/// it had the partitions already (`R53`, KIP-1251). In a transaction it may name no member, as old producers do (`R49`).
 pub(super) fn check_consumer_commit(
     group: &ConsumerGroup,
     request: &OffsetCommitRequest,
+    in_transaction: bool,
     image: &MetadataImage,
 ) -> Result<(), ErrorCode> {
     let epoch = request.generation_id;
-    if epoch < 0 && group.is_empty() {
+    let unnamed = epoch == -1 && request.member_id.is_empty() && request.group_instance_id.is_none();
+    if (epoch < 0 && group.is_empty()) || (in_transaction && unnamed) {
         return Ok(());
     }
     let member = group.member(&request.member_id).ok_or(ErrorCode::UnknownMemberId)?;

@@ -1,16 +1,18 @@
 //! A shell in miniature: one shard, a log, two clocks that move together, and a stock of requests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use coordinator::request::*;
+use coordinator::transaction::Marker;
+use coordinator::transaction::request::Producer;
 use coordinator::{
     BatchNumber, CoordinatorRecord, GroupConfig, GroupRequest, GroupResponse, GroupShard, GroupState, Now, Output,
     Token, shard::GroupEffect,
 };
 use metadata::MetadataImage;
-use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Time, TopicId};
+use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Time, TopicId};
 
 use crate::cluster::{changed, cluster_with};
 
@@ -18,10 +20,39 @@ pub(crate) const GROUP: &str = "group";
 /// The wall clock when the monotonic one shows zero.
 const EPOCH_MS: u64 = 1_000_000_000_000;
 
+/// What stands in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Entry {
+    Record(CoordinatorRecord),
+    InTransaction(Producer, CoordinatorRecord),
+    Marker(Marker),
+}
+
+impl Entry {
+    pub(crate) fn replay(&self, shard: &mut GroupShard) {
+        match self {
+            Entry::Record(record) => shard.replay(record),
+            Entry::InTransaction(producer, record) => shard.replay_in_transaction(record, producer.id),
+            Entry::Marker(marker) => shard.replay_marker(marker.producer_id, marker.commit),
+        }
+    }
+
+    pub(crate) fn batch_bytes(&self) -> usize {
+        match self {
+            Entry::Record(record) | Entry::InTransaction(_, record) => record.batch_bytes(),
+            Entry::Marker(_) => 0,
+        }
+    }
+}
+
 pub(crate) struct Context {
     pub(crate) shard: GroupShard,
-    pub(crate) log: Vec<CoordinatorRecord>,
-    pub(crate) in_flight: Option<(BatchNumber, Vec<CoordinatorRecord>)>,
+    pub(crate) log: Vec<Entry>,
+    pub(crate) in_flight: Option<(BatchNumber, Vec<Entry>)>,
+    /// Those behind it.
+    pub(crate) behind: VecDeque<(BatchNumber, Vec<Entry>)>,
+    /// What came with batches of transactions for the shell.
+    pub(crate) guards: BTreeMap<BatchNumber, Option<u64>>,
     /// Whether batches are committed as soon as they are cut.
     pub(crate) log_works: bool,
     pub(crate) image: Arc<MetadataImage>,
@@ -53,12 +84,14 @@ impl Context {
         self.shard.handle_metadata(&self.image, &touched);
     }
 
-    fn load(config: GroupConfig, log: Vec<CoordinatorRecord>, image: Arc<MetadataImage>, ms: u64, tokens: u64) -> Self {
+    pub(crate) fn load(config: GroupConfig, log: Vec<Entry>, image: Arc<MetadataImage>, ms: u64, tokens: u64) -> Self {
         let mut shard = GroupShard::new(config);
-        log.iter().for_each(|record| shard.replay(record));
+        log.iter().for_each(|entry| entry.replay(&mut shard));
         let replies = BTreeMap::new();
         shard.handle_metadata(&image, &BTreeSet::new());
-        let mut context = Context { shard, log, in_flight: None, log_works: true, image, replies, ms, tokens };
+        let (in_flight, behind, guards) = (None, VecDeque::new(), BTreeMap::new());
+        let mut context =
+            Context { shard, log, in_flight, behind, guards, log_works: true, image, replies, ms, tokens };
         context.shard.finish_load(context.now());
         context.drain();
         context
@@ -69,13 +102,17 @@ impl Context {
         Self::load(self.shard.config().clone(), self.log.clone(), Arc::clone(&self.image), self.ms, self.tokens)
     }
 
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     pub(crate) fn now(&self) -> Now {
         Now { monotonic: Time(self.ms), wall: Time(self.ms + EPOCH_MS) }
     }
 
     pub(crate) fn replayed(&self) -> GroupState {
         let mut shard = GroupShard::new(self.shard.config().clone());
-        self.log.iter().for_each(|record| shard.replay(record));
+        self.log.iter().for_each(|entry| entry.replay(&mut shard));
         assert_eq!(shard.skipped_records(), 0);
         shard.state().clone()
     }
@@ -92,20 +129,34 @@ impl Context {
                     self.shard.resolved(&group_id, resolved, now);
                 }
                 Output::Append { batch, records } => {
-                    assert!(!records.is_empty() && self.in_flight.is_none());
-                    self.in_flight = Some((batch, records));
-                    if self.log_works {
-                        self.commit();
-                    }
+                    self.append(batch, records.into_iter().map(Entry::Record).collect());
                 }
+                Output::AppendInTransaction { batch, producer, guard, records } => {
+                    self.guards.insert(batch, guard);
+                    let entry = |record| Entry::InTransaction(producer, record);
+                    self.append(batch, records.into_iter().map(entry).collect());
+                }
+                Output::AppendMarker { batch, marker } => self.append(batch, vec![Entry::Marker(marker)]),
             }
         }
         self.shard.assert_invariants();
     }
 
+    fn append(&mut self, batch: BatchNumber, entries: Vec<Entry>) {
+        assert!(!entries.is_empty());
+        self.behind.push_back((batch, entries));
+        if self.in_flight.is_none() {
+            self.in_flight = self.behind.pop_front();
+        }
+        if self.log_works {
+            self.commit();
+        }
+    }
+
     pub(crate) fn commit(&mut self) {
-        let (batch, records) = self.in_flight.take().unwrap();
-        self.log.extend(records);
+        let (batch, entries) = self.in_flight.take().unwrap();
+        self.in_flight = self.behind.pop_front();
+        self.log.extend(entries);
         let now = self.now();
         self.shard.committed(batch, now);
         self.drain();
@@ -113,6 +164,7 @@ impl Context {
 
     pub(crate) fn fail(&mut self, error: ErrorCode) {
         let (batch, _) = self.in_flight.take().unwrap();
+        self.in_flight = self.behind.pop_front();
         let now = self.now();
         self.shard.failed(batch, error, now);
         self.drain();
@@ -340,6 +392,20 @@ pub(crate) fn commit_request(member_id: &str, generation_id: i32, offset: i64) -
         topics: vec![TopicOffsetsToCommit { name: "t".into(), topic_id: TopicId::NONE, partitions: vec![partition] }],
         supports_member_epochs: true,
     }
+}
+
+pub(crate) fn producer(id: i64) -> Producer {
+    Producer { id: ProducerId(id), epoch: ProducerEpoch(0) }
+}
+
+pub(crate) fn marker(id: i64, commit: bool) -> Marker {
+    let (producer_id, producer_epoch) = (ProducerId(id), ProducerEpoch(1));
+    Marker { producer_id, producer_epoch, coordinator_epoch: LeaderEpoch(5), commit, transaction_version: 2 }
+}
+
+/// As [`commit_request`], in the transaction of a producer.
+pub(crate) fn txn_commit_request(id: i64, commit: OffsetCommitRequest) -> GroupRequest {
+    GroupRequest::TxnOffsetCommit(TxnOffsetCommitRequest { producer: producer(id), guard: None, commit })
 }
 
 pub(crate) fn fetch_request(require_stable: bool) -> OffsetFetchRequest {

@@ -11,4 +11,6 @@ mod migration;
 mod offsets;
 mod random;
 mod random_consumers;
+mod random_transactions;
 mod storing;
+mod transactions;

@@ -3,7 +3,7 @@
 use coordinator::{GroupConfig, GroupRequest, GroupResponse, GroupShard, Output, Token};
 use model::{ErrorCode, Time};
 
-use crate::context::{Context, GROUP, commit_request, fetch_request, known_member, new_member, static_member};
+use crate::context::{Context, Entry, GROUP, commit_request, fetch_request, known_member, new_member, static_member};
 
 #[test]
 fn a_commit_is_answered_and_visible_when_it_is_committed_and_not_before() {
@@ -121,7 +121,7 @@ fn a_large_decision_is_cut_into_batches_and_fails_as_a_whole() {
         }
         while c.in_flight.is_some() {
             let records = &c.in_flight.as_ref().unwrap().1;
-            assert!(records.iter().map(coordinator::CoordinatorRecord::batch_bytes).sum::<usize>() <= 1_000);
+            assert!(records.iter().map(Entry::batch_bytes).sum::<usize>() <= 1_000);
             c.commit();
         }
         if !fails {
@@ -241,7 +241,7 @@ fn a_loaded_group_that_is_too_large_is_asked_to_rebalance() {
     let (members, generation) = c.stable_group(3);
     let config = GroupConfig { max_size: 2, ..c.shard.config().clone() };
     let mut shard = GroupShard::new(config);
-    c.log.iter().for_each(|record| shard.replay(record));
+    c.log.iter().for_each(|entry| entry.replay(&mut shard));
     shard.finish_load(c.now());
     c.shard = shard;
     assert_eq!(c.heartbeat(&members[0], generation), ErrorCode::RebalanceInProgress);
@@ -284,9 +284,10 @@ fn records_that_cannot_be_read_are_skipped_and_counted() {
     let mut c = Context::new();
     c.commit_offsets("", -1, 1);
     let mut log = c.log.clone();
-    log[0].value = Some(bytes::Bytes::from_static(&[0, 4, 1]));
-    log.insert(0, coordinator::CoordinatorRecord { key: bytes::Bytes::new(), value: None });
+    let Entry::Record(record) = &mut log[0] else { panic!("{log:?}") };
+    record.value = Some(bytes::Bytes::from_static(&[0, 4, 1]));
+    log.insert(0, Entry::Record(coordinator::CoordinatorRecord { key: bytes::Bytes::new(), value: None }));
     let mut shard = GroupShard::new(GroupConfig::default());
-    log.iter().for_each(|record| shard.replay(record));
+    log.iter().for_each(|entry| entry.replay(&mut shard));
     assert_eq!((shard.skipped_records(), shard.state().offsets(GROUP)), (2, None));
 }

@@ -117,6 +117,9 @@ impl Context {
                         self.commit();
                     }
                 }
+                Output::AppendInTransaction { .. } | Output::AppendMarker { .. } => {
+                    panic!("the state of transactions is kept outside of transactions")
+                }
                 Output::Effect(TransactionEffect::AllocateProducerId { transactional_id }) => {
                     self.ids_wanted.push(transactional_id);
                     if self.ids_work {

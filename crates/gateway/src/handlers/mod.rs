@@ -63,6 +63,7 @@ pub(crate) mod describe_transactions;
 pub(crate) mod end_txn;
 pub(crate) mod init_producer_id;
 pub(crate) mod list_transactions;
+pub(crate) mod txn_offset_commit;
 pub(crate) mod update_features;
 pub(crate) mod write_txn_markers;
 

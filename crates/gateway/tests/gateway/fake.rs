@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use broker::api::*;
 use broker::budget::MemoryBudget;
+use broker::coordinator::request::{OffsetCommitResponse, TxnOffsetCommitRequest};
 use broker::coordinator::transaction::{TransactionRequest, TransactionResponse};
 use broker::coordinator::{GroupRequest, GroupResponse};
 use bytes::{Bytes, BytesMut};
@@ -45,6 +46,7 @@ pub(crate) struct Fake {
     pub(crate) fetch_waits: std::sync::atomic::AtomicBool,
     pub(crate) asked_group: Mutex<Vec<GroupRequest>>,
     pub(crate) group_error: Mutex<Option<ErrorCode>>,
+    pub(crate) committed_in_transactions: Mutex<Vec<(String, TransactionSupport, TxnOffsetCommitRequest)>>,
     pub(crate) controlled: Mutex<Vec<ControlRequest>>,
     pub(crate) voters: Mutex<Vec<VoterChange>>,
     /// Whether some broker seems to be gone and nobody has decided yet.
@@ -68,6 +70,7 @@ impl Fake {
             fetch_waits: false.into(),
             asked_group: Mutex::default(),
             group_error: Mutex::default(),
+            committed_in_transactions: Mutex::default(),
             controlled: Mutex::default(),
             voters: Mutex::default(),
             unsettled: watch::Sender::new(false),
@@ -357,6 +360,18 @@ impl BrokerApi for Fake {
         let error = self.group_error.lock().unwrap().unwrap_or(ErrorCode::None);
         let answer = request.refused(error);
         self.asked_group.lock().unwrap().push(request);
+        if error == ErrorCode::None { Ok(answer) } else { Err(error) }
+    }
+
+    async fn commit_in_transaction(
+        &self,
+        transactional_id: String,
+        transactions: TransactionSupport,
+        request: TxnOffsetCommitRequest,
+    ) -> Result<OffsetCommitResponse, ErrorCode> {
+        let error = self.group_error.lock().unwrap().unwrap_or(ErrorCode::None);
+        let answer = request.commit.refused(error);
+        self.committed_in_transactions.lock().unwrap().push((transactional_id, transactions, request));
         if error == ErrorCode::None { Ok(answer) } else { Err(error) }
     }
 }

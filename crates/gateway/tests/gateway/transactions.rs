@@ -179,6 +179,55 @@ async fn markers_go_to_partitions_that_exist() {
 }
 
 #[tokio::test]
+async fn offsets_in_a_transaction_are_asked_for_where_their_partitions_exist() {
+    let served = Served::start().await;
+    let topic_id = served.broker.topic("a", 1);
+    let client = &mut served.client().await;
+    let topic = |name: &str| txn_offset_commit_request::TxnOffsetCommitRequestTopic {
+        name: owned(name),
+        partitions: [0, 1]
+            .map(|partition_index| txn_offset_commit_request::TxnOffsetCommitRequestPartition {
+                partition_index,
+                committed_offset: 6,
+                committed_leader_epoch: 2,
+                ..Default::default()
+            })
+            .to_vec(),
+    };
+    let request = TxnOffsetCommitRequest {
+        transactional_id: owned("t"),
+        group_id: owned("g"),
+        producer_id: 7,
+        producer_epoch: 3,
+        generation_id: 4,
+        member_id: owned("m"),
+        group_instance_id: Some(owned("i")),
+        topics: vec![topic("nowhere"), topic("a")],
+    };
+    let codes = |response: TxnOffsetCommitResponse| -> Vec<i16> {
+        response.topics.iter().flat_map(|topic| &topic.partitions).map(|p| p.error_code).collect()
+    };
+    let unknown = ErrorCode::UnknownTopicOrPartition.code();
+    use broker::api::TransactionSupport::{AddsPartitions, Implicit, KnowsAbortable};
+    for (version, support) in [(3, AddsPartitions), (4, KnowsAbortable), (5, Implicit)] {
+        assert_eq!(codes(client.ask(&request, version).await), [unknown, unknown, 0, unknown]);
+        let (id, told, asked) = served.broker.committed_in_transactions.lock().unwrap().pop().unwrap();
+        assert_eq!((id.as_str(), told, asked.producer, asked.guard), ("t", support, producer(), None));
+        let commit = asked.commit;
+        assert_eq!((commit.group_id.as_str(), commit.generation_id, commit.member_id.as_str()), ("g", 4, "m"));
+        assert_eq!((commit.group_instance_id.as_deref(), commit.topics.len()), (Some("i"), 1));
+        let offset = &commit.topics[0].partitions[0];
+        assert_eq!((commit.topics[0].topic_id, offset.offset.0, offset.leader_epoch.0), (topic_id, 6, 2));
+    }
+    *served.broker.group_error.lock().unwrap() = Some(ErrorCode::CoordinatorLoadInProgress);
+    let (unavailable, loading) =
+        (ErrorCode::CoordinatorNotAvailable.code(), ErrorCode::CoordinatorLoadInProgress.code());
+    for (version, code) in [(1, unavailable), (2, loading)] {
+        assert_eq!(codes(client.ask(&request, version).await), [unknown, unknown, code, unknown]);
+    }
+}
+
+#[tokio::test]
 async fn a_list_says_which_filters_it_does_not_know() {
     let served = Served::start().await;
     let client = &mut served.client().await;

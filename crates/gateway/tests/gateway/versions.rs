@@ -43,6 +43,7 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     each_version(client, AddOffsetsToTxnRequest::default(), done).await;
     each_version(client, EndTxnRequest::default(), done).await;
     each_version(client, WriteTxnMarkersRequest::default(), done).await;
+    each_version(client, TxnOffsetCommitRequest::default(), done).await;
     each_version(client, DescribeAclsRequest::default(), done).await;
     each_version(client, CreateAclsRequest::default(), done).await;
     each_version(client, DeleteAclsRequest::default(), done).await;
