@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use model::{BrokerId, ErrorCode, PartitionIndex, Rule, Time, TopicPartition};
+use model::{BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Rule, Time, TopicPartition};
 
 use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
@@ -49,12 +49,13 @@ impl Draft<'_> {
     fn recovered_leader(&self, partition: &Partition, now: Time) -> Option<BrokerId> {
         let recovery = self.soft().recoveries.get(&partition.id())?;
         let answers = self.answers(partition);
+        let committed = emptied_at(&answers);
         let greatest = |among: &dyn Fn(&RecoveryAnswer) -> bool| {
             let candidates = answers.iter().filter(|(_, answer)| among(answer));
             // The last of equals is taken: the last leader, else the first replica.
             let rank = |(broker, answer): &&(BrokerId, RecoveryAnswer)| {
                 let place = partition.replicas.iter().position(|replica| replica == broker);
-                let log = (answer.last_epoch, answer.log_end);
+                let log = (answer.log_end >= committed, answer.last_epoch, answer.log_end);
                 let log = Some(log).filter(|_| self.holds(Rule::R35GreatestLog));
                 (log, *broker == partition.last_leader, std::cmp::Reverse(place))
             };
@@ -160,8 +161,10 @@ impl Draft<'_> {
             ));
         }
         let answers = self.answers(partition);
+        let committed = emptied_at(&answers);
         let answered = answers.iter().max_by_key(|(broker, answer)| {
-            (!answer.lossy, answer.last_epoch, answer.log_end, *broker == partition.last_leader)
+            let reaches = answer.log_end >= committed;
+            (!answer.lossy, reaches, answer.last_epoch, answer.log_end, *broker == partition.last_leader)
         });
         let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
         let known = || self.candidates(partition).into_iter().find(|b| eligible(b));
@@ -187,4 +190,11 @@ impl Draft<'_> {
             self.change(id, &Want { preferred: true, ..Want::default() });
         }
     }
+}
+
+/// Up to where records were committed, as an empty log tells: they were deleted, which no leader does above the high
+/// watermark (`R39`). Such a log has no last epoch, and yet lacks nothing: one that ends lower does (`R35`).
+fn emptied_at(answers: &[(BrokerId, RecoveryAnswer)]) -> Offset {
+    let emptied = answers.iter().filter(|(_, answer)| answer.last_epoch == LeaderEpoch::NONE);
+    emptied.map(|(_, answer)| answer.log_end).max().unwrap_or(Offset::ZERO)
 }

@@ -817,6 +817,20 @@ fn after_a_kill_of_all_the_longest_log_leads_once_all_have_answered() {
 }
 
 #[test]
+fn a_log_that_was_emptied_up_to_its_end_lacks_nothing_that_a_shorter_one_has() {
+    // R35, R39: 2 deleted all of its 12 records, which were committed; 3 lost the last of them in the crash
+    let emptied = RecoveryAnswer { last_epoch: LeaderEpoch::NONE, ..answer(2, 0, 12) };
+    for (others, leader) in [(answer(3, 0, 11), 2), (answer(3, 0, 12), 3), (answer(3, -1, 0), 2)] {
+        let mut cluster = Cluster::of(3);
+        let id = all_killed(&mut cluster);
+        (1..=3).for_each(|broker| drop((cluster.start(broker, BrokerEpoch::NONE), cluster.beat(broker))));
+        cluster.report(2, id, emptied);
+        cluster.report(3, id, others);
+        assert_eq!(cluster.shape(id).0, leader, "{others:?}");
+    }
+}
+
+#[test]
 fn a_recovering_leader_is_joined_only_after_it_reports() {
     // R15, R35
     let mut cluster = Cluster::of(3);
