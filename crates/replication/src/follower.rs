@@ -23,12 +23,12 @@ const REFUSED_MS: u64 = 100;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Follower {
     pub(crate) leader: BrokerId,
-    link: Link,
+    pub(crate) link: Link,
 }
 
 /// The session with the leader.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Link {
+pub(crate) enum Link {
     /// To be opened as soon as there is a stream.
     Wanted,
     /// Refused: not before this time.
@@ -40,11 +40,11 @@ enum Link {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Current {
-    open_no: u64,
+pub(crate) struct Current {
+    pub(crate) open_no: u64,
     /// The epoch of the record before the next frame: of the Open, then of each frame's last batch.
-    prev_epoch: LeaderEpoch,
-    acked: Ack,
+    pub(crate) prev_epoch: LeaderEpoch,
+    pub(crate) acked: Ack,
 }
 
 /// Inputs and questions of a follower.

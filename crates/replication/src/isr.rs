@@ -74,7 +74,7 @@ pub(crate) struct Pending {
     /// Members that it, or an undecided proposal before it, adds.
     pub(crate) added: Vec<BrokerId>,
     /// A copy was left unanswered: it may still be applied.
-    uncertain: bool,
+    pub(crate) uncertain: bool,
     /// When to send it (again); None while an answer or metadata is waited for.
     pub(crate) send_at: Option<Time>,
 }

@@ -27,7 +27,7 @@ pub(crate) struct Leader {
     /// No new proposal before this.
     pub(crate) hold_until: Time,
     /// Until when the high watermark waits for a follower that is about to join.
-    joins_until: Option<Time>,
+    pub(crate) joins_until: Option<Time>,
 }
 
 /// One follower, as its leader sees it.
@@ -37,33 +37,33 @@ pub(crate) struct Peer {
     /// LEO_f: what it has acknowledged in this leader epoch; None until then.
     pub(crate) log_end: Option<Offset>,
     /// The same, of what it has told to be durable.
-    durable_end: Option<Offset>,
-    log_start: Offset,
+    pub(crate) durable_end: Option<Offset>,
+    pub(crate) log_start: Offset,
     /// When it last had all that the leader had.
     pub(crate) caught_up: Time,
-    mark: Mark,
-    greatest: Option<Session>,
-    cursor: Option<Cursor>,
+    pub(crate) mark: Mark,
+    pub(crate) greatest: Option<Session>,
+    pub(crate) cursor: Option<Cursor>,
 }
 
 /// Where the leader's log ended at a time (`R61`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Mark {
-    at: Time,
-    log_end: Offset,
+pub(crate) struct Mark {
+    pub(crate) at: Time,
+    pub(crate) log_end: Offset,
 }
 
 /// The current session of a follower.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Cursor {
-    session: Session,
-    sent_end: Offset,
-    sent_epoch: LeaderEpoch,
-    sent_high_watermark: Offset,
-    sent_log_start: Offset,
+pub(crate) struct Cursor {
+    pub(crate) session: Session,
+    pub(crate) sent_end: Offset,
+    pub(crate) sent_epoch: LeaderEpoch,
+    pub(crate) sent_high_watermark: Offset,
+    pub(crate) sent_log_start: Offset,
     /// (end offset, bytes) of what is not acknowledged yet.
-    in_flight: VecDeque<(Offset, u64)>,
-    in_flight_bytes: u64,
+    pub(crate) in_flight: VecDeque<(Offset, u64)>,
+    pub(crate) in_flight_bytes: u64,
 }
 
 /// What to send a follower next (`R58`, `R62`).
@@ -1086,10 +1086,12 @@ mod tests {
         opens(&mut leader, B2, 1, 8, T0);
         send_all(&mut leader);
         opens(&mut leader, B2, 2, 7, T0);
+        send_all(&mut leader);
         acks(&mut leader, B2, 1, 10, T0);
         assert_eq!(leader.follower_log_end(B2), Some(Offset(7)));
         leader.handle_open(B2, session(B2, 3), open(3, 30, 4), T0);
-        acks(&mut leader, B2, 2, 7, T0);
+        // All of it was sent in session 2, which the diverging open has ended.
+        acks(&mut leader, B2, 2, 10, T0);
         acks(&mut leader, B2, 3, 10, T0);
         assert_eq!(leader.follower_log_end(B2), Some(Offset(7)), "a diverging open is no session");
     }

@@ -17,6 +17,8 @@ pub mod follower;
 pub mod isr;
 pub mod leader;
 pub mod messages;
+#[cfg(feature = "models")]
+pub mod normal;
 pub mod producers;
 pub mod replica;
 pub mod throttle;

@@ -47,7 +47,7 @@ pub(crate) struct Core {
     pub(crate) recovering: bool,
     pub(crate) last_open_no: u64,
     pub(crate) last_proposal: u64,
-    actions: VecDeque<Action>,
+    pub(crate) actions: VecDeque<Action>,
 }
 
 impl Replica {
