@@ -44,6 +44,11 @@ mutations *RULES:
     cargo test -p coordinator --features mutations
     python3 tests/mutations/run.py {{RULES}}
 
+# The models of the cores beyond what the tests explore: each to its end or for half an hour, then a minute of random walks in
+# each (gigabytes of memory; goes on where it was interrupted); `mutations` switches rules off (half an hour)
+models *ARGS:
+    tests/models/run.sh {{ARGS}}
+
 # Hostile bytes against the codec, two minutes a target (needs cargo-fuzz)
 fuzz TARGET="requests" SECONDS="120":
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}

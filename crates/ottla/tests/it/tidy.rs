@@ -17,6 +17,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("broker", &["model", "protocol", "metadata", "replication", "coordinator", "storage", "rpc"]),
     ("gateway", &["model", "protocol", "metadata", "broker"]),
     ("console", &["model", "metadata", "broker"]),
+    ("modelcheck", &["model", "metadata", "replication"]),
     (
         "ottla",
         &[
@@ -46,6 +47,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("axum", &["console"]),
     ("clap", &["ottla"]),
     ("prost", &["rpc", "metadata"]),
+    ("stateright", &["modelcheck"]),
 ];
 
 fn root() -> PathBuf {

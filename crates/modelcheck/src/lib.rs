@@ -1,0 +1,26 @@
+//! Exhaustive models of one partition: the very cores of `replication` and `metadata::control`, on a network, disks and
+//! clocks that do whatever they may.
+//!
+//! A [`Scenario`] says how much of what may happen (appends, crashes, fencing, …). A [`Model`] of it is explored by
+//! stateright, breadth first and to the end, so that a counterexample is a shortest one. Nothing of what the cores decide
+//! is written down again here: the model moves messages, loses what a crash may lose, and looks at the outcome.
+//!
+//! Reading order: [`scenario`] (bounds), [`world`] (what there is), `steps` (what may happen), `control` (the active
+//! controller), `wire` (streams), `check` (what must hold), [`search`] (running a model).
+//!
+//! What is left out: the quorum (decisions take effect one after the other, as it guarantees), clocks as such (a timer
+//! fires at any time), producers, transactions, compaction.
+
+pub mod scenario;
+pub mod search;
+pub mod world;
+
+mod check;
+mod control;
+mod hashed;
+mod steps;
+mod wire;
+
+pub use scenario::{Bounds, Scenario};
+pub use search::{Found, Model, Outcome, Tally, Walked};
+pub use world::{Step, Violation, World};
