@@ -38,6 +38,10 @@ powercut *ARGS:
 restart *ARGS:
     python3 benches/restart.py {{ARGS}}
 
+# What idle partitions cost one node, and what its start takes with them (minutes)
+idle *ARGS:
+    python3 benches/idle.py {{ARGS}}
+
 # Each safety rule switched off is noticed by a test: by the cores' own, and by each of all their tests (minutes)
 mutations *RULES:
     cargo test -p replication --features mutations
@@ -49,9 +53,13 @@ mutations *RULES:
 models *ARGS:
     tests/models/run.sh {{ARGS}}
 
-# Hostile bytes against the codec, two minutes a target (needs cargo-fuzz)
+# Hostile bytes: requests responses (the codec), recovery indexes epochs producers batches (the storage), two minutes a target (needs cargo-fuzz)
 fuzz TARGET="requests" SECONDS="120":
-    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}} -malloc_limit_mb=160 -rss_limit_mb=2048
+
+# The same for an hour each
+fuzz-hours HOURS="1":
+    for target in requests responses recovery indexes epochs producers batches; do just fuzz $target $(( {{HOURS}} * 3600 )) || exit 1; done
 
 # Ottla and Apache Kafka side by side (an hour)
 compare *ARGS:

@@ -1,7 +1,9 @@
-//! What the targets of the codec have in common.
+//! What the targets of the codec have in common; [`logs`] is for those of the storage.
 //!
 //! Oracle: no panic, memory bounded (libFuzzer's malloc limit), and whatever decodes and encodes decodes to the same
 //! bytes again.
+
+pub mod logs;
 
 use bytes::BytesMut;
 use protocol::json::Probe;
