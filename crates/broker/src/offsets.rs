@@ -14,7 +14,7 @@ use crate::api::{
 use crate::budget::Charge;
 use crate::context::Context;
 use crate::fetch;
-use crate::partition::Partition;
+use crate::partition::{FoundByTime, Partition};
 
 /// How long the active controller is looked for.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,22 +72,16 @@ fn by_time(
     spec: OffsetSpec,
     memory: &mut Charge,
 ) -> Found {
-    let mut inner = partition.lock();
-    inner.replica.check_leader(epoch)?;
-    let readable_end = inner.readable_end(isolation);
-    let timestamp = match spec {
-        OffsetSpec::Timestamp(timestamp) => timestamp,
-        _ => match inner.log.max_timestamp().map_err(|_| ErrorCode::KafkaStorageError)? {
-            Some((timestamp, _)) => timestamp,
-            None => return Ok((-1, Offset::NONE, LeaderEpoch::NONE)),
-        },
+    let asked = match spec {
+        OffsetSpec::Timestamp(timestamp) => Some(timestamp),
+        _ => None,
     };
-    let found = inner.log.offset_for_time(timestamp).map_err(|_| ErrorCode::KafkaStorageError)?;
-    drop(inner);
+    let nothing = (-1, Offset::NONE, LeaderEpoch::NONE);
+    let found = partition.find_by_time(epoch, isolation, asked)?;
+    let Some(FoundByTime { found, timestamp, log_start, readable_end }) = found else { return Ok(nothing) };
     let found = match found {
-        None => None,
-        Some(TimeMatch::Record { timestamp, offset, leader_epoch }) => Some((timestamp, offset, leader_epoch)),
-        Some(TimeMatch::Compressed(batch)) => {
+        TimeMatch::Record { timestamp, offset, leader_epoch } => Some((timestamp, offset, leader_epoch)),
+        TimeMatch::Compressed(batch) => {
             let header = *batch.header();
             let payload = compression::decompress_counted(&batch, &mut |bytes| memory.add_len(bytes))
                 .map_err(|_| ErrorCode::CorruptMessage)?;
@@ -100,12 +94,12 @@ fn by_time(
                     };
                     (at, header.base_offset + i64::from(record.offset_delta))
                 })
-                .find(|(at, _)| *at >= timestamp)
+                .find(|(at, offset)| *at >= timestamp && *offset >= log_start)
                 .map(|(at, offset)| (at, offset, header.leader_epoch))
         }
     };
     // Records above do not exist for this client yet.
-    Ok(found.filter(|(_, offset, _)| *offset < readable_end).unwrap_or((-1, Offset::NONE, LeaderEpoch::NONE)))
+    Ok(found.filter(|(_, offset, _)| *offset < readable_end).unwrap_or(nothing))
 }
 
 /// DeleteRecords: moves the log starts, then waits until all live replicas have followed (`R60`).

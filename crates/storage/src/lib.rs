@@ -29,7 +29,8 @@ pub use env::{DirHealth, LogEnv};
 pub use log::{
     Aborted, AbortedTransaction, Appended, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,
     CleaningStep, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, ProducerSnapshot, Read,
-    Recovered, SwapEnd, SyncDone, SyncTicket, TimeMatch, Verdict,
+    Recovered, Removal, SegmentTime, SwapEnd, SyncDone, SyncTicket, TimeLookup, TimeMatch, TimeRead, TimeSearch,
+    Verdict,
 };
 pub use metadata::configs::FlushPolicy;
 pub use pool::DiskPool;

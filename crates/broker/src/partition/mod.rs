@@ -6,7 +6,7 @@
 //!
 //! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`transactions`] (verification and
 //! markers), [`read`] (fetch and questions),
-//! [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean), [`clean`] (compaction).
+//! [`times`] (timestamps, retention), [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean), [`clean`] (compaction).
 //!
 //! Invariants: the core's view of the log's start and end is the log's; actions are carried out under the lock that their
 //! input was handled under; nobody calls into a stream's or a manager's lock and back into a partition.
@@ -18,6 +18,7 @@ mod follow;
 mod lead;
 mod read;
 mod sync_history;
+mod times;
 mod transactions;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ use transactions::Unverified;
 pub(crate) use clean::{Claim, SliceOutcome};
 pub(crate) use lead::{NextData, Opening, Space};
 pub(crate) use read::{PartitionRead, ReadResult};
+pub(crate) use times::FoundByTime;
 pub(crate) use transactions::Verification;
 
 /// See the module.

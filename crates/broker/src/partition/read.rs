@@ -13,7 +13,6 @@ use crate::api::{
     AbortedTransaction, EpochEndOffset, FetchPartition, Fetched, Isolation, ProducerDescription, ProducersDescription,
     ReplicaOnDisk,
 };
-use crate::clock::Judged;
 use crate::context::Context;
 use crate::waiters::FetchWaiter;
 
@@ -313,24 +312,6 @@ impl Partition {
         let inner = self.lock();
         inner.replica.is_leader().then(|| inner.replica.low_watermark())
     }
-
-    /// Deletes what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Blocks.
-    pub(crate) fn retain(self: &Arc<Self>, context: &Arc<Context>) {
-        let judged = context.judged_time();
-        self.handle(context, |inner, _| {
-            if inner.failed.is_some() || inner.removed {
-                return;
-            }
-            match housekeep(inner, judged) {
-                Ok(()) => {
-                    let start = inner.log.log_start();
-                    inner.replica.handle_log_start(start);
-                    inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
-                }
-                Err(error) => self.log_failed(context, inner, &error),
-            }
-        });
-    }
 }
 
 impl Inner {
@@ -354,13 +335,4 @@ impl Inner {
 
 fn aborted(transaction: &storage::AbortedTransaction) -> AbortedTransaction {
     AbortedTransaction { producer_id: transaction.producer_id, first_offset: transaction.first_offset }
-}
-
-fn housekeep(inner: &mut Inner, Judged { wall, paused, .. }: Judged) -> Result<(), LogError> {
-    inner.log.maybe_roll(wall)?;
-    // R39: nothing that is undecided, above the high watermark or in an open transaction.
-    let stable = inner.last_stable_offset();
-    inner.log.retain(wall, stable, !paused)?;
-    inner.log.free_deleted(wall)?;
-    Ok(())
 }

@@ -12,4 +12,5 @@ mod lanes;
 mod peers;
 mod reassign;
 mod restarts;
+mod times;
 mod transactions;

@@ -184,22 +184,22 @@ pub(super) fn last_time(files: &SegmentFiles) -> io::Result<Option<Stamp>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    let Some(last) = entries(&*times, TIME_ENTRY)?.checked_sub(1) else { return Ok(None) };
-    let (timestamp, relative) = read_time(&*times, last)?;
-    Ok(Some(Stamp { timestamp, offset: files.base() + i64::from(relative) }))
+    last_time_in(&*times, files.base())
+}
+
+/// The same, of this time index of the segment with that base.
+pub(super) fn last_time_in(times: &dyn DiskFile, base: Offset) -> io::Result<Option<Stamp>> {
+    let Some(last) = entries(times, TIME_ENTRY)?.checked_sub(1) else { return Ok(None) };
+    let (timestamp, relative) = read_time(times, last)?;
+    Ok(Some(Stamp { timestamp, offset: base + i64::from(relative) }))
 }
 
 /// An offset from which a walk meets the first batch with a timestamp of at least `timestamp`.
-pub(super) fn floor_time(files: &SegmentFiles, timestamp: i64) -> io::Result<Offset> {
-    let times = match files.open(FileKind::TimeIndex) {
-        Ok(times) => times,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(files.base()),
-        Err(e) => return Err(e),
-    };
-    let after = partition_point(entries(&*times, TIME_ENTRY)?, |n| Ok(read_time(&*times, n)?.0 < timestamp))?;
+pub(super) fn floor_time_in(times: &dyn DiskFile, base: Offset, timestamp: i64) -> io::Result<Offset> {
+    let after = partition_point(entries(times, TIME_ENTRY)?, |n| Ok(read_time(times, n)?.0 < timestamp))?;
     match after.checked_sub(1) {
-        None => Ok(files.base()),
-        Some(n) => Ok(files.base() + i64::from(read_time(&*times, n)?.1)),
+        None => Ok(base),
+        Some(n) => Ok(base + i64::from(read_time(times, n)?.1)),
     }
 }
 

@@ -30,6 +30,7 @@ mod segment;
 mod snapshots;
 mod sync;
 pub(crate) mod tail;
+mod times;
 mod truncate;
 mod walk;
 
@@ -50,10 +51,10 @@ pub use compaction::{Cleanable, CleanedSwap, Cleaning, CleaningOptions, Cleaning
 pub use epochs::EpochCheckpoint;
 pub use error::LogError;
 pub use read::{ColdRead, Read};
-pub use retention::Deleted;
-pub use scan::TimeMatch;
+pub use retention::{Deleted, Removal};
 pub use snapshots::ProducerSnapshot;
 pub use sync::{SyncDone, SyncTicket};
+pub use times::{SegmentTime, TimeLookup, TimeMatch, TimeRead, TimeSearch};
 
 use crate::config::LogConfig;
 use crate::env::LogEnv;

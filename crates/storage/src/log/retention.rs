@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use model::{Offset, Time};
 
-use super::segment::{FILE_KINDS, Segment, beside};
+use super::segment::{FILE_KINDS, Segment, Stamp, beside};
 use super::{Log, LogError};
 use crate::disk::Disk;
+use crate::env::LogEnv;
 
 /// What retention did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -26,6 +27,32 @@ pub struct Deleted {
 pub(super) struct PendingDeletion {
     due: Time,
     paths: Vec<PathBuf>,
+}
+
+/// Files that nobody needs any more.
+#[derive(Debug)]
+pub struct Removal {
+    env: LogEnv,
+    paths: Vec<PathBuf>,
+}
+
+impl Removal {
+    /// Removes them. Blocks.
+    ///
+    /// # Errors
+    /// Took the directory offline.
+    pub fn run(&self) -> Result<(), LogError> {
+        for path in &self.paths {
+            match self.env.disk.remove_file(path) {
+                // A segment that was cleaned twice has one such name: the later file took the earlier one's place.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(LogError::fatal(&self.env.health, path, "cannot remove the deleted segment", &e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Log {
@@ -92,37 +119,50 @@ impl Log {
         Ok(deleted)
     }
 
-    /// Removes files whose delay is over; says how many wait still. Blocks.
+    /// Removes files whose delay is over; says how many deletions wait still. Blocks.
     ///
     /// # Errors
     /// Took the directory offline.
     pub fn free_deleted(&mut self, wall: Time) -> Result<usize, LogError> {
-        self.usable()?;
-        let failed = self.failed("cannot remove a deleted segment in");
-        let due = self.deletions.partition_point(|deletion| deletion.due <= wall);
-        for deletion in self.deletions.drain(..due) {
-            for path in &deletion.paths {
-                match self.env.disk.remove_file(path) {
-                    // A segment that was cleaned twice has one such name: the later file took the earlier one's place.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    removed => removed.map_err(&failed)?,
-                }
-            }
-        }
-        if self.deletions.is_empty() {
-            self.deletions = Vec::new();
+        if let Some(removal) = self.start_freeing(wall)? {
+            removal.run()?;
         }
         Ok(self.deletions.len())
     }
 
+    /// The files whose delay is over, to be removed without the log.
+    ///
+    /// # Errors
+    /// Where the directory is offline.
+    pub fn start_freeing(&mut self, wall: Time) -> Result<Option<Removal>, LogError> {
+        self.usable()?;
+        let due = self.deletions.partition_point(|deletion| deletion.due <= wall);
+        let paths: Vec<PathBuf> = self.deletions.drain(..due).flat_map(|deletion| deletion.paths).collect();
+        if self.deletions.is_empty() {
+            self.deletions = Vec::new();
+        }
+        Ok((!paths.is_empty()).then(|| Removal { env: self.env.clone(), paths }))
+    }
+
     /// Whether the first segment's newest record is older than `retention.ms`.
     fn is_too_old(&mut self, wall: Time) -> Result<bool, LogError> {
-        let Ok(limit) = u64::try_from(self.config.retention_ms) else { return Ok(false) };
-        if !self.config.cleanup_policy.delete {
+        if self.retention_ms().is_none() {
             return Ok(false);
         }
-        let newest = self.segment_max(0)?.and_then(|max| u64::try_from(max.timestamp).ok());
-        Ok(newest.is_some_and(|newest| wall.since(Time(newest)) > limit))
+        let newest = self.segment_max(0)?;
+        Ok(newest.is_some_and(|newest| self.is_past_retention(newest, wall)))
+    }
+
+    /// How old records may become; None where their age plays no part.
+    pub(super) fn retention_ms(&self) -> Option<u64> {
+        let limit = u64::try_from(self.config.retention_ms).ok();
+        limit.filter(|_| self.config.cleanup_policy.delete)
+    }
+
+    /// Whether a segment with this newest record is to go by its age.
+    pub(super) fn is_past_retention(&self, newest: Stamp, wall: Time) -> bool {
+        let age = u64::try_from(newest.timestamp).ok().map(|newest| wall.since(Time(newest)));
+        self.retention_ms().zip(age).is_some_and(|(limit, age)| age > limit)
     }
 
     fn delete_first(&mut self, wall: Time) -> Result<(), LogError> {

@@ -1,0 +1,162 @@
+//! Questions about timestamps, and retention, which asks them too: what has to be read from disk is read without the lock,
+//! so that appends and reads go on meanwhile; then it is looked at again what still holds.
+
+use std::sync::Arc;
+
+use model::{ErrorCode, LeaderEpoch, Offset};
+use storage::{LogError, Removal, SegmentTime, TimeLookup, TimeMatch, TimeRead};
+
+use super::{Inner, Leadership, Partition};
+use crate::api::Isolation;
+use crate::clock::Judged;
+use crate::context::Context;
+
+/// The first record since a time, and the range of offsets that exist for the client.
+#[derive(Debug)]
+pub(crate) struct FoundByTime {
+    pub(crate) found: TimeMatch,
+    pub(crate) timestamp: i64,
+    pub(crate) log_start: Offset,
+    pub(crate) readable_end: Offset,
+}
+
+impl Partition {
+    /// The first record that is not older than `timestamp`, or than the newest one where there is none. Blocks.
+    pub(crate) fn find_by_time(
+        &self,
+        epoch: LeaderEpoch,
+        isolation: Isolation,
+        timestamp: Option<i64>,
+    ) -> Result<Option<FoundByTime>, ErrorCode> {
+        let (leadership, _) = self.leadership();
+        let timestamp = match timestamp {
+            Some(timestamp) => timestamp,
+            None => match self.newest_time(epoch, leadership)? {
+                Some(newest) => newest,
+                None => return Ok(None),
+            },
+        };
+        let mut from = Offset::ZERO;
+        loop {
+            let search = match self.while_leading(epoch, leadership, |inner| inner.log.search_time(timestamp, from))? {
+                TimeLookup::Nothing => return Ok(None),
+                TimeLookup::Unread(read) => {
+                    self.note(epoch, leadership, &read)?;
+                    continue;
+                }
+                TimeLookup::Search(search) => search,
+            };
+            let found = search.run().map_err(|_| ErrorCode::KafkaStorageError)?;
+            let answer = self
+                .while_leading(epoch, leadership, |inner| Ok((inner.log.log_start(), inner.readable_end(isolation))));
+            let (log_start, readable_end) = answer?;
+            match found {
+                None => from = search.end(),
+                // Deleted while it was looked for.
+                Some(TimeMatch::Record { offset, .. }) if offset < log_start => from = log_start,
+                Some(found) => return Ok(Some(FoundByTime { found, timestamp, log_start, readable_end })),
+            }
+        }
+    }
+
+    fn newest_time(&self, epoch: LeaderEpoch, leadership: Leadership) -> Result<Option<i64>, ErrorCode> {
+        while let Some(read) = self.while_leading(epoch, leadership, |inner| inner.log.unread_time())? {
+            self.note(epoch, leadership, &read)?;
+        }
+        let newest = self.while_leading(epoch, leadership, |inner| inner.log.max_timestamp())?;
+        Ok(newest.map(|(timestamp, _)| timestamp))
+    }
+
+    fn note(&self, epoch: LeaderEpoch, leadership: Leadership, read: &TimeRead) -> Result<(), ErrorCode> {
+        let time = read.run().map_err(|_| ErrorCode::KafkaStorageError)?;
+        self.while_leading(epoch, leadership, |inner| {
+            inner.log.note_time(&time);
+            Ok(())
+        })
+    }
+
+    /// A leader's log is never cut: what was read without the lock is still there, unless this says otherwise.
+    fn while_leading<T>(
+        &self,
+        epoch: LeaderEpoch,
+        leadership: Leadership,
+        ask: impl FnOnce(&mut Inner) -> Result<T, LogError>,
+    ) -> Result<T, ErrorCode> {
+        let mut inner = self.lock();
+        inner.replica.check_leader(epoch)?;
+        if inner.leadership != leadership {
+            return Err(ErrorCode::NotLeaderOrFollower);
+        }
+        ask(&mut inner).map_err(|_| ErrorCode::KafkaStorageError)
+    }
+}
+
+/// Retention.
+impl Partition {
+    /// Deletes what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Blocks.
+    pub(crate) fn retain(self: &Arc<Self>, context: &Arc<Context>) {
+        let judged = context.judged_time();
+        self.read_ages(context, judged);
+        let removal = self.handle(context, |inner, _| {
+            if inner.failed.is_some() || inner.removed {
+                return None;
+            }
+            match housekeep(inner, judged) {
+                Ok(removal) => {
+                    let start = inner.log.log_start();
+                    inner.replica.handle_log_start(start);
+                    inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
+                    inner.jobs += u32::from(removal.is_some());
+                    removal
+                }
+                Err(error) => {
+                    self.log_failed(context, inner, &error);
+                    None
+                }
+            }
+        });
+        let Some(removal) = removal else { return };
+        let removed = removal.run();
+        self.handle(context, |inner, _| {
+            self.job_ended(inner);
+            if let Err(error) = removed {
+                self.log_failed(context, inner, &error);
+            }
+        });
+    }
+
+    /// The largest timestamps of the segments that may be too old, so that their ages can be judged from memory.
+    fn read_ages(self: &Arc<Self>, context: &Arc<Context>, judged: Judged) {
+        let mut known: Option<SegmentTime> = None;
+        loop {
+            let unread = self.handle(context, |inner, _| {
+                if let Some(time) = known.take() {
+                    inner.log.note_time(&time);
+                }
+                if inner.failed.is_some() || inner.removed || judged.paused {
+                    return None;
+                }
+                let unread = inner.log.unread_time_for_retention(judged.wall);
+                unread.unwrap_or_else(|error| {
+                    self.log_failed(context, inner, &error);
+                    None
+                })
+            });
+            let Some(unread) = unread else { return };
+            match unread.run() {
+                Ok(time) => known = Some(time),
+                // The log was cut meanwhile: again in the next round.
+                Err(LogError::Gone(_)) => return,
+                Err(error) => return self.handle(context, |inner, _| self.log_failed(context, inner, &error)),
+            }
+        }
+    }
+}
+
+fn housekeep(inner: &mut Inner, Judged { wall, paused, .. }: Judged) -> Result<Option<Removal>, LogError> {
+    inner.log.maybe_roll(wall)?;
+    // R39: nothing that is undecided, above the high watermark or in an open transaction.
+    let stable = inner.last_stable_offset();
+    inner.log.retain(wall, stable, !paused)?;
+    inner.log.start_freeing(wall)
+}

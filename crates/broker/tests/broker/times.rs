@@ -1,0 +1,71 @@
+//! Questions about timestamps and retention read the disk without the partition's lock.
+
+use std::sync::Arc;
+
+use broker::api::{BrokerApi, Isolation, ListOffsetsPartition, ListedOffset, OffsetSpec};
+use model::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
+
+use crate::cluster::*;
+
+fn ask(cluster: &Cluster, id: TopicPartition, spec: OffsetSpec) -> tokio::task::JoinHandle<ListedOffset> {
+    let broker = Arc::clone(cluster.broker(1));
+    let asked = ListOffsetsPartition { partition: id, current_leader_epoch: LeaderEpoch::NONE, spec };
+    tokio::spawn(async move { broker.list_offsets(Isolation::ReadUncommitted, vec![asked]).await.remove(0) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_goes_on_while_a_lookup_by_time_hangs_in_a_read() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    for spec in [OffsetSpec::Timestamp(0), OffsetSpec::MaxTimestamp] {
+        let gate = cluster.disk(1).hold_reads("t-0/");
+        let answer = ask(&cluster, id, spec);
+        eventually("the lookup hangs", || (gate.waiting() == 1).then_some(())).await;
+        produce_ok(cluster.broker(1), id, &["b"]).await;
+        assert_eq!(gate.waiting(), 1, "it hangs still");
+        drop(gate);
+        let found = soon("the answer", answer).await.unwrap();
+        assert_eq!(found.error, ErrorCode::None);
+        assert!(spec == OffsetSpec::MaxTimestamp || found.offset == Offset(0), "{found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_while_it_is_looked_for_is_not_the_answer() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    for value in ["a", "b", "c"] {
+        produce_ok(cluster.broker(1), id, &[value]).await;
+    }
+    let gate = cluster.disk(1).hold_reads("t-0/");
+    let answer = ask(&cluster, id, OffsetSpec::Timestamp(0));
+    eventually("the lookup hangs", || (gate.waiting() == 1).then_some(())).await;
+    let deleted = cluster.broker(1).delete_records(vec![(id, Offset(2))], 20_000);
+    assert_eq!(soon("the deletion", deleted).await[0].error, ErrorCode::None);
+    drop(gate);
+    let found = soon("the answer", answer).await.unwrap();
+    assert_eq!((found.error, found.offset), (ErrorCode::None, Offset(2)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_goes_on_while_retention_hangs_in_a_read() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[("segment.bytes", "1048576"), ("retention.ms", "3600000")]).await;
+    cluster.wait_leader(id).await;
+    for _ in 0..4 {
+        produce_ok(cluster.broker(1), id, &[&"z".repeat(600_000)]).await;
+    }
+    cluster.shut_down(1).await;
+    // How old the first segment is has to be read again.
+    let gate = cluster.disk(1).hold_reads("t-0/00000000000000000000.timeindex");
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    eventually("retention hangs", || (gate.waiting() == 1).then_some(())).await;
+    assert_eq!(produce_ok(cluster.broker(1), id, &["more"]).await, 4);
+    assert_eq!(gate.waiting(), 1, "it hangs still");
+    drop(gate);
+    assert_eq!(values(cluster.broker(1), id, 4).await, ["more"]);
+}
