@@ -849,4 +849,99 @@ def transactional_fencing():
     equal(everything(name, 1, 'read_committed'), [b'kept'], 'committed')
 
 
+def move(producer, c, target, n, fails=()):
+    """Moves n records from c to the topic `target`, each with its offset in a transaction of its own; the turns in `fails`
+    are aborted first and done again, as an application does after an error."""
+    turn = 0
+    while turn < n:
+        message = take(c, 1)[0]
+        producer.begin_transaction()
+        producer.produce(target, b'out of ' + message.value(), partition=message.partition())
+        position = TopicPartition(message.topic(), message.partition(), message.offset() + 1)
+        producer.send_offsets_to_transaction([position], c.consumer_group_metadata(), 30)
+        if turn in fails:
+            fails = fails - {turn}
+            producer.abort_transaction(30)
+            c.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+        else:
+            producer.commit_transaction(30)
+            turn += 1
+
+
+def group_offsets(group, name, partitions):
+    """{partition: offset} as the group's coordinator has them."""
+    c = consumer(group)
+    try:
+        found = c.committed([TopicPartition(name, p) for p in range(partitions)], timeout=30)
+        return {each.partition: each.offset for each in found}
+    finally:
+        c.close()
+
+
+@suite.check
+def offsets_in_transactions():
+    """records move to another topic with their offsets in transactions, some aborted, the consumer restarted: each once"""
+    source, target, group = topic(2), topic(2), unique('g')
+    for part in range(2):
+        send(source, [b'%d-%d' % (part, i) for i in range(15)], part)
+    producer = transactional(unique('tx'))
+    for n, fails in ((10, {0, 4, 9}), (20, {3})):
+        c = consumer(group)
+        c.subscribe([source])
+        move(producer, c, target, n, fails)
+        c.close()
+    equal(group_offsets(group, source, 2), {0: 15, 1: 15}, 'offsets of the group')
+    outputs = sorted(b'out of %d-%d' % (part, i) for part in range(2) for i in range(15))
+    equal(everything(target, 2, 'read_committed'), outputs, 'committed')
+    equal(len(everything(target, 2, 'read_uncommitted')), 34, 'with what was aborted')
+
+
+@suite.check
+def offsets_of_a_fenced_producer():
+    """a producer that was fenced commits no offsets, its open ones are dropped, and who reads the group's waits for neither"""
+    source, group, id = topic(), unique('g'), unique('tx')
+    send(source, [b'%d' % i for i in range(10)])
+    c = consumer(group)
+    c.subscribe([source])
+    take(c, 5)
+    first = transactional(id)
+    first.begin_transaction()
+    first.send_offsets_to_transaction([TopicPartition(source, 0, 3)], c.consumer_group_metadata(), 30)
+    second = transactional(id)
+    equal(group_offsets(group, source, 1), {0: -1001}, 'the first one was aborted')
+    second.begin_transaction()
+    second.send_offsets_to_transaction([TopicPartition(source, 0, 5)], c.consumer_group_metadata(), 30)
+    with raises(KafkaException, lambda e: e.args[0].fatal() or e.args[0].code() == KafkaError._FENCED, 'a fence'):
+        first.send_offsets_to_transaction([TopicPartition(source, 0, 4)], c.consumer_group_metadata(), 30)
+        first.commit_transaction(30)
+    second.commit_transaction(30)
+    equal(group_offsets(group, source, 1), {0: 5}, 'of the second one')
+    c.close()
+
+
+@suite.check
+def offsets_of_a_member_that_left():
+    """the offsets of a member that is none any longer are refused, and their transaction can only be aborted (KIP-447)"""
+    source, group = topic(), unique('g')
+    send(source, [b'a', b'b'])
+    c = consumer(group)
+    c.subscribe([source])
+    take(c, 1)
+    left = c.consumer_group_metadata()
+    c.close()
+    other = consumer(group)
+    other.subscribe([source])
+    take(other, 1)
+    producer = transactional(unique('tx'))
+    producer.begin_transaction()
+    with raises(KafkaException, lambda e: e.args[0].txn_requires_abort(), 'an error that asks for an abort'):
+        producer.send_offsets_to_transaction([TopicPartition(source, 0, 1)], left, 30)
+    producer.abort_transaction(30)
+    producer.begin_transaction()
+    producer.send_offsets_to_transaction([TopicPartition(source, 0, 1)], other.consumer_group_metadata(), 30)
+    producer.commit_transaction(30)
+    equal(group_offsets(group, source, 1), {0: 1}, 'of the member that is there')
+    other.close()
+
+
 suite.main()

@@ -38,6 +38,10 @@ def next_groups():
     return [installs.python('confluent-kafka==2.16.1'), HERE / 'next_groups.py']
 
 
+def chains():
+    return [installs.python('confluent-kafka==2.16.1'), HERE / 'chains.py']
+
+
 def kcat():
     installs.debian('kcat', 'kcat')
     return [sys.executable, HERE / 'kcat.py']
@@ -66,7 +70,7 @@ def hostile():
 SUITES = [('librdkafka', librdkafka, 240), ('java', java, 180), ('tools', tools, 180),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120),
-          ('next-groups', next_groups, 300), ('hostile', hostile, 120)]
+          ('next-groups', next_groups, 300), ('chains', chains, 200), ('hostile', hostile, 120)]
 
 
 def run(name, prepare, limit, environment):
