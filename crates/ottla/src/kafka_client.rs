@@ -172,10 +172,19 @@ impl KafkaClient {
 
     /// Asks the coordinator of a group; looks it up, and waits while it is being elected or loads.
     pub(crate) async fn coordinator(&mut self, group: &str) -> Result<String> {
+        self.coordinator_of(0, group).await.with_context(|| format!("group {group:?}"))
+    }
+
+    /// The same of a transactional id.
+    pub(crate) async fn transaction_coordinator(&mut self, transactional_id: &str) -> Result<String> {
+        self.coordinator_of(1, transactional_id).await.with_context(|| format!("transactional id {transactional_id:?}"))
+    }
+
+    async fn coordinator_of(&mut self, key_type: i8, key: &str) -> Result<String> {
         let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let request =
-                FindCoordinatorRequest { key: group.to_owned(), key_type: 0, coordinator_keys: vec![group.to_owned()] };
+                FindCoordinatorRequest { key: key.to_owned(), key_type, coordinator_keys: vec![key.to_owned()] };
             let answer: FindCoordinatorResponse = self.any(&request).await?;
             let found = answer.coordinators.into_iter().next().context("FindCoordinator answered nothing")?;
             match ErrorCode::from_code(found.error_code) {
@@ -183,7 +192,7 @@ impl KafkaClient {
                 error if error.is_retriable() && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                error => bail!("group {group:?} has no coordinator: {error}"),
+                error => bail!("there is no coordinator: {error}"),
             }
         }
     }

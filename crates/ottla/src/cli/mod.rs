@@ -13,6 +13,7 @@ mod produce;
 mod quorum;
 mod rebalance;
 mod topic;
+mod transaction;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -65,6 +66,13 @@ pub(crate) enum ClientCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Transactions: list, describe, find those that hang, abort them
+    Transaction {
+        #[command(subcommand)]
+        command: transaction::TransactionCommand,
+        #[command(flatten)]
+        target: Target,
+    },
     /// The metadata quorum: who votes
     Quorum {
         #[command(subcommand)]
@@ -99,6 +107,10 @@ pub(crate) async fn run(command: ClientCommand) -> Result<()> {
         ClientCommand::Group { command, target } => {
             let (mut client, output) = connect(&target)?;
             group::run(&mut client, output, command).await
+        }
+        ClientCommand::Transaction { command, target } => {
+            let (mut client, output) = connect(&target)?;
+            transaction::run(&mut client, output, command).await
         }
         ClientCommand::Quorum { command, target } => {
             let (mut client, output) = connect(&target)?;

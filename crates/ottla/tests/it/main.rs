@@ -8,3 +8,4 @@ mod log;
 mod moves;
 mod quorum;
 mod tidy;
+mod transactions;
