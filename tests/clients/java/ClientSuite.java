@@ -30,6 +30,7 @@ import java.util.concurrent.TimeUnit;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.TopicDescription;
+import org.apache.kafka.clients.consumer.ConsumerGroupMetadata;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
@@ -38,6 +39,7 @@ import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.errors.InvalidTopicException;
+import org.apache.kafka.common.errors.ProducerFencedException;
 import org.apache.kafka.common.errors.RecordTooLargeException;
 import org.apache.kafka.common.errors.TopicExistsException;
 import org.apache.kafka.common.serialization.StringDeserializer;
@@ -170,7 +172,10 @@ public class ClientSuite {
         Properties p = properties("group.protocol", "classic", "enable.auto.commit", "false", "auto.offset.reset", "earliest",
             "session.timeout.ms", "6000", "heartbeat.interval.ms", "300");
         if (group != null) p.put("group.id", group);
-        for (int i = 0; i < more.length; i += 2) p.put(more[i], more[i + 1]);
+        for (int i = 0; i < more.length; i += 2) {
+            if (more[i + 1] == null) p.remove(more[i]);
+            else p.put(more[i], more[i + 1]);
+        }
         return new KafkaConsumer<>(p, new StringDeserializer(), new StringDeserializer());
     }
 
@@ -447,6 +452,92 @@ public class ClientSuite {
         tool("FeatureCommand", with("describe")).ok().says("metadata.version");
     }
 
+    // Moves n records with their offsets in transactions of one; every third is aborted and done again.
+    static void move(KafkaProducer<String, String> p, KafkaConsumer<String, String> c, String target, int n) {
+        List<ConsumerRecord<String, String>> ahead = new ArrayList<>();
+        for (int moved = 0, turn = 0; moved < n; turn++) {
+            if (ahead.isEmpty()) ahead.addAll(take(c, 1));
+            ConsumerRecord<String, String> r = ahead.get(0);
+            TopicPartition from = new TopicPartition(r.topic(), r.partition());
+            p.beginTransaction();
+            p.send(new ProducerRecord<>(target, r.partition(), null, "out of " + r.value()));
+            p.sendOffsetsToTransaction(Map.of(from, new OffsetAndMetadata(r.offset() + 1)), c.groupMetadata());
+            if (turn % 3 == 2) {
+                p.abortTransaction();
+                continue;
+            }
+            p.commitTransaction();
+            ahead.remove(0);
+            moved++;
+        }
+    }
+
+    static void offsetsInTransactions(String protocol) throws Exception {
+        String source = topic(1, Map.of()), target = topic(1, Map.of()), group = unique("group"), id = unique("tx");
+        send(source, 0, 20);
+        String[] member = protocol.equals("classic") ? new String[0]
+            : new String[] {"group.protocol", protocol, "session.timeout.ms", null, "heartbeat.interval.ms", null};
+        for (int round = 0; round < 2; round++) {
+            try (KafkaProducer<String, String> p = producer("transactional.id", id);
+                 KafkaConsumer<String, String> c = consumer(group, member)) {
+                p.initTransactions();
+                c.subscribe(List.of(source));
+                move(p, c, target, 10);
+            }
+        }
+        Set<TopicPartition> parts = Set.of(new TopicPartition(source, 0));
+        try (KafkaConsumer<String, String> c = consumer(group)) {
+            equal(c.committed(parts).get(new TopicPartition(source, 0)).offset(), 20L, "the group's offset");
+        }
+        List<String> values = new ArrayList<>(), want = new ArrayList<>();
+        read(target, 20, "isolation.level", "read_committed").forEach(r -> values.add(r.value()));
+        for (int i = 0; i < 20; i++) want.add("out of v" + i);
+        equal(values, want, "committed");
+    }
+
+    static void fencedOffsets() throws Exception {
+        String source = topic(1, Map.of()), group = unique("group"), id = unique("tx");
+        TopicPartition part = new TopicPartition(source, 0);
+        ConsumerGroupMetadata nobody = new ConsumerGroupMetadata(group);
+        try (KafkaProducer<String, String> first = producer("transactional.id", id);
+             KafkaProducer<String, String> second = producer("transactional.id", id);
+             KafkaConsumer<String, String> c = consumer(group)) {
+            first.initTransactions();
+            first.beginTransaction();
+            first.sendOffsetsToTransaction(Map.of(part, new OffsetAndMetadata(3)), nobody);
+            second.initTransactions();
+            second.beginTransaction();
+            second.sendOffsetsToTransaction(Map.of(part, new OffsetAndMetadata(5)), nobody);
+            try {
+                first.sendOffsetsToTransaction(Map.of(part, new OffsetAndMetadata(4)), nobody);
+                first.commitTransaction();
+                throw new AssertionError("the first producer is not fenced");
+            } catch (ProducerFencedException | org.apache.kafka.common.errors.InvalidProducerEpochException e) {
+                // As it must be.
+            }
+            second.commitTransaction();
+            equal(c.committed(Set.of(part)).get(part).offset(), 5L, "the offset of the second producer");
+        }
+    }
+
+    static void transactionsTool() throws Exception {
+        String topic = topic(1, Map.of()), id = unique("tx"), tool = "TransactionsCommand";
+        try (KafkaProducer<String, String> p = producer("transactional.id", id)) {
+            p.initTransactions();
+            p.beginTransaction();
+            p.send(new ProducerRecord<>(topic, 0, null, "left open")).get();
+            tool(tool, with("list")).ok().says(id, "Ongoing");
+            tool(tool, with("describe", "--transactional-id", id)).ok().says("Ongoing", topic + "-0");
+            tool(tool, with("describe-producers", "--topic", topic, "--partition", "0")).ok().says("ProducerId", "CurrentTransactionStartOffset");
+            Ran none = tool(tool, with("find-hanging", "--topic", topic, "--max-transaction-timeout", "0")).ok();
+            equal(none.out().contains(topic), false, "its coordinator knows of the transaction");
+            tool(tool, with("abort", "--topic", topic, "--partition", "0", "--start-offset", "0")).ok();
+            tool(tool, with("abort", "--topic", topic, "--partition", "0", "--start-offset", "0")).fails("Could not find any open transactions");
+        }
+        send(topic, 0, 1);
+        equal(read(topic, 1, "isolation.level", "read_committed").get(0).value(), "v0", "what comes after is read");
+    }
+
     static List<Check> checks() {
         return List.of(
             new Check("records of all five codecs come back with headers at the acknowledged offsets", ClientSuite::producesAndConsumes),
@@ -456,6 +547,10 @@ public class ClientSuite {
             new Check("three members join and leave a group, range", () -> groups("RangeAssignor")),
             new Check("three members join and leave a group, cooperative sticky", () -> groups("CooperativeStickyAssignor")),
             new Check("a commit with metadata is fetched back, and the group goes on there", ClientSuite::commits),
+            new Check("records move with their offsets in transactions, some aborted, a classic group", () -> offsetsInTransactions("classic")),
+            new Check("records move with their offsets in transactions, some aborted, a group of the next generation", () -> offsetsInTransactions("consumer")),
+            new Check("a fenced producer commits no offsets, and its open ones are dropped", ClientSuite::fencedOffsets),
+            new Check("kafka-transactions: list, describe, describe-producers, find-hanging, abort", ClientSuite::transactionsTool),
             new Check("kafka-topics: create, list, describe, alter, delete", ClientSuite::topicsTool),
             new Check("kafka-console-producer and kafka-console-consumer", ClientSuite::consoles),
             new Check("kafka-producer-perf-test and kafka-consumer-perf-test", ClientSuite::perf),
