@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt};
 use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBroker, Suspect, supported_features};
 use metadata::records::{Listener, SecurityProtocol};
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Uuid};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Time, Uuid};
 use rpc::controller::{ControllerClient, MetadataEvent, VoterChange};
 use rpc::raft::QuorumNode;
 use storage::disk::{Call, Crash, DirEntry, Disk, DiskFile, FaultKind, MemDisk, OpenMode};
@@ -373,6 +373,10 @@ impl DiskFile for GatedFile {
 
     fn size(&self) -> io::Result<u64> {
         self.file.size()
+    }
+
+    fn modified(&self) -> io::Result<Time> {
+        self.file.modified()
     }
 
     fn preallocate(&self, size: u64) -> io::Result<()> {

@@ -21,6 +21,8 @@ pub const HEADER_LEN: usize = 61;
 /// Bytes that the length field does not count: base offset and the length itself.
 pub const LENGTH_OVERHEAD: usize = 12;
 const CRC_FROM: usize = 21;
+/// The attribute of a batch whose timestamps are the leader's.
+const LOG_APPEND_TIME: i16 = 0x08;
 /// The attribute of a batch that belongs to a transaction.
 pub(crate) const TRANSACTIONAL: i16 = 0x10;
 /// The attribute of a batch that holds markers instead of a client's records.
@@ -149,7 +151,7 @@ impl BatchHeader {
     /// Whose clock the timestamps are of.
     #[must_use]
     pub fn timestamp_type(&self) -> TimestampType {
-        if self.attributes & 0x08 == 0 { TimestampType::CreateTime } else { TimestampType::LogAppendTime }
+        if self.attributes & LOG_APPEND_TIME == 0 { TimestampType::CreateTime } else { TimestampType::LogAppendTime }
     }
 
     /// Whether the batch belongs to a transaction.
@@ -400,14 +402,13 @@ impl ClientBatches {
     /// # Errors
     /// See [`BatchError`]: `BadCrc` and `Truncated` are CORRUPT_MESSAGE to the client, the rest INVALID_RECORD, but for
     /// `BadMagic` (UNSUPPORTED_FOR_MESSAGE_FORMAT) and `UnknownCodec` (UNSUPPORTED_COMPRESSION_TYPE).
-    pub fn check(mut bytes: BytesMut) -> Result<ClientBatches, BatchError> {
-        if bytes.len() >= HEADER_LEN {
-            // What a client writes as base offset means nothing, so it cannot make a batch invalid.
-            bytes[0..8].copy_from_slice(&0i64.to_be_bytes());
-        }
+    pub fn check(bytes: BytesMut) -> Result<ClientBatches, BatchError> {
         let header = check(&bytes)?;
         if header.size != bytes.len() {
             return Err(BatchError::NotOneBatch);
+        }
+        if header.base_offset != Offset::ZERO {
+            return Err(BatchError::Invalid("a client's base offset is 0"));
         }
         if header.record_count == 0 || header.record_count != header.last_offset_delta + 1 {
             return Err(BatchError::Invalid("record count and last offset delta disagree"));
@@ -421,9 +422,6 @@ impl ClientBatches {
         }
         if header.is_transactional() && !header.has_producer_id() {
             return Err(BatchError::Invalid("a transactional batch needs a producer id"));
-        }
-        if header.timestamp_type() == TimestampType::LogAppendTime {
-            return Err(BatchError::Invalid("only a leader sets the log append time"));
         }
         Ok(ClientBatches { header, bytes })
     }
@@ -467,12 +465,19 @@ impl ClientBatches {
         ClientBatches { header, bytes: BytesMut::from(Bytes::from(out)) }
     }
 
-    /// Makes the leader's clock the batch's (`message.timestamp.type=LogAppendTime`); the CRC covers this and changes.
-    pub fn set_log_append_time(&mut self, timestamp_ms: i64) {
-        self.header.attributes |= 0x08;
-        self.header.max_timestamp = timestamp_ms;
+    /// Says whose clock the timestamps are of, and which of them is the largest. The CRC covers both: it changes where
+    /// they do, and costs nothing where they do not.
+    pub fn set_timestamps(&mut self, kind: TimestampType, max_timestamp: i64) {
+        if (self.header.timestamp_type(), self.header.max_timestamp) == (kind, max_timestamp) {
+            return;
+        }
+        match kind {
+            TimestampType::CreateTime => self.header.attributes &= !LOG_APPEND_TIME,
+            TimestampType::LogAppendTime => self.header.attributes |= LOG_APPEND_TIME,
+        }
+        self.header.max_timestamp = max_timestamp;
         self.bytes[21..23].copy_from_slice(&self.header.attributes.to_be_bytes());
-        self.bytes[35..43].copy_from_slice(&timestamp_ms.to_be_bytes());
+        self.bytes[35..43].copy_from_slice(&max_timestamp.to_be_bytes());
         self.header.crc = crc32c(&self.bytes[CRC_FROM..]);
         self.bytes[17..21].copy_from_slice(&self.header.crc.to_be_bytes());
     }
@@ -551,7 +556,7 @@ mod tests {
         let before = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap();
         let after = before.recompressed(Codec::Lz4, b"noise");
         let again =
-            ClientBatches::check(BytesMut::from(after.stamp(Offset(5), LeaderEpoch(1)).bytes().as_ref())).unwrap();
+            ClientBatches::check(BytesMut::from(after.stamp(Offset(0), LeaderEpoch(1)).bytes().as_ref())).unwrap();
         assert_eq!((again.header().codec(), again.payload()), (Some(Codec::Lz4), &b"noise"[..]));
         assert_eq!(again.header().max_timestamp, before.header().max_timestamp);
         assert_eq!(again.header().record_count, before.header().record_count);
@@ -567,14 +572,18 @@ mod tests {
     }
 
     #[test]
-    fn the_log_append_time_is_covered_by_the_crc_again() {
+    fn timestamps_that_are_set_are_covered_by_the_crc_again() {
         let bytes = vectors()[0].bytes.clone();
-        let mut client = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap();
-        client.set_log_append_time(1_800_000_000_000);
-        let batch = client.stamp(Offset(0), LeaderEpoch(0));
-        let again = RecordBatch::split_off(&mut batch.bytes().clone()).unwrap();
-        assert_eq!(again.header().timestamp_type(), TimestampType::LogAppendTime);
-        assert_eq!(again.header().max_timestamp, 1_800_000_000_000);
+        for (kind, max) in [(TimestampType::LogAppendTime, 1_800_000_000_000), (TimestampType::CreateTime, -1)] {
+            let mut client = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap();
+            // A client that claims to be a leader is taken at its records, not at its word.
+            client.set_timestamps(TimestampType::LogAppendTime, 7);
+            client = ClientBatches::check(client.bytes).unwrap();
+            client.set_timestamps(kind, max);
+            let batch = client.stamp(Offset(0), LeaderEpoch(0));
+            let again = RecordBatch::split_off(&mut batch.bytes().clone()).unwrap();
+            assert_eq!((again.header().timestamp_type(), again.header().max_timestamp), (kind, max));
+        }
     }
 
     #[test]
@@ -584,7 +593,18 @@ mod tests {
         assert!(matches!(ClientBatches::check(BytesMut::from(&two[..])), Err(BatchError::NotOneBatch)));
         assert!(matches!(ClientBatches::check(BytesMut::new()), Err(BatchError::Truncated { .. })));
         let control = vectors().into_iter().find(|v| v.json["batches"][0]["control"] == true).unwrap();
-        assert!(matches!(ClientBatches::check(BytesMut::from(&control.bytes[..])), Err(BatchError::Invalid(_))));
+        let mut control = BytesMut::from(&control.bytes[..]);
+        control[0..8].fill(0);
+        let refused = ClientBatches::check(control).unwrap_err();
+        assert_eq!(refused, BatchError::Invalid("clients may not write control batches"));
+    }
+
+    #[test]
+    fn a_client_has_no_say_in_the_base_offset() {
+        let mut bytes = BytesMut::from(&vectors()[0].bytes[..]);
+        bytes[0..8].copy_from_slice(&5i64.to_be_bytes());
+        let refused = ClientBatches::check(bytes).unwrap_err();
+        assert_eq!(refused, BatchError::Invalid("a client's base offset is 0"));
     }
 
     proptest! {

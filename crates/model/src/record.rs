@@ -232,30 +232,46 @@ impl<'a> Iterator for RawRecords<'a> {
     }
 }
 
+/// The timestamps of a batch's records, relative to the batch's base timestamp, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimestampDeltas {
+    /// The smallest.
+    pub min: i64,
+    /// The largest.
+    pub max: i64,
+}
+
 /// Checks the framing of a client's uncompressed records without taking anything out: lengths, offset deltas 0, 1, 2 …,
-/// keys, values and headers within each record, nothing behind the last.
+/// keys, values and headers within each record, nothing behind the last. Says between which bounds their timestamps are.
 ///
 /// # Errors
-/// What is wrong first.
-pub fn check_records(payload: &[u8], count: i32) -> Result<(), RecordError> {
+/// What is wrong first, or that there is no record.
+pub fn check_records(payload: &[u8], count: i32) -> Result<TimestampDeltas, RecordError> {
     let mut rest = payload;
+    let mut seen = TimestampDeltas { min: i64::MAX, max: i64::MIN };
     for index in 0..i64::from(count) {
         let length = take_varint(&mut rest)?;
         let body = take(&mut rest, length).ok_or(RecordError("record length is out of range"))?;
-        check_record(body, index)?;
+        let delta = check_record(body, index)?;
+        seen = TimestampDeltas { min: seen.min.min(delta), max: seen.max.max(delta) };
     }
-    if rest.is_empty() { Ok(()) } else { Err(RecordError("bytes follow the last record")) }
+    if !rest.is_empty() {
+        return Err(RecordError("bytes follow the last record"));
+    }
+    if count > 0 { Ok(seen) } else { Err(RecordError("there is none")) }
 }
 
-fn check_record(mut body: &[u8], index: i64) -> Result<(), RecordError> {
+/// Gives the timestamp delta.
+fn check_record(mut body: &[u8], index: i64) -> Result<i64, RecordError> {
     take(&mut body, 1).ok_or(RecordError("record without attributes"))?;
-    take_varint(&mut body)?;
+    let timestamp_delta = take_varint(&mut body)?;
     if take_varint(&mut body)? != index {
         return Err(RecordError("offset deltas do not count up from 0"));
     }
     take_nullable(&mut body, "key")?;
     take_nullable(&mut body, "value")?;
-    check_headers(body)
+    check_headers(body)?;
+    Ok(timestamp_delta)
 }
 
 /// Headers up to the end of the record, and nothing behind them.
@@ -487,7 +503,10 @@ pub(crate) mod tests {
     #[test]
     fn a_check_takes_what_the_iterator_takes_and_refuses_what_does_not_count_up() {
         let good = encode_records(&[one(b"a", 0), one(b"", 1), one(b"c", 2)]);
-        assert_eq!(check_records(&good, 3), Ok(()));
+        assert_eq!(check_records(&good, 3), Ok(TimestampDeltas { min: 0, max: 0 }));
+        let late = |timestamp_delta, offset_delta| Record { timestamp_delta, ..one(b"a", offset_delta) };
+        let bounds = check_records(&encode_records(&[late(5, 0), late(-7, 1), late(3, 2)]), 3);
+        assert_eq!(bounds, Ok(TimestampDeltas { min: -7, max: 5 }));
         assert!(check_records(&good, 2).is_err() && check_records(&good, 4).is_err());
         assert!(check_records(&encode_records(&[one(b"a", 0), one(b"b", 0)]), 2).is_err());
         for cut in 0..good.len() {

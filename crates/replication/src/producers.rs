@@ -35,6 +35,8 @@ const VERSION: u16 = 2;
 /// The version before transactions.
 const VERSION_WITHOUT_TRANSACTIONS: u16 = 1;
 const HEAD_LEN: usize = 6;
+/// The time of a batch whose records have none.
+const NO_TIME: Time = Time(0);
 const PRODUCER_LEN: usize = 31;
 const BATCH_LEN: usize = 32;
 
@@ -53,7 +55,7 @@ pub struct ProducerBatch {
     pub base_offset: Offset,
     /// Offset of the last record; without meaning in a check.
     pub last_offset: Offset,
-    /// The batch's largest timestamp.
+    /// The batch's largest timestamp, 0 where it has none.
     pub timestamp: Time,
     /// What it is to a transaction.
     pub kind: BatchKind,
@@ -87,7 +89,7 @@ impl ProducerBatch {
             last_sequence: header.last_sequence(),
             base_offset: header.base_offset,
             last_offset: header.last_offset(),
-            timestamp: Time(u64::try_from(header.max_timestamp).unwrap_or(0)),
+            timestamp: u64::try_from(header.max_timestamp).map_or(NO_TIME, Time),
             kind,
         })
     }
@@ -179,7 +181,7 @@ pub struct ProducerState {
     pub epoch: ProducerEpoch,
     /// Of the last marker; -1 before.
     pub coordinator_epoch: i32,
-    /// The largest timestamp of its last batch.
+    /// The largest timestamp of its last batch; where that had none, when it was seen by [`ProducerTable::expire`].
     pub last_append: Time,
     /// Where its open transaction began.
     pub transaction_start: Option<Offset>,
@@ -430,11 +432,15 @@ impl ProducerTable {
     }
 
     /// Forgets producers that have appended nothing for `expiration_ms` (`producer.id.expiration.ms`); never those with an
-    /// open transaction (`R42`). Whether any went.
+    /// open transaction (`R42`). A last batch without a timestamp counts from now on. Whether any went.
     pub fn expire(&mut self, now: Time, expiration_ms: u64) -> bool {
         let before = self.producers.len();
-        self.producers
-            .retain(|_, state| state.transaction_start.is_some() || now.since(state.last_append) < expiration_ms);
+        self.producers.retain(|_, state| {
+            if state.last_append == NO_TIME {
+                state.last_append = now;
+            }
+            state.transaction_start.is_some() || now.since(state.last_append) < expiration_ms
+        });
         self.producers.len() < before
     }
 
@@ -856,6 +862,22 @@ mod tests {
         assert!(!table.expire(Time(1999), 1000));
         assert!(table.expire(Time(2000), 1000));
         assert_eq!(table.iter().map(|(id, _)| id).collect::<Vec<_>>(), [ProducerId(8)]);
+    }
+
+    #[test]
+    fn a_producer_whose_records_have_no_timestamp_expires_by_when_it_was_seen() {
+        let header = model::BatchHeader::read(&model::encode_batch(
+            &model::encode_records(&[model::Record::default()]),
+            model::Codec::None,
+            1,
+            -1,
+            -1,
+            Some((ProducerId(7), ProducerEpoch(0), 0)),
+        ));
+        let mut table = table(&[ProducerBatch::of(&header.unwrap(), None).unwrap()]);
+        assert!(!table.expire(Time(50_000), 1000));
+        assert!(!table.expire(Time(50_999), 1000));
+        assert!(table.expire(Time(51_000), 1000));
     }
 
     #[test]

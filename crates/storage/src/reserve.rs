@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use model::Time;
+
 use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, is_out_of_space};
 
 /// The file that holds the ballast.
@@ -230,6 +232,10 @@ impl DiskFile for ReservedFile {
 
     fn size(&self) -> io::Result<u64> {
         self.inner.size()
+    }
+
+    fn modified(&self) -> io::Result<Time> {
+        self.inner.modified()
     }
 
     fn preallocate(&self, size: u64) -> io::Result<()> {

@@ -18,6 +18,11 @@ use crate::loading::aborted_transaction;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::PendingProduce;
 
+/// The timestamp of a record that has none.
+const NO_TIMESTAMP: i64 = -1;
+/// How many refused records of a batch are named: a batch of a megabyte may have a hundred thousand.
+const REFUSED_TOLD: usize = 100;
+
 /// When something is appended, by the broker's two clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
@@ -70,10 +75,18 @@ impl Partition {
         records: BytesMut,
         moment: Moment,
     ) -> Result<ClientBatches, Box<Produced>> {
-        let settings = Arc::clone(&self.lock().settings);
+        let (settings, log_start) = {
+            let inner = self.lock();
+            (Arc::clone(&inner.settings), inner.log.log_start())
+        };
         let batch = ClientBatches::check(records).map_err(|error| self.refuse_batch(&error))?;
-        self.check_settings(&settings, &batch, moment.wall)?;
-        self.check_payload(context, &settings, batch)
+        self.check_size(&settings, &batch)?;
+        self.check_payload(context, &settings, batch, moment.timestamp()).map_err(|mut refused| {
+            if !refused.refused.is_empty() {
+                refused.log_start = log_start;
+            }
+            refused
+        })
     }
 
     /// Says on `request` what became of an append: at once, or when the high watermark covers it. `promised` is the place
@@ -182,7 +195,7 @@ impl Partition {
         let mut log_append_time = -1;
         if inner.settings.log_append_time {
             log_append_time = moment.timestamp();
-            batch.set_log_append_time(log_append_time);
+            batch.set_timestamps(TimestampType::LogAppendTime, log_append_time);
         }
         let base_offset = inner.replica.next_offset();
         let batch = batch.stamp(base_offset, inner.replica.leader_epoch());
@@ -209,32 +222,20 @@ impl Partition {
         Err(self.refuse(ErrorCode::MessageTooLarge, &reason))
     }
 
-    /// What the topic's configs say of a batch.
-    fn check_settings(&self, settings: &TopicSettings, batch: &ClientBatches, wall: Time) -> Result<(), Box<Produced>> {
-        let header = batch.header();
-        self.check_size(settings, batch)?;
-        if header.timestamp_type() == TimestampType::CreateTime && !settings.log_append_time {
-            let now = i64::try_from(wall.0).unwrap_or(i64::MAX);
-            let late = header.max_timestamp.saturating_sub(now) > settings.timestamp_after_max_ms;
-            let early = now.saturating_sub(header.base_timestamp) > settings.timestamp_before_max_ms;
-            if header.base_timestamp >= 0 && (late || early) {
-                return Err(self.refuse(ErrorCode::InvalidTimestamp, "a timestamp is too far from the broker's clock"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks the records where they can be seen or have to be, and compresses them as the topic asks for it. Compressed
-    /// records of a topic that leaves the codec to producers are not looked at.
+    /// Checks the records where they can be seen or have to be, compresses them as the topic asks for it, and writes into the
+    /// header which timestamp is the largest: retention, rolling and lookups by time go by it. Compressed records of a topic
+    /// that leaves the codec to producers are looked at only where their header is not to be believed.
     fn check_payload(
         &self,
         context: &Context,
         settings: &TopicSettings,
-        batch: ClientBatches,
+        mut batch: ClientBatches,
+        now: i64,
     ) -> Result<ClientBatches, Box<Produced>> {
+        let times = Timestamps::of(settings, now);
         let codec = batch.header().codec().unwrap_or(Codec::None);
         let wanted = settings.codec.unwrap_or(codec);
-        if codec != Codec::None && codec == wanted && !settings.compacted {
+        if codec != Codec::None && codec == wanted && !settings.compacted && times.believe(batch.header()) {
             return Ok(batch);
         }
         // Charged until the batch is as it is appended; the request's own charge covers that.
@@ -247,43 +248,77 @@ impl Partition {
                 .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &format!("records do not decode: {error}")))?;
             &decoded
         };
-        self.check_records(settings, batch.header(), plain)?;
-        if codec == wanted {
-            return Ok(batch);
+        let newest = self.check_records(settings, times, batch.header(), plain)?;
+        if codec != wanted {
+            let mut packed = Vec::new();
+            compress_into(&mut packed, wanted, &settings.log.compression_levels, plain)
+                .map_err(|error| self.refuse(ErrorCode::UnknownServerError, &error.to_string()))?;
+            memory.add_len(packed.len());
+            batch = batch.recompressed(wanted, &packed);
+            self.check_size(settings, &batch)?;
         }
-        let mut packed = Vec::new();
-        compress_into(&mut packed, wanted, &settings.log.compression_levels, plain)
-            .map_err(|error| self.refuse(ErrorCode::UnknownServerError, &error.to_string()))?;
-        memory.add_len(packed.len());
-        let batch = batch.recompressed(wanted, &packed);
-        self.check_size(settings, &batch)?;
+        if !settings.log_append_time {
+            batch.set_timestamps(TimestampType::CreateTime, newest);
+        }
         Ok(batch)
     }
 
-    /// The framing of records, and that each has a key where the topic is compacted.
+    /// The framing of records, that each has a key where the topic is compacted, and a timestamp within the topic's bounds.
+    /// Gives the largest timestamp, -1 where there is none.
     fn check_records(
         &self,
         settings: &TopicSettings,
+        times: Timestamps,
         header: &BatchHeader,
         payload: &[u8],
-    ) -> Result<(), Box<Produced>> {
-        if !settings.compacted {
-            return model::record::check_records(payload, header.record_count)
-                .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()));
+    ) -> Result<i64, Box<Produced>> {
+        if settings.compacted {
+            return self.check_each(settings, times, header, payload);
         }
-        let mut refused = Vec::new();
+        let deltas = model::record::check_records(payload, header.record_count)
+            .map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()))?;
+        let at = |delta| header.base_timestamp.saturating_add(delta);
+        if times.allow_all(at(deltas.min), at(deltas.max)) {
+            return Ok(at(deltas.max).max(NO_TIMESTAMP));
+        }
+        self.check_each(settings, times, header, payload)
+    }
+
+    /// As [`check_records`](Self::check_records), record by record: names those that the topic does not take.
+    fn check_each(
+        &self,
+        settings: &TopicSettings,
+        times: Timestamps,
+        header: &BatchHeader,
+        payload: &[u8],
+    ) -> Result<i64, Box<Produced>> {
+        let (mut refused, mut count, mut error) = (Vec::new(), 0u32, ErrorCode::InvalidRecord);
+        let mut newest = NO_TIMESTAMP;
         // As many records as offsets, ascending: they count up from 0.
-        for (index, record) in (0..).zip(RawRecords::new(payload, header.record_count, header.last_offset_delta)) {
+        for record in RawRecords::new(payload, header.record_count, header.last_offset_delta) {
             let record = record.map_err(|error| self.refuse(ErrorCode::InvalidRecord, &error.to_string()))?;
-            if record.key.is_none() {
-                let message = "Compacted topic cannot accept message without key".to_owned();
-                refused.push(RecordRefused { index, message });
+            let timestamp = header.base_timestamp.saturating_add(record.timestamp_delta);
+            newest = newest.max(timestamp);
+            let message = if settings.compacted && record.key.is_none() {
+                format!(
+                    "Compacted topic cannot accept message without key in topic partition {}-{}",
+                    self.topic, self.id.partition
+                )
+            } else if !times.allow(timestamp) {
+                error = ErrorCode::InvalidTimestamp;
+                times.refusal(timestamp, record.offset_delta)
+            } else {
+                continue;
+            };
+            count += 1;
+            if refused.len() < REFUSED_TOLD {
+                refused.push(RecordRefused { index: record.offset_delta, message });
             }
         }
         if refused.is_empty() {
-            return Ok(());
+            return Ok(newest);
         }
-        let mut result = self.refuse(ErrorCode::InvalidRecord, "One or more records have been rejected");
+        let mut result = self.refuse(error, &refused_message(error, count, &refused));
         result.refused = refused;
         Err(result)
     }
@@ -349,4 +384,85 @@ pub(super) struct Appended {
     base_offset: Offset,
     end: Offset,
     log_append_time: i64,
+}
+
+/// What a topic asks of the timestamps of records (`message.timestamp.before.max.ms`, `message.timestamp.after.max.ms`).
+#[derive(Clone, Copy, Debug)]
+enum Timestamps {
+    /// Nothing: its records get the leader's (`message.timestamp.type=LogAppendTime`).
+    Any,
+    /// To be within these bounds, both included.
+    Within {
+        earliest: i64,
+        latest: i64,
+        /// There is a bound to the past, that no header can vouch for.
+        bounded: bool,
+    },
+}
+
+impl Timestamps {
+    fn of(settings: &TopicSettings, now: i64) -> Timestamps {
+        if settings.log_append_time {
+            return Timestamps::Any;
+        }
+        Timestamps::Within {
+            earliest: now.saturating_sub(settings.timestamp_before_max_ms),
+            latest: now.saturating_add(settings.timestamp_after_max_ms),
+            bounded: settings.timestamp_before_max_ms != i64::MAX,
+        }
+    }
+
+    fn allow(self, timestamp: i64) -> bool {
+        timestamp == NO_TIMESTAMP || self.allow_all(timestamp, timestamp)
+    }
+
+    /// Whether all from `first` to `last` are allowed.
+    fn allow_all(self, first: i64, last: i64) -> bool {
+        match self {
+            Timestamps::Any => true,
+            Timestamps::Within { earliest, latest, .. } => earliest <= first && last <= latest,
+        }
+    }
+
+    /// Whether the largest timestamp in a header may be taken without a look at the compressed records: some producers do
+    /// not fill it in, and what is out of bounds is named by record.
+    fn believe(self, header: &BatchHeader) -> bool {
+        match self {
+            Timestamps::Any => true,
+            Timestamps::Within { bounded, .. } => {
+                header.timestamp_type() == TimestampType::CreateTime
+                    && header.max_timestamp >= header.base_timestamp.max(0)
+                    && self.allow(header.max_timestamp)
+                    && !bounded
+            }
+        }
+    }
+
+    /// What Kafka says of such a record.
+    fn refusal(self, timestamp: i64, offset_delta: i32) -> String {
+        let (earliest, latest) = match self {
+            Timestamps::Any => (i64::MIN, i64::MAX),
+            Timestamps::Within { earliest, latest, .. } => (earliest, latest),
+        };
+        format!(
+            "Timestamp {timestamp} of message with offset {offset_delta} is out of range. \
+             The timestamp should be within [{earliest}, {latest}]"
+        )
+    }
+}
+
+/// What Kafka says of a batch some of whose records are refused.
+fn refused_message(error: ErrorCode, count: u32, refused: &[RecordRefused]) -> String {
+    if error == ErrorCode::InvalidTimestamp {
+        return "One or more records have been rejected due to invalid timestamp".to_owned();
+    }
+    let first = refused
+        .iter()
+        .take(3)
+        .map(|record| format!("RecordError(batchIndex={}, message='{}')", record.index, record.message));
+    format!(
+        "One or more records have been rejected due to {count} record errors in total, \
+         and only showing the first three errors at most: [{}]",
+        first.collect::<Vec<_>>().join(", ")
+    )
 }

@@ -13,4 +13,5 @@ mod peers;
 mod reassign;
 mod restarts;
 mod times;
+mod timestamps;
 mod transactions;

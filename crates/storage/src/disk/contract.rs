@@ -36,6 +36,25 @@ fn bytes_read_back_where_they_were_written() {
 }
 
 #[test]
+fn a_file_tells_when_it_was_last_written() {
+    let mem = MemDisk::new();
+    mem.set_time(Time(77));
+    mem.create_dir_all(Path::new("/mem")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let written = |disk: &dyn Disk, path: &Path| {
+        let file = disk.open(path, OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(b"a")], 0).unwrap();
+        file.modified().unwrap()
+    };
+    assert_eq!(written(&mem, Path::new("/mem/a")), Time(77));
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    let real = u128::from(written(&RealDisk, &dir.path().join("a")).0);
+    assert!(real.abs_diff(now) < 60_000, "{real} {now}");
+    let overlay = OverlayDisk::over(Arc::new(mem));
+    assert_eq!(overlay.open(Path::new("/mem/a"), OpenMode::ReadOnly).unwrap().modified().unwrap(), Time(77));
+}
+
+#[test]
 fn a_write_of_more_slices_than_one_call_takes_is_whole() {
     on_each_disk(|disk, dir| {
         let file = disk.open(&dir.join("many"), OpenMode::Create).unwrap();

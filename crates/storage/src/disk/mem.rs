@@ -10,6 +10,8 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use model::Time;
+
 use super::{DirEntry, Disk, DiskFile, OpenMode};
 
 /// What of the changes that were not synced reaches the disk.
@@ -86,6 +88,9 @@ struct State {
     /// Bytes reserved for files, beyond what they hold.
     reserved: BTreeMap<u64, u64>,
     counters: Counters,
+    /// The wall clock, and when each file was last written by it.
+    wall: Time,
+    modified: BTreeMap<u64, Time>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -215,6 +220,11 @@ impl MemDisk {
         state.capacity = Some(state.used() + bytes);
     }
 
+    /// From now on it is so late.
+    pub fn set_time(&self, wall: Time) {
+        self.lock().wall = wall;
+    }
+
     /// How often the disk was called so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -230,6 +240,8 @@ impl MemDisk {
             live: state.live.clone(),
             durable: state.durable.clone(),
             unsynced: state.unsynced.clone(),
+            wall: state.wall,
+            modified: state.modified.clone(),
             ..State::default()
         };
         MemDisk { state: Arc::new(Mutex::new(copy)) }
@@ -582,7 +594,8 @@ impl DiskFile for MemFile {
             return Err(io::Error::from_raw_os_error(28));
         }
         bytes.truncate(usize::try_from(end - position).expect("not more than there are bytes"));
-        let written = bytes.len();
+        let (written, wall) = (bytes.len(), state.wall);
+        state.modified.insert(self.inode, wall);
         state.change(Change::Write { inode: self.inode, position, bytes });
         Ok(written)
     }
@@ -607,6 +620,10 @@ impl DiskFile for MemFile {
     fn size(&self) -> io::Result<u64> {
         let state = self.state()?;
         Ok(state.live.content.get(&self.inode).map_or(0, |content| content.len() as u64))
+    }
+
+    fn modified(&self) -> io::Result<Time> {
+        Ok(self.state()?.modified.get(&self.inode).copied().unwrap_or_default())
     }
 
     fn preallocate(&self, size: u64) -> io::Result<()> {

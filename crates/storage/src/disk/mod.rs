@@ -23,6 +23,8 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
+use model::Time;
+
 /// How a file is opened: for reading and writing, but for one mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
@@ -116,6 +118,11 @@ pub trait DiskFile: Debug + Send + Sync {
     /// # Errors
     /// As the system gives them.
     fn size(&self) -> io::Result<u64>;
+    /// When it was last written, by the system's wall clock.
+    ///
+    /// # Errors
+    /// As the system gives them.
+    fn modified(&self) -> io::Result<Time>;
     /// Reserves space for `size` bytes without changing the size that is seen.
     ///
     /// # Errors

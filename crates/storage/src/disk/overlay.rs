@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use model::Time;
+
 use super::{DirEntry, Disk, DiskFile, OpenMode, read_exact_at};
 
 /// Bytes that are kept together.
@@ -276,6 +278,11 @@ impl DiskFile for Handle {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.file.content().size)
+    }
+
+    fn modified(&self) -> io::Result<Time> {
+        // Nobody asks an overlay for the age of what it was given itself.
+        self.file.below.as_ref().map_or(Ok(Time(0)), |below| below.modified())
     }
 
     fn preallocate(&self, _: u64) -> io::Result<()> {

@@ -5,7 +5,9 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use model::Time;
 use rustix::fs::FallocateFlags;
 
 use super::{DirEntry, Disk, DiskFile, OpenMode};
@@ -91,6 +93,11 @@ impl DiskFile for RealFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn modified(&self) -> io::Result<Time> {
+        let since = self.0.metadata()?.modified()?.duration_since(SystemTime::UNIX_EPOCH);
+        Ok(Time(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))))
     }
 
     fn preallocate(&self, size: u64) -> io::Result<()> {

@@ -65,9 +65,7 @@ impl Log {
     pub fn maybe_roll(&mut self, wall: Time) -> Result<bool, LogError> {
         self.usable()?;
         let due = match self.segments.last() {
-            Some(active) if active.size > 0 && self.condition == Condition::Usable => {
-                self.is_older_than_segment_ms(i64::try_from(wall.0).unwrap_or(i64::MAX))?
-            }
+            Some(active) if active.size > 0 && self.condition == Condition::Usable => self.is_due(wall)?,
             _ => false,
         };
         if due {
@@ -132,11 +130,26 @@ impl Log {
         self.is_older_than_segment_ms(next.max_timestamp)
     }
 
+    /// Whether the active segment is older than `segment.ms` by the wall clock. One whose first batch has no timestamp cannot
+    /// tell: it is as old as it was seen to be, as in Kafka.
+    fn is_due(&mut self, wall: Time) -> Result<bool, LogError> {
+        if self.first_timestamp()? >= 0 {
+            return self.is_older_than_segment_ms(i64::try_from(wall.0).unwrap_or(i64::MAX));
+        }
+        let limit = u64::try_from(self.max_age_ms()).unwrap_or(0);
+        let Some(active) = self.segments.last_mut() else { return Ok(false) };
+        Ok(wall.since(*active.aged_from.get_or_insert(wall)) > limit)
+    }
+
+    /// `segment.ms` of the active segment, less its share of the jitter.
+    fn max_age_ms(&self) -> i64 {
+        self.config.max_segment_ms().saturating_sub(self.jitter_ms())
+    }
+
     /// Whether the first batch of the active segment is `segment.ms` (less its share of the jitter) older than `now`.
     fn is_older_than_segment_ms(&mut self, now: i64) -> Result<bool, LogError> {
-        let limit = self.config.max_segment_ms().saturating_sub(self.jitter_ms());
         let first = self.first_timestamp()?;
-        Ok(first >= 0 && now.saturating_sub(first) > limit)
+        Ok(first >= 0 && now.saturating_sub(first) > self.max_age_ms())
     }
 
     /// A share of `segment.jitter.ms` that differs from log to log and from segment to segment, and stays the same for one:
@@ -295,6 +308,7 @@ impl Log {
         self.written += header.size as u64;
         if position == 0 {
             active.first_timestamp = Some(header.max_timestamp);
+            active.aged_from = None;
             active.max = None;
         }
         raise(&mut active.max, header);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use model::{Offset, Time};
 
-use super::segment::{FILE_KINDS, Segment, Stamp, beside};
+use super::segment::{FILE_KINDS, FileKind, Segment, Stamp, beside};
 use super::{Log, LogError};
 use crate::disk::Disk;
 use crate::env::LogEnv;
@@ -144,13 +144,18 @@ impl Log {
         Ok((!paths.is_empty()).then(|| Removal { env: self.env.clone(), paths }))
     }
 
-    /// Whether the first segment's newest record is older than `retention.ms`.
+    /// Whether the first segment's newest record is older than `retention.ms`. Records without a timestamp are as old as their
+    /// file, as in Kafka.
     fn is_too_old(&mut self, wall: Time) -> Result<bool, LogError> {
-        if self.retention_ms().is_none() {
-            return Ok(false);
-        }
-        let newest = self.segment_max(0)?;
-        Ok(newest.is_some_and(|newest| self.is_past_retention(newest, wall)))
+        let Some(limit) = self.retention_ms() else { return Ok(false) };
+        let newest = match self.segment_max(0)?.and_then(|max| u64::try_from(max.timestamp).ok()) {
+            Some(newest) => Time(newest),
+            None => {
+                let log = self.segments[0].files(&self.env, &self.dir).open(FileKind::Log);
+                log.and_then(|log| log.modified()).map_err(self.failed("cannot read in"))?
+            }
+        };
+        Ok(wall.since(newest) > limit)
     }
 
     /// How old records may become; None where their age plays no part.

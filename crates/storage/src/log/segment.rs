@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::Offset;
+use model::{Offset, Time};
 
 use super::LogError;
 use super::aborted::AbortedFile;
@@ -31,6 +31,8 @@ pub(super) struct Segment {
     pub(super) max: Option<Stamp>,
     /// Largest timestamp of its first batch, None until somebody asked.
     pub(super) first_timestamp: Option<i64>,
+    /// From when on its age counts where the first batch has no timestamp: since somebody first asked.
+    pub(super) aged_from: Option<Time>,
     /// Its `.log` has bytes that no started sync covers.
     pub(super) dirty: bool,
     /// It is sealed, and its indexes are not synced yet.
@@ -75,7 +77,7 @@ impl Segment {
     pub(super) fn new(env: &LogEnv, base: Offset, size: u32) -> Self {
         let key = env.files.keys(FILE_KINDS.len() as u64);
         let (max, first_timestamp, aborted) = (None, None, AbortedFile::NONE);
-        Self { base, size, key, max, first_timestamp, dirty: false, indexes_dirty: false, aborted }
+        Self { base, size, key, max, first_timestamp, aged_from: None, dirty: false, indexes_dirty: false, aborted }
     }
 
     pub(super) fn files(&self, env: &LogEnv, dir: &Arc<Path>) -> SegmentFiles {

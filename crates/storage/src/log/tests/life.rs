@@ -227,6 +227,27 @@ fn an_old_segment_is_rolled_by_its_first_timestamp() {
 }
 
 #[test]
+fn records_without_a_timestamp_are_as_old_as_their_file_and_roll_by_when_they_were_seen() {
+    let config = LogConfig { retention_ms: 100, segment_ms: 50, ..LogConfig::default() };
+    let mut world = World::new(config);
+    world.disk.set_time(Time(5000));
+    for base in 0..2 {
+        world.append(batch(base, 0, 1, -1));
+    }
+    assert!(!world.log.maybe_roll(Time(5000)).unwrap());
+    assert!(!world.log.maybe_roll(Time(5050)).unwrap());
+    assert!(world.log.maybe_roll(Time(5051)).unwrap());
+    world.disk.set_time(Time(5060));
+    world.append(batch(2, 0, 1, -1));
+    assert!(!world.log.maybe_roll(Time(5060)).unwrap(), "another segment has an age of its own");
+    let deleted = |world: &mut World, wall| world.log.retain(Time(wall), Offset(3), true).unwrap().segments;
+    assert_eq!([5100, 5101, 5101].map(|wall| deleted(&mut world, wall)), [0, 1, 0]);
+    world.crash_and_reopen(Crash::KeepAll, hints());
+    assert_eq!([5160, 5161].map(|wall| deleted(&mut world, wall)), [0, 1]);
+    assert_eq!((world.log.log_start(), world.log.log_end()), (Offset(3), Offset(3)));
+}
+
+#[test]
 fn a_full_index_rolls_the_segment() {
     let mut world = World::new(LogConfig { segment_index_bytes: 16, index_interval_bytes: 0, ..LogConfig::default() });
     for _ in 0..10 {
