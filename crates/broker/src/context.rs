@@ -15,6 +15,7 @@ use crate::budget::MemoryBudget;
 use crate::cleaner::CleanerState;
 use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
+use crate::counters::IsrCounters;
 use crate::departures::Departures;
 use crate::flusher::FlushQueue;
 use crate::follower_streams::FollowerStreams;
@@ -39,6 +40,7 @@ pub(crate) struct Context {
     pub(crate) budget: Arc<MemoryBudget>,
     pub(crate) follower_streams: FollowerStreams,
     pub(crate) isr: IsrProposals,
+    pub(crate) isr_counters: IsrCounters,
     pub(crate) timers: Timers,
     /// Holds back what brings replicas into sync.
     pub(crate) throttles: Throttles,
@@ -105,6 +107,7 @@ impl Context {
             budget: parts.budget,
             follower_streams: FollowerStreams::default(),
             isr: IsrProposals::default(),
+            isr_counters: IsrCounters::default(),
             timers: Timers::default(),
             throttles: Throttles::default(),
             flusher: FlushQueue::default(),

@@ -30,6 +30,19 @@ pub(crate) fn unanswered(partition: TopicPartition, error: ErrorCode) -> Fetched
 
 /// Reads for a consumer; waits up to `max_wait_ms` for `min_bytes`.
 pub(crate) async fn fetch(context: &Arc<Context>, request: FetchRequest) -> Vec<Fetched> {
+    let fetched = fetch_enough(context, request).await;
+    for part in &fetched {
+        let bytes: usize = part.records.iter().map(Bytes::len).sum();
+        if bytes > 0
+            && let Some(partition) = context.partition(part.partition)
+        {
+            partition.traffic.bytes_out.add(u64::try_from(bytes).unwrap_or(0));
+        }
+    }
+    fetched
+}
+
+async fn fetch_enough(context: &Arc<Context>, request: FetchRequest) -> Vec<Fetched> {
     let mut newest = read_all(context, &request, None).await;
     if request.max_wait_ms == 0 || is_enough(&newest, &request) {
         return newest;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use metadata::control::{AlterPartition, AlterPartitions, ControlRequest, ControlResponse};
 use metadata::records::LeaderRecoveryState;
-use model::{ErrorCode, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use replication::{AckRule, AlterAnswer, Proposal};
 use tokio::sync::Notify;
 
@@ -23,20 +23,33 @@ const BATCH: usize = 1000;
 /// Proposals that wait to be sent: the newest of each partition.
 #[derive(Debug, Default)]
 pub(crate) struct IsrProposals {
-    waiting: Mutex<BTreeMap<TopicPartition, (Arc<Partition>, Proposal)>>,
+    waiting: Mutex<BTreeMap<TopicPartition, Proposed>>,
     wake: Notify,
 }
 
+/// A proposal, and what it would do.
+#[derive(Debug)]
+struct Proposed {
+    partition: Arc<Partition>,
+    proposal: Proposal,
+    /// A member leaves.
+    shrinks: bool,
+    /// A member joins.
+    expands: bool,
+}
+
 impl IsrProposals {
-    /// Sends `proposal` with the next request. A replica has one in flight, so nothing is replaced but what was never sent.
-    pub(crate) fn propose(&self, partition: &Arc<Partition>, proposal: Proposal) {
+    /// Sends `proposal`, to follow the in-sync replicas `before`, with the next request. A replica has one in flight, so
+    /// nothing is replaced but what was never sent.
+    pub(crate) fn propose(&self, partition: &Arc<Partition>, before: &[BrokerId], proposal: Proposal) {
+        let (shrinks, expands) = moves(before, &proposal);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(partition.id(), (Arc::clone(partition), proposal));
+        waiting.insert(partition.id(), Proposed { partition: Arc::clone(partition), proposal, shrinks, expands });
         drop(waiting);
         self.wake.notify_one();
     }
 
-    fn take(&self) -> Vec<(Arc<Partition>, Proposal)> {
+    fn take(&self) -> Vec<Proposed> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = Vec::new();
         while taken.len() < BATCH {
@@ -45,6 +58,13 @@ impl IsrProposals {
         }
         taken
     }
+}
+
+/// Whether a member leaves, and whether one joins.
+fn moves(before: &[BrokerId], proposal: &Proposal) -> (bool, bool) {
+    let leaves = |member: &BrokerId| proposal.isr.iter().all(|(id, _)| id != member);
+    let joins = |(id, _): &(BrokerId, BrokerEpoch)| !before.contains(id);
+    (before.iter().any(leaves), proposal.isr.iter().any(joins))
 }
 
 /// Runs until the broker stops.
@@ -59,18 +79,18 @@ pub(crate) async fn run(context: Arc<Context>) {
     }
 }
 
-async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>) {
+async fn send(context: &Arc<Context>, proposals: Vec<Proposed>) {
     let Some((epoch, _)) = context.registration() else {
-        for (partition, proposal) in proposals {
+        for proposed in proposals {
             // It was never sent, but the replica only knows answers and "unknown", which is the safe one.
-            partition.handle_isr_answer(context, proposal.id, AlterAnswer::Unknown);
+            proposed.answered(context, AlterAnswer::Unknown);
         }
         return;
     };
     let request = AlterPartitions {
         broker: context.config.broker_id,
         epoch,
-        partitions: proposals.iter().map(|(partition, proposal)| alter(partition.id(), proposal)).collect(),
+        partitions: proposals.iter().map(|proposed| alter(proposed.partition.id(), &proposed.proposal)).collect(),
     };
     let answer = context.ask(ControlRequest::AlterPartitions(request), TIMEOUT).await;
     let answers = match answer {
@@ -85,7 +105,7 @@ async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>
         }
     };
     let mut answers = answers.into_iter();
-    for (partition, proposal) in proposals {
+    for proposed in proposals {
         let answer = match answers.next().map(|answer| answer.result) {
             None => AlterAnswer::Unknown,
             Some(Ok(now)) => AlterAnswer::Changed {
@@ -98,7 +118,21 @@ async fn send(context: &Arc<Context>, proposals: Vec<(Arc<Partition>, Proposal)>
             Some(Err(ErrorCode::NotController | ErrorCode::RequestTimedOut)) => AlterAnswer::Unknown,
             Some(Err(error)) => AlterAnswer::Refused { error, partition_epoch: None },
         };
-        partition.handle_isr_answer(context, proposal.id, answer);
+        proposed.answered(context, answer);
+    }
+}
+
+impl Proposed {
+    fn answered(self, context: &Arc<Context>, answer: AlterAnswer) {
+        let counters = &context.isr_counters;
+        match answer {
+            AlterAnswer::Changed { .. } => {
+                counters.shrinks.add(u64::from(self.shrinks));
+                counters.expands.add(u64::from(self.expands));
+            }
+            AlterAnswer::Refused { .. } | AlterAnswer::Unknown => counters.failed.add(1),
+        }
+        self.partition.handle_isr_answer(context, self.proposal.id, answer);
     }
 }
 
@@ -115,5 +149,26 @@ fn alter(partition: TopicPartition, proposal: &Proposal) -> AlterPartition {
         partition_epoch: proposal.id.partition_epoch,
         isr: proposal.isr.clone(),
         leader_recovery_state: LeaderRecoveryState::Recovered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{LeaderEpoch, PartitionEpoch};
+    use replication::ProposalId;
+
+    use super::*;
+
+    #[test]
+    fn a_proposal_shrinks_expands_or_does_both() {
+        let id = ProposalId { leader_epoch: LeaderEpoch(1), partition_epoch: PartitionEpoch(1), number: 1 };
+        let to = |members: &[i32]| {
+            let isr = members.iter().map(|member| (BrokerId(*member), BrokerEpoch(1))).collect();
+            moves(&[BrokerId(1), BrokerId(2)], &Proposal { id, isr })
+        };
+        assert_eq!(
+            [to(&[1]), to(&[1, 2, 3]), to(&[3, 1]), to(&[2, 1])],
+            [(true, false), (false, true), (true, true), (false, false)]
+        );
     }
 }

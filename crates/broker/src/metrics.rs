@@ -1,12 +1,16 @@
 //! What an operator watches of a broker.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::TopicPartition;
+use coordinator::state::CommittedOffset;
+use model::{PartitionIndex, TopicPartition};
 use storage::{FlushPolicy, Space};
 
 use crate::cleaner::CleanerMetrics;
 use crate::context::Context;
+use crate::groups::Groups;
+use crate::shards::Shards;
 
 /// One partition with a replica here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,7 +27,51 @@ pub struct PartitionMetrics {
     pub log_end: i64,
     /// When its appends are synced.
     pub flush_policy: FlushPolicy,
+    /// Bytes that clients had appended here.
+    pub bytes_in: u64,
+    /// Records in them.
+    pub messages_in: u64,
+    /// Bytes that consumers were sent from here.
+    pub bytes_out: u64,
 }
+
+/// Changes of in-sync replicas that this broker proposed as a leader, since it started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IsrMetrics {
+    /// Those that took a member out.
+    pub shrinks: u64,
+    /// Those that took a member in.
+    pub expands: u64,
+    /// Those that were refused, or got no answer.
+    pub failed: u64,
+}
+
+/// How far a group is behind in one partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupLag {
+    /// The group.
+    pub group: String,
+    /// The topic's name.
+    pub topic: String,
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// The next offset that it will read, as it has committed.
+    pub committed: i64,
+    /// Records between that and the high watermark; None where no replica is here to tell.
+    pub lag: Option<u64>,
+}
+
+/// The groups that are coordinated here.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GroupLags {
+    /// By group, topic and partition.
+    pub lags: Vec<GroupLag>,
+    /// How many are left out, above [`LAGS_MAX`].
+    pub left_out: usize,
+}
+
+/// So many committed offsets are shown, at most: nobody's choice of group names makes a scrape endless.
+pub const LAGS_MAX: usize = 50_000;
 
 /// One log directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,6 +107,8 @@ pub struct BrokerMetrics {
     pub directories: Vec<DirectoryMetrics>,
     /// The log cleaner's.
     pub cleaner: CleanerMetrics,
+    /// Changes of in-sync replicas.
+    pub isr: IsrMetrics,
 }
 
 impl BrokerMetrics {
@@ -77,6 +127,11 @@ impl BrokerMetrics {
                 failure: env.health().failure().map(str::to_owned),
             }],
             cleaner: context.cleaner.metrics(context.clock.monotonic(), &context.partitions()),
+            isr: IsrMetrics {
+                shrinks: context.isr_counters.shrinks.get(),
+                expands: context.isr_counters.expands.get(),
+                failed: context.isr_counters.failed.get(),
+            },
             ..BrokerMetrics::default()
         };
         for partition in context.partitions() {
@@ -94,9 +149,60 @@ impl BrokerMetrics {
                 metrics.under_replicated += usize::from(isr.len() < replicas);
                 metrics.under_min_isr += usize::from(!image.is_enough(partition.topic(), replicas, &isr));
             }
-            let topic = partition.topic().to_string();
-            metrics.partitions.push(PartitionMetrics { partition: id, topic, leads, size, log_end, flush_policy });
+            metrics.partitions.push(PartitionMetrics {
+                partition: id,
+                topic: partition.topic().to_string(),
+                leads,
+                size,
+                log_end,
+                flush_policy,
+                bytes_in: partition.traffic.bytes_in.get(),
+                messages_in: partition.traffic.messages_in.get(),
+                bytes_out: partition.traffic.bytes_out.get(),
+            });
         }
         metrics
     }
+}
+
+impl GroupLags {
+    /// Looks at the committed offsets of every group here; costs a lock of each shard, and of each partition once.
+    pub(crate) fn collect(groups: &Shards<Groups>) -> GroupLags {
+        let context = &groups.context;
+        let image = context.image();
+        let mut watermarks: BTreeMap<TopicPartition, Option<i64>> = BTreeMap::new();
+        let mut watermark = |id: TopicPartition| {
+            let look = || context.partition(id).map(|partition| partition.lock().replica.log().high_watermark.0);
+            *watermarks.entry(id).or_insert_with(look)
+        };
+        let mut found = GroupLags::default();
+        for (group, topic, index, offset) in committed_offsets(groups, &mut found.left_out) {
+            // Of a topic that is gone, until the coordinator drops it.
+            let Some(topic_image) = image.topic_by_name(&topic) else { continue };
+            let partition = TopicPartition { topic_id: topic_image.id, partition: index };
+            let lag = watermark(partition).map(|end| u64::try_from(end.saturating_sub(offset)).unwrap_or(0));
+            found.lags.push(GroupLag { group, topic, partition, committed: offset, lag });
+        }
+        found
+    }
+}
+
+/// Group, topic, partition and offset of at most [`LAGS_MAX`] commits; the others are counted.
+fn committed_offsets(groups: &Shards<Groups>, left_out: &mut usize) -> Vec<(String, String, PartitionIndex, i64)> {
+    let mut found = Vec::new();
+    for shard in groups.all() {
+        shard.look(|core| {
+            for (group, topics) in core.state().all_offsets() {
+                for (topic, partitions) in topics {
+                    let room = LAGS_MAX - found.len();
+                    *left_out += partitions.len().saturating_sub(room);
+                    let row = |(index, committed): (&PartitionIndex, &CommittedOffset)| {
+                        (group.clone(), topic.clone(), *index, committed.offset.0)
+                    };
+                    found.extend(partitions.iter().take(room).map(row));
+                }
+            }
+        });
+    }
+    found
 }

@@ -32,7 +32,7 @@ use crate::leader_streams::LeaderStreams;
 use crate::lifecycle::{BrokerState, Lifecycle};
 use crate::loading::Replicas;
 use crate::markers::MarkerSender;
-use crate::metrics::BrokerMetrics;
+use crate::metrics::{BrokerMetrics, GroupLags};
 use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -187,6 +187,12 @@ impl Broker {
     #[must_use]
     pub fn metrics(&self) -> BrokerMetrics {
         BrokerMetrics::collect(&self.context)
+    }
+
+    /// How far the groups that are coordinated here are behind.
+    #[must_use]
+    pub fn group_lags(&self) -> GroupLags {
+        GroupLags::collect(&self.groups)
     }
 
     /// A controlled shutdown (`R32`, `R77`): leaderships move, everything is flushed, the clean-shutdown file is written.

@@ -464,6 +464,12 @@ impl<K: Kind> ShardInner<K> {
 }
 
 impl<K: Kind> Shard<K> {
+    /// Looks at the core, where it serves.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&K::Core) -> T) -> Option<T> {
+        let inner = self.lock();
+        (inner.stage == Stage::Serving).then(|| look(&inner.core))
+    }
+
     /// Whether its leadership ended.
     pub(crate) fn is_gone(&self) -> bool {
         self.lock().stage == Stage::Gone

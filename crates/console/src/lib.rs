@@ -55,12 +55,38 @@ impl Family {
     }
 }
 
+/// How the values of something are spread, for one set of labels.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Spread {
+    /// Name and value of each label.
+    pub labels: Vec<(&'static str, String)>,
+    /// The upper bound of each bucket, ascending, the last one infinite, and how many values are in that bucket alone.
+    pub buckets: Vec<(f64, u64)>,
+    /// All values together.
+    pub sum: f64,
+}
+
+/// A metric whose values are counted in buckets.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Histogram {
+    /// Its name, with the unit last.
+    pub name: String,
+    /// One sentence for people.
+    pub help: &'static str,
+    /// Its values.
+    pub spreads: Vec<Spread>,
+}
+
 /// What the port shows.
 pub trait Source: Send + Sync + 'static {
     /// Why the node does not serve yet, or no longer; None while it does.
     fn unready(&self) -> Option<String>;
     /// All metrics, now.
     fn metrics(&self) -> Vec<Family>;
+    /// All metrics that are counted in buckets, now.
+    fn histograms(&self) -> Vec<Histogram> {
+        Vec::new()
+    }
     /// The node's and the cluster's state.
     fn status(&self) -> serde_json::Value;
 }
@@ -137,6 +163,14 @@ impl Collector for Collected {
                 }
             }
         }
+        for histogram in self.0.histograms() {
+            let mut metric = encoder.encode_descriptor(&histogram.name, histogram.help, None, MetricType::Histogram)?;
+            for spread in &histogram.spreads {
+                let count = spread.buckets.iter().map(|(_, count)| count).sum();
+                let mut family = metric.encode_family(&spread.labels)?;
+                family.encode_histogram::<[(&str, &str); 0]>(spread.sum, count, &spread.buckets, None)?;
+            }
+        }
         Ok(())
     }
 }
@@ -176,6 +210,15 @@ mod tests {
             ]
         }
 
+        fn histograms(&self) -> Vec<Histogram> {
+            let labels = vec![("request", "Fetch".to_owned())];
+            vec![Histogram {
+                name: "kafka_network_requestmetrics_totaltimems".to_owned(),
+                help: "Latencies",
+                spreads: vec![Spread { labels, buckets: vec![(0.5, 2), (1.0, 3), (f64::INFINITY, 1)], sum: 9.5 }],
+            }]
+        }
+
         fn status(&self) -> serde_json::Value {
             serde_json::json!({ "nodes": [] })
         }
@@ -208,6 +251,15 @@ mod tests {
             metrics.contains("kafka_network_requestmetrics_requests_total{request=\"Produce\"} 7.0\n"),
             "{metrics}"
         );
+        for line in [
+            "# TYPE kafka_network_requestmetrics_totaltimems histogram\n",
+            "kafka_network_requestmetrics_totaltimems_sum{request=\"Fetch\"} 9.5\n",
+            "kafka_network_requestmetrics_totaltimems_count{request=\"Fetch\"} 6\n",
+            "kafka_network_requestmetrics_totaltimems_bucket{le=\"1.0\",request=\"Fetch\"} 5\n",
+            "kafka_network_requestmetrics_totaltimems_bucket{le=\"+Inf\",request=\"Fetch\"} 6\n",
+        ] {
+            assert!(metrics.contains(line), "{line} is not in {metrics}");
+        }
         assert!(ask(address, "/api/status").await.contains("\"nodes\""));
     }
 }

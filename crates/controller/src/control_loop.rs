@@ -13,6 +13,7 @@
 //! confirmed the leadership since (`R71`); what the core knows softly lives as long as the tenure (`R71`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::raft::runtime::Random;
-use crate::raft::{ENTRY_MAX, Proposed, Quorum};
+use crate::raft::{ENTRY_MAX, Elections, Proposed, Quorum};
 use crate::supervision::Supervision;
 
 /// Requests that wait at most; who comes then waits at the door until its timeout.
@@ -355,6 +356,7 @@ impl ControlLoop {
         let decided = self.handle.lock().control.image().next_offset();
         assert_eq!(decided, base, "what was decided is not what was applied");
         pending.events.iter().for_each(tell);
+        count_elections(&self.handle.quorum.elections, &pending);
         // Records that were applied in this tenure prove that it was current when they were decided.
         let proven = !pending.records.is_empty();
         let at_once = |parked: &Parked| proven || !parked.caller.wants_current;
@@ -463,9 +465,54 @@ fn tell(event: &ControlEvent) {
     }
 }
 
+/// An election of a partition's leader shows by its new epoch.
+fn count_elections(elections: &Elections, pending: &Pending) {
+    let elects = |record: &&MetadataRecord| match record {
+        MetadataRecord::PartitionChange(change) => {
+            change.leader_epoch.is_some() && change.leader.is_some_and(|leader| leader != BrokerId::NONE)
+        }
+        _ => false,
+    };
+    let unclean = |event: &&ControlEvent| matches!(event, ControlEvent::UncleanElection { .. });
+    let add = |counter: &AtomicU64, count: usize| {
+        counter.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
+    };
+    add(&elections.all, pending.records.iter().filter(elects).count());
+    add(&elections.unclean, pending.events.iter().filter(unclean).count());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_new_leader_in_a_new_epoch_is_an_election() {
+        let change = |leader: Option<i32>, epoch: Option<i32>| {
+            MetadataRecord::PartitionChange(Box::new(metadata::records::PartitionChange {
+                topic_id: model::TopicId::NONE,
+                partition: model::PartitionIndex(0),
+                partition_epoch: model::PartitionEpoch(1),
+                replicas: None,
+                directories: None,
+                adding: None,
+                removing: None,
+                isr: None,
+                elr: None,
+                last_known_elr: None,
+                leader: leader.map(BrokerId),
+                last_leader: None,
+                last_leader_directory: None,
+                leader_epoch: epoch.map(model::LeaderEpoch),
+                leader_recovery_state: None,
+            }))
+        };
+        let records =
+            vec![change(Some(7), Some(7)), change(Some(-1), Some(8)), change(None, Some(9)), change(None, None)];
+        let elections = Elections::default();
+        count_elections(&elections, &Pending { records, ..Pending::default() });
+        let counted = (elections.all.load(Ordering::Relaxed), elections.unclean.load(Ordering::Relaxed));
+        assert_eq!(counted, (1, 0));
+    }
 
     #[test]
     fn a_large_batch_is_cut_between_records() {

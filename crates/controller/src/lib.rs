@@ -22,6 +22,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use futures_util::FutureExt;
@@ -166,6 +167,14 @@ impl ControllerHandle {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.quorum.contact.active().is_some()
+    }
+
+    /// How many leaders it had elected while it was active, since it started, and how many of them may not have had all
+    /// committed records.
+    #[must_use]
+    pub fn elections(&self) -> (u64, u64) {
+        let elections = &self.quorum.elections;
+        (elections.all.load(Ordering::Relaxed), elections.unclean.load(Ordering::Relaxed))
     }
 
     /// Brokers that are on their way out and not fenced yet: they need the quorum for it (`R77`).

@@ -1,13 +1,14 @@
 //! What a node's HTTP port shows: health, metrics under Kafka's known names, the node's state as JSON.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use broker::api::BrokerApi;
 use broker::{Broker, BrokerState};
-use console::{Family, Kind, Sample, Source};
+use console::{Family, Histogram, Kind, Sample, Source, Spread};
 use controller::ControllerHandle;
-use gateway::GatewayMetrics;
+use gateway::{ApiMetrics, GatewayMetrics, LATENCY_BOUNDS_US};
 use serde_json::{Value, json};
 
 /// See the module. Parts come in as the node starts.
@@ -69,6 +70,7 @@ impl Source for NodeStatus {
         let mut families = Vec::new();
         if let Some((broker, gateway)) = self.broker.get() {
             broker_metrics(broker, &mut families);
+            group_metrics(&broker.group_lags(), &mut families);
             gateway_metrics(gateway, &mut families);
         }
         if let Some(controller) = self.controller.get() {
@@ -78,8 +80,23 @@ impl Source for NodeStatus {
                 "1 on the active controller",
                 f64::from(active),
             ));
+            let (all, unclean) = controller.elections();
+            families.push(counter(
+                "kafka_controller_controllerstats_leaderelections",
+                "Leaders elected by this controller",
+                all,
+            ));
+            families.push(counter(
+                "kafka_controller_controllerstats_uncleanleaderelections",
+                "Of those, elected outside of the in-sync and the eligible replicas",
+                unclean,
+            ));
         }
         families
+    }
+
+    fn histograms(&self) -> Vec<Histogram> {
+        self.broker.get().map(|(_, gateway)| vec![latencies(gateway)]).unwrap_or_default()
     }
 
     fn status(&self) -> Value {
@@ -112,6 +129,14 @@ impl Source for NodeStatus {
 
 fn gauge(name: &str, help: &'static str, value: f64) -> Family {
     Family::single(name, help, Kind::Gauge, value)
+}
+
+fn counter(name: &str, help: &'static str, value: u64) -> Family {
+    Family::single(name, help, Kind::Counter, counted(value))
+}
+
+fn counted(value: u64) -> f64 {
+    value.min(1 << 53) as f64
 }
 
 fn count(value: usize) -> f64 {
@@ -147,6 +172,18 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
         ),
     ];
     out.extend(single.map(|(name, help, value)| gauge(name, help, count(value))));
+    for (name, help, value) in [
+        ("kafka_server_replicamanager_isrshrinks", "In-sync replicas led here lost a member", metrics.isr.shrinks),
+        ("kafka_server_replicamanager_isrexpands", "In-sync replicas led here got a member", metrics.isr.expands),
+        (
+            "kafka_server_replicamanager_failedisrupdates",
+            "Proposed in-sync replicas were refused, or got no answer",
+            metrics.isr.failed,
+        ),
+    ] {
+        out.push(counter(name, help, value));
+    }
+    topic_traffic(&metrics.partitions, out);
     flush_modes(&metrics.partitions, out);
     directories(&metrics.directories, out);
     cleaner_metrics(&metrics.cleaner, out);
@@ -165,9 +202,81 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
     }));
 }
 
+/// What clients write to and read from the topics that are led here, or were read here.
+fn topic_traffic(partitions: &[broker::PartitionMetrics], out: &mut Vec<Family>) {
+    let mut topics: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
+    for partition in partitions {
+        let counts = [partition.bytes_in, partition.messages_in, partition.bytes_out];
+        if partition.leads || counts != [0; 3] {
+            let sums = topics.entry(&partition.topic).or_default();
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    let names = [
+        ("kafka_server_brokertopicmetrics_bytesin", "Bytes of batches that were appended here"),
+        ("kafka_server_brokertopicmetrics_messagesin", "Records that were appended here"),
+        ("kafka_server_brokertopicmetrics_bytesout", "Bytes of batches that consumers were sent"),
+    ];
+    for (at, (name, help)) in names.into_iter().enumerate() {
+        let sample = |(topic, sums): (&&str, &[u64; 3])| Sample {
+            labels: vec![("topic", (*topic).to_owned())],
+            value: counted(sums[at]),
+        };
+        let samples = topics.iter().map(sample).collect();
+        out.push(Family { name: name.to_owned(), help, kind: Kind::Counter, samples });
+    }
+}
+
+/// Where the groups that are coordinated here are.
+fn group_metrics(groups: &broker::GroupLags, out: &mut Vec<Family>) {
+    let sample = |lag: &broker::GroupLag, value| Sample {
+        labels: vec![
+            ("consumergroup", lag.group.clone()),
+            ("topic", lag.topic.clone()),
+            ("partition", lag.partition.partition.to_string()),
+        ],
+        value,
+    };
+    let family = |name: &str, help, samples| Family { name: name.to_owned(), help, kind: Kind::Gauge, samples };
+    let committed = |lag: &broker::GroupLag| sample(lag, counted(u64::try_from(lag.committed).unwrap_or(0)));
+    out.push(family(
+        "kafka_consumergroup_current_offset",
+        "The next offset that a group reads, as it has committed",
+        groups.lags.iter().map(committed).collect(),
+    ));
+    let behind = |lag: &broker::GroupLag| lag.lag.map(|records| sample(lag, counted(records)));
+    out.push(family(
+        "kafka_consumergroup_lag",
+        "Records between that and the high watermark, where a replica is here",
+        groups.lags.iter().filter_map(behind).collect(),
+    ));
+    out.push(gauge(
+        "ottla_consumergroup_offsets_left_out",
+        "Committed offsets that are too many to be shown",
+        count(groups.left_out),
+    ));
+}
+
+/// How long requests take, from the last byte read to the answer, by API.
+fn latencies(gateway: &GatewayMetrics) -> Histogram {
+    let milliseconds = |microseconds: u64| counted(microseconds) / 1000.0;
+    let bounds: Vec<f64> = LATENCY_BOUNDS_US.map(milliseconds).into_iter().chain([f64::INFINITY]).collect();
+    let spread = |name: &str, api: &ApiMetrics| Spread {
+        labels: vec![("request", name.to_owned())],
+        buckets: bounds.iter().zip(&api.latency).map(|(le, at)| (*le, at.load(Ordering::Relaxed))).collect(),
+        sum: milliseconds(api.latency_sum_us.load(Ordering::Relaxed)),
+    };
+    let used = gateway.apis().filter(|(_, api)| api.requests.load(Ordering::Relaxed) > 0);
+    Histogram {
+        name: "kafka_network_requestmetrics_totaltimems".to_owned(),
+        help: "How long requests take, in milliseconds",
+        spreads: used.map(|(key, api)| spread(key.name(), api)).collect(),
+    }
+}
+
 /// How many partitions are synced when.
 fn flush_modes(partitions: &[broker::PartitionMetrics], out: &mut Vec<Family>) {
-    let mut counts: std::collections::BTreeMap<&'static str, usize> = std::collections::BTreeMap::new();
+    let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
     for partition in partitions {
         *counts.entry(partition.flush_policy.name()).or_default() += 1;
     }
@@ -206,7 +315,6 @@ fn directories(directories: &[broker::DirectoryMetrics], out: &mut Vec<Family>) 
 }
 
 fn cleaner_metrics(cleaner: &broker::CleanerMetrics, out: &mut Vec<Family>) {
-    let counted = |value: u64| value.min(1 << 53) as f64;
     out.extend(
         [
             (
@@ -263,7 +371,6 @@ fn cleaner_metrics(cleaner: &broker::CleanerMetrics, out: &mut Vec<Family>) {
 }
 
 fn gateway_metrics(gateway: &GatewayMetrics, out: &mut Vec<Family>) {
-    let counted = |value: u64| value.min(1 << 53) as f64;
     let used: Vec<_> = gateway.apis().filter(|(_, api)| api.requests.load(Ordering::Relaxed) > 0).collect();
     let family = |name: &str, help, value: fn(&gateway::ApiMetrics) -> u64| Family {
         name: name.to_owned(),
@@ -285,9 +392,6 @@ fn gateway_metrics(gateway: &GatewayMetrics, out: &mut Vec<Family>) {
     }));
     out.push(family("ottla_request_bytes", "Bytes of requests", |m| m.request_bytes.load(Ordering::Relaxed)));
     out.push(family("ottla_response_bytes", "Bytes of answers", |m| m.response_bytes.load(Ordering::Relaxed)));
-    out.push(family("ottla_request_latency_us", "All latencies together, in microseconds", |m| {
-        m.latency_sum_us.load(Ordering::Relaxed)
-    }));
     let open = gateway.connections.load(Ordering::Relaxed);
     out.push(gauge(
         "kafka_server_socketservermetrics_connectioncount",

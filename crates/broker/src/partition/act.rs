@@ -99,7 +99,7 @@ impl Partition {
                 self.unassign(context, inner);
             }
             Action::HighWatermark(high_watermark) => inner.high_watermark_moved(high_watermark),
-            Action::ProposeIsr(proposal) => context.isr.propose(self, proposal),
+            Action::ProposeIsr(proposal) => context.isr.propose(self, inner.replica.isr(), proposal),
             Action::MemberLostRecords { follower, log_end, high_watermark } => tracing::error!(
                 topic = %self.topic, partition = %self.id.partition, %follower, %log_end, %high_watermark,
                 "an in-sync follower came back without records below the high watermark; proposing its removal"

@@ -35,6 +35,7 @@ use tokio::sync::Notify;
 
 use crate::api::CurrentLeader;
 use crate::context::Context;
+use crate::counters::Traffic;
 use crate::follower_streams::FollowerStream;
 use crate::leader_streams::LeaderStream;
 use crate::topic_settings::TopicSettings;
@@ -55,6 +56,8 @@ pub(crate) struct Partition {
     id: TopicPartition,
     topic: Arc<str>,
     inner: Mutex<Inner>,
+    /// What clients write and read here.
+    pub(crate) traffic: Traffic,
     /// The last job of the disk pool ended.
     quiet: Notify,
 }
@@ -217,7 +220,8 @@ impl Partition {
             damaged_from: None,
             removed: false,
         };
-        Arc::new(Partition { id: parts.id, topic: parts.topic, inner: Mutex::new(inner), quiet: Notify::new() })
+        let (inner, traffic) = (Mutex::new(inner), Traffic::default());
+        Arc::new(Partition { id: parts.id, topic: parts.topic, inner, traffic, quiet: Notify::new() })
     }
 
     /// Which partition.

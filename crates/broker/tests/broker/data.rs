@@ -150,6 +150,40 @@ async fn deleted_records_are_gone_from_all_replicas_and_stay_gone_after_a_kill()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_write_and_read_is_counted_where_they_do() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    let sent = batch(&["a", "b", "c"]);
+    let size = u64::try_from(sent.len()).unwrap();
+    assert_eq!(produce(cluster.broker(1), id, Acks::All, sent.clone()).await.error, ErrorCode::None);
+    assert_eq!(produce(cluster.broker(1), id, Acks::All, sent).await.error, ErrorCode::None);
+    assert_eq!(values(cluster.broker(1), id, 0).await.len(), 6);
+    let counted = |broker| {
+        let metrics = cluster.broker(broker).metrics();
+        let found = metrics.partitions.iter().find(|partition| partition.partition == id).unwrap();
+        [found.bytes_in, found.messages_in, found.bytes_out]
+    };
+    assert_eq!([counted(1), counted(2)], [[2 * size, 6, 2 * size], [0; 3]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_comes_back_into_sync_is_counted() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    let before = cluster.broker(1).metrics().isr;
+    assert_eq!((before.shrinks, before.expands), (0, 0));
+    cluster.kill_and_fence(2, storage::disk::Crash::KeepAll).await;
+    cluster.start_broker(2).await;
+    cluster.wait_isr(id, &[1, 2]).await;
+    // The records of the metadata may be here before the answer is.
+    eventually("it is counted", || (cluster.broker(1).metrics().isr.expands == 1).then_some(())).await;
+    assert_eq!(cluster.broker(1).metrics().isr.shrinks, 0, "the controller took it out by itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_moves_the_log_start_on_leader_and_follower() {
     let cluster = Cluster::start(2, 1).await;
     let configs = [("segment.bytes", "1048576"), ("retention.bytes", "1500000"), ("file.delete.delay.ms", "0")];

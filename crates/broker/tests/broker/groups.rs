@@ -90,6 +90,30 @@ async fn committed(cluster: &Cluster) -> Offset {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_far_a_group_is_behind_shows_at_its_coordinator() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a", "b", "c", "d", "e"]).await;
+    let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(-1, "", 2)).await else { panic!("another answer") };
+    assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None);
+    let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap();
+    for broker in [1, 2] {
+        let lags = cluster.broker(broker).group_lags();
+        // Only where a replica is, the end is known.
+        let here = broker::GroupLag {
+            group: "g".to_owned(),
+            topic: "t".to_owned(),
+            partition: id,
+            committed: 2,
+            lag: (broker == 1).then_some(3),
+        };
+        let expected = if coordinator.0 == broker { vec![here] } else { Vec::new() };
+        assert_eq!((lags.lags, lags.left_out), (expected, 0), "broker {broker}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_keeps_its_offsets_and_members_when_its_coordinator_moves() {
     let mut cluster = Cluster::start(3, 1).await;
     let GroupResponse::JoinGroup(joined) = ask(&cluster, &join("")).await else { panic!("another answer") };

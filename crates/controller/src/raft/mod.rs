@@ -27,6 +27,7 @@ mod store_tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -129,7 +130,16 @@ pub(crate) struct Quorum {
     pub(crate) meetings: Mutex<formation::Meetings>,
     /// Held while the membership is changed.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Leaders that were elected here.
+    pub(crate) elections: Elections,
     reports: watch::Sender<u64>,
+}
+
+/// Counts elections of partitions' leaders.
+#[derive(Debug, Default)]
+pub(crate) struct Elections {
+    pub(crate) all: AtomicU64,
+    pub(crate) unclean: AtomicU64,
 }
 
 impl fmt::Debug for Quorum {
@@ -180,6 +190,7 @@ impl Quorum {
             was_blank,
             meetings: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            elections: Elections::default(),
             reports: watch::Sender::new(0),
         })
     }

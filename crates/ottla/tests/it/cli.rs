@@ -80,6 +80,8 @@ fn a_groups_offsets_are_set_within_the_log_shown_with_their_lag_and_deleted() {
     assert_eq!(described["offsets"], json!([row]));
     let listed = cluster.json(&["group", "list"]);
     assert!(listed.as_array().expect("a list").iter().any(|group| group["group"] == "workers"), "{listed}");
+    let series = "kafka_consumergroup_lag{consumergroup=\"workers\",topic=\"lagging\",partition=\"0\"} 3.0\n";
+    assert!(cluster.metrics().contains(series), "{}", cluster.metrics());
     cluster.json(&["group", "delete", "workers"]);
     assert!(!cluster.run(&["group", "describe", "workers"]).status.success());
 }
@@ -98,6 +100,30 @@ fn the_status_names_nodes_zones_and_the_quorum() {
     assert_eq!(nodes[0]["state"], "up");
     let http = format!("127.0.0.1:{}", cluster.base_port + 3000);
     assert_eq!(stdout(&run(&["health", "--http", &http])), "ready\n");
+}
+
+#[test]
+fn the_metrics_have_kafkas_names() {
+    let cluster = Cluster::shared();
+    cluster.json(&["topic", "create", "measured", "-p", "1"]);
+    stdout(&cluster.produce(&["measured"], "1\n2\n3\n"));
+    let metrics = cluster.metrics();
+    for series in [
+        "kafka_server_brokertopicmetrics_messagesin_total{topic=\"measured\"} 3.0\n",
+        "kafka_server_brokertopicmetrics_bytesin_total{topic=\"measured\"} ",
+        "kafka_server_brokertopicmetrics_bytesout_total{topic=\"measured\"} 0.0\n",
+        "kafka_server_replicamanager_isrshrinks_total ",
+        "kafka_server_replicamanager_isrexpands_total ",
+        "kafka_server_replicamanager_failedisrupdates_total ",
+        "kafka_server_replicamanager_underminisrpartitioncount ",
+        "kafka_controller_controllerstats_leaderelections_total ",
+        "kafka_controller_controllerstats_uncleanleaderelections_total ",
+        "kafka_network_requestmetrics_totaltimems_sum{request=\"Produce\"} ",
+        "kafka_network_requestmetrics_totaltimems_bucket{le=\"0.05\",request=\"Produce\"} ",
+        "kafka_network_requestmetrics_totaltimems_bucket{le=\"+Inf\",request=\"Produce\"} ",
+    ] {
+        assert!(metrics.contains(series), "{series} is not in {metrics}");
+    }
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! limits are generous, for machines that do much else.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -146,6 +146,18 @@ impl Cluster {
                 return line.trim_end().to_owned();
             }
         }
+    }
+
+    /// What the HTTP ports of all nodes show.
+    pub(crate) fn metrics(&self) -> String {
+        let ask = |node: u16| {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.base_port + 3000 + node)).expect("it serves");
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("it reads");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("text");
+            answer
+        };
+        (0..self.nodes).map(ask).collect()
     }
 
     pub(crate) fn bootstrap(&self) -> String {
