@@ -15,6 +15,8 @@ use model::{
     TopicPartition,
 };
 
+use crate::budget::Charge;
+
 /// Who must have a record before a producer hears of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Acks {
@@ -149,6 +151,15 @@ pub struct AbortedTransaction {
     pub producer_id: ProducerId,
     /// Its first offset.
     pub first_offset: Offset,
+}
+
+/// What a fetch found.
+#[derive(Debug)]
+pub struct FetchAnswer {
+    /// By partition, as they were asked for.
+    pub partitions: Vec<Fetched>,
+    /// What the records take of the broker's memory budget: to be held as long as they are.
+    pub memory: Charge,
 }
 
 /// What a fetch found in one partition.
@@ -442,7 +453,7 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn produce(&self, request: ProduceRequest) -> impl Future<Output = Vec<Produced>> + Send + 'static;
 
     /// Reads for a consumer; waits up to `max_wait_ms` for `min_bytes`. Every partition asked for is answered.
-    fn fetch(&self, request: FetchRequest) -> impl Future<Output = Vec<Fetched>> + Send;
+    fn fetch(&self, request: FetchRequest) -> impl Future<Output = FetchAnswer> + Send;
 
     /// ListOffsets of partitions led here.
     fn list_offsets(

@@ -1,15 +1,17 @@
 //! A consumer's fetch over many partitions: read what is there, wait for more, read again.
 
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use model::{BrokerId, ErrorCode, Offset, TopicPartition};
 
-use crate::api::{FetchRequest, Fetched, Isolation};
+use crate::api::{FetchAnswer, FetchPartition, FetchRequest, Fetched, Isolation};
+use crate::budget::{Admission, Charge, PART_MIN};
 use crate::context::Context;
-use crate::partition::{PartitionRead, ReadResult};
+use crate::partition::{Partition, PartitionRead, ReadResult};
 use crate::waiters::FetchWaiter;
 
 /// An answer without records or offsets.
@@ -28,10 +30,17 @@ pub(crate) fn unanswered(partition: TopicPartition, error: ErrorCode) -> Fetched
     }
 }
 
+/// What one round over all partitions found.
+struct Round {
+    answer: FetchAnswer,
+    /// Whether memory was short: there may be more.
+    cut_short: bool,
+}
+
 /// Reads for a consumer; waits up to `max_wait_ms` for `min_bytes`.
-pub(crate) async fn fetch(context: &Arc<Context>, request: FetchRequest) -> Vec<Fetched> {
-    let fetched = fetch_enough(context, request).await;
-    for part in &fetched {
+pub(crate) async fn fetch(context: &Arc<Context>, request: FetchRequest) -> FetchAnswer {
+    let answer = fetch_enough(context, request).await;
+    for part in &answer.partitions {
         let bytes: usize = part.records.iter().map(Bytes::len).sum();
         if bytes > 0
             && let Some(partition) = context.partition(part.partition)
@@ -39,46 +48,62 @@ pub(crate) async fn fetch(context: &Arc<Context>, request: FetchRequest) -> Vec<
             partition.traffic.bytes_out.add(u64::try_from(bytes).unwrap_or(0));
         }
     }
-    fetched
+    answer
 }
 
-async fn fetch_enough(context: &Arc<Context>, request: FetchRequest) -> Vec<Fetched> {
+async fn fetch_enough(context: &Arc<Context>, request: FetchRequest) -> FetchAnswer {
     let mut newest = read_all(context, &request, None).await;
     if request.max_wait_ms == 0 || is_enough(&newest, &request) {
-        return newest;
+        return newest.answer;
     }
+    let mut let_go = newest.let_go();
     let until_enough = async {
         let waiter = Arc::new(FetchWaiter::default());
         loop {
             // Each partition lists the waiter under the lock that it is read under: no move is missed.
             newest = read_all(context, &request, Some(&waiter)).await;
+            let_go = false;
             if is_enough(&newest, &request) {
                 return;
             }
+            let_go = newest.let_go();
             waiter.moved().await;
         }
     };
     // A read that is cut off by the time has read nothing that anybody saw.
     let _ = tokio::time::timeout(Duration::from_millis(request.max_wait_ms), until_enough).await;
-    newest
+    if let_go { read_all(context, &request, None).await.answer } else { newest.answer }
+}
+
+impl Round {
+    /// Whoever waits for more holds no memory; says whether there was any, to be read again when the time is up.
+    fn let_go(&mut self) -> bool {
+        let held = self.answer.memory.bytes() > 0;
+        self.answer.partitions.iter_mut().for_each(|fetched| fetched.records.clear());
+        self.answer.memory.clear();
+        held
+    }
 }
 
 /// Errors and divergences are answered at once, as Kafka does.
-fn is_enough(answers: &[Fetched], request: &FetchRequest) -> bool {
+fn is_enough(round: &Round, request: &FetchRequest) -> bool {
+    let answers = &round.answer.partitions;
     let speaks = |fetched: &Fetched| {
         !fetched.error.is_none() || fetched.diverging.is_some() || fetched.preferred_replica.is_some()
     };
     let bytes: usize = answers.iter().flat_map(|fetched| &fetched.records).map(Bytes::len).sum();
-    bytes >= request.min_bytes.min(request.max_bytes) || answers.iter().any(speaks)
+    round.cut_short || bytes >= request.min_bytes.min(request.max_bytes) || answers.iter().any(speaks)
 }
 
-async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option<&Arc<FetchWaiter>>) -> Vec<Fetched> {
+async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option<&Arc<FetchWaiter>>) -> Round {
+    let partitions = Vec::with_capacity(request.partitions.len());
+    let answer = FetchAnswer { partitions, memory: context.budget.charge(0) };
+    let mut round = Round { answer, cut_short: false };
     let mut left = request.max_bytes;
     let mut any = false;
-    let mut answers = Vec::with_capacity(request.partitions.len());
     for position in &request.partitions {
         let Some(partition) = context.partition(position.partition) else {
-            answers.push(unanswered(position.partition, not_here(context, position.partition)));
+            round.answer.partitions.push(unanswered(position.partition, not_here(context, position.partition)));
             continue;
         };
         let read = PartitionRead {
@@ -88,14 +113,8 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
             min_one: !any,
             from_follower: request.rack.is_some(),
         };
-        let ReadResult { mut fetched, cold } = partition.read(context, &read, waiter);
-        if let Some(cold) = cold {
-            match context.disk_pool.run(move || cold.run()).await {
-                Ok(bytes) if bytes.is_empty() => {}
-                Ok(bytes) => fetched.records = vec![bytes],
-                Err(error) => fetched.error = partition.read_failed(context, position.fetch_offset, error).await,
-            }
-        }
+        let Afforded { result, memory, cut_short } = afford(context, &partition, read, waiter).await;
+        let (mut fetched, memory) = carry_out(context, &partition, position, result, memory).await;
         if request.isolation == Isolation::ReadCommitted && fetched.error.is_none() && fetched.aborted.is_none() {
             partition.find_aborted(context, position.fetch_offset, &mut fetched).await;
         }
@@ -106,9 +125,78 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
         let bytes: usize = fetched.records.iter().map(Bytes::len).sum();
         left = left.saturating_sub(bytes);
         any |= bytes > 0;
-        answers.push(fetched);
+        round.cut_short |= cut_short && bytes > 0;
+        if let Some(mut memory) = memory {
+            memory.set(len(bytes));
+            round.answer.memory.absorb(memory);
+        }
+        round.answer.partitions.push(fetched);
     }
-    answers
+    round
+}
+
+/// A read for which there is memory.
+struct Afforded {
+    result: ReadResult,
+    /// Charged for it; nothing where there is nothing to be read.
+    memory: Option<Charge>,
+    /// Whether it was more before memory was asked for.
+    cut_short: bool,
+}
+
+/// Looks at what there is to be read, and charges it before it is: an answer exists in memory from when it is read until the
+/// client has taken it. Only the first of a request that has anything waits for room, so nobody who waits holds any; it
+/// gets at least one batch. The others make do with what is left.
+async fn afford(
+    context: &Arc<Context>,
+    partition: &Arc<Partition>,
+    mut read: PartitionRead,
+    waiter: Option<&Arc<FetchWaiter>>,
+) -> Afforded {
+    let result = partition.read(context, &read, waiter);
+    // The first batch is read whatever its size; one that may be very large does not take all memory before it is known.
+    let batch_max = len(result.batch_max).min(context.budget.capacity() / 8);
+    let first = if read.min_one { usize::try_from(batch_max).unwrap_or(usize::MAX) } else { 0 };
+    let wanted = result.bytes_max(first);
+    if wanted == 0 {
+        return Afforded { result, memory: None, cut_short: false };
+    }
+    let least = PART_MIN.max(batch_max);
+    let mut memory = context.budget.try_part(len(wanted), least);
+    if memory.bytes() >= len(wanted) {
+        return Afforded { result, memory: Some(memory), cut_short: false };
+    }
+    drop(result);
+    if memory.bytes() == 0 && read.min_one {
+        let mut admission = Admission::new(&context.budget);
+        memory = poll_fn(|cx| admission.poll_part(cx, len(wanted), least)).await;
+    }
+    read.max_bytes = read.max_bytes.min(usize::try_from(memory.bytes()).unwrap_or(usize::MAX));
+    let result = partition.read(context, &read, waiter);
+    Afforded { result, cut_short: memory.bytes() < len(wanted), memory: Some(memory) }
+}
+
+/// Reads what is on disk. The memory goes with the read: it may go on after whoever asked has gone.
+async fn carry_out(
+    context: &Arc<Context>,
+    partition: &Arc<Partition>,
+    position: &FetchPartition,
+    result: ReadResult,
+    memory: Option<Charge>,
+) -> (Fetched, Option<Charge>) {
+    let ReadResult { mut fetched, cold, .. } = result;
+    let Some(cold) = cold else { return (fetched, memory) };
+    let (read, memory) = context.disk_pool.run(move || (cold.run(), memory)).await;
+    match read {
+        Ok(bytes) if bytes.is_empty() => {}
+        Ok(bytes) => fetched.records = vec![bytes],
+        Err(error) => fetched.error = partition.read_failed(context, position.fetch_offset, error).await,
+    }
+    (fetched, memory)
+}
+
+fn len(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Why a partition is not here: it does not exist, or its replicas are elsewhere.

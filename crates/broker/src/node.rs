@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchRequest, Fetched, Identity,
-    Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced, ProducersDescription,
-    QuorumDescription, TransactionMarker, TransactionSupport, TransactionVerifier, VoterChange,
+    BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchAnswer, FetchRequest,
+    Identity, Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced,
+    ProducersDescription, QuorumDescription, TransactionMarker, TransactionSupport, TransactionVerifier, VoterChange,
 };
 use crate::budget::{MemoryBudget, Standing};
 use crate::clock::Clock;
@@ -341,7 +341,7 @@ impl BrokerApi for Broker {
         }
     }
 
-    fn fetch(&self, request: FetchRequest) -> impl Future<Output = Vec<Fetched>> + Send {
+    fn fetch(&self, request: FetchRequest) -> impl Future<Output = FetchAnswer> + Send {
         fetch::fetch(&self.context, request)
     }
 

@@ -25,7 +25,7 @@ use crate::call::{ConnectionInfo, Shared};
 use crate::dispatch::{self, BadRequest};
 use crate::input::{BadSize, Input, NextFrame};
 use crate::output::Output;
-use crate::watch::{Order, Standing, Watch};
+use crate::watch::{Order, PROGRESS_MIN, Standing, Watch};
 
 /// Requests that may be in flight.
 const IN_FLIGHT_MAX: usize = 100;
@@ -43,6 +43,8 @@ pub(crate) enum Answer {
         frame: EncodedFrame,
         /// How many error codes it holds.
         errors: u64,
+        /// What was charged to the budget for it already.
+        charge: Option<Charge>,
     },
     /// Nothing is sent: acks=0.
     Silent,
@@ -138,6 +140,10 @@ pub(crate) struct Connection<B> {
     output: Output,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
+    /// As [`Watch`] counts it.
+    moved: u64,
+    /// Whether more of the next frame is waited for.
+    reading: bool,
     draining: bool,
     untrimmed: bool,
 }
@@ -146,9 +152,20 @@ impl<B: BrokerApi> Connection<B> {
     pub(crate) fn new(shared: Arc<Shared<B>>, info: Arc<ConnectionInfo>, watch: Arc<Watch>, stream: TcpStream) -> Self {
         let input = Input::new(&shared.budget, shared.limits.request_bytes_max);
         let output = Output::new(&shared.budget);
-        let in_flight = VecDeque::new();
-        let (in_flight_bytes, draining, untrimmed) = (0, false, false);
-        Self { shared, info, watch, stream, input, output, in_flight, in_flight_bytes, draining, untrimmed }
+        Self {
+            shared,
+            info,
+            watch,
+            stream,
+            input,
+            output,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            moved: 0,
+            reading: false,
+            draining: false,
+            untrimmed: false,
+        }
     }
 
     /// Serves the connection until it ends.
@@ -176,25 +193,41 @@ impl<B: BrokerApi> Connection<B> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let mut stalled = false;
         match self.watch.take_order(cx.waker()) {
             Order::None => {}
             Order::Trim => self.trim(),
+            Order::CloseStalled => stalled = true,
             Order::Drain => self.drain(),
-            order @ (Order::CloseIdle | Order::CloseStalled) => return Poll::Ready(End::Ordered(order)),
+            Order::CloseIdle => return Poll::Ready(End::Ordered(Order::CloseIdle)),
         }
-        let turned = self.turn(cx);
+        let moved = self.moved;
+        let mut turned = self.turn(cx);
+        // It may have been this broker that did not come to it.
+        if stalled && turned.is_pending() && self.moved - moved < PROGRESS_MIN && self.is_amid_transfer() {
+            turned = Poll::Ready(End::Ordered(Order::CloseStalled));
+        }
         if turned.is_ready() {
             // What is answered already is still sent, as far as the socket takes it at once.
             let _ = self.write(cx);
         }
-        // What waits here is not the client's fault.
-        let waits = !self.in_flight.is_empty() || self.input.is_waiting();
         self.watch.publish(Standing {
             busy: !self.in_flight.is_empty(),
-            amid_transfer: !self.output.is_empty() || (!waits && self.input.is_amid_frame()),
+            amid_transfer: self.is_amid_transfer(),
             untrimmed: self.untrimmed,
         });
+        self.watch.publish_memory(self.moved, self.input.held() + self.output.held());
         turned
+    }
+
+    /// Whether it is the client's turn to take or to send. What waits here is not its fault.
+    fn is_amid_transfer(&self) -> bool {
+        !self.output.is_empty() || (self.reading && self.input.is_amid_frame())
+    }
+
+    /// Whether the next request may not be started before the last one is answered.
+    fn is_held_back(&self) -> bool {
+        self.in_flight.back().is_some_and(|back| back.holds_back && !back.is_answered())
     }
 
     /// Works until nothing moves: answers first, so that those that are there together are written together.
@@ -238,9 +271,9 @@ impl<B: BrokerApi> Connection<B> {
     fn deliver(&mut self, api: ApiKey, since: Instant, answer: Answer) -> Result<(), End> {
         let metrics = self.shared.metrics.api(api);
         match answer {
-            Answer::Frame { frame, errors } => {
+            Answer::Frame { frame, errors, charge } => {
                 metrics.answered(since.elapsed(), errors, u64::try_from(frame.len).unwrap_or(u64::MAX));
-                self.output.push(frame);
+                self.output.push(frame, charge);
                 Ok(())
             }
             Answer::Silent => {
@@ -256,7 +289,7 @@ impl<B: BrokerApi> Connection<B> {
 
     /// Starts the next request if it is whole and may start.
     fn start(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let held_back = self.in_flight.back().is_some_and(|back| back.holds_back && !back.is_answered());
+        let held_back = self.is_held_back();
         let full = self.in_flight.len() >= IN_FLIGHT_MAX
             || self.in_flight_bytes >= IN_FLIGHT_BYTES
             || self.output.len() >= UNSENT_MAX;
@@ -264,6 +297,7 @@ impl<B: BrokerApi> Connection<B> {
             return Ok(false);
         }
         let Some(frame) = self.input.take() else { return Ok(false) };
+        self.moved += PROGRESS_MIN;
         let since = Instant::now();
         let bytes = frame.bytes.len();
         let Started { api, holds_back, answering } = dispatch::start(&self.shared, &self.info, frame.bytes)?;
@@ -278,26 +312,38 @@ impl<B: BrokerApi> Connection<B> {
         let mut moved = false;
         while !self.output.is_empty() {
             match self.output.poll_write(&mut self.stream, cx) {
-                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Ready(Ok(written)) => {
+                    self.moved += u64::try_from(written).unwrap_or(u64::MAX);
+                    moved = true;
+                }
                 Poll::Ready(Err(_)) => return Err(End::Gone),
                 Poll::Pending => break,
             }
         }
         if moved {
+            if self.output.is_empty() {
+                self.moved += PROGRESS_MIN;
+            }
             self.touch();
         }
         Ok(moved)
     }
 
     /// Reads once, unless the next frame is whole already or cannot be afforded: the client's end is noticed even while
-    /// a request is held back.
+    /// a request is held back. A large frame is not read meanwhile: it would hold memory for as long as the client likes.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.draining || self.input.poll_next(cx)? != NextFrame::Partial {
+        let paused = self.draining || (self.input.is_large() && self.is_held_back());
+        if paused {
+            self.input.stop_waiting();
+        }
+        self.reading = !paused && self.input.poll_next(cx)? == NextFrame::Partial;
+        if !self.reading {
             return Ok(false);
         }
         match self.input.poll_read(&mut self.stream, cx) {
             Poll::Ready(Ok(0) | Err(_)) => Err(End::Gone),
-            Poll::Ready(Ok(_)) => {
+            Poll::Ready(Ok(read)) => {
+                self.moved += u64::try_from(read).unwrap_or(u64::MAX);
                 self.touch();
                 Ok(true)
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use broker::api::BrokerApi;
 use bytes::BytesMut;
 use model::ErrorCode;
-use protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, ProduceRequest};
+use protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, FetchRequest, ProduceRequest};
 use protocol::{ApiKey, DecodeError, Decoder, Request, RequestHead, Response, encode_response};
 
 use crate::call::{Call, ConnectionInfo, Shared};
@@ -46,13 +46,17 @@ pub(crate) enum BadRequest {
 macro_rules! served {
     ($($api:ident by $module:ident,)*) => {
         /// What is served, by key. Nothing else is advertised.
-        pub(crate) const SERVED: &[ApiKey] = &[ApiKey::Produce, $(ApiKey::$api,)*];
+        pub(crate) const SERVED: &[ApiKey] = &[ApiKey::Produce, ApiKey::Fetch, $(ApiKey::$api,)*];
 
         fn dispatch<B: BrokerApi>(call: Call<B>, head: &RequestHead, decoder: &mut Decoder) -> Result<Answering, BadRequest> {
             match head.api {
                 ApiKey::Produce => {
                     let request = body::<ProduceRequest>(head, decoder)?;
                     Ok(handlers::produce::start(call, request, head.correlation_id))
+                }
+                ApiKey::Fetch => {
+                    let request = body::<FetchRequest>(head, decoder)?;
+                    Ok(handlers::fetch::start(call, request, head.correlation_id))
                 }
                 $(ApiKey::$api => answer(call, head, decoder, handlers::$module::handle),)*
                 other => Err(BadRequest::NotServed(other.name())),
@@ -62,7 +66,6 @@ macro_rules! served {
 }
 
 served! {
-    Fetch by fetch,
     ListOffsets by list_offsets,
     Metadata by metadata,
     OffsetCommit by offset_commit,
@@ -139,7 +142,7 @@ pub(crate) fn start<B: BrokerApi>(
 /// Encodes a response.
 pub(crate) fn encoded<R: Response + ErrorCount>(response: &R, version: i16, correlation_id: i32) -> Answer {
     match encode_response(response, version, correlation_id) {
-        Ok(frame) => Answer::Frame { frame, errors: response.error_count() },
+        Ok(frame) => Answer::Frame { frame, errors: response.error_count(), charge: None },
         Err(error) => Answer::HangUp(error.into()),
     }
 }

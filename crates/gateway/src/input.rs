@@ -1,15 +1,16 @@
 //! The bytes that come in on one connection, cut into frames.
 //!
 //! Invariants: a frame's size is checked before a byte of it is waited for; the buffer grows with what has arrived, never
-//! with what was announced alone; a frame is charged to the budget before its body is read; each frame is split off the
-//! buffer, so that whoever decodes it owns it.
+//! with what was announced alone; a small frame is charged to the budget before its body is read, of a large one what is
+//! read next, in steps that grow with it; what is read ahead of that is little; each frame is split off the buffer, so that
+//! whoever decodes it owns it.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use broker::budget::{Admission, Charge, MemoryBudget};
-use bytes::BytesMut;
+use broker::budget::{Admission, Charge, MemoryBudget, SMALL_FRAME};
+use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 
@@ -21,6 +22,12 @@ const SMALL_READ: usize = 8 * 1024;
 const FIRST_READ: usize = 64 * 1024;
 /// What is reserved at once for a frame whose beginning arrived, or of a size that this client sent before.
 const LARGE_READ: usize = 2 * 1024 * 1024;
+/// What is charged at least of a large frame whose beginning arrived, and at most at once of one that is amid its way.
+const STEP_MIN: usize = 8 * 1024;
+const STEP_MAX: usize = LARGE_READ;
+/// What is read at most that is not charged yet: behind a frame, or before its size is known. While somebody waits for
+/// memory it is [`SMALL_READ`].
+const AHEAD_MAX: usize = 256 * 1024;
 /// With so much room left in the buffer nothing is reserved for small frames.
 const ROOM_MIN: usize = 256;
 
@@ -66,7 +73,8 @@ pub(crate) struct Frame {
 #[derive(Debug)]
 pub(crate) struct Input {
     buffer: BytesMut,
-    /// The frame that begins at the buffer's beginning, once its size was read and charged.
+    /// The frame that begins at the buffer's beginning, once its size was read and it was admitted: its size, and what is
+    /// charged of it.
     expected: Option<(usize, Charge)>,
     /// The size of the last frame, as a guess of the next: this client has sent that many bytes.
     typical: usize,
@@ -86,28 +94,64 @@ impl Input {
     }
 
     /// Whether the next frame waits for the budget.
-    pub(crate) fn is_waiting(&self) -> bool {
+    #[cfg(test)]
+    fn is_waiting(&self) -> bool {
         self.admission.is_waiting()
+    }
+
+    /// What the budget holds for the frame that is on its way.
+    pub(crate) fn held(&self) -> u64 {
+        self.expected.as_ref().map_or(0, |(_, charge)| charge.bytes())
+    }
+
+    /// Does not wait for the budget any more.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.admission.leave();
+    }
+
+    /// Whether the next frame has begun and is a large one.
+    pub(crate) fn is_large(&self) -> bool {
+        let announced = self.buffer.first_chunk().map_or(0, |prefix| i32::from_be_bytes(*prefix));
+        usize::try_from(announced).is_ok_and(|size| size > SMALL_FRAME)
     }
 
     /// Looks at how far the next frame is.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Result<NextFrame, BadSize> {
-        if self.expected.is_none() {
-            let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else { return Ok(NextFrame::Partial) };
-            let announced = i32::from_be_bytes(*prefix);
-            let size = usize::try_from(announced).ok().filter(|size| *size > 0);
-            let size = size.ok_or(BadSize::NotPositive(announced))?;
-            if size > self.size_max {
-                return Err(BadSize::TooLarge { size, max: self.size_max });
+        let have = self.buffer.len();
+        let admitted = match &mut self.expected {
+            Some((size, _)) if have >= PREFIX + *size => return Ok(NextFrame::Whole),
+            Some((size, charge)) if have >= PREFIX + len(charge.bytes()) => {
+                let step = have.clamp(STEP_MIN, STEP_MAX).min(PREFIX + *size - have);
+                self.admission.poll_grow(cx, charge, bytes(step))
             }
-            let bytes = u64::try_from(size).unwrap_or(u64::MAX);
-            match self.admission.poll_admit(cx, bytes) {
-                Poll::Ready(charge) => self.expected = Some((size, charge)),
-                Poll::Pending => return Ok(NextFrame::Unaffordable),
+            Some(_) => Poll::Ready(()),
+            None => {
+                let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else { return Ok(NextFrame::Partial) };
+                let size = self.checked(i32::from_be_bytes(*prefix))?;
+                self.admit(cx, size).map(|charge| self.expected = Some((size, charge)))
             }
+        };
+        if admitted.is_pending() {
+            return Ok(NextFrame::Unaffordable);
         }
-        let whole = self.expected.as_ref().is_some_and(|(size, _)| self.buffer.len() >= PREFIX + size);
+        let whole = self.expected.as_ref().is_some_and(|(size, _)| have >= PREFIX + size);
         Ok(if whole { NextFrame::Whole } else { NextFrame::Partial })
+    }
+
+    fn checked(&self, announced: i32) -> Result<usize, BadSize> {
+        let size = usize::try_from(announced).ok().filter(|size| *size > 0);
+        let size = size.ok_or(BadSize::NotPositive(announced))?;
+        if size > self.size_max { Err(BadSize::TooLarge { size, max: self.size_max }) } else { Ok(size) }
+    }
+
+    /// Charges a small frame, or the beginning of a large one: what is there and as much again.
+    fn admit(&mut self, cx: &mut Context<'_>, size: usize) -> Poll<Charge> {
+        if size <= SMALL_FRAME {
+            return self.admission.poll_small(cx, bytes(size));
+        }
+        let have = self.buffer.len();
+        let beginning = size.min(have + have.clamp(STEP_MIN, STEP_MAX));
+        self.admission.poll_large(cx, bytes(beginning))
     }
 
     /// Takes the next frame, if it is whole.
@@ -131,9 +175,9 @@ impl Input {
         mut source: impl AsyncRead + Unpin,
         cx: &mut Context<'_>,
     ) -> Poll<std::io::Result<usize>> {
-        self.make_room();
+        let most = self.make_room();
         // The future keeps no state between polls, so dropping it after one poll loses nothing.
-        pin!(source.read_buf(&mut self.buffer)).poll(cx)
+        pin!(source.read_buf(&mut (&mut self.buffer).limit(most))).poll(cx)
     }
 
     /// Gives memory back that an idle connection needs not.
@@ -144,7 +188,8 @@ impl Input {
         }
     }
 
-    fn make_room(&mut self) {
+    /// Says how much may be read: of a frame what is charged of it, and little ahead.
+    fn make_room(&mut self) -> usize {
         let have = self.buffer.len();
         let (least, wanted) = match &self.expected {
             Some((size, _)) => {
@@ -158,12 +203,26 @@ impl Input {
         if self.buffer.capacity() - have < least {
             self.buffer.reserve(wanted);
         }
+        let ahead = if self.admission.is_contended() { SMALL_READ } else { AHEAD_MAX };
+        match &self.expected {
+            Some((size, charge)) if len(charge.bytes()) < *size => PREFIX + len(charge.bytes()) - have,
+            Some((size, _)) => (PREFIX + size).saturating_sub(have) + ahead,
+            None => ahead,
+        }
     }
 
-    /// What may be reserved because this client has sent as much before.
+    /// What may be reserved because this client has sent as much before, and nobody waits for memory.
     fn trusted(&self) -> usize {
-        (PREFIX + self.typical).min(LARGE_READ)
+        if self.admission.is_contended() { 0 } else { (PREFIX + self.typical).min(LARGE_READ) }
     }
+}
+
+fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+fn len(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -185,6 +244,19 @@ mod tests {
         while source.position() < u64::try_from(bytes.len()).unwrap() {
             let read = input.poll_read_from(&mut source, &mut Context::from_waker(Waker::noop()));
             assert!(matches!(read, Poll::Ready(Ok(count)) if count > 0));
+        }
+    }
+
+    /// As much of a large frame as is charged at a time.
+    fn feed_frame(input: &mut Input, bytes: &[u8]) {
+        let mut source = std::io::Cursor::new(bytes);
+        while source.position() < u64::try_from(bytes.len()).unwrap() {
+            assert_eq!(next(input), Ok(NextFrame::Partial));
+            let before = input.buffer.len();
+            let read = input.poll_read_from(&mut source, &mut Context::from_waker(Waker::noop()));
+            assert!(matches!(read, Poll::Ready(Ok(count)) if count == input.buffer.len() - before));
+            let (_, charge) = input.expected.as_ref().expect("a frame that is on its way");
+            assert!(input.buffer.len() <= PREFIX + len(charge.bytes()), "nothing is read that is not charged");
         }
     }
 
@@ -230,13 +302,94 @@ mod tests {
         let mut input = input(&budget);
         feed(&mut input, &i32::to_be_bytes(100 << 20));
         assert_eq!(next(&mut input), Ok(NextFrame::Partial));
-        assert_eq!(budget.used(), 100 << 20, "but it is charged");
+        assert!(budget.used() <= 2 * bytes(STEP_MIN), "what is announced alone is not charged: {}", budget.used());
         for _ in 0..40 {
-            feed(&mut input, &[7; 1000]);
+            feed_frame(&mut input, &[7; 1000]);
         }
+        assert!((40_000..=80_004).contains(&budget.used()), "what arrived and as much again: {}", budget.used());
         assert!(input.buffer.capacity() <= 2 * FIRST_READ, "{}", input.buffer.capacity());
-        feed(&mut input, &[7; FIRST_READ]);
+        feed_frame(&mut input, &[7; FIRST_READ]);
         assert!(input.buffer.capacity() <= 2 * LARGE_READ, "{}", input.buffer.capacity());
+    }
+
+    #[test]
+    fn a_large_frame_is_charged_whole_when_it_is_whole_and_passes_unchanged() {
+        let budget = MemoryBudget::new(1 << 30);
+        let mut input = input(&budget);
+        let body: Vec<u8> = (0..9_000_001u32).map(|at| at.to_le_bytes()[1]).collect();
+        feed(&mut input, &i32::to_be_bytes(9_000_001));
+        feed_frame(&mut input, &body);
+        assert_eq!((next(&mut input), budget.used()), (Ok(NextFrame::Whole), 9_000_001));
+        let frame = input.take().unwrap();
+        assert!(frame.bytes == body);
+        drop(frame);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn half_frames_that_fill_the_budget_are_completed_one_after_the_other_and_small_ones_beside_them() {
+        let budget = MemoryBudget::new(16 << 20);
+        let size = 1 << 20;
+        let mut inputs: Vec<Input> = (0..40).map(|_| input(&budget)).collect();
+        let mut sent = vec![0; inputs.len()];
+        for input in &mut inputs {
+            feed(input, &i32::to_be_bytes(size));
+        }
+        let size = usize::try_from(size).unwrap();
+        let (mut done, mut rounds) = (0, 0);
+        while done < inputs.len() {
+            rounds += 1;
+            assert!(rounds < 10_000, "nobody gets on: {done} are done");
+            for (input, sent) in inputs.iter_mut().zip(&mut sent) {
+                if *sent > size {
+                    continue;
+                }
+                match next(input).unwrap() {
+                    NextFrame::Unaffordable => {}
+                    NextFrame::Partial => {
+                        let chunk = &[7; 60_000][..60_000.min(size - *sent)];
+                        let mut source = std::io::Cursor::new(chunk);
+                        let read = input.poll_read_from(&mut source, &mut Context::from_waker(Waker::noop()));
+                        assert!(matches!(read, Poll::Ready(Ok(_))));
+                        *sent += len(source.position());
+                    }
+                    NextFrame::Whole => {
+                        // Only when nobody gets on otherwise: until then all hold what they have.
+                        if rounds % 100 == 0 {
+                            drop(input.take());
+                            *sent = usize::MAX;
+                            done += 1;
+                        }
+                    }
+                }
+            }
+            assert!(budget.used() <= (14 << 20) + 2 * (1 << 20), "{}", budget.used());
+            let mut small = self::input(&budget);
+            feed(&mut small, b"\0\0\0\x01x");
+            assert_eq!(next(&mut small), Ok(NextFrame::Whole), "small frames pass");
+        }
+        drop(inputs);
+        assert_eq!((budget.used(), budget.is_contended()), (0, false));
+    }
+
+    #[test]
+    fn little_is_read_ahead_while_others_wait_for_memory() {
+        let budget = MemoryBudget::new(10);
+        let mut input = input(&budget);
+        input.typical = LARGE_READ;
+        let mut source = std::io::Cursor::new(vec![7; 1 << 20]);
+        let mut read = |input: &mut Input| {
+            let before = source.position();
+            assert!(input.poll_read_from(&mut source, &mut Context::from_waker(Waker::noop())).is_ready());
+            len(source.position() - before)
+        };
+        assert_eq!(read(&mut input), AHEAD_MAX);
+        input.buffer.clear();
+        let held = budget.charge(10);
+        let mut other = Admission::new(&budget);
+        assert!(other.poll_small(&mut Context::from_waker(Waker::noop()), 1).is_pending());
+        assert_eq!(read(&mut input), SMALL_READ);
+        drop(held);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The listeners of a broker: accepting connections within the limits, sweeping over them, stopping.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::call::{ConnectionInfo, Principal, Shared};
 use crate::config::{ConnectionLimits, Limits};
@@ -27,8 +28,12 @@ use crate::watch::{Order, Watch};
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// A connection that was quiet for so long gives its buffers back.
 const TRIM_AFTER_MS: u64 = 2_000;
-/// How long a connection may hold memory that others wait for without moving a byte.
-const STALL_MS_MAX: u64 = 10_000;
+/// How often while somebody waits for memory, and the least time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a connection may hold memory that others wait for without progress.
+const STALL_MS_MAX: u64 = 400;
+/// The part of the memory budget that is taken back at once from connections that hold it without progress.
+const TAKEN_BACK: u64 = 4;
 /// How long to wait after an accept failed, mostly for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -366,8 +371,9 @@ impl<B: BrokerApi> Acceptor<B> {
     }
 }
 
-/// Looks at all connections now and then: closes the idle ones, takes buffers back, and closes those that hold memory
-/// which others wait for. What an operator changed of the limits is in force from the next look on.
+/// Looks at all connections now and then: closes the idle ones, takes buffers back, and, while somebody waits for memory,
+/// closes those that hold most of it without progress. What an operator changed of the limits is in force from the next look
+/// on.
 async fn sweep<B: BrokerApi>(
     shared: Arc<Shared<B>>,
     connections: Arc<Connections>,
@@ -376,39 +382,66 @@ async fn sweep<B: BrokerApi>(
 ) {
     let every = idle_ms_max.map_or(SWEEP_EVERY, |idle| Duration::from_millis((idle / 4).max(1)).min(SWEEP_EVERY));
     let start = Instant::now();
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let taken_back = (shared.budget.capacity() / TAKEN_BACK).max(1);
     loop {
-        // A tick that is dropped was not taken.
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-        }
         let now_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         shared.coarse_ms.store(now_ms, Ordering::Relaxed);
         connections.set_limits(connection_limits(&*shared.broker, &shared.limits));
         let contended = shared.budget.is_contended();
-        let orders = connections.with_open(|open| {
-            let due =
-                |entry: &Entry| Some((Arc::clone(&entry.watch), due(&entry.watch, now_ms, idle_ms_max, contended)?));
-            open.by_id.values().filter_map(due).collect::<Vec<_>>()
-        });
+        let orders = connections.with_open(|open| orders(open, now_ms, idle_ms_max, contended.then_some(taken_back)));
         for (watch, order) in orders {
             if order == Order::CloseIdle {
                 shared.metrics.connections_idle_closed.fetch_add(1, Ordering::Relaxed);
             }
             watch.order(order);
         }
+        let next = async {
+            tokio::time::sleep(LOOK_EVERY.min(every)).await;
+            if !contended {
+                tokio::select! {
+                    () = tokio::time::sleep(every.saturating_sub(LOOK_EVERY)) => {}
+                    () = shared.budget.contention() => {}
+                }
+            }
+        };
+        // Nothing is lost with either: the budget is asked at each look.
+        tokio::select! {
+            () = next => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
     }
 }
 
-/// What is to be asked of a connection.
-fn due(watch: &Watch, now_ms: u64, idle_ms_max: Option<u64>, contended: bool) -> Option<Order> {
+/// What is to be asked of whom. `take_back`: so many bytes, because others wait for memory.
+fn orders(open: &Open, now_ms: u64, idle_ms_max: Option<u64>, take_back: Option<u64>) -> Vec<(Arc<Watch>, Order)> {
+    let mut orders = Vec::new();
+    let mut stalled = Vec::new();
+    for Entry { watch, .. } in open.by_id.values() {
+        let stalled_ms = watch.stalled_ms(now_ms);
+        if take_back.is_some() && stalled_ms >= STALL_MS_MAX && watch.held() > 0 {
+            stalled.push((watch.held(), watch));
+        } else if let Some(order) = due(watch, now_ms, idle_ms_max) {
+            orders.push((Arc::clone(watch), order));
+        }
+    }
+    // Those that hold most, and no more of them than it takes.
+    stalled.sort_unstable_by_key(|(held, _)| Reverse(*held));
+    let mut left = take_back.unwrap_or(0);
+    for (held, watch) in stalled {
+        if left == 0 {
+            break;
+        }
+        left = left.saturating_sub(held);
+        orders.push((Arc::clone(watch), Order::CloseStalled));
+    }
+    orders
+}
+
+/// What is to be asked of a connection that nobody waits for.
+fn due(watch: &Watch, now_ms: u64, idle_ms_max: Option<u64>) -> Option<Order> {
     let quiet_ms = now_ms.saturating_sub(watch.active_ms());
     let standing = watch.standing();
-    if contended && standing.amid_transfer && quiet_ms > STALL_MS_MAX {
-        Some(Order::CloseStalled)
-    } else if idle_ms_max.is_some_and(|max| quiet_ms > max) && (!standing.busy || standing.amid_transfer) {
+    if idle_ms_max.is_some_and(|max| quiet_ms > max) && (!standing.busy || standing.amid_transfer) {
         Some(Order::CloseIdle)
     } else if standing.untrimmed && quiet_ms > TRIM_AFTER_MS {
         Some(Order::Trim)
@@ -420,7 +453,7 @@ fn due(watch: &Watch, now_ms: u64, idle_ms_max: Option<u64>, contended: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::Standing;
+    use crate::watch::{PROGRESS_MIN, Standing};
 
     fn quiet(standing: Standing) -> Watch {
         let watch = Watch::default();
@@ -432,26 +465,39 @@ mod tests {
     #[test]
     fn an_idle_connection_is_trimmed_then_closed() {
         let watch = quiet(Standing { untrimmed: true, ..Standing::default() });
-        assert_eq!(due(&watch, 2_000, Some(600_000), false), None);
-        assert_eq!(due(&watch, 4_000, Some(600_000), false), Some(Order::Trim));
-        assert_eq!(due(&watch, 602_000, Some(600_000), false), Some(Order::CloseIdle));
-        assert_eq!(due(&watch, 602_000, None, false), Some(Order::Trim));
+        assert_eq!(due(&watch, 2_000, Some(600_000)), None);
+        assert_eq!(due(&watch, 4_000, Some(600_000)), Some(Order::Trim));
+        assert_eq!(due(&watch, 602_000, Some(600_000)), Some(Order::CloseIdle));
+        assert_eq!(due(&watch, 602_000, None), Some(Order::Trim));
     }
 
     #[test]
     fn a_connection_that_waits_for_an_answer_is_not_idle_unless_it_does_not_take_it() {
         let waiting = quiet(Standing { busy: true, ..Standing::default() });
-        assert_eq!(due(&waiting, 602_000, Some(600_000), false), None);
+        assert_eq!(due(&waiting, 602_000, Some(600_000)), None);
         let clogged = quiet(Standing { busy: true, amid_transfer: true, ..Standing::default() });
-        assert_eq!(due(&clogged, 602_000, Some(600_000), false), Some(Order::CloseIdle));
+        assert_eq!(due(&clogged, 602_000, Some(600_000)), Some(Order::CloseIdle));
     }
 
     #[test]
-    fn a_connection_amid_a_transfer_is_closed_when_others_wait_for_memory() {
-        let stalled = quiet(Standing { amid_transfer: true, ..Standing::default() });
-        assert_eq!(due(&stalled, 12_000, Some(600_000), false), None);
-        assert_eq!(due(&stalled, 12_000, Some(600_000), true), Some(Order::CloseStalled));
-        let quiet = quiet(Standing::default());
-        assert_eq!(due(&quiet, 12_000, Some(600_000), true), None);
+    fn connections_that_hold_most_without_progress_are_closed_when_others_wait_for_memory() {
+        let amid = Standing { amid_transfer: true, ..Standing::default() };
+        let mut open = Open::new(ConnectionLimits { all: 10, per_ip: 10 });
+        let holds = [(amid, 10), (amid, 1_000), (Standing::default(), 5_000), (amid, 600), (amid, 0), (amid, 500)];
+        for (id, (standing, held)) in (0..).zip(holds) {
+            let watch = Arc::new(quiet(standing));
+            watch.publish_memory(7, held);
+            open.by_id.insert(id, Entry { ip: IpAddr::from([127, 0, 0, 1]), watch, abort: None });
+        }
+        let asked = |now_ms, take_back| {
+            let orders = orders(&open, now_ms, None, take_back).into_iter();
+            orders.map(|(watch, order)| (watch.held(), order)).collect::<Vec<_>>()
+        };
+        assert_eq!(asked(2_000, Some(1_500)), [], "it is not known since when they stand so");
+        assert_eq!(asked(2_400, None), [], "nobody waits");
+        let largest = [(1_000, Order::CloseStalled), (600, Order::CloseStalled)];
+        assert_eq!(asked(2_400, Some(1_500)), largest);
+        open.by_id[&1].watch.publish_memory(7 + PROGRESS_MIN, 1_000);
+        assert_eq!(asked(2_500, Some(1_000)), [(600, Order::CloseStalled), (500, Order::CloseStalled)]);
     }
 }

@@ -40,10 +40,19 @@ impl Output {
         self.chunks.is_empty()
     }
 
-    /// Adds an answer.
-    pub(crate) fn push(&mut self, frame: EncodedFrame) {
+    /// What the budget holds for it.
+    pub(crate) fn held(&self) -> u64 {
+        self.charge.bytes()
+    }
+
+    /// Adds an answer, and what was charged for it before.
+    pub(crate) fn push(&mut self, frame: EncodedFrame, charge: Option<Charge>) {
+        let charged = charge.as_ref().map_or(0, Charge::bytes);
+        if let Some(charge) = charge {
+            self.charge.absorb(charge);
+        }
         if frame.len >= CHARGED_FROM {
-            self.charge.add(u64::try_from(frame.len).unwrap_or(u64::MAX));
+            self.charge.add(u64::try_from(frame.len).unwrap_or(u64::MAX).saturating_sub(charged));
         }
         self.len += frame.len;
         self.chunks.extend(frame.chunks);
@@ -123,7 +132,8 @@ mod tests {
         let chunks: Vec<Bytes> = (0..100u8).map(|byte| Bytes::from(vec![byte; 70 * usize::from(byte) + 1])).collect();
         let expected = chunks.concat();
         let len = expected.len();
-        output.push(EncodedFrame { chunks, len });
+        let records = budget.charge(3_000);
+        output.push(EncodedFrame { chunks, len }, Some(records));
         assert_eq!((output.len(), budget.used()), (len, u64::try_from(len).unwrap()));
         let mut socket = Narrow(Vec::new());
         while !output.is_empty() {

@@ -41,6 +41,16 @@ pub(crate) struct ReadResult {
     pub(crate) fetched: Fetched,
     /// Records to read without the lock.
     pub(crate) cold: Option<ColdRead>,
+    /// How large a batch may be here.
+    pub(crate) batch_max: usize,
+}
+
+impl ReadResult {
+    /// How many bytes of records it is, or may become where a first batch may be `batch_max` large.
+    pub(crate) fn bytes_max(&self, batch_max: usize) -> usize {
+        let there: usize = self.fetched.records.iter().map(Bytes::len).sum();
+        self.cold.as_ref().map_or(there, |cold| cold.bytes_max().max(batch_max))
+    }
 }
 
 impl Partition {
@@ -53,11 +63,12 @@ impl Partition {
     ) -> ReadResult {
         let mut inner = self.lock();
         let mut fetched = self.nothing_fetched();
+        let batch_max = inner.settings.max_message_bytes;
         let position = &request.position;
         if let Err(error) = self.check_read(&inner, position.current_leader_epoch, request.from_follower) {
             fetched.error = error;
             fetched.current_leader = Some(inner.current_leader());
-            return ReadResult { fetched, cold: None };
+            return ReadResult { fetched, cold: None, batch_max };
         }
         let log = inner.replica.log();
         fetched.high_watermark = log.high_watermark;
@@ -68,11 +79,11 @@ impl Partition {
                 Divergence::None => {}
                 Divergence::Diverging(end) => {
                     fetched.diverging = Some(end);
-                    return ReadResult { fetched, cold: None };
+                    return ReadResult { fetched, cold: None, batch_max };
                 }
                 Divergence::OutOfRange => {
                     fetched.error = ErrorCode::OffsetOutOfRange;
-                    return ReadResult { fetched, cold: None };
+                    return ReadResult { fetched, cold: None, batch_max };
                 }
             }
         }
@@ -87,7 +98,7 @@ impl Partition {
             FetchPosition::Readable => {
                 let max = request.max_bytes.min(position.max_bytes);
                 if max == 0 && !request.min_one {
-                    return ReadResult { fetched, cold: None };
+                    return ReadResult { fetched, cold: None, batch_max };
                 }
                 if let Some(waiter) = waiter {
                     inner.fetch_waiters.push(waiter);
@@ -99,7 +110,7 @@ impl Partition {
                         }
                         fetched.records = batches;
                     }
-                    Ok(Read::Cold(cold)) => return ReadResult { fetched, cold: Some(cold) },
+                    Ok(Read::Cold(cold)) => return ReadResult { fetched, cold: Some(cold), batch_max },
                     Err(error) => {
                         self.log_failed(context, &mut inner, &error);
                         self.carry_out(context, &mut inner);
@@ -108,7 +119,7 @@ impl Partition {
                 }
             }
         }
-        ReadResult { fetched, cold: None }
+        ReadResult { fetched, cold: None, batch_max }
     }
 
     /// Finds which transactions of the records that were read from `from` on were aborted (`R43`). Where the log has changed

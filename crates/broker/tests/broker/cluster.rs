@@ -548,7 +548,7 @@ pub(crate) fn fetch_request(id: TopicPartition, offset: i64) -> FetchRequest {
 }
 
 pub(crate) async fn fetch(broker: &Broker, id: TopicPartition, offset: i64) -> Fetched {
-    soon("a fetch to be answered", broker.fetch(fetch_request(id, offset))).await.remove(0)
+    soon("a fetch to be answered", broker.fetch(fetch_request(id, offset))).await.partitions.remove(0)
 }
 
 /// All values from `offset` on that a consumer sees at this broker, leader or not.
@@ -556,7 +556,7 @@ pub(crate) async fn values(broker: &Broker, id: TopicPartition, offset: i64) -> 
     let (mut next, mut found) = (offset, Vec::new());
     loop {
         let request = FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, next) };
-        let fetched = soon("a fetch to be answered", broker.fetch(request)).await.remove(0);
+        let fetched = soon("a fetch to be answered", broker.fetch(request)).await.partitions.remove(0);
         assert_eq!(fetched.error, ErrorCode::None);
         if fetched.records.is_empty() {
             return found;

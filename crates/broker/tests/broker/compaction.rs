@@ -59,7 +59,7 @@ async fn batches(broker: &Broker, id: TopicPartition) -> Vec<RecordBatch> {
     let (mut next, mut found) = (0, Vec::new());
     loop {
         let request = broker::api::FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, next) };
-        let fetched = soon("a fetch to be answered", broker.fetch(request)).await.remove(0);
+        let fetched = soon("a fetch to be answered", broker.fetch(request)).await.partitions.remove(0);
         assert_eq!(fetched.error, ErrorCode::None);
         let read: Vec<RecordBatch> =
             fetched.records.into_iter().flat_map(|chunk| RecordBatch::split_all(chunk).unwrap()).collect();

@@ -113,7 +113,7 @@ async fn write(cluster: &Cluster, id: TopicPartition, value: &str, producer: Pro
 async fn committed(cluster: &Cluster, id: TopicPartition) -> (i64, usize) {
     let leader = cluster.wait_leader(id).await;
     let request = FetchRequest { isolation: Isolation::ReadCommitted, max_wait_ms: 0, ..fetch_request(id, 0) };
-    let fetched = soon("a fetch", cluster.broker(leader).fetch(request)).await.remove(0);
+    let fetched = soon("a fetch", cluster.broker(leader).fetch(request)).await.partitions.remove(0);
     assert_eq!(fetched.error, ErrorCode::None);
     (fetched.last_stable_offset.0, fetched.aborted.map_or(0, |aborted| aborted.len()))
 }

@@ -50,7 +50,7 @@ fn rot(cluster: &Cluster, broker: i32, batch: u64) {
 /// As a consumer that may read from a follower.
 async fn fetch_near(cluster: &Cluster, broker: i32, id: TopicPartition, offset: i64) -> Fetched {
     let request = FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, offset) };
-    soon("a fetch to be answered", cluster.broker(broker).fetch(request)).await.remove(0)
+    soon("a fetch to be answered", cluster.broker(broker).fetch(request)).await.partitions.remove(0)
 }
 
 /// Waits until a replica that was thrown out of the ISR is in it again.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use broker::api::{Acks, BrokerApi, FetchRequest, ListOffsetsPartition, OffsetSpec};
+use broker::api::{Acks, BrokerApi, FetchAnswer, FetchRequest, ListOffsetsPartition, OffsetSpec};
 use model::{ErrorCode, LeaderEpoch, Offset};
 use storage::disk::Crash;
 
@@ -73,6 +73,85 @@ async fn what_the_tail_cache_and_the_streams_may_hold_is_charged_and_given_back(
     eventually("the stream's end is given back", || (budget.used() == tail).then_some(())).await;
 }
 
+/// How many bytes of records an answer has.
+fn bytes_of(answer: &FetchAnswer) -> u64 {
+    let records = answer.partitions.iter().flat_map(|fetched| &fetched.records);
+    records.map(|chunk| u64::try_from(chunk.len()).unwrap()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fetches_share_the_memory_that_is_left_and_wait_for_more_of_it() {
+    // Read from memory, and from disk.
+    for on_disk in [false, true] {
+        let cluster = if on_disk {
+            Cluster::on_disk_only(1, 1, &[("log.cleaner.enable", "true")]).await
+        } else {
+            Cluster::start(1, 1).await
+        };
+        let id = cluster.topic("t", &[1], &[]).await;
+        cluster.wait_leader(id).await;
+        let value = "x".repeat(100_000);
+        for _ in 0..100 {
+            produce_ok(cluster.broker(1), id, &[&value]).await;
+        }
+        let budget = &cluster.budgets[&1];
+        let (idle, one) = (budget.used(), u64::try_from(batch(&[&value]).len()).unwrap());
+        let whole = cluster.broker(1).fetch(fetch_request(id, 0)).await;
+        assert_eq!(budget.used() - idle, bytes_of(&whole), "charged as long as it is held");
+        assert_eq!(bytes_of(&whole), 100 * one, "alone it gets all that it wants");
+        drop(whole);
+        let others = budget.charge((256 << 20) - (32 << 20) - (8 << 20));
+        let mut answers: Vec<FetchAnswer> = Vec::new();
+        let broker = std::sync::Arc::clone(cluster.broker(1));
+        let fetch = move || {
+            tokio::spawn({
+                let broker = std::sync::Arc::clone(&broker);
+                async move { broker.fetch(fetch_request(id, 0)).await }
+            })
+        };
+        let mut last = fetch();
+        // One more is admitted over the budget.
+        while answers.len() < 20 && budget.used() < idle + (226 << 20) {
+            let next = tokio::select! {
+                answer = &mut last => answer.unwrap(),
+                () = async { while !budget.is_contended() { tokio::task::yield_now().await; } } => break,
+            };
+            assert!(bytes_of(&next) >= one && bytes_of(&next) < 100 * one, "a part");
+            answers.push(next);
+            last = fetch();
+        }
+        let held: u64 = answers.iter().map(bytes_of).sum();
+        eventually("whoever waits holds nothing", || (budget.used() - idle - others.bytes() == held).then_some(()))
+            .await;
+        assert!((4 << 20..11 << 20).contains(&held), "{held} in {} answers", answers.len());
+        let mut metadata = broker::budget::Admission::new(budget);
+        let small = std::future::poll_fn(|cx| std::task::Poll::Ready(metadata.poll_small(cx, 1_000).is_ready()));
+        assert!(small.await, "small requests do not wait behind them");
+        answers.clear();
+        let answer = soon("the fetch that waited", last).await.unwrap();
+        assert!(bytes_of(&answer) >= one);
+        drop((answer, others));
+        assert_eq!(budget.used(), idle);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_that_waits_for_more_holds_no_memory() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["0123456789"]).await;
+    let budget = &cluster.budgets[&1];
+    let idle = budget.used();
+    let patient = FetchRequest { max_wait_ms: 300, min_bytes: 1_000_000, ..fetch_request(id, 0) };
+    let mut poll = std::pin::pin!(cluster.broker(1).fetch(patient));
+    let early = tokio::time::timeout(Duration::from_millis(1), &mut poll).await;
+    assert!(early.is_err() && budget.used() == idle);
+    let answer = soon("the end of its time", poll).await;
+    assert!(bytes_of(&answer) > 0, "what is there is told in the end");
+    assert_eq!(budget.used() - idle, bytes_of(&answer));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sequence_that_comes_twice_is_answered_with_its_first_offset_also_by_the_next_leader() {
     let mut cluster = Cluster::start(3, 2).await;
@@ -107,7 +186,7 @@ async fn a_long_poll_is_answered_when_enough_is_there_and_not_before() {
     assert!(early.is_err(), "answered with less than it asked for");
     let began = tokio::time::Instant::now();
     produce_ok(cluster.broker(1), id, &["0123456789"]).await;
-    let fetched = soon("the poll", poll).await.unwrap().remove(0);
+    let fetched = soon("the poll", poll).await.unwrap().partitions.remove(0);
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(fetched.records.iter().map(bytes::Bytes::len).sum::<usize>(), 2 * one);
 }
@@ -119,12 +198,15 @@ async fn a_poll_is_answered_with_little_when_its_time_is_up_and_with_errors_at_o
     cluster.wait_leader(id).await;
     produce_ok(cluster.broker(1), id, &["a"]).await;
     let patient = FetchRequest { max_wait_ms: 50, min_bytes: 1_000_000, ..fetch_request(id, 0) };
-    assert!(!cluster.broker(1).fetch(patient).await[0].records.is_empty());
+    assert!(!cluster.broker(1).fetch(patient).await.partitions[0].records.is_empty());
     let lost = FetchRequest { max_wait_ms: 25_000, ..fetch_request(id, 99) };
-    let fetched = soon("an error", cluster.broker(1).fetch(lost)).await.remove(0);
+    let fetched = soon("an error", cluster.broker(1).fetch(lost)).await.partitions.remove(0);
     assert_eq!(fetched.error, ErrorCode::OffsetOutOfRange);
     let tiny = FetchRequest { max_bytes: 1, ..fetch_request(id, 0) };
-    assert!(!cluster.broker(1).fetch(tiny).await[0].records.is_empty(), "the first batch is given whatever its size");
+    assert!(
+        !cluster.broker(1).fetch(tiny).await.partitions[0].records.is_empty(),
+        "the first batch is given whatever its size"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -252,7 +252,7 @@ pub(crate) async fn committed(broker: &Broker, id: TopicPartition, from: i64, ma
             ..fetch_request(id, next)
         };
         request.max_bytes = max_bytes;
-        let fetched = soon("a fetch", broker.fetch(request)).await.remove(0);
+        let fetched = soon("a fetch", broker.fetch(request)).await.partitions.remove(0);
         assert_eq!(fetched.error, ErrorCode::None);
         assert!(fetched.last_stable_offset <= fetched.high_watermark);
         let mut aborted = fetched.aborted.unwrap();
@@ -369,7 +369,7 @@ async fn wait_stable(broker: &Broker, id: TopicPartition, stable: i64) {
     let until = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
         let request = FetchRequest { rack: Some("none".to_owned()), ..fetch_request(id, 0) };
-        let fetched = soon("a fetch", broker.fetch(request)).await.remove(0);
+        let fetched = soon("a fetch", broker.fetch(request)).await.partitions.remove(0);
         if fetched.last_stable_offset == Offset(stable) {
             return;
         }
@@ -406,7 +406,7 @@ async fn a_poll_for_committed_records_waits_for_the_end_of_the_transaction() {
     assert_eq!(latest(broker, id, ReadCommitted, OffsetSpec::MaxTimestamp).await, -1, "beyond the last stable offset");
     let poller = Arc::clone(broker);
     let poll = FetchRequest { max_wait_ms: 25_000, isolation: ReadCommitted, ..fetch_request(id, 1) };
-    let mut poll = tokio::spawn(async move { poller.fetch(poll).await.remove(0) });
+    let mut poll = tokio::spawn(async move { poller.fetch(poll).await.partitions.remove(0) });
     let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut poll).await;
     assert!(early.is_err(), "answered with undecided records");
     assert_eq!(end(broker, id, end_of(8, true)).await, ErrorCode::None);
@@ -436,7 +436,7 @@ async fn retention_stops_at_an_open_transaction_and_a_deletion_of_records_does_n
     assert!(start().await <= 1, "{}", start().await);
     let poller = Arc::clone(broker);
     let poll = FetchRequest { max_wait_ms: 25_000, isolation: Isolation::ReadCommitted, ..fetch_request(id, 1) };
-    let poll = tokio::spawn(async move { poller.fetch(poll).await.remove(0) });
+    let poll = tokio::spawn(async move { poller.fetch(poll).await.partitions.remove(0) });
     let deleted = soon("the deletion", broker.delete_records(vec![(id, Offset(4))], 25_000)).await;
     assert_eq!(deleted[0].error, ErrorCode::None);
     assert_eq!(soon("the poll", poll).await.unwrap().error, ErrorCode::OffsetOutOfRange);

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use broker::api::{self, BrokerApi, CurrentLeader, Fetched, Isolation};
+use broker::api::{self, BrokerApi, CurrentLeader, FetchAnswer, Fetched, Isolation};
+use broker::budget::Charge;
 use model::{BrokerId, LeaderEpoch, Offset, PartitionIndex, TopicPartition};
 use protocol::messages::fetch_response::{
     AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
@@ -11,6 +12,8 @@ use protocol::messages::{FetchRequest, FetchResponse};
 use protocol::{Records, messages::fetch_request};
 
 use crate::call::Call;
+use crate::connection::{Answer, Answering};
+use crate::dispatch;
 use crate::refusal::Refusal;
 use crate::resolve::{self, ByPartition, TopicKey};
 use crate::sessions::{FetchPlan, Found, NO_SESSION, Wanted};
@@ -22,15 +25,25 @@ const TELLS_RACK: i16 = 11;
 /// The first version that says where the leader is (KIP-951).
 const TELLS_LEADER: i16 = 16;
 
-/// Answers when there is enough, or after the time that the client gives.
-pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: FetchRequest) -> FetchResponse {
-    match fetch(&call, request).await {
-        Ok(response) => response,
-        Err(refusal) => FetchResponse { error_code: refusal.wire(), ..Default::default() },
-    }
+/// Answers when there is enough, or after the time that the client gives. The answer takes along what its records are
+/// charged.
+pub(crate) fn start<B: BrokerApi>(call: Call<B>, request: FetchRequest, correlation_id: i32) -> Answering {
+    Box::pin(async move {
+        let mut charge = None;
+        let response = fetch(&call, request, &mut charge).await;
+        let refused = |refusal: Refusal| FetchResponse { error_code: refusal.wire(), ..Default::default() };
+        match dispatch::encoded(&response.unwrap_or_else(refused), call.version, correlation_id) {
+            Answer::Frame { frame, errors, .. } => Answer::Frame { frame, errors, charge },
+            other => other,
+        }
+    })
 }
 
-async fn fetch<B: BrokerApi>(call: &Call<B>, request: FetchRequest) -> Result<FetchResponse, Refusal> {
+async fn fetch<B: BrokerApi>(
+    call: &Call<B>,
+    request: FetchRequest,
+    charge: &mut Option<Charge>,
+) -> Result<FetchResponse, Refusal> {
     if request.replica_id >= 0 || request.replica_state.replica_id >= 0 {
         return Ok(all_refused(&request, &Refusal::FromReplica));
     }
@@ -43,7 +56,7 @@ async fn fetch<B: BrokerApi>(call: &Call<B>, request: FetchRequest) -> Result<Fe
     let forgotten = forgotten(by_id, request.forgotten_topics_data);
     let (plan, wanted) =
         call.shared.sessions.begin(session, by_id, all_wanted(by_id, request.topics), forgotten, now_ms)?;
-    let found = read(call, &wanted, limits, isolation, rack).await;
+    let found = read(call, &wanted, limits, isolation, rack, charge).await;
     let summaries: Vec<(&Wanted, Found)> = wanted.iter().zip(found.iter().map(summary)).collect();
     let told = plan.select(&summaries)?;
     let session_id = match plan {
@@ -72,13 +85,11 @@ struct Limits {
 
 impl Limits {
     fn of<B: BrokerApi>(call: &Call<B>, request: &FetchRequest) -> Self {
-        // At least one byte, which brings one batch: a consumer gets on even when memory is short.
-        let left = usize::try_from(call.shared.budget.left()).unwrap_or(usize::MAX).max(1);
         let max_bytes = size(request.max_bytes).min(call.shared.limits.fetch_bytes_max);
         Self {
             max_wait_ms: u64::try_from(request.max_wait_ms).unwrap_or(0),
             min_bytes: size(request.min_bytes).min(max_bytes),
-            max_bytes: max_bytes.min(left),
+            max_bytes,
         }
     }
 }
@@ -89,6 +100,7 @@ async fn read<B: BrokerApi>(
     limits: Limits,
     isolation: Isolation,
     rack: Option<String>,
+    charge: &mut Option<Charge>,
 ) -> Vec<PartitionData> {
     let image = call.image();
     let resolve = |wanted: &Wanted| resolve::partition(&wanted.topic.find(&image), wanted.partition.0);
@@ -109,7 +121,9 @@ async fn read<B: BrokerApi>(
         Vec::new()
     } else {
         let request = api::FetchRequest { max_wait_ms, min_bytes, max_bytes, isolation, rack, partitions };
-        call.broker().fetch(request).await
+        let FetchAnswer { partitions, memory } = call.broker().fetch(request).await;
+        *charge = Some(memory);
+        partitions
     };
     let mut fetched = ByPartition::new(fetched, |fetched| fetched.partition);
     let answers = wanted.iter().zip(resolved).map(|(wanted, partition)| {

@@ -221,6 +221,97 @@ async fn over_the_budget_nothing_is_read_until_memory_is_given_back() {
     assert_eq!(served.budget.used(), 0);
 }
 
+/// The beginning of a Produce of `size` bytes.
+fn beginning(size: usize, sent: usize) -> Vec<u8> {
+    let mut bytes = i32::try_from(size).unwrap().to_be_bytes().to_vec();
+    bytes.extend_from_slice(&[0, 0, 0, 9, 0, 0, 0, 1, 0xff, 0xff]);
+    bytes.resize(sent, 0);
+    bytes
+}
+
+#[tokio::test]
+async fn who_announces_much_and_sends_little_keeps_nobody_out() {
+    let mut served = Served::with(Limits { memory_bytes: 8 << 20, ..Limits::default() }).await;
+    served.broker.topic("t", 1);
+    let mut announcers = Vec::new();
+    for _ in 0..50 {
+        let mut client = served.client().await;
+        client.stream.write_all(&i32::to_be_bytes(100 << 20)).await.unwrap();
+        announcers.push(client);
+    }
+    while served.budget.used() < 50 * 8_000 {
+        tokio::task::yield_now().await;
+    }
+    let other = &mut served.client().await;
+    assert!(is_alive(other).await);
+    other.send(&produce(-1, &[7; 2 << 20]), 9).await;
+    served.appends.recv().await.unwrap().acked.send(ErrorCode::None).unwrap();
+    assert_eq!(codes(&other.receive::<ProduceRequest>(9).await.1), [0]);
+    assert!(!served.budget.is_contended() && served.budget.used() < 2 << 20, "{}", served.budget.used());
+}
+
+#[tokio::test]
+async fn half_sent_frames_that_hold_all_memory_make_room_for_one_that_comes() {
+    let mut served = Served::with(Limits { memory_bytes: 1 << 20, ..Limits::default() }).await;
+    served.broker.topic("t", 1);
+    let mut halves = Vec::new();
+    let other = &mut served.client().await;
+    for _ in 0..6 {
+        let mut client = served.client().await;
+        client.stream.write_all(&beginning(4 << 20, 300_000)).await.unwrap();
+        halves.push(client);
+        assert!(is_alive(other).await);
+    }
+    while !served.budget.is_contended() && served.handle.metrics().connections.load(Ordering::Relaxed) > 6 {
+        tokio::task::yield_now().await;
+    }
+    let large = &mut served.client().await;
+    large.send(&produce(-1, &[7; 600_000]), 9).await;
+    served.appends.recv().await.unwrap().acked.send(ErrorCode::None).unwrap();
+    assert_eq!(codes(&large.receive::<ProduceRequest>(9).await.1), [0]);
+}
+
+#[tokio::test]
+async fn who_does_not_take_its_answer_is_closed_when_others_wait_for_memory() {
+    let served = Served::with(Limits { memory_bytes: 1 << 20, ..Limits::default() }).await;
+    served.broker.topic("t", 1);
+    let (sleeper, other) = (&mut served.client().await, &mut served.client().await);
+    assert!(is_alive(other).await);
+    // More than both sockets' buffers take.
+    served.broker.logs.lock().unwrap().insert(0, (1, vec![bytes::Bytes::from(vec![7; 64 << 20])]));
+    sleeper.send(&FetchRequest { max_wait_ms: 0, ..handlers_fetch(&["t"]) }, 12).await;
+    while served.budget.used() < 64 << 20 {
+        tokio::task::yield_now().await;
+    }
+    assert!(is_alive(other).await, "it waits until there is memory");
+    assert_eq!(served.budget.used(), 0);
+    let mut taken = Vec::new();
+    // A reset is a close as well.
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut sleeper.stream, &mut taken).await;
+    assert!(taken.len() < 64 << 20, "the answer was not sent to its end");
+}
+
+#[tokio::test]
+async fn a_large_frame_is_not_read_behind_a_request_that_waits() {
+    let served = Served::start().await;
+    served.broker.topic("t", 1);
+    served.broker.fetch_waits.store(true, Ordering::SeqCst);
+    let (mut client, other) = (served.client().await, &mut served.client().await);
+    client.send(&handlers_fetch(&["t"]), 12).await;
+    while served.broker.fetches.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let sending = tokio::spawn(async move {
+        let _ = client.stream.write_all(&beginning(50 << 20, 50 << 20)).await;
+    });
+    for _ in 0..500 {
+        assert!(is_alive(other).await);
+        assert!(served.budget.used() < 1 << 20, "{}", served.budget.used());
+    }
+    assert!(!sending.is_finished());
+    sending.abort();
+}
+
 #[tokio::test]
 async fn a_large_request_and_a_large_answer_pass_whole() {
     let mut served = Served::start().await;

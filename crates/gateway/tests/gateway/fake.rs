@@ -35,6 +35,7 @@ pub(crate) struct Appended {
 
 #[derive(Debug)]
 pub(crate) struct Fake {
+    budget: Arc<MemoryBudget>,
     image: Mutex<Arc<MetadataImage>>,
     /// Produces with acks=all, in the order in which they were appended.
     appended: mpsc::UnboundedSender<Appended>,
@@ -59,9 +60,10 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    fn new() -> (Arc<Fake>, mpsc::UnboundedReceiver<Appended>) {
+    fn new(budget: &Arc<MemoryBudget>) -> (Arc<Fake>, mpsc::UnboundedReceiver<Appended>) {
         let (appended, appends) = mpsc::unbounded_channel();
         let fake = Fake {
+            budget: Arc::clone(budget),
             image: Mutex::new(Arc::new(cluster())),
             appended,
             logs: Mutex::default(),
@@ -205,7 +207,7 @@ impl BrokerApi for Fake {
         }
     }
 
-    async fn fetch(&self, request: FetchRequest) -> Vec<Fetched> {
+    async fn fetch(&self, request: FetchRequest) -> FetchAnswer {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         let partitions = request.partitions.clone();
         *self.last_fetch.lock().unwrap() = Some(request);
@@ -228,7 +230,10 @@ impl BrokerApi for Fake {
                 records: if asked.fetch_offset.0 < high_watermark { records } else { Vec::new() },
             }
         };
-        partitions.into_iter().map(read).collect()
+        let partitions: Vec<Fetched> = partitions.into_iter().map(read).collect();
+        let mut memory = self.budget.charge(0);
+        partitions.iter().flat_map(|fetched| &fetched.records).for_each(|chunk| memory.add_len(chunk.len()));
+        FetchAnswer { partitions, memory }
     }
 
     async fn list_offsets(&self, _: Isolation, partitions: Vec<ListOffsetsPartition>) -> Vec<ListedOffset> {
@@ -393,13 +398,13 @@ impl Served {
 
     /// Served from `ready` on.
     pub(crate) async fn from(limits: Limits, ready: impl Future<Output = ()> + Send + 'static) -> Served {
-        let (broker, appends) = Fake::new();
+        let budget = MemoryBudget::new(limits.memory_bytes);
+        let (broker, appends) = Fake::new(&budget);
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let file = [("log.retention.hours", "2"), ("broker.rack", "zone-1")];
         let file = file.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
         let listeners = vec![BoundListener { name: LISTENER.to_owned(), socket }];
-        let budget = MemoryBudget::new(limits.memory_bytes);
         let (file, used) = (Arc::new(file), Arc::clone(&budget));
         let config = GatewayConfig { listeners, limits, file, session_seed: 42, budget };
         let handle = Gateway::start(config, Arc::clone(&broker), ready);

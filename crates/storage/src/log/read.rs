@@ -127,6 +127,13 @@ impl Log {
 }
 
 impl ColdRead {
+    /// How many bytes it reads at most, but for a first batch that is larger than what it was given.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        let largest = self.segments.iter().map(|segment| segment.size).max().unwrap_or(0);
+        self.max_bytes.min(usize::try_from(largest).unwrap_or(usize::MAX))
+    }
+
     /// Reads: whole batches one after the other, their CRC checked. Blocks.
     ///
     /// # Errors
@@ -173,6 +180,10 @@ impl ColdRead {
             }
         }
         bytes.truncate(whole);
+        // What is kept as long as the answer has to be about what is in it.
+        if bytes.capacity() - whole > bytes.capacity() / 8 {
+            bytes.shrink_to_fit();
+        }
         Ok(Bytes::from(bytes))
     }
 }
