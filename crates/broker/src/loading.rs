@@ -414,7 +414,14 @@ fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
     if let Verdict::Lossy { first_bad } = recovered.verdict {
         tracing::error!(directory = %path.display(), %first_bad, "the log is corrupt; it will be fetched from the leader again");
     }
-    let (producers, snapshot_at) = recover_producers(&mut log)?;
+    let (producers, snapshot_at) = match recover_producers(&mut log) {
+        // R29: it lies where a start does not look, and is found by looking there.
+        Err(LogError::Corrupt { offset, .. }) if log.lossy_from().is_none() => {
+            log.note_damage(offset)?;
+            return open(context, topic, path, hints);
+        }
+        recovered => recovered?,
+    };
     Ok(Found {
         topic: topic.to_owned(),
         log,

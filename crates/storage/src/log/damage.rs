@@ -12,6 +12,7 @@ use model::Offset;
 use super::{Log, LogError};
 use crate::checkpoint;
 use crate::disk::{Disk, read_small_file, replace_file};
+use crate::env::LogEnv;
 
 impl Log {
     /// A read has met a batch at or behind `offset` that is not what was written: from now on each start checks the log
@@ -21,14 +22,7 @@ impl Log {
     /// `NoSpace`; anything else took the directory offline.
     pub fn note_damage(&mut self, offset: Offset) -> Result<(), LogError> {
         self.usable()?;
-        let disk = &*self.env.disk;
-        let noted = read_note(disk, &self.dir).map_err(self.failed("cannot read in"))?;
-        if noted.is_some_and(|noted| noted <= offset) {
-            return Ok(());
-        }
-        let (path, text) = (note_path(&self.dir), checkpoint::format([offset.to_string()].into_iter()));
-        let written = replace_file(disk, &path, text.as_bytes());
-        written.map_err(|e| LogError::write(&self.env.health, &path, &e))?;
+        write_note(&self.env, &self.dir, offset)?;
         self.damage_noted = true;
         Ok(())
     }
@@ -46,6 +40,17 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// Leaves the note, unless one says the same or more.
+pub(super) fn write_note(env: &LogEnv, dir: &Path, offset: Offset) -> Result<(), LogError> {
+    let (disk, path) = (&*env.disk, note_path(dir));
+    let noted = read_note(disk, dir).map_err(|e| LogError::fatal(&env.health, &path, "cannot read", &e))?;
+    if noted.is_some_and(|noted| noted <= offset) {
+        return Ok(());
+    }
+    let text = checkpoint::format([offset.to_string()].into_iter());
+    replace_file(disk, &path, text.as_bytes()).map_err(|e| LogError::write(&env.health, &path, &e))
 }
 
 /// Where a start has to begin to look. A damaged note says: at the beginning.

@@ -81,6 +81,22 @@ impl Log {
         config: Arc<LogConfig>,
         hints: OpenHints,
     ) -> Result<(Log, Recovered), LogError> {
+        match Self::open_once(env, dir, Arc::clone(&config), hints) {
+            // The epochs had to be read from batches that a start does not check, and some of them are damaged.
+            Err(LogError::Corrupt { offset, .. }) => {
+                damage::write_note(env, dir, offset)?;
+                Self::open_once(env, dir, config, hints)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_once(
+        env: &LogEnv,
+        dir: &Path,
+        config: Arc<LogConfig>,
+        hints: OpenHints,
+    ) -> Result<(Log, Recovered), LogError> {
         let mut log = Log::absent(env, dir, config, hints.topic_id);
         log.usable()?;
         let mut bases = match segment_bases(&*env.disk, dir) {

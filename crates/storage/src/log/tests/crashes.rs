@@ -628,3 +628,23 @@ fn a_flipped_bit_of_an_offset_is_noticed_by_who_reads_and_by_who_recovers() {
         }
     }
 }
+
+#[test]
+fn damage_that_a_start_meets_where_it_reads_the_epochs_makes_the_log_lossy() {
+    let mut world = World::new(small_segments());
+    for _ in 0..20 {
+        world.append_records(0, 2);
+    }
+    let end = world.checkpoint();
+    let all = world.all();
+    let log = world.disk.open(&file_path(Path::new(DIR), Offset(0), FileKind::Log), OpenMode::Existing).unwrap();
+    // A length that is none, in the second batch.
+    crate::disk::write_all_at(&*log, &mut [std::io::IoSlice::new(&[0xff])], all[0].bytes().len() as u64 + 8).unwrap();
+    world.disk.remove_file(&Path::new(DIR).join("leader-epoch-checkpoint")).unwrap();
+    for clean in [false, true] {
+        let hints = OpenHints { recovery_point: end, high_watermark: end, clean, ..hints() };
+        let recovered = world.crash_and_reopen(Crash::KeepAll, hints);
+        assert_eq!(recovered.verdict, Verdict::Lossy { first_bad: Offset(2) });
+        assert_eq!(world.all(), all[..1]);
+    }
+}

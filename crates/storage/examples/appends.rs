@@ -1,0 +1,258 @@
+//! What appends, cold reads and syncs cost: `appends GIGABYTES [DIRECTORY]`.
+//!
+//! Each figure stands beside the bare cost of the same bytes on the same disk, measured in the same run, in turns: CPU of
+//! the calling thread a gigabyte for `Log::append` and for `pwrite`, for `Log::read` of a log without a tail cache and for
+//! `pread`; the time of an append that is synced before it is acknowledged and of a write with `fdatasync`; and of a
+//! thousand logs written at once, synced by as many threads as a broker has.
+
+use std::error::Error;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use model::{
+    ClientBatches, Codec, LeaderEpoch, Offset, Record, RecordBatch, TopicId, Uuid, encode_batch, encode_records,
+};
+use storage::disk::RealDisk;
+use storage::{Log, LogConfig, LogEnv, OpenHints};
+
+/// Bytes that are written in one turn.
+const TURN: usize = 64 << 20;
+const SYNCS: usize = 400;
+const LOGS: usize = 1000;
+/// Threads of a broker's disk pool.
+const THREADS: usize = 8;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let gigabytes = given.first().map_or(Ok(2), |text| text.parse::<usize>())?;
+    let parent = given.get(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let dir = parent.join(format!("appends-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let outcome = measure(&dir, gigabytes);
+    std::fs::remove_dir_all(&dir)?;
+    outcome
+}
+
+fn measure(dir: &Path, gigabytes: usize) -> Outcome<()> {
+    for size in [1 << 20, 16 << 10] {
+        appends(&dir.join(format!("size-{size}")), size, gigabytes * (1 << 30) / TURN)?;
+    }
+    let one = one_log_synced(&dir.join("one"))?;
+    many_logs_synced(&dir.join("many"), one)
+}
+
+fn open(dir: &Path, config: LogConfig) -> Outcome<Log> {
+    // No tail cache: what is measured is the disk.
+    let env = LogEnv::new(Arc::new(RealDisk), 2 * LOGS, 0);
+    let hints = OpenHints {
+        topic_id: TopicId(Uuid::from_u128(1)),
+        recovery_point: Offset::ZERO,
+        clean: false,
+        log_start: Offset::ZERO,
+        high_watermark: Offset::ZERO,
+    };
+    Ok(Log::open(&env, dir, Arc::new(config), hints)?.0)
+}
+
+/// A batch of one record with about so many bytes.
+fn batch(base: Offset, bytes: usize) -> Outcome<RecordBatch> {
+    let value: Vec<u8> = (0u8..=255).cycle().take(bytes.saturating_sub(80)).collect();
+    let record = Record { value: Some(value.into()), ..Record::default() };
+    let bytes = encode_batch(&encode_records(&[record]), Codec::None, 1, 1, 1, None);
+    Ok(ClientBatches::check(bytes)?.stamp(base, LeaderEpoch(0)))
+}
+
+/// CPU time of this thread.
+fn cpu() -> Outcome<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanoseconds = text.split(' ').next().ok_or("schedstat has no words")?;
+    Ok(Duration::from_nanos(nanoseconds.parse()?))
+}
+
+#[derive(Default)]
+struct Cost {
+    cpu: Duration,
+    bytes: usize,
+}
+
+impl Cost {
+    fn of<T>(&mut self, bytes: usize, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        let before = cpu()?;
+        let done = work()?;
+        self.cpu += cpu()? - before;
+        self.bytes += bytes;
+        Ok(done)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    fn per_gigabyte(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e9 / self.bytes as f64
+    }
+}
+
+fn appends(dir: &Path, size: usize, turns: usize) -> Outcome<()> {
+    std::fs::create_dir_all(dir)?;
+    let mut log = open(&dir.join("bench-0"), LogConfig::default())?;
+    let (mut ours, mut bare) = (Cost::default(), Cost::default());
+    let mut files = Vec::new();
+    for turn in 0..turns {
+        let batches: Vec<RecordBatch> =
+            (0..TURN / size).map(|i| batch(log.log_end() + i64::try_from(i)?, size)).collect::<Outcome<_>>()?;
+        let bytes = batches.iter().map(|batch| batch.bytes().len()).sum();
+        let mut append = || batches.iter().try_for_each(|batch| log.append(std::slice::from_ref(batch)).map(drop));
+        // A file of a gigabyte, as a segment is.
+        if files.is_empty() || turn % 16 == 0 {
+            files.push(File::create_new(dir.join(format!("bare-{turn}")))?);
+        }
+        let file = files.last().ok_or("there is a file")?;
+        let mut position = u64::try_from(turn % 16 * bytes)?;
+        let mut write = || -> Outcome<()> {
+            for batch in &batches {
+                file.write_all_at(batch.bytes(), position)?;
+                position += batch.bytes().len() as u64;
+            }
+            Ok(())
+        };
+        if turn % 2 == 0 {
+            ours.of(bytes, || Ok(append()?))?;
+            bare.of(bytes, &mut write)?;
+        } else {
+            bare.of(bytes, &mut write)?;
+            ours.of(bytes, || Ok(append()?))?;
+        }
+    }
+    let (a, b) = (ours.per_gigabyte(), bare.per_gigabyte());
+    println!("append of {} KiB: {a:.3} s/GB, pwrite {b:.3}, {:.2} x", size >> 10, a / b);
+    reads(&log, &files, size)?;
+    drop(log);
+    Ok(std::fs::remove_dir_all(dir)?)
+}
+
+/// Consumers' reads of a megabyte from files, every checksum looked at, beside `pread` of the same.
+fn reads(log: &Log, files: &[File], size: usize) -> Outcome<()> {
+    let (mut ours, mut bare) = (Cost::default(), Cost::default());
+    let (mut from, mut file, mut position) = (Offset::ZERO, 0, 0);
+    while from < log.log_end() {
+        let before = cpu()?;
+        let read = log.read_now(from, log.log_end(), 1 << 20, true)?;
+        ours.cpu += cpu()? - before;
+        let length: usize = read.iter().map(bytes::Bytes::len).sum();
+        ours.bytes += length;
+        from = from + i64::try_from(length.div_ceil(size))?;
+        bare.of(length, || {
+            let mut into = vec![0; length];
+            if files[file].read_exact_at(&mut into, position).is_err() {
+                (file, position) = (file + 1, 0);
+                if let Some(next) = files.get(file) {
+                    next.read_exact_at(&mut into, 0)?;
+                }
+            }
+            position += length as u64;
+            file = file.min(files.len() - 1);
+            Ok(())
+        })?;
+    }
+    let (a, b) = (ours.per_gigabyte(), bare.per_gigabyte());
+    println!("cold read of {} KiB batches, checksums looked at: {a:.3} s/GB, pread {b:.3}, {:.2} x", size >> 10, a / b);
+    Ok(())
+}
+
+fn before_ack() -> LogConfig {
+    LogConfig { flush_messages: 1, ..LogConfig::default() }
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// The median of an append that is synced; beside it a write that is.
+fn one_log_synced(dir: &Path) -> Outcome<Duration> {
+    std::fs::create_dir_all(dir)?;
+    let mut log = open(&dir.join("bench-0"), before_ack())?;
+    let bare = File::create_new(dir.join("bare"))?;
+    let (mut ours, mut bares) = (Vec::new(), Vec::new());
+    for i in 0..SYNCS {
+        let batch = batch(log.log_end(), 1000)?;
+        let begun = Instant::now();
+        log.append(std::slice::from_ref(&batch))?;
+        log.sync_now()?;
+        ours.push(begun.elapsed());
+        let begun = Instant::now();
+        bare.write_all_at(batch.bytes(), u64::try_from(i * batch.bytes().len())?)?;
+        bare.sync_data()?;
+        bares.push(begun.elapsed());
+    }
+    let (a, b) = (median(&mut ours), median(&mut bares));
+    println!(
+        "synced before ack, one log: p50 {a:.2?}, write and fdatasync {b:.2?}, {:.2} x",
+        a.as_secs_f64() / b.as_secs_f64()
+    );
+    Ok(a)
+}
+
+/// A thousand logs, each with a batch, synced together; beside it a thousand files.
+fn many_logs_synced(dir: &Path, one: Duration) -> Outcome<()> {
+    std::fs::create_dir_all(dir)?;
+    let mut logs: Vec<Log> =
+        (0..LOGS).map(|i| open(&dir.join(format!("bench-{i}")), before_ack())).collect::<Outcome<_>>()?;
+    let files: Vec<File> =
+        (0..LOGS).map(|i| File::create_new(dir.join(format!("bare-{i}")))).collect::<Result<_, _>>()?;
+    let (mut ours, mut bares) = (Vec::new(), Vec::new());
+    for round in 0..6 {
+        let begun = Instant::now();
+        let mut tickets = Vec::new();
+        for log in &mut logs {
+            let batch = batch(log.log_end(), 1000)?;
+            log.append(std::slice::from_ref(&batch))?;
+            tickets.extend(log.start_sync()?);
+        }
+        let done = in_parallel(tickets, |ticket| ticket.run());
+        for (log, done) in logs.iter_mut().zip(done) {
+            log.finish_sync(done)?;
+        }
+        let took = begun.elapsed();
+        let begun = Instant::now();
+        let batch = batch(Offset::ZERO, 1000)?;
+        for file in &files {
+            file.write_all_at(batch.bytes(), round * 1000)?;
+        }
+        in_parallel(files.iter().collect(), |file| file.sync_data()).into_iter().collect::<Result<Vec<()>, _>>()?;
+        // The first round makes the directories' names durable.
+        if round > 0 {
+            ours.push(took);
+            bares.push(begun.elapsed());
+        }
+    }
+    let (a, b) = (median(&mut ours), median(&mut bares));
+    let (of_bare, of_one) = (a.as_secs_f64() / b.as_secs_f64(), a.as_secs_f64() / one.as_secs_f64());
+    println!(
+        "synced before ack, {LOGS} logs at once: p50 {a:.2?}, as many files {b:.2?}, {of_bare:.2} x; {of_one:.1} x one log"
+    );
+    Ok(std::fs::remove_dir_all(dir)?)
+}
+
+/// The results in order.
+fn in_parallel<T: Send, R: Send>(jobs: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let queue = Mutex::new(jobs.into_iter().enumerate());
+    let results = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                loop {
+                    let Some((number, job)) = queue.lock().expect("no worker panics").next() else { return };
+                    let result = work(job);
+                    results.lock().expect("no worker panics").push((number, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().expect("no worker panics");
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
+}
