@@ -51,7 +51,7 @@ async fn stored(broker: &Broker, id: TopicPartition, offset: i64) -> BatchHeader
         loop {
             let rack = Some("none".to_owned());
             let request = broker::api::FetchRequest { rack, max_wait_ms: 100, ..fetch_request(id, offset) };
-            let fetched = broker.fetch(request).await.remove(0);
+            let fetched = broker.fetch(request).await.partitions.remove(0);
             assert_eq!(fetched.error, ErrorCode::None);
             let batches = fetched.records.into_iter().flat_map(|chunk| RecordBatch::split_all(chunk).unwrap());
             let found = batches.map(|batch| *batch.header()).find(|header| header.base_offset == Offset(offset));
