@@ -18,7 +18,7 @@ use std::sync::Arc;
 use model::{Offset, ProducerId};
 
 use super::segment::{FileKind, SegmentFiles, parse_name};
-use super::{Condition, Log, LogError, Names};
+use super::{Log, LogError, Names};
 use crate::disk::{DiskFile, read_exact_at, write_all_at};
 
 pub(super) const ENTRY: usize = 34;
@@ -177,11 +177,9 @@ impl Log {
         self.usable()?;
         self.cut_aborted(offset)?;
         self.aborted.start_over(offset);
-        if self.condition == Condition::Usable {
-            // A snapshot above would say that the files miss nothing below it.
-            self.forget_snapshots_above(offset)?;
-        }
-        Ok(())
+        // A snapshot above would say that the files miss nothing below it; so it would of a log that is lossy, once the loss
+        // is accepted.
+        self.forget_snapshots_above(offset)
     }
 
     /// The aborted transactions that have offsets in `from..end`.
