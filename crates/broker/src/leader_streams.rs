@@ -274,8 +274,6 @@ impl LeaderStreams {
             }
         }
         stream.close();
-        // What it was charged is given back with it.
-        lock(&self.streams).retain(|_, other| !Arc::ptr_eq(other, &stream));
         for partition in sessions.by_handle.into_values() {
             partition.follower_stream_closed(&self.context, &stream);
         }
