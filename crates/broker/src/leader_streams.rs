@@ -59,7 +59,7 @@ pub(crate) struct LeaderStream {
     wake: Notify,
     closed: watch::Sender<bool>,
     /// What it can hold: its window, and a message that is being read from disk.
-    _memory: Standing,
+    memory: Mutex<Option<Standing>>,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +93,7 @@ impl LeaderStream {
             window: Mutex::new(Window::new(window, Rules::all())),
             wake: Notify::new(),
             closed: watch::Sender::new(false),
-            _memory: context.budget.stand(window.saturating_add(FRAME_BYTES as u64)),
+            memory: Mutex::new(Some(context.budget.stand(window.saturating_add(FRAME_BYTES as u64)))),
         }
     }
 
@@ -152,6 +152,8 @@ impl LeaderStream {
     /// Ends the stream: nothing still in it counts.
     pub(crate) fn close(&self) {
         self.closed.send_replace(true);
+        // The stream itself is remembered for its number.
+        lock(&self.memory).take();
     }
 
     /// Whether it has ended.
