@@ -276,6 +276,8 @@ pub struct LogDirDescription {
     pub total_bytes: i64,
     /// Bytes free, or -1.
     pub usable_bytes: i64,
+    /// Whether it takes no new replicas, as an operator wants it (KIP-1066).
+    pub is_cordoned: bool,
     /// The replicas in it.
     pub replicas: Vec<ReplicaOnDisk>,
 }

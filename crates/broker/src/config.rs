@@ -2,7 +2,7 @@
 
 use metadata::Listener;
 use metadata::configs::StaticConfig;
-use model::{BrokerId, DirectoryId, Incarnation};
+use model::{BrokerId, Incarnation};
 
 /// See the module. Field `a_b` is Kafka's `a.b`.
 #[derive(Clone, Debug)]
@@ -17,8 +17,6 @@ pub struct BrokerConfig {
     pub listeners: Vec<Listener>,
     /// The name of the listener that brokers use among themselves.
     pub internal_listener: String,
-    /// The log directory's identity.
-    pub directory_id: DirectoryId,
     /// `replica.lag.time.max.ms`.
     pub replica_lag_time_max_ms: u64,
     /// `replica.fetch.max.bytes`.

@@ -1,14 +1,16 @@
 //! What every part of a broker shares: who it is, the newest metadata, the partitions, and the queues of its tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use metadata::configs::cordoned_log_dirs;
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
-use storage::{DataDir, DiskPool, MetaProperties};
+use storage::{DiskPool, LogDir, LogDirs};
 use tokio::sync::{Notify, watch};
 
 use crate::budget::MemoryBudget;
@@ -17,6 +19,7 @@ use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
 use crate::counters::IsrCounters;
 use crate::departures::Departures;
+use crate::directories::Misplaced;
 use crate::flusher::FlushQueue;
 use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
@@ -35,7 +38,7 @@ pub(crate) struct Context {
     pub(crate) chance: Chance,
     pub(crate) clock_watch: ClockWatch,
     pub(crate) disk_pool: DiskPool,
-    pub(crate) data: DataDir,
+    pub(crate) dirs: LogDirs,
     pub(crate) controller: ControllerClient,
     pub(crate) budget: Arc<MemoryBudget>,
     pub(crate) follower_streams: FollowerStreams,
@@ -53,9 +56,6 @@ pub(crate) struct Context {
     registration: Mutex<Option<BrokerEpoch>>,
     /// Opens of partitions made so far by this process, in steps of 2^32 (`R57`).
     opens: AtomicU64,
-    /// As the directory said at the start.
-    cluster_on_disk: ClusterId,
-    joined: AtomicBool,
     suspects: Mutex<Vec<BrokerId>>,
     /// What clients are told of brokers that seem to be gone.
     pub(crate) departures: Departures,
@@ -69,9 +69,11 @@ pub(crate) struct Context {
     /// Replicas that were found to be gone, and the heartbeats have not told yet (`R78`).
     found_lossy: Mutex<BTreeSet<TopicPartition>>,
     /// Replicas that were here by name and cannot be opened, or are gone, and the offset below which they had records.
-    pub(crate) lost: Mutex<BTreeMap<(String, PartitionIndex), Offset>>,
+    pub(crate) lost: Mutex<BTreeMap<(String, PartitionIndex), Lost>>,
     /// What the checkpoints hold of logs that the metadata has not claimed yet.
-    pub(crate) unclaimed: Mutex<BTreeMap<TopicPartition, (Arc<str>, Checkpointed)>>,
+    pub(crate) unclaimed: Mutex<Unclaimed>,
+    /// Replicas that are elsewhere than the metadata says (KIP-858).
+    pub(crate) misplaced: Misplaced,
     /// Held while the checkpoints are written.
     pub(crate) checkpoints: Mutex<()>,
     pub(crate) cleaner: CleanerState,
@@ -81,14 +83,25 @@ pub(crate) struct Context {
     pub(crate) reopening_wanted: Notify,
 }
 
+/// By replica and directory: the topic's name, and what the checkpoints hold.
+pub(crate) type Unclaimed = BTreeMap<(TopicPartition, DirectoryId), (Arc<str>, Checkpointed)>;
+
+/// A replica that was here and is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Lost {
+    /// Where it was.
+    pub(crate) directory: DirectoryId,
+    /// Below it, it had records.
+    pub(crate) promised: Offset,
+}
+
 /// What a [`Context`] is made of.
 pub(crate) struct ContextParts {
     pub(crate) config: BrokerConfig,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
-    pub(crate) cluster_id: ClusterId,
     pub(crate) disk_pool: DiskPool,
-    pub(crate) data: DataDir,
+    pub(crate) dirs: LogDirs,
     pub(crate) controller: ControllerClient,
     pub(crate) budget: Arc<MemoryBudget>,
 }
@@ -102,7 +115,7 @@ impl Context {
             clock: parts.clock,
             chance: Chance::new(parts.seed),
             disk_pool: parts.disk_pool,
-            data: parts.data,
+            dirs: parts.dirs,
             controller: parts.controller,
             budget: parts.budget,
             follower_streams: FollowerStreams::default(),
@@ -116,8 +129,6 @@ impl Context {
             image: watch::Sender::new(Arc::new(MetadataImage::default())),
             registration: Mutex::new(None),
             opens: AtomicU64::new(0),
-            cluster_on_disk: parts.cluster_id,
-            joined: AtomicBool::new(false),
             suspects: Mutex::default(),
             departures: Departures::default(),
             suspected: Notify::new(),
@@ -128,6 +139,7 @@ impl Context {
             found_lossy: Mutex::default(),
             lost: Mutex::default(),
             unclaimed: Mutex::default(),
+            misplaced: Misplaced::default(),
             checkpoints: Mutex::new(()),
             cleaner: CleanerState::default(),
             heartbeat_wanted: Notify::new(),
@@ -208,30 +220,23 @@ impl Context {
     /// The cluster that this directory belongs to, or the one that the metadata has told; none at the first start.
     pub(crate) fn known_cluster(&self) -> ClusterId {
         let told = self.image.borrow().cluster_id();
-        if told.is_none() { self.cluster_on_disk } else { told }
+        if told.is_none() { self.dirs.cluster_id() } else { told }
     }
 
-    /// The metadata is of this cluster: notes it in the directory the first time.
+    /// The metadata is of this cluster: notes it in the directories that do not say so.
     ///
     /// # Errors
-    /// Where the directory is another cluster's, or cannot be written.
+    /// Where the directories are another cluster's, or none can be written.
     pub(crate) async fn join_cluster(self: &Arc<Self>, cluster: ClusterId) -> Result<(), String> {
-        if cluster.is_none() || cluster == self.cluster_on_disk || self.joined.load(Ordering::Acquire) {
+        let on_disk = self.dirs.cluster_id();
+        if !cluster.is_none() && !on_disk.is_none() && on_disk != cluster {
+            return Err(format!("the directories are of cluster {on_disk}, the quorum of {cluster}"));
+        }
+        if cluster.is_none() || self.dirs.is_joined() {
             return Ok(());
         }
-        if !self.cluster_on_disk.is_none() {
-            return Err(format!("the directory is of cluster {}, the quorum of {cluster}", self.cluster_on_disk));
-        }
-        let meta = MetaProperties {
-            cluster_id: Some(cluster),
-            node_id: self.config.broker_id,
-            directory_id: self.config.directory_id,
-        };
         let context = Arc::clone(self);
-        let written = self.disk_pool.run(move || context.data.write_meta(&meta)).await;
-        written.map_err(|error| error.to_string())?;
-        self.joined.store(true, Ordering::Release);
-        Ok(())
+        self.disk_pool.run(move || context.dirs.join(cluster)).await.map_err(|error| error.to_string())
     }
 
     /// The registration of a broker, as the newest metadata has it.
@@ -282,8 +287,8 @@ impl Context {
     }
 
     /// The log of a replica failed for good: the controller must hear of it, or of the whole directory (`R30`, `R78`).
-    pub(crate) fn replica_failed(&self, id: TopicPartition) {
-        if !self.directory_failed() {
+    pub(crate) fn replica_failed(&self, id: TopicPartition, dir: &LogDir) {
+        if dir.works() {
             self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         }
         self.heartbeat_wanted.notify_one();
@@ -318,9 +323,19 @@ impl Context {
         lock(&self.failed_replicas).remove(&id);
     }
 
-    /// Replicas that can no longer be trusted, in a directory that is in use.
+    /// Replicas that can no longer be trusted: in a directory that is in use, or in one that is out of use and not the one
+    /// that the metadata has them in.
     pub(crate) fn failed_replicas(&self) -> Vec<TopicPartition> {
-        self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        let mut failed = self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let offline = self.dirs.offline();
+        if !offline.is_empty() {
+            let image = self.image();
+            let known = |id| image.partition(id).map(|partition| partition.directory_of(self.config.broker_id));
+            let lost = self.partitions().into_iter().filter(|partition| !partition.dir().works());
+            let unknown = lost.map(|lost| lost.id()).filter(|id| known(*id).is_some_and(|dir| !offline.contains(&dir)));
+            failed.extend(unknown);
+        }
+        failed.into_iter().collect()
     }
 
     /// A replica that was here is gone: the controller must hear of it before this broker is unfenced (`R78`).
@@ -338,9 +353,12 @@ impl Context {
         self.found_lossy.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| !told.contains(id));
     }
 
-    /// The log directory, where it is out of use.
-    pub(crate) fn offline_directories(&self) -> Vec<DirectoryId> {
-        if self.directory_failed() { vec![self.config.directory_id] } else { Vec::new() }
+    /// The log directories that take no new replicas, as an operator wants it (KIP-1066).
+    pub(crate) fn cordoned_directories(&self) -> Vec<DirectoryId> {
+        let named = cordoned_log_dirs(&self.image(), self.config.broker_id, &self.config.file);
+        let is_named =
+            |dir: &&Arc<LogDir>| named.iter().any(|path| path == "*" || dir.data().path() == Path::new(path));
+        self.dirs.iter().filter(is_named).map(|dir| dir.id()).collect()
     }
 
     /// The time by which age is judged, and whether deletion by age is paused; says so where that has changed.
@@ -358,14 +376,9 @@ impl Context {
         judged
     }
 
-    /// The log directory, where it has less space than is to be kept.
+    /// The log directories that have less space than is to be kept.
     pub(crate) fn full_directories(&self) -> Vec<DirectoryId> {
-        if self.data.env().health().is_full() { vec![self.config.directory_id] } else { Vec::new() }
-    }
-
-    /// Whether the log directory is out of use.
-    pub(crate) fn directory_failed(&self) -> bool {
-        self.data.env().health().failure().is_some()
+        self.dirs.working().filter(|dir| dir.health().is_full()).map(|dir| dir.id()).collect()
     }
 
     /// Between half of `duration` and all of it.

@@ -88,6 +88,7 @@ mod tests {
             incarnation: Incarnation::NONE,
             directories: Vec::new(),
             offline_directories: Vec::new(),
+            cordoned_directories: Vec::new(),
             listeners: Vec::new(),
             rack: None,
             features: BTreeMap::new(),
@@ -105,6 +106,7 @@ mod tests {
             fenced: Some(true),
             in_controlled_shutdown: None,
             offline_directories: None,
+            cordoned_directories: None,
         }));
         after
     }

@@ -205,7 +205,15 @@ pub(crate) fn not_here(context: &Context, partition: TopicPartition) -> ErrorCod
     match image.partition(partition) {
         None if image.topic(partition.topic_id).is_none() => ErrorCode::UnknownTopicId,
         None => ErrorCode::UnknownTopicOrPartition,
-        Some(_) => ErrorCode::NotLeaderOrFollower,
+        Some(found) => {
+            let (me, dir) = (context.config.broker_id, found.directory_of(context.config.broker_id));
+            let online = image.broker(me).is_none_or(|broker| broker.is_online(dir));
+            if online || !found.replicas.contains(&me) {
+                ErrorCode::NotLeaderOrFollower
+            } else {
+                ErrorCode::KafkaStorageError
+            }
+        }
     }
 }
 

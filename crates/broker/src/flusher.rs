@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::housekeeping::write_checkpoints;
+use crate::partition::Partition;
 
 /// Between the starts of two rounds over the dirty logs, at least.
 const ROUND: Duration = Duration::from_secs(1);
@@ -80,9 +81,10 @@ pub(crate) async fn keep_checkpoints(context: Arc<Context>) {
         // Before they are written: what waits from now on is not in them.
         let mut awaited = context.partitions();
         awaited.retain(|partition| partition.awaits_checkpoint());
-        if write_checkpoints(&context).await {
-            awaited.iter().for_each(|partition| partition.checkpoint_written(&context));
-        } else {
+        let written = write_checkpoints(&context).await;
+        let is_written = |partition: &&Arc<Partition>| written.contains(&partition.dir().id());
+        awaited.iter().filter(is_written).for_each(|partition| partition.checkpoint_written(&context));
+        if written.len() < context.dirs.working().count() {
             context.flusher.checkpoints_moved();
         }
         pause = pause.max(began.elapsed() * CHECKPOINT_SHARE);

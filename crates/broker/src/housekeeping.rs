@@ -2,12 +2,12 @@
 //!
 //! Invariant: a checkpoint holds only what an fdatasync covered (`R25`, `R31`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use model::{Offset, PartitionIndex};
-use storage::Checkpoint;
+use model::{DirectoryId, Offset, PartitionIndex};
+use storage::{Checkpoint, DataDirError, LogDir};
 
 use crate::context::Context;
 use crate::partition::Checkpointed;
@@ -18,57 +18,76 @@ pub(crate) async fn complete(context: &Arc<Context>) -> bool {
     for partition in context.partitions() {
         whole &= partition.complete(context).await;
     }
-    write_checkpoints(context).await && whole
+    write_checkpoints(context).await.len() == context.dirs.iter().len() && whole
 }
 
-type Lines = BTreeMap<(Arc<str>, PartitionIndex), Checkpointed>;
+/// By directory, then by name.
+type Lines = BTreeMap<DirectoryId, BTreeMap<(Arc<str>, PartitionIndex), Checkpointed>>;
 
-/// What the checkpoints are to say: of replicas that are gone what they promised (`R78`), of logs that nobody has claimed
+/// What the checkpoints of each directory are to say: of replicas that are gone what they promised (`R78`), of logs that nobody has claimed
 /// yet what was found, and of the partitions here. A replica that goes from one to the next is never in none.
 fn checkpoint_lines(context: &Context) -> Lines {
-    let mut lines = Lines::new();
-    for ((topic, partition), promised) in &*context.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+    let mut lines: Lines = context.dirs.iter().map(|dir| (dir.id(), BTreeMap::new())).collect();
+    let mut put = |dir, name, all| {
+        lines.entry(dir).or_default().insert(name, all);
+    };
+    for ((topic, partition), lost) in &*context.lost.lock().unwrap_or_else(PoisonError::into_inner) {
         let all = Checkpointed {
             recovery_point: Offset::ZERO,
             log_start: Offset::ZERO,
-            high_watermark: *promised,
+            high_watermark: lost.promised,
             synced_since: None,
         };
-        lines.insert((Arc::from(topic.as_str()), *partition), all);
+        put(lost.directory, (Arc::from(topic.as_str()), *partition), all);
     }
-    for (id, (topic, all)) in &*context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner) {
-        lines.insert((Arc::clone(topic), id.partition), *all);
+    for ((id, dir), (topic, all)) in &*context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner) {
+        put(*dir, (Arc::clone(topic), id.partition), *all);
     }
     for partition in context.partitions() {
-        lines.insert((Arc::clone(partition.topic()), partition.id().partition), partition.checkpoints());
+        let (dir, all) = partition.checkpoints();
+        put(dir, (Arc::clone(partition.topic()), partition.id().partition), all);
     }
     lines
 }
 
-/// Writes recovery points, log starts and high watermarks, as they are when it is its turn; says whether it did.
-pub(crate) async fn write_checkpoints(context: &Arc<Context>) -> bool {
+/// Writes recovery points, log starts and high watermarks, as they are when it is its turn; says in which directories. One
+/// where it fails for another reason than want of space is offline from then on (`R30`).
+pub(crate) async fn write_checkpoints(context: &Arc<Context>) -> BTreeSet<DirectoryId> {
     let job_context = Arc::clone(context);
     let write = move || {
         // One after the other: a writer that nobody waits for any more may still be at it.
         let _turn = job_context.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = checkpoint_lines(&job_context);
-        let line = |offset: fn(&Checkpointed) -> Offset| {
-            lines.iter().map(move |((topic, index), all)| (&**topic, *index, offset(all)))
-        };
-        let synced = lines.iter().filter_map(|((_, index), all)| all.synced_since.map(|since| (*index, since)));
-        let synced: Vec<_> = synced.map(|(index, (id, since))| (id.to_string(), index, since)).collect();
-        let data = &job_context.data;
-        data.write_checkpoint(Checkpoint::RecoveryPoint, line(|all| all.recovery_point))?;
-        data.write_checkpoint(Checkpoint::LogStart, line(|all| all.log_start))?;
-        data.write_checkpoint(Checkpoint::HighWatermark, line(|all| all.high_watermark))?;
-        let synced = synced.iter().map(|(id, index, since)| (id.as_str(), *index, *since));
-        data.write_checkpoint(Checkpoint::SyncedBeforeAck, synced)
+        let mut lines = checkpoint_lines(&job_context);
+        let mut written = BTreeSet::new();
+        for dir in job_context.dirs.working() {
+            match write_directory(dir, &lines.remove(&dir.id()).unwrap_or_default()) {
+                Ok(()) => drop(written.insert(dir.id())),
+                Err(error) => {
+                    tracing::error!(%error, "cannot write the checkpoints; the next start will take longer");
+                    dir.failed(&error);
+                }
+            }
+        }
+        written
     };
-    let written = context.disk_pool.run(write).await;
-    if let Err(error) = &written {
-        tracing::error!(%error, "cannot write the checkpoints; the next start will take longer");
-    }
-    written.is_ok()
+    context.disk_pool.run(write).await
+}
+
+fn write_directory(
+    dir: &LogDir,
+    lines: &BTreeMap<(Arc<str>, PartitionIndex), Checkpointed>,
+) -> Result<(), DataDirError> {
+    let line = |offset: fn(&Checkpointed) -> Offset| {
+        lines.iter().map(move |((topic, index), all)| (&**topic, *index, offset(all)))
+    };
+    let synced = lines.iter().filter_map(|((_, index), all)| all.synced_since.map(|since| (*index, since)));
+    let synced: Vec<_> = synced.map(|(index, (id, since))| (id.to_string(), index, since)).collect();
+    let data = dir.data();
+    data.write_checkpoint(Checkpoint::RecoveryPoint, line(|all| all.recovery_point))?;
+    data.write_checkpoint(Checkpoint::LogStart, line(|all| all.log_start))?;
+    data.write_checkpoint(Checkpoint::HighWatermark, line(|all| all.high_watermark))?;
+    let synced = synced.iter().map(|(id, index, since)| (id.as_str(), *index, *since));
+    data.write_checkpoint(Checkpoint::SyncedBeforeAck, synced)
 }
 
 /// Retention, rolling by time, expiry of producers, until the broker stops. Files that were deleted are freed in the first

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], [`budget`], `context` (what the parts share),
 //! `partition` (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long
-//! polls and acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `space`, `housekeeping`,
+//! polls and acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `directories`, `housekeeping`,
 //! `shards` (coordinators of any kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
@@ -16,6 +16,7 @@ pub mod config;
 mod context;
 mod counters;
 mod departures;
+mod directories;
 mod fetch;
 mod flusher;
 mod follower_streams;
@@ -34,7 +35,6 @@ mod partition;
 mod peers;
 mod producer_ids;
 mod shards;
-mod space;
 mod throttle;
 mod timers;
 mod topic_settings;

@@ -120,10 +120,14 @@ pub(crate) async fn keep_registered(
         let asked = tokio::time::Instant::now();
         // An image that comes while the heartbeat is under way is one that it did not tell of.
         images.borrow_and_update();
+        let can_go_on = context.dirs.can_go_on();
         match heartbeat(&context, &lifecycle, epoch).await {
             Ok(answer) => {
                 silent_since = None;
                 lifecycle.note(&answer);
+                if !can_go_on {
+                    return end_without_disks(&lifecycle);
+                }
                 if answer.should_shut_down && lifecycle.stops() {
                     lifecycle.may_stop.notify_one();
                     return;
@@ -140,6 +144,9 @@ pub(crate) async fn keep_registered(
             }
             Err(HeartbeatError::NoAnswer) => {
                 let since = *silent_since.get_or_insert(asked);
+                if !can_go_on && since.elapsed() >= STOP_WITHOUT_CONTROLLER {
+                    return end_without_disks(&lifecycle);
+                }
                 if lifecycle.stops() && since.elapsed() >= STOP_WITHOUT_CONTROLLER {
                     tracing::warn!("no active controller to hand over to; stopping without");
                     lifecycle.may_stop.notify_one();
@@ -164,6 +171,13 @@ pub(crate) async fn keep_registered(
     }
 }
 
+/// The controller knows, or there is nobody to tell: without the directories that it needs, the process can do nothing but
+/// end, and be started again (`R30`).
+fn end_without_disks(lifecycle: &Lifecycle) {
+    tracing::error!("the log directories that this node needs are out of use: it stops");
+    lifecycle.give_up();
+}
+
 /// None where the broker is to stop: what is not registered has nothing to hand over.
 async fn register(
     context: &Arc<Context>,
@@ -182,8 +196,10 @@ async fn register(
             broker: config.broker_id,
             cluster_id: context.known_cluster(),
             incarnation: config.incarnation,
-            directories: vec![config.directory_id],
-            offline_directories: context.offline_directories(),
+            directories: context.dirs.iter().map(|dir| dir.id()).collect(),
+            offline_directories: context.dirs.offline(),
+            cordoned_directories: context.cordoned_directories(),
+            unidentified_directories: !context.dirs.unopened().is_empty(),
             listeners: config.listeners.clone(),
             rack: config.rack.clone(),
             features: metadata::control::supported_features(),
@@ -229,7 +245,8 @@ async fn heartbeat(
         next_offset,
         want_fence: false,
         want_shutdown: lifecycle.stops(),
-        offline_directories: context.offline_directories(),
+        offline_directories: context.dirs.offline(),
+        cordoned_directories: context.cordoned_directories(),
         lossy: failed.iter().chain(&found_lossy).copied().collect(),
         full_directories: context.full_directories(),
     };
@@ -253,10 +270,9 @@ async fn heartbeat(
 
 /// R35: says what the replicas here hold of partitions that nobody leads.
 async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[TopicPartition]) {
-    let directory = context.config.directory_id;
     let answers: Vec<_> = wanted
         .iter()
-        .filter_map(|id| context.partition(*id).map(|partition| (*id, partition.recovery_answer(directory))))
+        .filter_map(|id| context.partition(*id).map(|partition| (*id, partition.recovery_answer())))
         .collect();
     if answers.is_empty() {
         return;

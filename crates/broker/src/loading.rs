@@ -1,4 +1,9 @@
 //! From directories to partitions: recovery at the start, and what the metadata says belongs here (`R29`, `R38`, `R41`).
+//!
+//! A replica is found where it is, whatever the metadata says; the metadata is told (KIP-858). Of two copies, which a crash in
+//! the middle of a move or a disk that came back leave behind, the one counts whose log is the greater, as in an election
+//! (`R35`): it has all that was committed in the other. Invariant: a replica whose directory is out of use is not made anew in
+//! another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -6,14 +11,17 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use metadata::{MetadataDelta, MetadataImage};
-use model::{BrokerEpoch, BrokerId, EndMarker, Offset, PartitionIndex, TopicId, TopicPartition};
+use model::{
+    BrokerEpoch, BrokerId, DirectoryId, EndMarker, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition,
+};
 use replication::producers::{EndedTransaction, ProducerBatch, ProducerTable};
 use replication::{AckRule, Member, PartitionState, ReplicaConfig};
 use storage::{
-    AbortedTransaction, Checkpoint, DataDirError, Log, LogError, OpenHints, PartitionDir, Recovered, Verdict,
+    AbortedTransaction, Checkpoint, DataDirError, Log, LogDir, LogError, OpenHints, PartitionDir, Recovered, Verdict,
 };
 
-use crate::context::Context;
+use crate::context::{Context, Lost};
+use crate::directories;
 use crate::housekeeping::write_checkpoints;
 use crate::partition::{Checkpointed, Partition, Parts};
 use crate::topic_settings::TopicSettings;
@@ -21,6 +29,7 @@ use crate::topic_settings::TopicSettings;
 /// A log that was found on disk and recovered, waiting for the metadata to claim it.
 #[derive(Debug)]
 struct Found {
+    dir: Arc<LogDir>,
     topic: String,
     log: Log,
     recovered: Recovered,
@@ -39,7 +48,8 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Replicas {
     context: Arc<Context>,
-    found: BTreeMap<TopicPartition, Found>,
+    /// The copies of each; one, but for crashes in the middle of a move.
+    found: BTreeMap<TopicPartition, Vec<Found>>,
     settings: BTreeMap<TopicId, Arc<TopicSettings>>,
 }
 
@@ -47,62 +57,56 @@ impl Replicas {
     /// Recovers every log on disk, some at a time. `clean` tells that the last shutdown was proven clean (`R10`).
     ///
     /// # Errors
-    /// Where the directory itself cannot be read.
+    /// Where no directory can be read.
     pub(crate) async fn recover(context: &Arc<Context>, clean: bool) -> Result<Replicas, DataDirError> {
-        let data = &context.data;
-        let checkpoints = Arc::new(Checkpoints {
-            recovery_points: data.read_checkpoint(Checkpoint::RecoveryPoint)?,
-            log_starts: data.read_checkpoint(Checkpoint::LogStart)?,
-            high_watermarks: data.read_checkpoint(Checkpoint::HighWatermark)?,
-            synced: data.read_checkpoint(Checkpoint::SyncedBeforeAck)?,
-        });
-        let directories = data.partitions()?;
-        let total = directories.len();
-        let mut lost = checkpoints.promised();
-        for each in &directories {
-            lost.entry((each.topic.clone(), each.partition)).or_insert(Offset(1));
-        }
+        let surveys = survey(context)?;
+        let total = surveys.iter().map(|survey| survey.partitions.len()).sum();
+        let mut lost = promised_in(&surveys);
+        let elsewhere = promised_elsewhere(&surveys);
         let mut jobs = tokio::task::JoinSet::new();
-        for directory in directories {
-            let (context, checkpoints) = (Arc::clone(context), Arc::clone(&checkpoints));
-            jobs.spawn(async move {
-                let pool = context.disk_pool.clone();
-                pool.run(move || recover_one(&context, &checkpoints, &directory, clean)).await
-            });
+        for Survey { dir, checkpoints, partitions } in surveys {
+            let checkpoints = Arc::new(checkpoints);
+            for partition in partitions {
+                let key = (partition.topic.clone(), partition.partition);
+                let moved_here = elsewhere.get(&key).copied().unwrap_or(Offset::ZERO);
+                let (pool, dir, checkpoints) = (context.disk_pool.clone(), Arc::clone(&dir), Arc::clone(&checkpoints));
+                jobs.spawn(async move {
+                    pool.run(move || recover_one(dir, &checkpoints, moved_here, &partition, clean)).await
+                });
+            }
         }
         let found = collect(jobs, total).await;
         if total > 0 {
             tracing::info!(partitions = found.len(), of = total, clean, "recovered the logs");
         }
-        context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).extend(found.iter().map(|(id, found)| {
-            let lossy = found.log.lossy_from().is_some();
-            let held = Checkpointed {
-                recovery_point: found.log.recovery_point(),
-                log_start: found.log.log_start(),
-                high_watermark: if lossy { found.promised } else { found.high_watermark },
-                synced_since: found.synced_since.map(|since| (id.topic_id, since)),
-            };
-            (*id, (Arc::from(found.topic.as_str()), held))
-        }));
-        for (id, found) in &found {
-            lost.remove(&(found.topic.clone(), id.partition));
+        let mut unclaimed = context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, copies) in &found {
+            for copy in copies {
+                lost.remove(&(copy.topic.clone(), id.partition));
+                unclaimed
+                    .insert((*id, copy.dir.id()), (Arc::from(copy.topic.as_str()), copy.checkpointed(id.topic_id)));
+            }
         }
-        for ((topic, partition), promised) in &lost {
+        drop(unclaimed);
+        // What lies in a directory that failed is not lost.
+        lost.retain(|_, lost| context.dirs.get(lost.directory).is_some_and(|dir| dir.works()));
+        for ((topic, partition), Lost { promised, .. }) in &lost {
             tracing::error!(topic, %partition, records_below = %promised, "a replica that was here is gone");
         }
         *context.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
         Ok(Replicas { context: Arc::clone(context), found, settings: BTreeMap::new() })
     }
 
-    /// Whether a replica is gone whole. A clean shutdown is then no proof that what was here is here (`R10`, `R34`).
-    pub(crate) fn any_gone(&self) -> bool {
-        !self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    /// Whether all that was here can be told to be here. Else a clean shutdown is no proof of it (`R10`, `R34`).
+    pub(crate) fn is_whole(&self) -> bool {
+        let none_lost = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        none_lost && self.context.dirs.offline().is_empty()
     }
 
-    /// Replicas that lost records below the high watermark or in their middle (`R29`, `R78`).
+    /// Replicas that lost records below the high watermark or in their middle (`R29`, `R78`), in each of their copies.
     pub(crate) fn lossy(&self) -> Vec<TopicPartition> {
         let lossy = |found: &Found| matches!(found.recovered.verdict, Verdict::Lossy { .. });
-        self.found.iter().filter(|(_, found)| lossy(found)).map(|(id, _)| *id).collect()
+        self.found.iter().filter(|(_, copies)| copies.iter().all(lossy)).map(|(id, _)| *id).collect()
     }
 
     /// Brings the partitions here from `before` to `after`.
@@ -152,7 +156,10 @@ impl Replicas {
     pub(crate) async fn drop_strays(&mut self) {
         // Every replica that is placed here has been made by now: what is still missed is missed by nobody.
         self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let strays: Vec<TopicPartition> = self.found.keys().copied().collect();
+        // Copies of a replica whose directory is out of use stay: they may be all that there is of it.
+        let (image, me) = (self.context.image(), self.context.config.broker_id);
+        let placed = |id: &TopicPartition| image.partition(*id).is_some_and(|p| p.replicas.contains(&me));
+        let strays: Vec<TopicPartition> = self.found.keys().copied().filter(|id| !placed(id)).collect();
         if !strays.is_empty() {
             tracing::warn!(count = strays.len(), "deleting replicas that the metadata does not place here");
             self.remove(&strays).await;
@@ -163,24 +170,52 @@ impl Replicas {
         if self.context.partition(id).is_some() {
             return;
         }
-        let Some(topic) = image.topic(id.topic_id) else { return };
+        let (Some(topic), Some(partition)) = (image.topic(id.topic_id), image.partition(id)) else { return };
+        let assigned = partition.directory_of(self.context.config.broker_id);
+        if self.is_offline(image, assigned) {
+            tracing::warn!(topic = %topic.name, partition = %id.partition, directory = %assigned, "the replica's log directory is out of use");
+            return;
+        }
         let settings = self.settings(image, id.topic_id, &topic.name);
-        let found = match self.found.remove(&id) {
+        let found = match self.claim(id, assigned).await {
             Some(found) => found,
-            None => match self.create(&topic.name, id).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::error!(topic = %topic.name, partition = %id.partition, %error, "cannot create a partition's log");
-                    self.context.replica_failed(id);
-                    return;
+            None => {
+                let dir = self.context.dirs.get(assigned).cloned().or_else(|| directories::choose(&self.context));
+                let Some(dir) = dir else { return };
+                match self.create(&dir, &topic.name, id).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::error!(topic = %topic.name, partition = %id.partition, %error, "cannot create a partition's log");
+                        self.context.replica_failed(id, &dir);
+                        return;
+                    }
                 }
-            },
+            }
         };
+        let dir = found.dir.id();
+        let topic = Arc::clone(&topic.name);
+        self.host(id, &topic, found, settings);
+        if dir != assigned {
+            self.context.misplaced.tell(id);
+        }
+    }
+
+    /// Whether the directory that the metadata has a replica in is not in use here, but known.
+    fn is_offline(&self, image: &MetadataImage, assigned: DirectoryId) -> bool {
+        match self.context.dirs.get(assigned) {
+            Some(dir) => !dir.works(),
+            None => image.broker(self.context.config.broker_id).is_some_and(|me| !me.is_online(assigned)),
+        }
+    }
+
+    /// The replica over its log becomes one of this broker's.
+    fn host(&mut self, id: TopicPartition, topic: &Arc<str>, found: Found, settings: Arc<TopicSettings>) {
         let mut log = found.log;
         log.set_config(Arc::clone(&settings.log));
+        let dir = found.dir.id();
         let partition = Partition::new(Parts {
             id,
-            topic: Arc::clone(&topic.name),
+            topic: Arc::clone(topic),
             config: ReplicaConfig {
                 me: self.context.config.broker_id,
                 lag_time_max_ms: self.context.config.replica_lag_time_max_ms,
@@ -188,6 +223,7 @@ impl Replicas {
                 opens_before: self.context.opens_before(),
                 rules: model::Rules::all(),
             },
+            dir: found.dir,
             log,
             epochs: found.recovered.epochs,
             high_watermark: found.high_watermark,
@@ -198,18 +234,39 @@ impl Replicas {
             settings,
         });
         self.context.insert_partition(&partition);
-        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        let key = (topic.name.to_string(), id.partition);
+        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&(id, dir));
+        let key = (topic.to_string(), id.partition);
         if self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {
             self.context.replica_found_lossy(id);
         }
     }
 
+    /// The log that was found of a replica, in a directory that is in use; of several copies the greatest, the others go.
+    async fn claim(&mut self, id: TopicPartition, assigned: DirectoryId) -> Option<Found> {
+        let mut copies = self.found.remove(&id)?;
+        copies.retain(|copy| copy.dir.works());
+        copies.sort_by_key(|copy| {
+            let lossy = matches!(copy.recovered.verdict, Verdict::Lossy { .. });
+            (!lossy, copy.last_epoch(), copy.log.log_end(), copy.dir.id() == assigned)
+        });
+        let best = copies.pop()?;
+        if !copies.is_empty() {
+            let kept = best.dir.data().path().display();
+            tracing::warn!(topic = %best.topic, partition = %id.partition, %kept, "a replica was found in several log directories");
+            self.found.insert(id, copies);
+            self.remove(&[id]).await;
+        }
+        Some(best)
+    }
+
     /// A log for a partition that has none here.
-    async fn create(&mut self, topic: &Arc<str>, id: TopicPartition) -> Result<Found, LogError> {
+    async fn create(&mut self, dir: &Arc<LogDir>, topic: &Arc<str>, id: TopicPartition) -> Result<Found, LogError> {
         // A topic of that name was deleted while this broker was away.
-        let namesake = |(other, found): (&TopicPartition, &Found)| {
-            (found.topic == **topic && other.partition == id.partition).then_some(*other)
+        let is_namesake = |found: &Found, other: &TopicPartition| {
+            found.topic == **topic && other.partition == id.partition && found.dir.id() == dir.id()
+        };
+        let namesake = |(other, copies): (&TopicPartition, &Vec<Found>)| {
+            copies.iter().any(|found| is_namesake(found, other)).then_some(*other)
         };
         if let Some(old) = self.found.iter().find_map(namesake) {
             self.remove(&[old]).await;
@@ -217,7 +274,7 @@ impl Replicas {
         // A lossy log: it says so where the controller asks for it (R35), until a leader's records come.
         let key = (topic.to_string(), id.partition);
         let lost = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let promised = lost.unwrap_or(Offset::ZERO);
+        let promised = lost.map_or(Offset::ZERO, |lost| lost.promised);
         let hints = OpenHints {
             topic_id: id.topic_id,
             recovery_point: Offset::ZERO,
@@ -225,17 +282,17 @@ impl Replicas {
             log_start: Offset::ZERO,
             high_watermark: promised,
         };
-        let (context, name) = (Arc::clone(&self.context), Arc::clone(topic));
+        let (dir, name) = (Arc::clone(dir), Arc::clone(topic));
         let opening = move || {
-            let path = context.data.partition_path(&name, id.partition);
-            match open(&context, &name, path.clone(), hints) {
+            let path = dir.data().partition_path(&name, id.partition);
+            match open(&dir, &name, path.clone(), hints) {
                 // What lies there could not be told to be this partition's, and is fetched again.
                 Err(error @ (LogError::UnknownTopic(_) | LogError::WrongTopic { .. })) => {
                     tracing::error!(%error, "taking a directory out of use");
-                    if let Err(error) = context.data.delete_partition(&name, id.partition) {
+                    if let Err(error) = dir.data().delete_partition(&name, id.partition) {
                         tracing::error!(%error, "cannot take a directory out of use");
                     }
-                    open(&context, &name, path, hints)
+                    open(&dir, &name, path, hints)
                 }
                 other => other,
             }
@@ -259,9 +316,10 @@ impl Replicas {
 
     async fn reopen(&mut self, image: &MetadataImage, id: TopicPartition) {
         let Some(partition) = self.context.partition(id) else { return self.context.reopened(id) };
-        let (topic, held) = (Arc::clone(partition.topic()), partition.checkpoints());
+        let (topic, dir, (_, held)) = (Arc::clone(partition.topic()), partition.dir(), partition.checkpoints());
         // The checkpoints go on to say what they say.
-        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (Arc::clone(&topic), held));
+        let line = (Arc::clone(&topic), held);
+        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert((id, dir.id()), line);
         self.context.remove_partition(id);
         partition.stop(&self.context, true);
         partition.settled().await;
@@ -272,26 +330,26 @@ impl Replicas {
             log_start: held.log_start,
             high_watermark: held.high_watermark,
         };
-        let (context, name) = (Arc::clone(&self.context), Arc::clone(&topic));
-        let opening = move || open(&context, &name, context.data.partition_path(&name, id.partition), hints);
+        let (job_dir, name) = (Arc::clone(&dir), Arc::clone(&topic));
+        let opening = move || open(&job_dir, &name, job_dir.data().partition_path(&name, id.partition), hints);
         match self.context.disk_pool.run(opening).await {
             Ok(found) => {
                 // Told once more: a leader may have asked for it to be in sync meanwhile.
                 self.context.replica_found_lossy(id);
                 self.context.reopened(id);
-                self.found.insert(id, found);
+                self.found.insert(id, vec![found]);
                 self.ensure(image, id).await;
                 self.tell(image, id);
             }
             Err(error) => {
                 tracing::error!(%topic, partition = %id.partition, %error, "cannot open a damaged log anew");
                 self.context.reopened(id);
-                self.context.replica_failed(id);
+                self.context.replica_failed(id, &dir);
             }
         }
     }
 
-    /// Takes replicas off this broker and deletes them.
+    /// Takes replicas off this broker and deletes them: those that it hosts, or what was found of them.
     async fn remove(&mut self, ids: &[TopicPartition]) {
         let mut names = Vec::new();
         for id in ids {
@@ -299,20 +357,22 @@ impl Replicas {
                 partition.stop(&self.context, true);
                 // A job that is under way would miss its files.
                 partition.settled().await;
-                names.push((Arc::clone(partition.topic()), id.partition));
-            } else if let Some(found) = self.found.remove(id) {
-                names.push((Arc::from(found.topic.as_str()), id.partition));
+                names.push((partition.dir(), Arc::clone(partition.topic()), id.partition));
             }
-            self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+            let mut unclaimed = self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+            for found in self.found.remove(id).unwrap_or_default() {
+                unclaimed.remove(&(*id, found.dir.id()));
+                names.push((found.dir, Arc::from(found.topic.as_str()), id.partition));
+            }
         }
         if names.is_empty() {
             return;
         }
         // The checkpoints know names only: what they say of these would be taken for another topic's of that name.
         write_checkpoints(&self.context).await;
-        for (topic, partition) in names {
-            tracing::info!(%topic, %partition, "deleting a replica");
-            delete(&self.context, &topic, partition).await;
+        for (dir, topic, partition) in names.into_iter().filter(|(dir, ..)| dir.works()) {
+            tracing::info!(%topic, %partition, directory = %dir.data().path().display(), "deleting a replica");
+            delete(&self.context, dir, &topic, partition).await;
         }
     }
 
@@ -352,12 +412,70 @@ fn zone_of(image: &MetadataImage, replicas: &[BrokerId], broker: BrokerId) -> Op
     u32::try_from(first).ok()
 }
 
+/// What lies in one directory, before any log is opened.
+struct Survey {
+    dir: Arc<LogDir>,
+    checkpoints: Checkpoints,
+    partitions: Vec<PartitionDir>,
+}
+
+/// Looks into all directories. One that cannot be read is offline from then on.
+fn survey(context: &Context) -> Result<Vec<Survey>, DataDirError> {
+    let (mut surveys, mut last_error) = (Vec::new(), None);
+    for dir in context.dirs.working() {
+        let data = dir.data();
+        let found = Checkpoints::read(dir).and_then(|checkpoints| Ok((checkpoints, data.partitions()?)));
+        match found {
+            Ok((checkpoints, partitions)) => surveys.push(Survey { dir: Arc::clone(dir), checkpoints, partitions }),
+            Err(error) => {
+                tracing::error!(%error, "a log directory cannot be read: it is offline");
+                dir.failed(&error);
+                last_error = Some(error);
+            }
+        }
+    }
+    match last_error {
+        Some(error) if surveys.is_empty() => Err(error),
+        _ => Ok(surveys),
+    }
+}
+
+/// The replicas that had records, and below which offset, as the directories tell that they were in.
+fn promised_in(surveys: &[Survey]) -> BTreeMap<(String, PartitionIndex), Lost> {
+    let mut promised: BTreeMap<(String, PartitionIndex), Lost> = BTreeMap::new();
+    for survey in surveys {
+        let directory = survey.dir.id();
+        let found = survey.partitions.iter().map(|each| ((each.topic.clone(), each.partition), Offset(1)));
+        for (key, offset) in survey.checkpoints.promised().into_iter().chain(found) {
+            let lost = promised.entry(key).or_insert(Lost { directory, promised: offset });
+            if offset > lost.promised {
+                *lost = Lost { directory, promised: offset };
+            }
+        }
+    }
+    promised
+}
+
+/// What directories promise of replicas that are no longer in them: wherever such a replica is now, it has to have that.
+fn promised_elsewhere(surveys: &[Survey]) -> BTreeMap<(String, PartitionIndex), Offset> {
+    let mut promised = BTreeMap::new();
+    for survey in surveys {
+        let here: BTreeSet<_> = survey.partitions.iter().map(|each| (each.topic.as_str(), each.partition)).collect();
+        let away = survey.checkpoints.promised().into_iter();
+        for (key, offset) in away.filter(|((topic, partition), _)| !here.contains(&(topic.as_str(), *partition))) {
+            let above = promised.entry(key).or_insert(offset);
+            *above = (*above).max(offset);
+        }
+    }
+    promised
+}
+
 /// Waits for all logs, and tells how far it is where that takes long.
 async fn collect(
     mut jobs: tokio::task::JoinSet<Option<(TopicPartition, Found)>>,
     total: usize,
-) -> BTreeMap<TopicPartition, Found> {
-    let (mut found, mut done) = (BTreeMap::new(), 0);
+) -> BTreeMap<TopicPartition, Vec<Found>> {
+    let (mut found, mut done) = (BTreeMap::<_, Vec<Found>>::new(), 0);
     let mut tell = tokio::time::interval_at(tokio::time::Instant::now() + TELL_EVERY, TELL_EVERY);
     loop {
         // Dropping either branch is safe: what has ended stays in the set.
@@ -365,7 +483,10 @@ async fn collect(
             ended = jobs.join_next() => match ended {
                 Some(job) => {
                     done += 1;
-                    found.extend(job.expect("no job of the set is aborted, and a panic ends the process"));
+                    let one = job.expect("no job of the set is aborted, and a panic ends the process");
+                    if let Some((id, copy)) = one {
+                        found.entry(id).or_default().push(copy);
+                    }
                 }
                 None => return found,
             },
@@ -375,8 +496,9 @@ async fn collect(
 }
 
 fn recover_one(
-    context: &Context,
+    dir: Arc<LogDir>,
     checkpoints: &Checkpoints,
+    moved_here: Offset,
     directory: &PartitionDir,
     clean: bool,
 ) -> Option<(TopicPartition, Found)> {
@@ -391,10 +513,10 @@ fn recover_one(
         recovery_point: hint(&checkpoints.recovery_points),
         clean,
         log_start: hint(&checkpoints.log_starts),
-        high_watermark: hint(&checkpoints.high_watermarks),
+        high_watermark: hint(&checkpoints.high_watermarks).max(moved_here),
     };
     let synced_since = checkpoints.synced.get(&(topic_id.to_string(), directory.partition)).copied();
-    match open(context, &directory.topic, directory.path.clone(), hints) {
+    match open(&dir, &directory.topic, directory.path.clone(), hints) {
         Ok(found) => {
             let found = Found { synced_since, ..found };
             Some((TopicPartition { topic_id, partition: directory.partition }, found))
@@ -406,8 +528,8 @@ fn recover_one(
     }
 }
 
-fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Result<Found, LogError> {
-    let (mut log, recovered) = Log::open(context.data.env(), &path, Arc::default(), hints)?;
+fn open(dir: &Arc<LogDir>, topic: &str, path: PathBuf, hints: OpenHints) -> Result<Found, LogError> {
+    let (mut log, recovered) = Log::open(dir.data().env(), &path, Arc::default(), hints)?;
     if let Verdict::TruncatedTail { from, bytes } = recovered.verdict {
         tracing::warn!(directory = %path.display(), %from, bytes, "cut off a torn end that no acknowledged record was in");
     }
@@ -423,6 +545,7 @@ fn open(context: &Context, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
         recovered => recovered?,
     };
     Ok(Found {
+        dir: Arc::clone(dir),
         topic: topic.to_owned(),
         log,
         recovered,
@@ -474,18 +597,46 @@ pub(crate) fn aborted_transaction(ended: &EndedTransaction) -> AbortedTransactio
 }
 
 /// Takes a partition's files out of use on the disk pool, then frees their space.
-async fn delete(context: &Arc<Context>, topic: &str, partition: PartitionIndex) {
-    let (job_context, topic) = (Arc::clone(context), topic.to_owned());
+async fn delete(context: &Arc<Context>, dir: Arc<LogDir>, topic: &str, partition: PartitionIndex) {
+    let topic = topic.to_owned();
     let deleted = context.disk_pool.run(move || {
-        job_context.data.delete_partition(&topic, partition)?;
-        job_context.data.free_deleted()
+        dir.data().delete_partition(&topic, partition)?;
+        dir.data().free_deleted()
     });
     if let Err(error) = deleted.await {
         tracing::error!(%error, "cannot delete a partition's files");
     }
 }
 
+impl Found {
+    /// What the checkpoints go on to say of it until the metadata has claimed it.
+    fn checkpointed(&self, topic_id: TopicId) -> Checkpointed {
+        let lossy = self.log.lossy_from().is_some();
+        Checkpointed {
+            recovery_point: self.log.recovery_point(),
+            log_start: self.log.log_start(),
+            high_watermark: if lossy { self.promised } else { self.high_watermark },
+            synced_since: self.synced_since.map(|since| (topic_id, since)),
+        }
+    }
+
+    /// The epoch of its last record (`R57`).
+    fn last_epoch(&self) -> LeaderEpoch {
+        self.log.last_batch_header().map_or(LeaderEpoch::NONE, |header| header.leader_epoch)
+    }
+}
+
 impl Checkpoints {
+    fn read(dir: &LogDir) -> Result<Checkpoints, DataDirError> {
+        let data = dir.data();
+        Ok(Checkpoints {
+            recovery_points: data.read_checkpoint(Checkpoint::RecoveryPoint)?,
+            log_starts: data.read_checkpoint(Checkpoint::LogStart)?,
+            high_watermarks: data.read_checkpoint(Checkpoint::HighWatermark)?,
+            synced: data.read_checkpoint(Checkpoint::SyncedBeforeAck)?,
+        })
+    }
+
     /// The replicas that had records, and below which offset.
     fn promised(&self) -> BTreeMap<(String, PartitionIndex), Offset> {
         let mut promised: BTreeMap<(String, PartitionIndex), Offset> = BTreeMap::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coordinator::state::CommittedOffset;
 use model::{PartitionIndex, TopicPartition};
-use storage::{FlushPolicy, Space};
+use storage::{FlushPolicy, LogDir, Space, UnopenedDir};
 
 use crate::cleaner::CleanerMetrics;
 use crate::context::Context;
@@ -115,17 +115,24 @@ impl BrokerMetrics {
     /// Looks at everything; costs a lock of each partition.
     pub(crate) fn collect(context: &Arc<Context>) -> BrokerMetrics {
         let image = context.image();
-        let env = context.data.env();
+        let env = context.dirs.env();
+        let directory = |dir: &Arc<LogDir>| DirectoryMetrics {
+            path: dir.data().path().display().to_string(),
+            space: dir.health().space(),
+            failure: dir.health().failure().map(str::to_owned),
+        };
+        let unopened = |dir: &UnopenedDir| DirectoryMetrics {
+            path: dir.path.display().to_string(),
+            space: Space::default(),
+            failure: Some(dir.reason.clone()),
+        };
+        let opened = context.dirs.iter().map(directory);
         let mut metrics = BrokerMetrics {
             offline: image.partitions().filter(|partition| partition.is_leaderless()).count(),
             tail_cache_bytes: env.tail_bytes(),
             open_files: env.open_files(),
             deletion_paused: context.clock_watch.is_paused(),
-            directories: vec![DirectoryMetrics {
-                path: context.data.path().display().to_string(),
-                space: env.health().space(),
-                failure: env.health().failure().map(str::to_owned),
-            }],
+            directories: opened.chain(context.dirs.unopened().iter().map(unopened)).collect(),
             cleaner: context.cleaner.metrics(context.clock.monotonic(), &context.partitions()),
             isr: IsrMetrics {
                 shrinks: context.isr_counters.shrinks.get(),

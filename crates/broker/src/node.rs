@@ -10,10 +10,10 @@ use coordinator::{GroupRequest, GroupResponse};
 use futures_util::FutureExt;
 use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopics};
-use model::{BrokerEpoch, BrokerId, ClusterId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::{CallError, ControllerClient};
-use storage::{DataDir, DiskPool};
+use storage::{DiskPool, LogDirs};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -39,7 +39,7 @@ use crate::shards::Shards;
 use crate::transaction_coordinator::{CoordinatorVerifier, PeerTransactions, TRANSACTIONS_TOPIC, Transactions};
 use crate::transactions::MarkerWriter;
 use crate::waiters::PendingProduce;
-use crate::{cleaner, fetch, flusher, housekeeping, isr, lifecycle, offsets, space, timers, transactions};
+use crate::{cleaner, directories, fetch, flusher, housekeeping, isr, lifecycle, offsets, timers, transactions};
 
 /// How long what an answer rests on may take to arrive in this broker's own image before the client is answered all the
 /// same.
@@ -54,12 +54,10 @@ pub struct BrokerParts {
     pub clock: Arc<dyn Clock>,
     /// Seed of its chance.
     pub seed: u64,
-    /// The cluster that the directory belongs to; none before its first start.
-    pub cluster_id: ClusterId,
     /// Threads for blocking work.
     pub disk_pool: DiskPool,
-    /// Its log directory, locked.
-    pub data: DataDir,
+    /// Its log directories, locked.
+    pub dirs: LogDirs,
     /// The way to the quorum.
     pub controller: ControllerClient,
     /// The INTERNAL listener, bound.
@@ -94,24 +92,23 @@ impl Broker {
     /// broker serves when [`state`](Self::state) is `Running`.
     ///
     /// # Errors
-    /// Where the log directory cannot be read.
+    /// Where no log directory can be read.
     pub async fn start(parts: BrokerParts) -> Result<Arc<Broker>, storage::DataDirError> {
         let context = Context::new(ContextParts {
             config: parts.config,
             clock: parts.clock,
             seed: parts.seed,
-            cluster_id: parts.cluster_id,
             disk_pool: parts.disk_pool,
-            data: parts.data,
+            dirs: parts.dirs,
             controller: parts.controller,
             budget: parts.budget,
         });
-        let tail_bytes = u64::try_from(context.data.env().tail_limit()).unwrap_or(u64::MAX);
+        let tail_bytes = u64::try_from(context.dirs.env().tail_limit()).unwrap_or(u64::MAX);
         // R10: the proof is gone before anything else happens.
-        let previous_epoch = context.data.take_clean_shutdown()?.unwrap_or(BrokerEpoch::NONE);
+        let previous_epoch = context.dirs.take_clean_shutdown()?.unwrap_or(BrokerEpoch::NONE);
         let replicas = Replicas::recover(&context, previous_epoch != BrokerEpoch::NONE).await?;
         let lossy = replicas.lossy();
-        let previous_epoch = if replicas.any_gone() { BrokerEpoch::NONE } else { previous_epoch };
+        let previous_epoch = if replicas.is_whole() { previous_epoch } else { BrokerEpoch::NONE };
         let lifecycle = Lifecycle::new();
         let groups = Shards::new(Arc::clone(&context), Groups);
         let writer = Arc::new(MarkerWriter { context: Arc::clone(&context), groups: Arc::clone(&groups) });
@@ -140,7 +137,8 @@ impl Broker {
         broker.spawn(timers::run(Arc::clone(&context)));
         broker.spawn(flusher::sync_in_turn(Arc::clone(&context)));
         broker.spawn(flusher::keep_checkpoints(Arc::clone(&context)));
-        broker.spawn(space::watch(Arc::clone(&context)));
+        broker.spawn(directories::watch(Arc::clone(&context)));
+        broker.spawn(directories::keep_assigned(Arc::clone(&context)));
         broker.spawn(housekeeping::retain(Arc::clone(&context)));
         broker.spawn(cleaner::run(Arc::clone(&context)));
         broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), Arc::clone(&lifecycle), replicas));
@@ -210,12 +208,12 @@ impl Broker {
         self.stop_serving(false);
         let complete = housekeeping::complete(&self.context).await;
         let epoch = self.context.registration().map_or(self.previous_epoch, |(epoch, _)| epoch);
-        if !complete || self.context.directory_failed() || epoch == BrokerEpoch::NONE {
+        if !complete || !self.context.dirs.offline().is_empty() || epoch == BrokerEpoch::NONE {
             tracing::warn!("the shutdown is not proven clean; the next start recovers the logs");
             return;
         }
         let context = Arc::clone(&self.context);
-        if let Err(error) = self.context.disk_pool.run(move || context.data.write_clean_shutdown(epoch)).await {
+        if let Err(error) = self.context.disk_pool.run(move || context.dirs.write_clean_shutdown(epoch)).await {
             tracing::error!(%error, "cannot prove the clean shutdown; the next start recovers the logs");
         }
     }

@@ -1,15 +1,16 @@
 //! Questions about offsets, log starts and directories that concern several partitions or need the disk.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{ErrorCode, LeaderEpoch, Offset, RecordIter, TimestampType, TopicPartition};
+use model::{DirectoryId, ErrorCode, LeaderEpoch, Offset, RecordIter, TimestampType, TopicPartition};
 use rpc::controller::CallError;
 use storage::{TimeMatch, compression};
 
 use crate::api::{
     ControlUnavailable, CurrentLeader, DeletedRecords, Isolation, ListOffsetsPartition, ListedOffset,
-    LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica, VoterChange,
+    LogDirDescription, OffsetSpec, Produced, QuorumDescription, QuorumReplica, ReplicaOnDisk, VoterChange,
 };
 use crate::budget::Charge;
 use crate::context::Context;
@@ -146,15 +147,36 @@ async fn wait_for_log_start(
 
 /// The log directories and what is in them.
 pub(crate) fn describe_log_dirs(context: &Arc<Context>) -> Vec<LogDirDescription> {
-    let failed = context.directory_failed() || context.data.env().health().failure().is_some();
-    let (total_bytes, usable_bytes) = context.data.space().unwrap_or((-1, -1));
-    vec![LogDirDescription {
-        error: if failed { ErrorCode::KafkaStorageError } else { ErrorCode::None },
-        path: context.data.path().display().to_string(),
-        total_bytes,
-        usable_bytes,
-        replicas: context.partitions().iter().map(|partition| partition.on_disk()).collect(),
-    }]
+    let mut replicas: BTreeMap<DirectoryId, Vec<ReplicaOnDisk>> = BTreeMap::new();
+    for partition in context.partitions() {
+        replicas.entry(partition.dir().id()).or_default().push(partition.on_disk());
+    }
+    let cordoned = context.cordoned_directories();
+    let opened = context.dirs.iter().map(|dir| {
+        let path = dir.data().path().display().to_string();
+        if !dir.works() {
+            return offline(path);
+        }
+        let (total_bytes, usable_bytes) = dir.data().space().unwrap_or((-1, -1));
+        let replicas = replicas.remove(&dir.id()).unwrap_or_default();
+        let is_cordoned = cordoned.contains(&dir.id());
+        LogDirDescription { error: ErrorCode::None, path, total_bytes, usable_bytes, is_cordoned, replicas }
+    });
+    let mut all: Vec<_> = opened.collect();
+    all.extend(context.dirs.unopened().iter().map(|unopened| offline(unopened.path.display().to_string())));
+    all
+}
+
+/// A directory that is out of use: what was in it is not told, as Kafka does.
+fn offline(path: String) -> LogDirDescription {
+    LogDirDescription {
+        error: ErrorCode::KafkaStorageError,
+        path,
+        total_bytes: -1,
+        usable_bytes: -1,
+        is_cordoned: false,
+        replicas: Vec::new(),
+    }
 }
 
 /// The metadata quorum's state, as the active controller tells it.

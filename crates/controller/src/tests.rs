@@ -117,6 +117,8 @@ async fn register(client: &ControllerClient, broker: i32, port: u16) -> BrokerEp
         incarnation: Incarnation(Uuid::from_u128(300)),
         directories: vec![DirectoryId(Uuid::from_u128(400 + u128::from(broker.unsigned_abs())))],
         offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
+        unidentified_directories: false,
         listeners: vec![listener],
         rack: None,
         features: supported_features(),
@@ -138,6 +140,7 @@ fn heartbeat(broker: i32, epoch: BrokerEpoch) -> ControlRequest {
         want_fence: false,
         want_shutdown: false,
         offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
         lossy: Vec::new(),
         full_directories: Vec::new(),
     })

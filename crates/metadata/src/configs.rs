@@ -553,6 +553,13 @@ impl Reader<'_> {
     }
 }
 
+/// The log directories that take no new replicas on a broker, as configured: paths, or `*` for all (KIP-1066).
+#[must_use]
+pub fn cordoned_log_dirs(image: &MetadataImage, broker_id: BrokerId, file: &StaticConfig) -> Vec<String> {
+    let resolved = resolve_broker(image, "cordoned.log.dirs", broker_id, file);
+    resolved.and_then(|resolved| resolved.value).map(|value| list(&value)).unwrap_or_default()
+}
+
 /// The configs of the log cleaner, on one broker: `log.cleaner.*`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[expect(missing_docs, reason = "the fields are Kafka's broker configs of the same name")]

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, LeaderEpoch, MetadataOffset, PartitionIndex, ProducerId, TopicId,
-    TopicPartition,
+    BrokerEpoch, BrokerId, ClusterId, LeaderEpoch, MetadataOffset, PartitionIndex, ProducerId, TopicId, TopicPartition,
 };
 
 use crate::configs;
@@ -357,6 +356,9 @@ impl MetadataImage {
         if let Some(offline) = &change.offline_directories {
             broker.offline_directories.clone_from(offline);
         }
+        if let Some(cordoned) = &change.cordoned_directories {
+            broker.cordoned_directories.clone_from(cordoned);
+        }
     }
 
     /// A topic takes the place of any other of its id or its name.
@@ -408,15 +410,6 @@ impl MetadataImage {
             all.remove(resource);
         }
     }
-
-    /// The online directory of a broker for a new replica; `NONE` where it has several, or none: the broker chooses.
-    #[must_use]
-    pub fn directory_for_new_replica(&self, broker: BrokerId) -> DirectoryId {
-        match self.brokers.get(&broker).map(|broker| broker.directories.as_slice()) {
-            Some([only]) => *only,
-            _ => DirectoryId::NONE,
-        }
-    }
 }
 
 /// Whether the brokers keep a topic of this name for themselves.
@@ -429,7 +422,7 @@ pub fn is_internal_topic(name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::delta::MetadataDelta;
-    use model::{Incarnation, Uuid};
+    use model::{DirectoryId, Incarnation, Uuid};
     use proptest::prelude::*;
 
     fn topic_id(number: u8) -> TopicId {
@@ -463,6 +456,7 @@ mod tests {
             incarnation: Incarnation::NONE,
             directories: vec![],
             offline_directories: vec![],
+            cordoned_directories: vec![],
             listeners: vec![],
             rack: None,
             features: BTreeMap::new(),
@@ -491,6 +485,7 @@ mod tests {
                     fenced: Some(fenced),
                     in_controlled_shutdown: None,
                     offline_directories: None,
+                    cordoned_directories: None,
                 })
             }),
             (0..4, 0..40i64).prop_map(|(id, epoch)| MetadataRecord::UnregisterBroker {

@@ -146,6 +146,8 @@ pub struct BrokerRegistration {
     pub directories: Vec<DirectoryId>,
     /// Those of them that failed (`R30`).
     pub offline_directories: Vec<DirectoryId>,
+    /// Those of them that take no new replicas, as an operator wants it (KIP-1066).
+    pub cordoned_directories: Vec<DirectoryId>,
     /// Where it can be reached.
     pub listeners: Vec<Listener>,
     /// Its zone.
@@ -175,6 +177,19 @@ impl BrokerRegistration {
         !self.offline_directories.contains(&directory)
     }
 
+    /// The directories that may take new replicas, in their order.
+    pub fn open_directories(&self) -> impl Iterator<Item = DirectoryId> {
+        let shut =
+            |each: &DirectoryId| self.offline_directories.contains(each) || self.cordoned_directories.contains(each);
+        self.directories.iter().copied().filter(move |each| !shut(each))
+    }
+
+    /// Whether an operator wants no new replicas on this broker at all (KIP-1066).
+    #[must_use]
+    pub fn is_cordoned(&self) -> bool {
+        !self.directories.is_empty() && self.directories.iter().all(|each| self.cordoned_directories.contains(each))
+    }
+
     /// Its listener of a name.
     #[must_use]
     pub fn listener(&self, name: &str) -> Option<&Listener> {
@@ -195,6 +210,8 @@ pub struct BrokerChange {
     pub in_controlled_shutdown: Option<bool>,
     /// The log directories that have failed by now.
     pub offline_directories: Option<Vec<DirectoryId>>,
+    /// The log directories that are cordoned now.
+    pub cordoned_directories: Option<Vec<DirectoryId>>,
 }
 
 /// Where a controller can be reached.

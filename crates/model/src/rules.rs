@@ -90,6 +90,7 @@ rules! {
     R6SameIncarnation,
     R7LeavesBeforeTheFence,
     R9SilenceOfASession,
+    R10EachDirectory,
     R10ProofNamesTheEpoch,
     R12AboveHighWatermark,
     R12EligibleMember,

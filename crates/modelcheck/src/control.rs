@@ -162,6 +162,8 @@ impl Control {
             incarnation: Incarnation(Uuid::from_u128(incarnation)),
             directories: vec![directory(node)],
             offline_directories: Vec::new(),
+            cordoned_directories: Vec::new(),
+            unidentified_directories: false,
             listeners: vec![Listener {
                 name: "INTERNAL".to_owned(),
                 host: "h".to_owned(),
@@ -201,6 +203,7 @@ impl Control {
             want_fence: wish == Wish::Fence,
             want_shutdown: wish == Wish::Stop,
             offline_directories: Vec::new(),
+            cordoned_directories: Vec::new(),
             lossy: Vec::new(),
             full_directories: Vec::new(),
         };
@@ -248,6 +251,7 @@ impl Control {
             want_fence: false,
             want_shutdown: false,
             offline_directories: Vec::new(),
+            cordoned_directories: Vec::new(),
             lossy: Vec::new(),
             full_directories: Vec::new(),
         };

@@ -130,6 +130,9 @@ impl NodeConfig {
             .into_iter()
             .map(|path| std::path::absolute(path).with_context(|| format!("log.dirs has {path:?}")))
             .collect::<Result<_>>()?;
+        ensure!(!log_dirs.is_empty(), "log.dirs is empty");
+        let unique: std::collections::BTreeSet<_> = log_dirs.iter().collect();
+        ensure!(unique.len() == log_dirs.len(), "log.dirs names a directory twice");
         let metadata_dir = match get("metadata.log.dir") {
             Some(path) => std::path::absolute(path).with_context(|| format!("metadata.log.dir is {path:?}"))?,
             None => log_dirs[0].clone(),

@@ -1,6 +1,6 @@
 //! `ottla server`: one node put together from its configuration, run until SIGTERM or Ctrl-C.
 //!
-//! Order of the start: logging, the data directory's lock and identity, the ports (a taken one is told before anything else
+//! Order of the start: logging, the directories' locks and identities, the ports (a taken one is told before anything else
 //! happens), the HTTP port, the controller on a runtime of its own, the broker, the gateway. Order of the
 //! stop (`R77`): the broker hands over and flushes, the gateway closes, the controller ends last.
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use broker::budget::MemoryBudget;
 use broker::coordinator::consumer::ConsumerConfig;
 use broker::coordinator::consumer::assign::Assignor;
@@ -21,8 +21,8 @@ use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::ControlSettings;
 use metadata::Listener as MetadataListener;
 use metadata::records::SecurityProtocol;
-use model::{BrokerId, ClusterId, DirectoryId, Incarnation, Uuid};
-use storage::{DataDir, DiskPool, LogEnv, MetaProperties};
+use model::{BrokerId, DirectoryId, Incarnation, Uuid};
+use storage::{DataDir, DiskPool, LogDirs, LogEnv, MetaProperties};
 use tokio::net::TcpSocket;
 
 use crate::config::{CONTROLLER, INTERNAL, Listener, NodeConfig};
@@ -130,59 +130,71 @@ impl Drop for PidFile {
     }
 }
 
-/// The log directory, locked, and who it belongs to.
-struct Directory {
-    data: DataDir,
-    id: DirectoryId,
-    cluster_id: ClusterId,
+/// The directories of a node, locked.
+pub(crate) struct Directories {
+    logs: LogDirs,
+    /// Where the quorum's files are, if in none of the above.
+    metadata: Option<DataDir>,
+    /// The identity of the directory that the quorum's files are in (`R74`).
+    metadata_id: DirectoryId,
 }
 
-fn open_directory(config: &NodeConfig) -> Result<Directory> {
-    ensure!(
-        config.log_dirs.len() == 1,
-        "log.dirs names {} directories; one is supported so far",
-        config.log_dirs.len()
-    );
+fn open_directories(config: &NodeConfig) -> Result<Directories> {
     let tail_bytes = config.number("ottla.tail.cache.bytes", storage::env::TAIL_BYTES_DEFAULT)?;
     let env = LogEnv::new(Arc::new(storage::disk::RealDisk), OPEN_FILES, tail_bytes);
-    let data = DataDir::open(&env, &config.log_dirs[0])?;
-    data.keep_reserve(config.number("ottla.disk.reserve.bytes", -1)?);
-    let node_id = BrokerId(config.node_id);
-    let meta = match data.meta()? {
-        Some(meta) => meta,
-        None => {
-            let meta = MetaProperties { cluster_id: None, node_id, directory_id: DirectoryId(random_id()?) };
-            data.write_meta(&meta)?;
-            meta
-        }
-    };
-    if meta.node_id != node_id {
-        bail!(
-            "{} belongs to node {}, not to {}: give this node its own log.dirs",
-            config.log_dirs[0].display(),
-            meta.node_id,
-            config.node_id
-        );
+    let reserve = config.number("ottla.disk.reserve.bytes", -1)?;
+    let shared = config.is_controller && config.log_dirs.contains(&config.metadata_dir);
+    let needed = shared.then_some(config.metadata_dir.as_path());
+    let new_id = || random_id().map(DirectoryId).map_err(std::io::Error::other);
+    let logs = LogDirs::open(&env, &config.log_dirs, BrokerId(config.node_id), needed, new_id)?;
+    logs.iter().for_each(|dir| dir.data().keep_reserve(reserve));
+    if !config.is_controller || shared {
+        let metadata_id = logs.at(&config.metadata_dir).map_or(DirectoryId::NONE, |dir| dir.id());
+        return Ok(Directories { logs, metadata: None, metadata_id });
     }
-    Ok(Directory { data, id: meta.directory_id, cluster_id: meta.cluster_id.unwrap_or(ClusterId::NONE) })
+    let metadata = DataDir::open(&env, &config.metadata_dir)?;
+    metadata.keep_reserve(reserve);
+    let metadata_id = identify_metadata(config, &logs, &metadata)?;
+    Ok(Directories { logs, metadata: Some(metadata), metadata_id })
 }
 
-/// The metadata files of a node that is stopped, whose directory stays locked while the first value lives.
-pub(crate) fn quorum_files(config: &NodeConfig) -> Result<(DataDir, controller::recovery::QuorumFiles)> {
+/// The identity of a metadata directory of its own. A quorum that was formed before such directories had one knows it by that
+/// of the first log directory.
+fn identify_metadata(config: &NodeConfig, logs: &LogDirs, metadata: &DataDir) -> Result<DirectoryId> {
+    let (path, node_id) = (&config.metadata_dir, BrokerId(config.node_id));
+    if let Some(meta) = metadata.meta()? {
+        let found = meta.node_id;
+        ensure!(found == node_id, "{} belongs to node {found}, not to {node_id}", path.display());
+        return Ok(meta.directory_id);
+    }
+    let directory_id = if metadata_path(config).exists() {
+        let first = logs.at(&config.log_dirs[0]);
+        first
+            .with_context(|| format!("{} is needed to identify {}", config.log_dirs[0].display(), path.display()))?
+            .id()
+    } else {
+        DirectoryId(random_id()?)
+    };
+    metadata.write_meta(&MetaProperties { cluster_id: None, node_id, directory_id })?;
+    Ok(directory_id)
+}
+
+/// The metadata files of a node that is stopped, whose directories stay locked while the first value lives.
+pub(crate) fn quorum_files(config: &NodeConfig) -> Result<(Directories, controller::recovery::QuorumFiles)> {
     ensure!(config.is_controller, "process.roles of this node has no controller: it holds no metadata of its own");
-    let directory = open_directory(config)?;
+    let directories = open_directories(config)?;
     let voter = config.voters.iter().find(|voter| voter.id == config.node_id);
     let advertised = || config.advertised.iter().find(|listener| listener.name == CONTROLLER);
     let address = voter.map(|voter| format!("{}:{}", voter.host, voter.port));
     let address = address.or_else(|| advertised().map(|listener| format!("{}:{}", listener.host, listener.port)));
     let files = controller::recovery::QuorumFiles {
         node_id: BrokerId(config.node_id),
-        directory: directory.id,
+        directory: directories.metadata_id,
         address: address.context("listeners has no CONTROLLER")?,
         disk: Arc::new(storage::disk::RealDisk),
         path: metadata_path(config),
     };
-    Ok((directory.data, files))
+    Ok((directories, files))
 }
 
 fn metadata_path(config: &NodeConfig) -> PathBuf {
@@ -259,11 +271,11 @@ async fn resolve(what: &str, address: &str) -> Result<SocketAddr> {
 
 async fn serve(config: NodeConfig) -> Result<()> {
     let mut stop = StopSignal::new()?;
-    let directory = open_directory(&config)?;
-    // Only who holds the directory says so.
+    let directories = open_directories(&config)?;
+    // Only who holds the directories says so.
     let _pid = config.pid_file.as_deref().map(PidFile::write);
     let running = tokio::select! {
-        running = Running::start(&config, directory) => running?,
+        running = Running::start(&config, directories) => running?,
         // A start that is given up is a crash, and every start copes with those.
         () = stop.received() => return Ok(()),
     };
@@ -275,7 +287,7 @@ async fn serve(config: NodeConfig) -> Result<()> {
     tracing::info!("stopping");
     running.stop().await;
     tracing::info!("stopped");
-    ensure!(!refused, "the cluster does not take this node: the log says why, just above");
+    ensure!(!refused, "this node cannot go on: the log says why, just above");
     Ok(())
 }
 
@@ -286,7 +298,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(config: &NodeConfig, directory: Directory) -> Result<Running> {
+    async fn start(config: &NodeConfig, directories: Directories) -> Result<Running> {
         let sockets = Sockets::reserve(config).await?;
         let status = NodeStatus::new(config.node_id, config.is_broker);
         if let Some(socket) = sockets.http {
@@ -301,18 +313,20 @@ impl Running {
         let incarnation = Incarnation(random_id()?);
         let mut controller = None;
         if config.is_controller {
-            let started = Controller::start(controller_config(config, &directory, incarnation).await?).await?;
+            let started = Controller::start(controller_config(config, &directories, incarnation).await?).await?;
             status.set_controller(started.clone());
             controller = Some(started);
         }
         let mut serving = None;
         if let Some(internal) = sockets.internal {
-            serving = Some(start_broker(config, directory, incarnation, (internal, sockets.kafka), &status).await?);
+            serving =
+                Some(start_broker(config, directories.logs, incarnation, (internal, sockets.kafka), &status).await?);
         }
         Ok(Running { controller, serving })
     }
 
-    /// Completes when the broker has ended by itself: the quorum, or its own directory, is another cluster's (`R69`).
+    /// Completes when the broker has ended by itself: the quorum, or its own directories, are another cluster's (`R69`), or the
+    /// disks that it needs are out of use (`R30`).
     async fn broker_ended(&self) {
         match &self.serving {
             // An error says that the broker is gone, which is what is waited for.
@@ -343,9 +357,10 @@ async fn linger(controller: &ControllerHandle) {
 
 async fn controller_config(
     config: &NodeConfig,
-    directory: &Directory,
+    directories: &Directories,
     incarnation: Incarnation,
 ) -> Result<ControllerConfig> {
+    let cluster_id = directories.logs.cluster_id();
     let listener = config.listener(CONTROLLER).context("listeners has no CONTROLLER")?;
     let bind = resolve(CONTROLLER, &listener.bind_address()).await?;
     let defaults = ControlSettings::default();
@@ -353,16 +368,16 @@ async fn controller_config(
     let rebalance_ms = config.number("leader.imbalance.check.interval.seconds", 300u64)? * 1000;
     Ok(ControllerConfig {
         node_id: BrokerId(config.node_id),
-        directory: directory.id,
+        directory: directories.metadata_id,
         incarnation,
-        disk: quorum_disk(config, directory),
+        disk: quorum_disk(config, directories),
         path: metadata_path(config),
         keep_image: true,
         voters: voters(config),
         bind,
         listeners: config.advertised.iter().filter(|l| l.name == CONTROLLER).map(metadata_listener).collect(),
         internal_listener: INTERNAL.to_owned(),
-        cluster_id: (!directory.cluster_id.is_none()).then_some(directory.cluster_id),
+        cluster_id: (!cluster_id.is_none()).then_some(cluster_id),
         settings: ControlSettings {
             session_timeout_ms: config.number("broker.session.timeout.ms", defaults.session_timeout_ms)?,
             recovery_wait_ms: config.number("ottla.recovery.wait.ms", defaults.recovery_wait_ms)?,
@@ -384,10 +399,11 @@ async fn controller_config(
     })
 }
 
-/// The disk of the quorum's files: on a full one they may use up what is kept in the log directory, where they lie in it.
-fn quorum_disk(config: &NodeConfig, directory: &Directory) -> Arc<dyn storage::disk::Disk> {
-    let inside = config.metadata_dir.starts_with(directory.data.path());
-    if inside { Arc::clone(directory.data.env().disk()) } else { Arc::new(storage::disk::RealDisk) }
+/// The disk of the quorum's files: on a full one they may use up what is kept in the directory that they lie in.
+fn quorum_disk(config: &NodeConfig, directories: &Directories) -> Arc<dyn storage::disk::Disk> {
+    let around = directories.logs.iter().find(|dir| config.metadata_dir.starts_with(dir.data().path()));
+    let data = around.map(|dir| dir.data()).or(directories.metadata.as_ref());
+    data.map_or_else(|| Arc::new(storage::disk::RealDisk) as _, |data| Arc::clone(data.env().disk()))
 }
 
 fn voters(config: &NodeConfig) -> Vec<(BrokerId, String)> {
@@ -400,7 +416,7 @@ fn random_seed() -> Result<u64> {
 
 async fn start_broker(
     config: &NodeConfig,
-    directory: Directory,
+    dirs: LogDirs,
     incarnation: Incarnation,
     (internal, kafka): (TcpSocket, Vec<(String, TcpSocket)>),
     status: &Arc<NodeStatus>,
@@ -408,12 +424,11 @@ async fn start_broker(
     let limits = Limits::from_file(&config.given);
     let budget = MemoryBudget::new(limits.memory_bytes);
     let broker = Broker::start(BrokerParts {
-        config: broker_config(config, &directory, incarnation)?,
+        config: broker_config(config, incarnation)?,
         clock: Arc::new(broker::clock::SystemClock::new()),
         seed: random_seed()?,
-        cluster_id: directory.cluster_id,
         disk_pool: DiskPool::new(DISK_THREADS)?,
-        data: directory.data,
+        dirs,
         controller: rpc::controller::ControllerClient::new(&voters(config))?,
         internal: internal.listen(BACKLOG)?,
         budget: Arc::clone(&budget),
@@ -446,7 +461,7 @@ fn metadata_listener(listener: &Listener) -> MetadataListener {
     }
 }
 
-fn broker_config(config: &NodeConfig, directory: &Directory, incarnation: Incarnation) -> Result<BrokerConfig> {
+fn broker_config(config: &NodeConfig, incarnation: Incarnation) -> Result<BrokerConfig> {
     let rack_aware =
         config.given.get("replica.selector.class").is_some_and(|class| class.ends_with("RackAwareReplicaSelector"));
     Ok(BrokerConfig {
@@ -455,7 +470,6 @@ fn broker_config(config: &NodeConfig, directory: &Directory, incarnation: Incarn
         rack: config.rack.clone(),
         listeners: config.advertised.iter().filter(|l| l.name != CONTROLLER).map(metadata_listener).collect(),
         internal_listener: INTERNAL.to_owned(),
-        directory_id: directory.id,
         replica_lag_time_max_ms: config.number("replica.lag.time.max.ms", 30_000)?,
         replica_fetch_max_bytes: config.number("replica.fetch.max.bytes", 1 << 20)?,
         replica_fetch_response_max_bytes: config.number("replica.fetch.response.max.bytes", 10 << 20)?,

@@ -312,6 +312,9 @@ fn directories(directories: &[broker::DirectoryMetrics], out: &mut Vec<Family>) 
     out.push(family("kafka_log_logmanager_logdirectoryoffline", "1 where a log directory is out of use", |each| {
         f64::from(u8::from(each.failure.is_some()))
     }));
+    let offline = directories.iter().filter(|each| each.failure.is_some()).count();
+    let name = "kafka_log_logmanager_offlinelogdirectorycount";
+    out.push(gauge(name, "Log directories that are out of use", count(offline)));
 }
 
 fn cleaner_metrics(cleaner: &broker::CleanerMetrics, out: &mut Vec<Family>) {

@@ -46,6 +46,34 @@ pub enum DataDirError {
         /// What is wrong.
         what: &'static str,
     },
+    /// It belongs to another node.
+    #[error("{} belongs to node {found}, not to {wanted}: give this node its own log.dirs", path.display())]
+    OtherNode {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: BrokerId,
+        /// Who wants it.
+        wanted: BrokerId,
+    },
+    /// It belongs to another cluster than the directories before it.
+    #[error("{} belongs to cluster {found}, the other log.dirs to {wanted}: take it out of log.dirs", path.display())]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: ClusterId,
+        /// Whose the others are.
+        wanted: ClusterId,
+    },
+    /// It says that it is another one.
+    #[error("{} is a copy of {}: take one of them out of log.dirs", path.display(), other.display())]
+    SameIdentity {
+        /// The directory.
+        path: PathBuf,
+        /// The one with the same identity.
+        other: PathBuf,
+    },
     /// The disk.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`mod@env`] (what
 //! logs share), [`reserve`] (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside
-//! it), [`compression`], [`data_dir`] (one log directory).
+//! it), [`compression`], [`data_dir`] (one log directory), [`LogDirs`] (all of them).
 //! The metadata quorum: [`quorum_log`], [`quorum_vote`], [`quorum_snapshot`], and its image in [`metadata_store`].
 //!
 //! Invariants: nothing here knows of leadership; a [`Log`] is a plain struct with `&mut self` methods, without locks and
@@ -16,6 +16,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod env;
 pub mod log;
+mod log_dirs;
 pub mod metadata_store;
 pub mod pool;
 pub mod quorum_log;
@@ -32,6 +33,7 @@ pub use log::{
     Recovered, Removal, SegmentTime, SwapEnd, SyncDone, SyncTicket, TimeLookup, TimeMatch, TimeRead, TimeSearch,
     Verdict,
 };
+pub use log_dirs::{LogDir, LogDirs, UnopenedDir};
 pub use metadata::configs::FlushPolicy;
 pub use pool::DiskPool;
 pub use reserve::Space;

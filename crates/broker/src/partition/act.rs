@@ -398,6 +398,16 @@ impl Partition {
         self.fail(context, inner, error);
     }
 
+    /// Its directory is out of use: the replica ends, also where nobody has touched it since (`R30`).
+    pub(crate) fn directory_failed(self: &Arc<Self>, context: &Arc<Context>) {
+        self.handle(context, |inner, _| {
+            if let Some(reason) = inner.dir.health().failure() {
+                let error = LogError::DirectoryOffline(reason.to_owned());
+                self.fail(context, inner, &error);
+            }
+        });
+    }
+
     /// R30: the replica takes no role any more, and the controller will hear why.
     fn fail(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) {
         if inner.failed.is_some() {
@@ -409,7 +419,7 @@ impl Partition {
         inner.produce_waiters.fail_all(ErrorCode::KafkaStorageError);
         inner.fetch_waiters.wake();
         inner.replica.handle_stop();
-        context.replica_failed(self.id);
+        context.replica_failed(self.id, &inner.dir);
     }
 }
 

@@ -30,7 +30,7 @@ use model::{
 };
 use replication::producers::ProducerTable;
 use replication::{AlterAnswer, Lane, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
-use storage::Log;
+use storage::{Log, LogDir};
 use tokio::sync::Notify;
 
 use crate::api::CurrentLeader;
@@ -67,6 +67,8 @@ pub(crate) struct Partition {
 pub(crate) struct Inner {
     pub(crate) replica: Replica,
     pub(crate) log: Log,
+    /// The log directory that it is in.
+    dir: Arc<LogDir>,
     pub(crate) producers: ProducerTable,
     pub(crate) settings: Arc<TopicSettings>,
     /// The leader as the metadata has it.
@@ -160,6 +162,7 @@ pub(crate) struct Parts {
     pub(crate) id: TopicPartition,
     pub(crate) topic: Arc<str>,
     pub(crate) config: ReplicaConfig,
+    pub(crate) dir: Arc<LogDir>,
     pub(crate) log: Log,
     pub(crate) epochs: EpochCache,
     /// As checkpointed: a hint (`R19`).
@@ -192,6 +195,7 @@ impl Partition {
             sync_history: SyncHistory::restored(parts.synced_since, view.end),
             replica,
             log,
+            dir: parts.dir,
             producers,
             settings: parts.settings,
             leader: BrokerId::NONE,
@@ -340,17 +344,23 @@ impl Partition {
         self.lock().fetch_waiters.push(waiter);
     }
 
-    /// What the checkpoints are to say of this partition.
-    pub(crate) fn checkpoints(&self) -> Checkpointed {
-        self.lock().checkpoints(self.id.topic_id)
+    /// What the checkpoints of which directory are to say of this partition.
+    pub(crate) fn checkpoints(&self) -> (DirectoryId, Checkpointed) {
+        let inner = self.lock();
+        (inner.dir.id(), inner.checkpoints(self.id.topic_id))
+    }
+
+    /// The log directory that it is in.
+    pub(crate) fn dir(&self) -> Arc<LogDir> {
+        Arc::clone(&self.lock().dir)
     }
 
     /// What this replica holds, for the recovery of a leaderless partition (`R35`).
-    pub(crate) fn recovery_answer(&self, directory: DirectoryId) -> RecoveryAnswer {
+    pub(crate) fn recovery_answer(&self) -> RecoveryAnswer {
         let inner = self.lock();
         let log = inner.replica.log();
         RecoveryAnswer {
-            directory,
+            directory: inner.dir.id(),
             last_epoch: inner.replica.last_epoch(),
             log_end: log.end,
             lossy: inner.log.lossy_from().is_some() || inner.failed.is_some(),

@@ -2,7 +2,9 @@
 //! gRPC service, without a quorum. Brokers and controller talk over TCP on the loopback.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -28,9 +30,11 @@ use model::{
 use rpc::controller::{Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
 use rpc::raft::{QuorumNode, RaftAnswer, RaftCall, RaftServer, RaftVote};
 use storage::disk::{Crash, MemDisk};
-use storage::{DataDir, DiskPool, LogEnv};
+use storage::{DiskPool, LogDirs, LogEnv};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::disks::Mounts;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
 /// What each broker keeps free, where its disk has an end.
@@ -252,8 +256,11 @@ impl RaftServer for NoQuorum {
 pub(crate) struct Cluster {
     pub(crate) controller: Arc<Controller>,
     pub(crate) brokers: BTreeMap<i32, Arc<Broker>>,
-    disks: BTreeMap<i32, MemDisk>,
+    disks: BTreeMap<i32, Mounts>,
+    /// Log directories of each broker that is started from now on.
+    pub(crate) directories: usize,
     starts: u128,
+    identities: Arc<AtomicU64>,
     pub(crate) budgets: BTreeMap<i32, Arc<MemoryBudget>>,
     /// Bytes of each broker's tail cache.
     pub(crate) tail_bytes: usize,
@@ -294,7 +301,9 @@ impl Cluster {
             controller: Controller::start(min_isr).await,
             brokers: BTreeMap::new(),
             disks: BTreeMap::new(),
+            directories: 1,
             starts: 0,
+            identities: Arc::default(),
             budgets: BTreeMap::new(),
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
             window_bytes: 10 << 20,
@@ -310,11 +319,14 @@ impl Cluster {
     /// Starts a broker over its disk as it is, and waits until it serves.
     pub(crate) async fn start_broker(&mut self, id: i32) {
         self.starts += 1;
-        let disk = self.disks.entry(id).or_default().clone();
-        let env = LogEnv::new(Arc::new(disk), 1024, self.tail_bytes);
-        let data = DataDir::open(&env, "/data".as_ref()).unwrap();
-        data.keep_reserve(RESERVE);
-        let cluster_id = data.meta().unwrap().and_then(|meta| meta.cluster_id).unwrap_or(ClusterId::NONE);
+        let paths: Vec<_> = (0..self.directories).map(path_of).collect();
+        let mounts = self.disks.entry(id).or_default();
+        paths.iter().for_each(|path| drop(mounts.disk(path).clone()));
+        let env = LogEnv::new(Arc::new(mounts.clone()), 1024, self.tail_bytes);
+        let identities = Arc::clone(&self.identities);
+        let new_id = || Ok(directory_id(id, identities.fetch_add(1, Ordering::Relaxed)));
+        let dirs = LogDirs::open(&env, &paths, BrokerId(id), None, new_id).unwrap();
+        dirs.iter().for_each(|dir| dir.data().keep_reserve(RESERVE));
         let internal = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = internal.local_addr().unwrap().port();
         let budget = MemoryBudget::new(256 << 20);
@@ -326,9 +338,8 @@ impl Cluster {
             },
             clock: Arc::new(SystemClock::new()),
             seed: 7,
-            cluster_id,
             disk_pool: DiskPool::new(2).unwrap(),
-            data,
+            dirs,
             controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
                 .unwrap(),
             internal,
@@ -347,7 +358,17 @@ impl Cluster {
     }
 
     pub(crate) fn disk(&self, id: i32) -> &MemDisk {
-        &self.disks[&id]
+        self.disk_at(id, 0)
+    }
+
+    /// The disk of one of its log directories.
+    pub(crate) fn disk_at(&self, id: i32, at: usize) -> &MemDisk {
+        self.disks[&id].at(&path_of(at))
+    }
+
+    /// The disks of a broker.
+    pub(crate) fn mounts(&mut self, id: i32) -> &mut Mounts {
+        self.disks.entry(id).or_default()
     }
 
     /// The process is gone at once; `how` says what its disk has.
@@ -417,6 +438,12 @@ impl Cluster {
         }
     }
 
+    /// Who leads, as the controller has it.
+    pub(crate) fn leader(&self, id: TopicPartition) -> Option<i32> {
+        let image = self.controller.image();
+        image.leader_for(id).map(|(leader, _)| leader.0)
+    }
+
     /// Waits until a live broker leads, and knows it.
     pub(crate) async fn wait_leader(&self, id: TopicPartition) -> i32 {
         eventually("the partition has a leader", || {
@@ -453,7 +480,6 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
             security_protocol: SecurityProtocol::Plaintext,
         }],
         internal_listener: "INTERNAL".to_owned(),
-        directory_id: DirectoryId(Uuid::from_u128(500 + u128::from(id.unsigned_abs()))),
         replica_lag_time_max_ms: 30_000,
         replica_fetch_max_bytes: 1 << 20,
         replica_fetch_response_max_bytes: 10 << 20,
@@ -473,6 +499,15 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
         groups: coordinator::GroupConfig { initial_rebalance_delay_ms: 0, ..coordinator::GroupConfig::default() },
         transactions: coordinator::TransactionConfig::default(),
     }
+}
+
+/// Where the log directories of each broker are.
+pub(crate) fn path_of(at: usize) -> PathBuf {
+    if at == 0 { "/data".into() } else { format!("/data{at}").into() }
+}
+
+fn directory_id(broker: i32, number: u64) -> DirectoryId {
+    DirectoryId(Uuid::from_u128((u128::from(broker.unsigned_abs()) << 64) | (u128::from(number) + 1)))
 }
 
 /// A batch of these values.
@@ -578,8 +613,10 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> B
         broker: played.broker_id,
         cluster_id: CLUSTER,
         incarnation: played.incarnation,
-        directories: vec![played.directory_id],
+        directories: vec![directory_id(id, u64::from(port))],
         offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
+        unidentified_directories: false,
         listeners: played.listeners,
         rack: None,
         features: metadata::control::supported_features(),
@@ -596,6 +633,7 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> B
         want_fence: false,
         want_shutdown: false,
         offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
         lossy: Vec::new(),
         full_directories: vec![],
     };

@@ -7,6 +7,8 @@ mod compaction;
 mod coordinators;
 mod damage;
 mod data;
+mod directories;
+mod disks;
 mod groups;
 mod lanes;
 mod peers;

@@ -139,6 +139,7 @@ fn heartbeat(controller: &Controller, epoch: &AtomicI64, want_fence: bool) -> Co
         want_fence,
         want_shutdown: false,
         offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
         lossy: Vec::new(),
         full_directories: Vec::new(),
     })

@@ -22,6 +22,7 @@ pub(crate) fn cluster() -> MetadataImage {
             incarnation: Incarnation::NONE,
             directories: Vec::new(),
             offline_directories: Vec::new(),
+            cordoned_directories: Vec::new(),
             listeners: Vec::new(),
             rack: Some(format!("rack-{id}")),
             features: Default::default(),

@@ -50,8 +50,8 @@ fn told(image: &MetadataImage, filter: &Filter, directory: LogDirDescription) ->
         error_code: directory.error.code(),
         log_dir: directory.path,
         topics: topics.collect(),
+        is_cordoned: directory.is_cordoned,
         total_bytes: directory.total_bytes,
         usable_bytes: directory.usable_bytes,
-        ..Default::default()
     }
 }

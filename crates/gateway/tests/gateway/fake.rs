@@ -133,6 +133,7 @@ pub(crate) fn broker(id: i32, fenced: bool) -> MetadataRecord {
         incarnation: Incarnation::NONE,
         directories: Vec::new(),
         offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
         listeners: vec![Listener {
             name: LISTENER.to_owned(),
             host: format!("host-{id}"),
@@ -263,6 +264,7 @@ impl BrokerApi for Fake {
             error: ErrorCode::None,
             path: "/data".to_owned(),
             total_bytes: 100,
+            is_cordoned: false,
             usable_bytes: 50,
             replicas: image.partitions().map(replica).collect(),
         }]

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Rule, Time, TopicPartition};
 
+use crate::control::directories::with_directory;
 use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
     ControlError, ControlEvent, ControlResponse, FenceReason, Heartbeat, HeartbeatAnswer, RegisterBroker,
@@ -38,17 +39,23 @@ impl Draft<'_> {
                 self.note_fenced(broker, FenceReason::Replaced);
             }
         }
-        let named = existing.is_some_and(|broker| request.previous_epoch == broker.epoch);
+        let named = existing.as_ref().is_some_and(|broker| request.previous_epoch == broker.epoch);
+        let (directories, offline_directories) = directories_now(existing.as_deref(), request);
+        let works = |each: &DirectoryId| directories.contains(each) && !offline_directories.contains(each);
+        // R10: a directory that is missing proves nothing; what a replica had in it may be missing in another one.
+        let all_here = existing.is_none_or(|broker| broker.directories.iter().all(works));
+        let named = named && (all_here || !self.holds(Rule::R10EachDirectory));
         let some_proof = request.previous_epoch != BrokerEpoch::NONE;
         let clean = named || (some_proof && !self.holds(Rule::R10ProofNamesTheEpoch));
-        self.renew_replicas(request, clean);
+        self.renew_replicas(request, (&directories, &offline_directories), clean);
         let epoch = i64::try_from(self.next_offset().0).map_or(BrokerEpoch::NONE, BrokerEpoch);
         self.push(MetadataRecord::RegisterBroker(Box::new(BrokerRegistration {
             id: request.broker,
             epoch: BrokerEpoch::NONE,
             incarnation: request.incarnation,
-            directories: request.directories.clone(),
-            offline_directories: request.offline_directories.clone(),
+            directories,
+            offline_directories,
+            cordoned_directories: request.cordoned_directories.clone(),
             listeners: request.listeners.clone(),
             rack: request.rack.clone(),
             features: request.features.clone(),
@@ -112,27 +119,26 @@ impl Draft<'_> {
 
     /// A new incarnation is out of every ISR (`R7`), and out of the ELR where its shutdown was not clean (`R34`) or the
     /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one.
-    fn renew_replicas(&mut self, request: &RegisterBroker, clean: bool) {
+    fn renew_replicas(
+        &mut self,
+        request: &RegisterBroker,
+        (all, offline): (&[DirectoryId], &[DirectoryId]),
+        clean: bool,
+    ) {
         let clean = clean || !self.holds(Rule::R34UncleanRegistration);
         let lossy: BTreeSet<_> = request.lossy.iter().copied().collect();
-        let online: Vec<_> =
-            request.directories.iter().copied().filter(|each| !request.offline_directories.contains(each)).collect();
+        let online: Vec<_> = all.iter().copied().filter(|each| !offline.contains(each)).collect();
+        let open: Vec<_> = online.iter().copied().filter(|each| !request.cordoned_directories.contains(each)).collect();
+        let candidates = if open.is_empty() { online } else { open };
         for partition in self.partitions_of(request.broker) {
             let id = partition.id();
             let directory = partition.directory_of(request.broker);
-            let gone = !directory.is_none() && !request.directories.contains(&directory);
-            let offline = request.offline_directories.contains(&directory);
+            let gone = !directory.is_none() && !all.contains(&directory);
+            let offline = offline.contains(&directory);
             let unclean = !clean || gone || offline || lossy.contains(&id);
             let directories = gone.then(|| {
-                let directory = pick_directory(id, &online);
-                let kept = |(at, replica): (usize, &BrokerId)| {
-                    if *replica == request.broker {
-                        directory
-                    } else {
-                        partition.directories.get(at).copied().unwrap_or_default()
-                    }
-                };
-                partition.replicas.iter().enumerate().map(kept).collect()
+                let directory = self.place_in(&candidates);
+                with_directory(&partition, request.broker, directory)
             });
             self.change(id, &Want { leaves: Some(request.broker), unclean, directories, ..Want::default() });
         }
@@ -190,6 +196,10 @@ impl Draft<'_> {
             .filter(|each| broker.offline_directories.contains(each) || request.offline_directories.contains(each))
             .collect();
         let leaves = Want { leaves: Some(broker.id), unclean: true, ..Want::default() };
+        if request.cordoned_directories != broker.cordoned_directories {
+            let cordoned_directories = Some(request.cordoned_directories.clone());
+            self.push_change(BrokerChange { cordoned_directories, ..unchanged(broker) });
+        }
         if failed.len() > broker.offline_directories.len() {
             for partition in self.partitions_of(broker.id) {
                 let directory = partition.directory_of(broker.id);
@@ -336,13 +346,21 @@ fn unchanged(broker: &BrokerRegistration) -> BrokerChange {
         fenced: None,
         in_controlled_shutdown: None,
         offline_directories: None,
+        cordoned_directories: None,
     }
 }
 
-/// The directory for a replica: the same for the same partition and directories, spread over them. `NONE` where none is
-/// online: the broker chooses.
-pub(super) fn pick_directory(id: TopicPartition, online: &[DirectoryId]) -> DirectoryId {
-    let spread = id.topic_id.0.as_u128() ^ u128::try_from(id.partition.0).unwrap_or(0);
-    let at = u128::try_from(online.len()).ok().and_then(|len| spread.checked_rem(len));
-    at.and_then(|at| usize::try_from(at).ok()).and_then(|at| online.get(at)).copied().unwrap_or(DirectoryId::NONE)
+/// All directories of a broker that registers, and those of them that are offline. Where it could not identify one, those
+/// that it had and does not name are taken for that one: offline, with all that is in them.
+fn directories_now(
+    before: Option<&BrokerRegistration>,
+    request: &RegisterBroker,
+) -> (Vec<DirectoryId>, Vec<DirectoryId>) {
+    let (mut all, mut offline) = (request.directories.clone(), request.offline_directories.clone());
+    if let Some(before) = before.filter(|_| request.unidentified_directories) {
+        let missing: Vec<_> = before.directories.iter().copied().filter(|each| !all.contains(each)).collect();
+        offline.extend(&missing);
+        all.extend(missing);
+    }
+    (all, offline)
 }

@@ -1,5 +1,7 @@
 //! A decision in the making: the image as the records so far would leave it, and how a partition changes.
 
+use std::collections::BTreeMap;
+
 use model::{
     BrokerEpoch, BrokerId, DirectoryId, ErrorCode, LeaderEpoch, MetadataOffset, PartitionEpoch, Rule, TopicPartition,
 };
@@ -18,6 +20,8 @@ pub(super) struct Draft<'a> {
     pub(super) image: MetadataImage,
     pub(super) records: Vec<MetadataRecord>,
     pub(super) events: Vec<ControlEvent>,
+    /// How many replicas each log directory has, once somebody has asked.
+    pub(super) loads: Option<BTreeMap<DirectoryId, usize>>,
 }
 
 /// What is to become of a partition; the rest follows from the rules.
@@ -43,7 +47,7 @@ pub(super) struct Want {
 
 impl<'a> Draft<'a> {
     pub(super) fn new(control: &'a ClusterControl) -> Self {
-        Self { control, image: control.image.clone(), records: Vec::new(), events: Vec::new() }
+        Self { control, image: control.image.clone(), records: Vec::new(), events: Vec::new(), loads: None }
     }
 
     /// The finished decision. A refusal leaves nothing behind.
@@ -64,6 +68,7 @@ impl<'a> Draft<'a> {
     /// Takes back all records after the first `kept`.
     pub(super) fn rewind(&mut self, kept: usize) {
         self.records.truncate(kept);
+        self.loads = None;
         self.image = self.control.image.clone();
         for record in &self.records {
             self.image.apply(record);
@@ -136,7 +141,8 @@ impl<'a> Draft<'a> {
         if self.begins_leader_epoch(before, &after) || want.recovered.is_some() {
             after.leader_epoch = LeaderEpoch(before.leader_epoch.0 + 1);
         }
-        if !after.is_leaderless() && after.leader_epoch != before.leader_epoch {
+        let leads = !after.is_leaderless();
+        if leads && (after.leader_epoch != before.leader_epoch || after.directories != before.directories) {
             after.last_leader = after.leader;
             after.last_leader_directory = after.directory_of(after.leader);
         }

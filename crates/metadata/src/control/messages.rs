@@ -40,6 +40,8 @@ pub enum ControlRequest {
     ElectLeaders(ElectLeaders),
     /// Replicas to move (`R37`).
     AlterReassignments(AlterReassignments),
+    /// A broker says in which directories its replicas are (KIP-858).
+    AssignReplicas(AssignReplicas),
     /// A block of producer ids (`R42`).
     AllocateProducerIds {
         /// Who asks.
@@ -68,6 +70,7 @@ impl ControlRequest {
             | ControlRequest::Suspect(_)
             | ControlRequest::AlterPartitions(_)
             | ControlRequest::RecoveryReport(_)
+            | ControlRequest::AssignReplicas(_)
             | ControlRequest::AllocateProducerIds { .. } => true,
             ControlRequest::CreateTopics(_)
             | ControlRequest::DeleteTopics(_)
@@ -94,7 +97,8 @@ impl ControlRequest {
 pub enum ControlResponse {
     /// The request as a whole was refused.
     Refused(ControlError),
-    /// Done; there is nothing more to say: `RegisterController`, `Suspect`, `RecoveryReport`, `UnregisterBroker`, a tick.
+    /// Done; there is nothing more to say: `RegisterController`, `Suspect`, `RecoveryReport`, `AssignReplicas`,
+    /// `UnregisterBroker`, a tick.
     Done,
     /// The broker's epoch.
     RegisterBroker {
@@ -220,6 +224,11 @@ pub struct RegisterBroker {
     pub directories: Vec<DirectoryId>,
     /// Those of them that failed (`R30`).
     pub offline_directories: Vec<DirectoryId>,
+    /// Those of them that take no new replicas (KIP-1066).
+    pub cordoned_directories: Vec<DirectoryId>,
+    /// Whether a configured directory could not be opened, so that not even its identity is known: those that the broker
+    /// had before and does not name are then offline, and not gone.
+    pub unidentified_directories: bool,
     /// Where it can be reached.
     pub listeners: Vec<Listener>,
     /// Its zone.
@@ -251,6 +260,19 @@ pub struct Heartbeat {
     pub lossy: Vec<TopicPartition>,
     /// The log directories that take no appends now, for want of space.
     pub full_directories: Vec<DirectoryId>,
+    /// The log directories that take no new replicas, as an operator wants it (KIP-1066).
+    pub cordoned_directories: Vec<DirectoryId>,
+}
+
+/// Where a broker has its replicas, other than the metadata says (KIP-858).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct AssignReplicas {
+    /// Who.
+    pub broker: BrokerId,
+    /// Its registration.
+    pub epoch: BrokerEpoch,
+    /// The directory of each replica: those of partitions that are gone, or without a replica there, are passed over.
+    pub replicas: Vec<(TopicPartition, DirectoryId)>,
 }
 
 /// What a broker is now.

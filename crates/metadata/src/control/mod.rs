@@ -11,6 +11,7 @@
 mod alter_configs;
 mod alter_partitions;
 mod brokers;
+mod directories;
 mod draft;
 mod elections;
 pub mod messages;
@@ -160,6 +161,7 @@ impl ClusterControl {
             | ControlRequest::AlterConfigs(_)
             | ControlRequest::ElectLeaders(_)
             | ControlRequest::AlterReassignments(_)
+            | ControlRequest::AssignReplicas(_)
             | ControlRequest::AllocateProducerIds { .. }
             | ControlRequest::UpdateFeatures(_)
             | ControlRequest::UnregisterBroker { .. } => {}
@@ -184,6 +186,7 @@ impl ClusterControl {
             ControlRequest::AlterConfigs(request) => draft.alter_configs(request),
             ControlRequest::ElectLeaders(request) => draft.elect_leaders(request),
             ControlRequest::AlterReassignments(request) => draft.alter_reassignments(request),
+            ControlRequest::AssignReplicas(request) => draft.assign_replicas(request),
             ControlRequest::AllocateProducerIds { broker, epoch } => draft.allocate_producer_ids(*broker, *epoch),
             ControlRequest::UpdateFeatures(request) => draft.update_features(request),
             ControlRequest::UnregisterBroker { broker } => draft.unregister_broker(*broker),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use model::BrokerId;
+use model::{BrokerId, DirectoryId};
 
 use crate::image::MetadataImage;
+use crate::records::BrokerRegistration;
 
 /// A sequence of numbers from one seed (SplitMix64 over both halves): the same for the same entropy.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ struct Candidate {
     id: BrokerId,
     rack: usize,
     fenced: bool,
+    /// None of its directories takes appends now, for want of space, or works.
+    full: bool,
     leaders: usize,
     replicas: usize,
 }
@@ -52,18 +55,25 @@ pub(super) struct Placer {
 }
 
 impl Placer {
-    /// Over the registered brokers that are not about to stop; `entropy` says who is first.
-    pub(super) fn new(image: &MetadataImage, entropy: &mut Entropy) -> Self {
-        let mut racks: BTreeMap<Option<&str>, Vec<(BrokerId, bool)>> = BTreeMap::new();
-        for broker in image.brokers().values().filter(|broker| !broker.in_controlled_shutdown || broker.fenced) {
-            racks.entry(broker.rack.as_deref()).or_default().push((broker.id, broker.fenced));
+    /// Over the registered brokers that are neither about to stop nor cordoned; `entropy` says who is first, `is_full` which
+    /// directories take no appends now.
+    pub(super) fn new(
+        image: &MetadataImage,
+        is_full: impl Fn(&BrokerRegistration, DirectoryId) -> bool,
+        entropy: &mut Entropy,
+    ) -> Self {
+        let mut racks: BTreeMap<Option<&str>, Vec<(BrokerId, bool, bool)>> = BTreeMap::new();
+        let stays = |broker: &BrokerRegistration| !broker.in_controlled_shutdown || broker.fenced;
+        for broker in image.brokers().values().filter(|broker| stays(broker) && !broker.is_cordoned()) {
+            let full = broker.open_directories().all(|directory| is_full(broker, directory));
+            racks.entry(broker.rack.as_deref()).or_default().push((broker.id, broker.fenced, full));
         }
         let depth = racks.values().map(Vec::len).max().unwrap_or(0);
         let mut ring = Vec::new();
         for row in 0..depth {
             for (rack, brokers) in racks.values().enumerate() {
-                if let Some((id, fenced)) = brokers.get(row) {
-                    ring.push(Candidate { id: *id, rack, fenced: *fenced, leaders: 0, replicas: 0 });
+                if let Some((id, fenced, full)) = brokers.get(row) {
+                    ring.push(Candidate { id: *id, rack, fenced: *fenced, full: *full, leaders: 0, replicas: 0 });
                 }
             }
         }
@@ -94,7 +104,7 @@ impl Placer {
                 let leads = if first.is_none() { broker.leaders } else { 0 };
                 // Followers come after the leader on the ring, from another place for each partition.
                 let distance = first.map_or(*at, |first| (at + 2 * len - first - 1 - self.placed % len) % len);
-                (broker.fenced, in_rack, leads, broker.replicas, distance)
+                (broker.fenced, broker.full, in_rack, leads, broker.replicas, distance)
             };
             let Some(next) = (0..len).filter(|at| !chosen.contains(at)).min_by_key(rank) else { break };
             if first.is_none() {

@@ -67,12 +67,13 @@ impl Draft<'_> {
 
     /// Towards `target`: everybody stays until those who come have all of it.
     fn moved(
-        &self,
+        &mut self,
         partition: &Partition,
         target: &[BrokerId],
         allow_factor_change: bool,
     ) -> Result<Assignment, ControlError> {
         self.check_replicas(target)?;
+        self.check_cordoned(target.iter().filter(|b| !partition.replicas.contains(b)))?;
         let factor = partition.factor();
         if target.len() != factor && !allow_factor_change {
             let message = format!("The replication factor is changed from {factor} to {}", target.len());
@@ -100,7 +101,7 @@ impl Draft<'_> {
     }
 
     /// Back to the replicas from before, unless the ISR would no longer be enough without those that were added.
-    fn cancelled(&self, partition: &Partition) -> Result<Assignment, ControlError> {
+    fn cancelled(&mut self, partition: &Partition) -> Result<Assignment, ControlError> {
         if !partition.is_reassigning() {
             let message = "No partition reassignment is in progress.";
             return Err(ControlError::new(ErrorCode::NoReassignmentInProgress, message));
@@ -123,20 +124,16 @@ impl Draft<'_> {
     }
 
     fn assignment(
-        &self,
+        &mut self,
         partition: &Partition,
         replicas: Vec<BrokerId>,
         adding: Vec<BrokerId>,
         removing: Vec<BrokerId>,
     ) -> Assignment {
-        let directory = |b: &BrokerId| {
-            if partition.replicas.contains(b) {
-                partition.directory_of(*b)
-            } else {
-                self.new_directory(partition.id(), *b)
-            }
+        let mut directory = |b: &BrokerId| {
+            if partition.replicas.contains(b) { partition.directory_of(*b) } else { self.new_directory(*b) }
         };
-        let directories = replicas.iter().map(directory).collect();
+        let directories = replicas.iter().map(&mut directory).collect();
         Assignment { replicas, directories, adding, removing }
     }
 

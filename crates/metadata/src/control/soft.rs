@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{BrokerEpoch, BrokerId, Incarnation, MetadataOffset, Time, TopicPartition};
+use model::{BrokerEpoch, BrokerId, DirectoryId, Incarnation, MetadataOffset, Time, TopicPartition};
 
 use crate::control::messages::{Heartbeat, RecoveryAnswer, RecoveryReport, RegisterBroker, Suspect};
 use crate::image::MetadataImage;
@@ -30,6 +30,8 @@ pub struct SoftState {
     pub(super) suspicions: BTreeMap<BrokerId, Suspicion>,
     /// For each broker in controlled shutdown: where the metadata was when it lost its last leadership (`R32`).
     pub(super) shutdowns: BTreeMap<BrokerId, MetadataOffset>,
+    /// The log directories that took no appends at a broker's last heartbeat, for want of space.
+    pub(super) full: BTreeMap<BrokerId, (BrokerEpoch, Vec<DirectoryId>)>,
     /// What was answered for partitions that await recovery.
     pub(super) recoveries: BTreeMap<TopicPartition, Recovery>,
 }
@@ -92,6 +94,12 @@ impl SoftState {
         Some(contact.at)
     }
 
+    /// Whether a directory of a broker takes no appends now, as far as it has told.
+    pub(super) fn is_full(&self, broker: &BrokerRegistration, directory: DirectoryId) -> bool {
+        let told = self.full.get(&broker.id).filter(|(epoch, _)| *epoch == broker.epoch);
+        told.is_some_and(|(_, full)| full.contains(&directory))
+    }
+
     /// How far a broker has applied the metadata, as it said in this tenure.
     pub(super) fn next_offset(&self, broker: &BrokerRegistration) -> Option<MetadataOffset> {
         let contact = self.contacts.get(&broker.id).filter(|contact| contact.incarnation == broker.incarnation)?;
@@ -117,6 +125,11 @@ impl SoftState {
         let contact = Contact { incarnation: broker.incarnation, at: now, next_offset: Some(request.next_offset) };
         self.contacts.insert(request.broker, contact);
         self.suspicions.remove(&request.broker);
+        if request.full_directories.is_empty() {
+            self.full.remove(&request.broker);
+        } else {
+            self.full.insert(request.broker, (request.epoch, request.full_directories.clone()));
+        }
     }
 
     pub(super) fn suspect(&mut self, image: &MetadataImage, request: Suspect, now: Time) {
@@ -210,6 +223,7 @@ impl SoftState {
         self.contacts.retain(|id, contact| registered(id).is_some_and(|b| b.incarnation == contact.incarnation));
         self.suspicions.retain(|id, suspicion| registered(id).is_some_and(|b| b.epoch == suspicion.epoch));
         self.shutdowns.retain(|id, _| registered(id).is_some_and(|b| b.in_controlled_shutdown && !b.fenced));
+        self.full.retain(|id, (epoch, _)| registered(id).is_some_and(|b| b.epoch == *epoch));
         self.recoveries.retain(|id, _| leaderless.contains(id));
         for broker in image.alive_brokers().filter(|broker| broker.in_controlled_shutdown) {
             self.shutdowns.entry(broker.id).or_insert(image.next_offset());
@@ -230,5 +244,6 @@ impl SoftState {
         self.suspicions.remove(&id);
         self.excused.remove(&id);
         self.shutdowns.remove(&id);
+        self.full.remove(&id);
     }
 }

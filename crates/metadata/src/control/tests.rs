@@ -1,5 +1,6 @@
 //! Decisions on a cluster of three racks, each replayed at once as the shell does.
 
+mod directories;
 mod reassign;
 mod zones;
 
@@ -82,6 +83,8 @@ impl Cluster {
             incarnation: Incarnation(Uuid::from_u128(1_000 + self.starts)),
             directories: vec![directory(id)],
             offline_directories: vec![],
+            cordoned_directories: vec![],
+            unidentified_directories: false,
             listeners: vec![Listener {
                 name: "INTERNAL".to_owned(),
                 host: format!("host{id}"),
@@ -112,6 +115,7 @@ impl Cluster {
             want_fence: false,
             want_shutdown: false,
             offline_directories: vec![],
+            cordoned_directories: vec![],
             lossy: vec![],
             full_directories: vec![],
         }
@@ -383,6 +387,7 @@ fn a_silent_broker_is_fenced_and_its_leaderships_move_first() {
         fenced: Some(true),
         in_controlled_shutdown: None,
         offline_directories: None,
+        cordoned_directories: None,
     };
     let expected = Decision {
         records: vec![

@@ -8,14 +8,13 @@ use model::{
 
 use crate::configs::{self, ACK_RULE};
 use crate::control::alter_configs::check_topic_configs;
-use crate::control::brokers::pick_directory;
 use crate::control::draft::Draft;
 use crate::control::messages::{
     ControlError, ControlResponse, CreatePartitions, CreateTopic, CreateTopics, CreatedTopic, DeleteTopics,
     DeletedTopic, MorePartitions, NewTopic, TopicRef, TopicResult,
 };
 use crate::control::placement::{Entropy, Placer};
-use crate::records::{ConfigResource, LeaderRecoveryState, MetadataRecord, Partition};
+use crate::records::{BrokerRegistration, ConfigResource, LeaderRecoveryState, MetadataRecord, Partition};
 
 /// The longest topic name.
 const NAME_MAX: usize = 249;
@@ -135,7 +134,8 @@ impl Draft<'_> {
         factor: usize,
         entropy: &mut Entropy,
     ) -> Result<Vec<Vec<BrokerId>>, ControlError> {
-        let mut placer = Placer::new(&self.image, entropy);
+        let is_full = |broker: &BrokerRegistration, directory| self.soft().is_full(broker, directory);
+        let mut placer = Placer::new(&self.image, is_full, entropy);
         let refuse = |why: String| {
             let message = format!("Unable to replicate the partition {factor} time(s): {why}");
             Err(ControlError::new(ErrorCode::InvalidReplicationFactor, message))
@@ -146,7 +146,7 @@ impl Draft<'_> {
         if factor > placer.brokers() {
             let brokers = placer.brokers();
             return refuse(format!(
-                "The target replication factor of {factor} cannot be reached because only {brokers} broker(s) are registered."
+                "The target replication factor of {factor} cannot be reached because only {brokers} broker(s) are registered and not cordoned."
             ));
         }
         if partitions.saturating_add(self.records.len()) > NEW_PARTITIONS_MAX {
@@ -187,6 +187,7 @@ impl Draft<'_> {
         }
         for replicas in placement {
             self.check_replicas(replicas)?;
+            self.check_cordoned(replicas.iter())?;
             if replicas.len() != factor {
                 return refuse(format!(
                     "The manual partition assignment includes a partition with {} replica(s), but this is not \
@@ -244,7 +245,7 @@ impl Draft<'_> {
 
     /// A new partition: all replicas that can are in sync, the first of them leads.
     fn push_partition(&mut self, id: TopicPartition, replicas: Vec<BrokerId>) {
-        let directories = replicas.iter().map(|broker| self.new_directory(id, *broker)).collect();
+        let directories = replicas.iter().map(|broker| self.new_directory(*broker)).collect();
         let mut partition = Partition {
             topic_id: id.topic_id,
             partition: id.partition,
@@ -272,14 +273,6 @@ impl Draft<'_> {
         partition.last_leader = partition.leader;
         partition.last_leader_directory = partition.directory_of(partition.leader);
         self.push(MetadataRecord::Partition(Box::new(partition)));
-    }
-
-    /// The directory for a replica that is new on a broker.
-    pub(super) fn new_directory(&self, id: TopicPartition, broker: BrokerId) -> DirectoryId {
-        let Some(broker) = self.image.broker(broker) else { return DirectoryId::NONE };
-        let is_online = |each: &DirectoryId| !broker.offline_directories.contains(each);
-        let online: Vec<_> = broker.directories.iter().copied().filter(is_online).collect();
-        pick_directory(id, &online)
     }
 
     pub(super) fn create_partitions(

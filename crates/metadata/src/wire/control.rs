@@ -15,11 +15,12 @@ use super::records::{
 };
 use super::{WireError, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid, uuid_to_wire};
 use crate::control::{
-    AlterConfigs, AlterPartition, AlterPartitions, AlterReassignments, AlteredPartition, ConfigChange, ConfigOperation,
-    ConfigResult, ControlError, ControlRequest, ControlResponse, CreatePartitions, CreateTopic, CreateTopics,
-    CreatedTopic, DeleteTopics, DeletedTopic, ElectLeaders, ElectionResult, ElectionType, FeatureResult, FeatureUpdate,
-    Heartbeat, HeartbeatAnswer, IncrementalAlterConfigs, MorePartitions, NewTopic, PartitionNow, Reassignment,
-    ReassignmentResult, RecoveryAnswer, RecoveryReport, RegisterBroker, Suspect, TopicRef, TopicResult, UpdateFeatures,
+    AlterConfigs, AlterPartition, AlterPartitions, AlterReassignments, AlteredPartition, AssignReplicas, ConfigChange,
+    ConfigOperation, ConfigResult, ControlError, ControlRequest, ControlResponse, CreatePartitions, CreateTopic,
+    CreateTopics, CreatedTopic, DeleteTopics, DeletedTopic, ElectLeaders, ElectionResult, ElectionType, FeatureResult,
+    FeatureUpdate, Heartbeat, HeartbeatAnswer, IncrementalAlterConfigs, MorePartitions, NewTopic, PartitionNow,
+    Reassignment, ReassignmentResult, RecoveryAnswer, RecoveryReport, RegisterBroker, Suspect, TopicRef, TopicResult,
+    UpdateFeatures,
 };
 
 type Kind = request::Kind;
@@ -36,6 +37,7 @@ pub(super) fn request_to_wire(request: &ControlRequest) -> Kind {
             offline_directories: directories_to_wire(&r.offline_directories),
             lossy: r.lossy.iter().map(|id| partition_to_wire(*id)).collect(),
             full_directories: directories_to_wire(&r.full_directories),
+            cordoned_directories: directories_to_wire(&r.cordoned_directories),
         }),
         ControlRequest::RegisterController(r) => Kind::RegisterController(controller_to_wire(r)),
         ControlRequest::Suspect(r) => {
@@ -73,6 +75,7 @@ pub(super) fn request_to_wire(request: &ControlRequest) -> Kind {
         ControlRequest::ElectLeaders(r) => Kind::ElectLeaders(elect_to_wire(r)),
         ControlRequest::UpdateFeatures(r) => Kind::UpdateFeatures(update_to_wire(r)),
         ControlRequest::AlterReassignments(r) => Kind::AlterReassignments(reassign_to_wire(r)),
+        ControlRequest::AssignReplicas(r) => Kind::AssignReplicas(assign_to_wire(r)),
     }
 }
 
@@ -88,6 +91,7 @@ pub(super) fn request_from_wire(kind: Kind) -> Result<ControlRequest, WireError>
             offline_directories: directories(&r.offline_directories)?,
             lossy: partitions(&r.lossy)?,
             full_directories: directories(&r.full_directories)?,
+            cordoned_directories: directories(&r.cordoned_directories)?,
         }),
         Kind::RegisterController(r) => ControlRequest::RegisterController(controller(r)?),
         Kind::Suspect(r) => ControlRequest::Suspect(Suspect {
@@ -123,6 +127,7 @@ pub(super) fn request_from_wire(kind: Kind) -> Result<ControlRequest, WireError>
         Kind::ElectLeaders(r) => ControlRequest::ElectLeaders(elect(r)),
         Kind::UpdateFeatures(r) => ControlRequest::UpdateFeatures(update(r)?),
         Kind::AlterReassignments(r) => ControlRequest::AlterReassignments(reassign(r)),
+        Kind::AssignReplicas(r) => ControlRequest::AssignReplicas(assign(r)?),
     })
 }
 
@@ -233,6 +238,8 @@ fn register_to_wire(r: &RegisterBroker) -> wire::RegisterBroker {
         features: features_to_wire(&r.features),
         previous_epoch: r.previous_epoch.0,
         lossy: r.lossy.iter().map(|id| partition_to_wire(*id)).collect(),
+        cordoned_directories: directories_to_wire(&r.cordoned_directories),
+        unidentified_directories: r.unidentified_directories,
     }
 }
 
@@ -248,6 +255,8 @@ fn register(r: wire::RegisterBroker) -> Result<RegisterBroker, WireError> {
         features: features(r.features)?,
         previous_epoch: BrokerEpoch(r.previous_epoch),
         lossy: partitions(&r.lossy)?,
+        cordoned_directories: directories(&r.cordoned_directories)?,
+        unidentified_directories: r.unidentified_directories,
     })
 }
 
@@ -419,6 +428,22 @@ fn elect(r: wire::ElectLeaders) -> ElectLeaders {
     };
     let election = if r.unclean { ElectionType::Unclean } else { ElectionType::Preferred };
     ElectLeaders { election, partitions: r.partitions.map(named) }
+}
+
+fn assign_to_wire(r: &AssignReplicas) -> wire::AssignReplicas {
+    let replica = |(id, directory): &(TopicPartition, DirectoryId)| wire::AssignedReplica {
+        partition: Some(partition_to_wire(*id)),
+        directory: uuid_to_wire(directory.0),
+    };
+    wire::AssignReplicas { broker: r.broker.0, epoch: r.epoch.0, replicas: r.replicas.iter().map(replica).collect() }
+}
+
+fn assign(r: wire::AssignReplicas) -> Result<AssignReplicas, WireError> {
+    let replica = |replica: wire::AssignedReplica| {
+        let directory = DirectoryId(uuid(&replica.directory, "directory")?);
+        Ok((partition(&some(replica.partition, "partition")?)?, directory))
+    };
+    Ok(AssignReplicas { broker: BrokerId(r.broker), epoch: BrokerEpoch(r.epoch), replicas: each(r.replicas, replica)? })
 }
 
 fn reassign_to_wire(r: &AlterReassignments) -> wire::AlterReassignments {

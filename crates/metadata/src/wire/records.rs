@@ -27,6 +27,7 @@ pub(super) fn to_wire(record: &MetadataRecord) -> wire::Record {
             fenced: change.fenced,
             in_controlled_shutdown: change.in_controlled_shutdown,
             offline_directories: change.offline_directories.as_deref().map(packed_to_wire),
+            cordoned_directories: change.cordoned_directories.as_deref().map(packed_to_wire),
         }),
         MetadataRecord::UnregisterBroker { id, epoch } => {
             Kind::UnregisterBroker(wire::UnregisterBroker { id: id.0, epoch: epoch.0 })
@@ -62,6 +63,7 @@ pub(super) fn from_wire(record: wire::Record, version: u32) -> Result<MetadataRe
             fenced: change.fenced,
             in_controlled_shutdown: change.in_controlled_shutdown,
             offline_directories: change.offline_directories.map(|list| packed(&list)).transpose()?,
+            cordoned_directories: change.cordoned_directories.map(|list| packed(&list)).transpose()?,
         }),
         Kind::UnregisterBroker(wire::UnregisterBroker { id, epoch }) => {
             MetadataRecord::UnregisterBroker { id: BrokerId(id), epoch: BrokerEpoch(epoch) }
@@ -85,6 +87,7 @@ fn registration_to_wire(broker: &BrokerRegistration) -> wire::BrokerRegistration
         incarnation: uuid_to_wire(broker.incarnation.0),
         directories: directories_to_wire(&broker.directories),
         offline_directories: directories_to_wire(&broker.offline_directories),
+        cordoned_directories: directories_to_wire(&broker.cordoned_directories),
         listeners: listeners_to_wire(&broker.listeners),
         rack: broker.rack.clone(),
         features: features_to_wire(&broker.features),
@@ -100,6 +103,7 @@ fn registration(broker: wire::BrokerRegistration) -> Result<BrokerRegistration, 
         incarnation: Incarnation(uuid(&broker.incarnation, "incarnation")?),
         directories: directories(&broker.directories)?,
         offline_directories: directories(&broker.offline_directories)?,
+        cordoned_directories: directories(&broker.cordoned_directories)?,
         listeners: listeners(broker.listeners)?,
         rack: broker.rack,
         features: features(broker.features)?,

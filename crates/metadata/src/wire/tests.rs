@@ -58,6 +58,7 @@ fn records() -> Vec<MetadataRecord> {
             incarnation: Incarnation(id(8)),
             directories: vec![DirectoryId(id(1)), DirectoryId(id(2))],
             offline_directories: vec![DirectoryId(id(2))],
+            cordoned_directories: vec![],
             listeners: vec![listener()],
             rack: Some(String::new()),
             features: features(),
@@ -70,6 +71,7 @@ fn records() -> Vec<MetadataRecord> {
             fenced: Some(false),
             in_controlled_shutdown: None,
             offline_directories: Some(vec![]),
+            cordoned_directories: None,
         }),
         MetadataRecord::UnregisterBroker { id: BrokerId(1), epoch: BrokerEpoch(6) },
         MetadataRecord::ControllerRegistration(Box::new(controller())),
@@ -134,6 +136,8 @@ fn broker_requests() -> Vec<ControlRequest> {
             incarnation: Incarnation(id(8)),
             directories: vec![DirectoryId(id(1))],
             offline_directories: vec![DirectoryId(id(1))],
+            cordoned_directories: vec![DirectoryId(id(1))],
+            unidentified_directories: true,
             listeners: vec![listener()],
             rack: None,
             features: features(),
@@ -149,6 +153,12 @@ fn broker_requests() -> Vec<ControlRequest> {
             offline_directories: vec![DirectoryId(id(1))],
             lossy: vec![tp()],
             full_directories: vec![],
+            cordoned_directories: vec![DirectoryId(id(1))],
+        }),
+        ControlRequest::AssignReplicas(AssignReplicas {
+            broker: BrokerId(1),
+            epoch: BrokerEpoch(6),
+            replicas: vec![(tp(), DirectoryId(id(1)))],
         }),
         ControlRequest::RegisterController(controller()),
         ControlRequest::Suspect(Suspect { broker, epoch, reporter: BrokerId::NONE }),
@@ -326,6 +336,20 @@ fn version_1_is_what_it_was() {
     let bytes = [0x08, 0x01, 0x12, 0x07, 0x12, 0x05, 0x0a, 0x01, b'f', 0x10, 0x01];
     assert_eq!(encode_records(&[record]), bytes);
     assert_eq!(sum_of(&encode_records(&records())), 6_251_483_132_106_795_219);
+}
+
+/// What was added to the format since then: fields that a reader from before passes over.
+#[test]
+fn cordoned_directories_travel_with_registrations_and_their_changes() {
+    let mut records = records();
+    for record in &mut records {
+        match record {
+            MetadataRecord::RegisterBroker(broker) => broker.cordoned_directories = vec![DirectoryId(id(1))],
+            MetadataRecord::BrokerChange(change) => change.cordoned_directories = Some(vec![DirectoryId(id(1))]),
+            _ => {}
+        }
+    }
+    assert_eq!(decode_records(&encode_records(&records)), Ok(records));
 }
 
 /// A plain sum, enough to notice a change.
