@@ -540,7 +540,7 @@ fn open(dir: &Arc<LogDir>, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
         // R29: it lies where a start does not look, and is found by looking there.
         Err(LogError::Corrupt { offset, .. }) if log.lossy_from().is_none() => {
             log.note_damage(offset)?;
-            return open(context, topic, path, hints);
+            return open(dir, topic, path, hints);
         }
         recovered => recovered?,
     };
