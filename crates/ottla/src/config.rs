@@ -162,6 +162,20 @@ impl NodeConfig {
     }
 
     fn check(&self) -> Result<()> {
+        for listener in &self.advertised {
+            let unroutable = matches!(listener.host.as_str(), "0.0.0.0" | "::" | "");
+            ensure!(
+                !unroutable || listener.name == CONTROLLER,
+                "{} would be advertised as {:?}, where nobody can connect: set advertised.listeners",
+                listener.name,
+                listener.host
+            );
+            ensure!(
+                listener.port != 0,
+                "{} would be advertised at port 0, where nobody can connect: give listeners and advertised.listeners real ports",
+                listener.name
+            );
+        }
         let has = |name: &str| self.listeners.iter().any(|l| l.name == name);
         if self.is_controller {
             ensure!(has(CONTROLLER), "process.roles has controller, but listeners has no CONTROLLER://host:port");
@@ -182,20 +196,6 @@ impl NodeConfig {
             ensure!(
                 self.kafka_listeners().next().is_some(),
                 "process.roles has broker, but listeners has none for clients"
-            );
-        }
-        for listener in &self.advertised {
-            let unroutable = matches!(listener.host.as_str(), "0.0.0.0" | "::" | "");
-            ensure!(
-                !unroutable || listener.name == CONTROLLER,
-                "{} would be advertised as {:?}, where nobody can connect: set advertised.listeners",
-                listener.name,
-                listener.host
-            );
-            ensure!(
-                listener.port != 0,
-                "{} would be advertised at port 0, where nobody can connect: give listeners and advertised.listeners real ports",
-                listener.name
             );
         }
         Ok(())
