@@ -123,8 +123,9 @@ def run():
     own = cluster.OttlaCluster(overrides=['group.initial.rebalance.delay.ms=0'])
 
     def topics(*names):
-        made = AdminClient({'bootstrap.servers': own.bootstrap}).create_topics(
-            [NewTopic(name, PARTITIONS, 3) for name in names], operation_timeout=30)
+        # It must live until the answer is there.
+        admin = AdminClient({'bootstrap.servers': own.bootstrap})
+        made = admin.create_topics([NewTopic(name, PARTITIONS, 3) for name in names], operation_timeout=30)
         for future in made.values():
             future.result(30)
 

@@ -14,7 +14,7 @@ use crate::api::{TransactionMarker, TransactionSupport, TransactionVerifier, Ver
 use crate::context::Context;
 use crate::groups::{Groups, OFFSETS_TOPIC};
 use crate::offsets;
-use crate::partition::Verification;
+use crate::partition::{Partition, Verification, Verifying};
 use crate::shards::{Answer, Shards};
 use crate::waiters::PendingProduce;
 
@@ -72,8 +72,12 @@ async fn verify_producer(
         if again.is_empty() {
             return;
         }
-        waiting = again;
         tokio::time::sleep(CONCURRENT_BACKOFF).await;
+        // The marker that was awaited voids what was asked before it (R50).
+        waiting = again.into_iter().filter_map(Verification::renew).collect();
+        if waiting.is_empty() {
+            return;
+        }
     }
 }
 
@@ -93,21 +97,16 @@ pub(crate) async fn commit_offsets(
         return Err(ErrorCode::InvalidGroupId);
     }
     let partition = groups.home(&request.commit.group_id)?;
+    let asked = VerifyTransaction {
+        transactional_id,
+        producer_id: request.producer.id,
+        producer_epoch: request.producer.epoch,
+        partitions: vec![partition.id()],
+        add: transactions == TransactionSupport::Implicit,
+    };
     // Dropped where the client goes away: what waits to be appended is refused then.
-    let verifying = partition.begin_verification((request.producer.id, request.producer.epoch))?;
-    if let Some(verifying) = &verifying {
-        let asked = VerifyTransaction {
-            transactional_id,
-            producer_id: request.producer.id,
-            producer_epoch: request.producer.epoch,
-            partitions: vec![partition.id()],
-            add: transactions == TransactionSupport::Implicit,
-        };
-        match ask_patiently(verifier, &asked).await {
-            ErrorCode::None => request.guard = Some(verifying.guard().number()),
-            error => return Err(not_verified(error, transactions)),
-        }
-    }
+    let verifying = verify_patiently(verifier, &partition, &asked, transactions).await?;
+    request.guard = verifying.as_ref().map(|verifying| verifying.guard().number());
     let group_id = request.commit.group_id.clone();
     match groups.ask(&group_id, GroupRequest::TxnOffsetCommit(request)).await? {
         GroupResponse::TxnOffsetCommit(response) => Ok(response),
@@ -115,16 +114,28 @@ pub(crate) async fn commit_offsets(
     }
 }
 
-/// Asks for one partition, again for a while where the transaction before is just ending.
-async fn ask_patiently(verifier: &Arc<dyn TransactionVerifier>, asked: &VerifyTransaction) -> ErrorCode {
+/// Asks for one partition, again for a while where the transaction before is just ending; nothing where the transaction is
+/// open there.
+async fn verify_patiently(
+    verifier: &Arc<dyn TransactionVerifier>,
+    partition: &Arc<Partition>,
+    asked: &VerifyTransaction,
+    transactions: TransactionSupport,
+) -> Result<Option<Verifying>, ErrorCode> {
     let until = tokio::time::Instant::now() + CONCURRENT_WAIT;
     loop {
+        // Anew each time: the marker that is awaited voids what was asked before it (R50).
+        let Some(verifying) = partition.begin_verification((asked.producer_id, asked.producer_epoch))? else {
+            return Ok(None);
+        };
         let errors = verifier.verify(asked.clone()).await;
-        let error = errors.first().copied().unwrap_or(ErrorCode::UnknownServerError);
         let last = !asked.add || tokio::time::Instant::now() + CONCURRENT_BACKOFF > until;
-        if error != ErrorCode::ConcurrentTransactions || last {
-            return error;
+        match errors.first().copied().unwrap_or(ErrorCode::UnknownServerError) {
+            ErrorCode::None => return Ok(Some(verifying)),
+            ErrorCode::ConcurrentTransactions if !last => {}
+            error => return Err(not_verified(error, transactions)),
         }
+        drop(verifying);
         tokio::time::sleep(CONCURRENT_BACKOFF).await;
     }
 }

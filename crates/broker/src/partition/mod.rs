@@ -48,7 +48,7 @@ pub(crate) use clean::{Claim, SliceOutcome};
 pub(crate) use lead::{NextData, Opening, Space};
 pub(crate) use read::{PartitionRead, ReadResult};
 pub(crate) use times::FoundByTime;
-pub(crate) use transactions::Verification;
+pub(crate) use transactions::{Verification, Verifying};
 
 /// See the module.
 #[derive(Debug)]

@@ -43,6 +43,21 @@ pub(crate) struct Verification {
     guard: VerificationGuard,
 }
 
+impl Verification {
+    /// For asking once more: what the coordinator says then counts from now on (`R50`). None where nobody waits any more.
+    pub(crate) fn renew(self) -> Option<Verification> {
+        let guard = {
+            let mut inner = self.partition.lock();
+            let inner = &mut *inner;
+            let unverified = inner.unverified.get_mut(&self.producer).filter(|each| each.guard == self.guard)?;
+            inner.producers.end_verification(self.producer.0, self.guard);
+            unverified.guard = inner.producers.start_verification(self.producer.0);
+            unverified.guard
+        };
+        Some(Verification { guard, ..self })
+    }
+}
+
 /// The verification of a transaction that a coordinator of groups writes into (`R49`). It ends when this is dropped: what the
 /// transaction's coordinator said counts until then.
 #[derive(Debug)]

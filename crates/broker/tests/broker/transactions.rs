@@ -174,6 +174,26 @@ async fn an_answer_that_comes_after_the_marker_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_marker_that_was_waited_for_does_not_void_what_is_asked_after_it() {
+    // R50: the next transaction's first batch overtakes the marker of the one before.
+    let (cluster, mut questions) = asking(1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    let before = begin(broker, id, Some("t"), TransactionSupport::Implicit, transactional("a", 0, 0));
+    let (_, answer) = soon("a question", questions.recv()).await.unwrap();
+    answer.send(vec![ErrorCode::None]).unwrap();
+    assert_eq!(before.await.error, ErrorCode::None);
+    let next = begin(broker, id, Some("t"), TransactionSupport::Implicit, transactional("b", 1, 0));
+    let (_, answer) = soon("a question", questions.recv()).await.unwrap();
+    assert_eq!(end(broker, id, marker(1, 0, true)).await, ErrorCode::None);
+    answer.send(vec![ErrorCode::ConcurrentTransactions]).unwrap();
+    let (_, answer) = soon("another question", questions.recv()).await.unwrap();
+    answer.send(vec![ErrorCode::None]).unwrap();
+    assert_eq!(next.await.error, ErrorCode::None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_coordinator_says_reaches_the_producer_as_it_understands_it() {
     let (cluster, mut questions) = asking(1).await;
     let id = cluster.topic("t", &[1], &[]).await;
