@@ -10,6 +10,7 @@ use metadata::configs::cordoned_log_dirs;
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
+use rpc::net::Network;
 use storage::{DiskPool, LogDir, LogDirs};
 use tokio::sync::{Notify, watch};
 
@@ -38,6 +39,8 @@ pub(crate) struct Context {
     pub(crate) chance: Chance,
     pub(crate) clock_watch: ClockWatch,
     pub(crate) disk_pool: DiskPool,
+    /// Over which it reaches other brokers.
+    pub(crate) network: Network,
     pub(crate) dirs: LogDirs,
     pub(crate) controller: ControllerClient,
     pub(crate) budget: Arc<MemoryBudget>,
@@ -101,6 +104,8 @@ pub(crate) struct ContextParts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) disk_pool: DiskPool,
+    /// Over which it reaches other brokers.
+    pub(crate) network: Network,
     pub(crate) dirs: LogDirs,
     pub(crate) controller: ControllerClient,
     pub(crate) budget: Arc<MemoryBudget>,
@@ -115,6 +120,7 @@ impl Context {
             clock: parts.clock,
             chance: Chance::new(parts.seed),
             disk_pool: parts.disk_pool,
+            network: parts.network,
             dirs: parts.dirs,
             controller: parts.controller,
             budget: parts.budget,

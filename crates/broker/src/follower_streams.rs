@@ -278,7 +278,7 @@ impl FollowerStream {
             lane: self.number,
             kind: kind_of(self.lane),
         };
-        let (sender, frames) = dial(&address, hello).await?;
+        let (sender, frames) = dial(&context.network, &address, hello).await?;
         let connection = Connection {
             sender,
             leader_epoch,

@@ -380,7 +380,8 @@ pub(crate) async fn watch_peers(context: Arc<Context>) {
 async fn watch_peer(context: Arc<Context>, broker: BrokerId, epoch: BrokerEpoch) {
     loop {
         if let Some((address, _)) = context.internal_address(broker)
-            && let Ok((probe, mut watch)) = rpc::broker::watch(&address, Duration::from_millis(500)).await
+            && let Ok((probe, mut watch)) =
+                rpc::broker::watch(&context.network, &address, Duration::from_millis(500)).await
         {
             if probe.broker_id == broker && probe.broker_epoch > epoch {
                 return;

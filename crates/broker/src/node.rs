@@ -13,8 +13,8 @@ use metadata::control::{ControlRequest, ControlResponse, CreateTopic, CreateTopi
 use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::{CallError, ControllerClient};
+use rpc::net::{Listening, Network};
 use storage::{DiskPool, LogDirs};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -60,8 +60,10 @@ pub struct BrokerParts {
     pub dirs: LogDirs,
     /// The way to the quorum.
     pub controller: ControllerClient,
+    /// Over which it reaches other brokers.
+    pub network: Network,
     /// The INTERNAL listener, bound.
-    pub internal: TcpListener,
+    pub internal: Listening,
     /// What this broker may hold in memory for others, the tail cache included.
     pub budget: Arc<MemoryBudget>,
     /// Another way to transaction coordinators than the broker's own, for tests.
@@ -99,6 +101,7 @@ impl Broker {
             clock: parts.clock,
             seed: parts.seed,
             disk_pool: parts.disk_pool,
+            network: parts.network,
             dirs: parts.dirs,
             controller: parts.controller,
             budget: parts.budget,
@@ -158,7 +161,7 @@ impl Broker {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task.boxed()));
     }
 
-    fn serve_peers(self: &Arc<Self>, listener: TcpListener) {
+    fn serve_peers(self: &Arc<Self>, listener: Listening) {
         let identity = Arc::new(PeerIdentity { context: Arc::clone(&self.context) });
         let transactions =
             Arc::new(PeerTransactions { shards: Arc::clone(&self.transactions), writer: Arc::clone(&self.markers) });

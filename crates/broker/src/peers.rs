@@ -29,7 +29,7 @@ impl Peers {
         {
             return Some(client.clone());
         }
-        let client = TransactionClient::new(&address).ok()?;
+        let client = TransactionClient::new(&self.context.network, &address).ok()?;
         clients.insert(broker, (epoch, client.clone()));
         Some(client)
     }

@@ -95,6 +95,7 @@ pub(crate) struct ControlLoop {
     inputs: mpsc::Receiver<Input>,
     handle: ControlHandle,
     supervision: Arc<Supervision>,
+    network: rpc::net::Network,
     internal_listener: String,
     cluster_id: Option<ClusterId>,
     random: Random,
@@ -124,6 +125,8 @@ struct Caller {
 /// What the loop is configured with.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlConfig {
+    /// Over which brokers are probed.
+    pub(crate) network: rpc::net::Network,
     /// The name of the listener at which brokers are probed.
     pub(crate) internal_listener: String,
     /// The identity that a new cluster gets; a random one where there is none.
@@ -204,6 +207,7 @@ impl ControlLoop {
             inputs,
             handle: handle.clone(),
             supervision,
+            network: config.network,
             internal_listener: config.internal_listener,
             cluster_id: config.cluster_id,
             random,
@@ -413,8 +417,9 @@ impl ControlLoop {
             }
             let address = format!("{}:{}", listener.host, listener.port);
             let (incarnation, inputs) = (broker.incarnation, self.handle.inputs.clone());
+            let network = self.network.clone();
             tokio::spawn(async move {
-                let gone = is_gone(&address, suspicion, incarnation).await;
+                let gone = is_gone(&network, &address, suspicion, incarnation).await;
                 // A loop that has ended needs no answer.
                 drop(inputs.send(Input::Probed { suspicion, gone }).await);
             });
@@ -423,9 +428,9 @@ impl ControlLoop {
 }
 
 /// Whether a suspect is gone: refused, another incarnation, or silent twice (`R76`).
-async fn is_gone(address: &str, suspicion: Suspicion, incarnation: Incarnation) -> bool {
+async fn is_gone(network: &rpc::net::Network, address: &str, suspicion: Suspicion, incarnation: Incarnation) -> bool {
     for _ in 0..2 {
-        if let Ok(probe) = rpc::broker::probe(address, PROBE).await {
+        if let Ok(probe) = rpc::broker::probe(network, address, PROBE).await {
             return probe.incarnation != incarnation && probe.broker_epoch != suspicion.epoch;
         }
     }

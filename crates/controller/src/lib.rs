@@ -30,6 +30,7 @@ use metadata::control::ControlSettings;
 use metadata::records::{BrokerRegistration, Listener};
 use model::{BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset};
 use rpc::controller::QuorumInfo;
+use rpc::net::{Incoming, Listening, Network};
 use rpc::raft::QuorumNode;
 use storage::DiskPool;
 use storage::disk::Disk;
@@ -54,6 +55,8 @@ pub struct ControllerConfig {
     pub directory: DirectoryId,
     /// This run of the process.
     pub incarnation: Incarnation,
+    /// Over which it reaches other nodes.
+    pub network: Network,
     /// The file system.
     pub disk: Arc<dyn Disk>,
     /// Where the log, the vote, the snapshots and the copy of the image lie; nothing else does.
@@ -135,14 +138,36 @@ impl Controller {
             seed_thread(config.seed);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
-                Ok(runtime) => runtime.block_on(run(config, ready).boxed_local()),
+                Ok(runtime) => runtime.block_on(run(config, None, ready).boxed_local()),
                 Err(error) => drop(ready.send(Err(ControllerError::Thread(error)))),
             }
         };
         thread::Builder::new().name("controller".to_owned()).spawn(run).map_err(ControllerError::Thread)?;
-        let gone = std::io::Error::other("it ended at once");
-        started.await.unwrap_or(Err(ControllerError::Thread(gone)))
+        begun(started).await
     }
+
+    /// As [`start`](Self::start), in the runtime of the caller, without a thread of its own, and for the connections that
+    /// `incoming` gives: the entry of a simulation, which has one thread and its own network ([`ControllerConfig::network`])
+    /// and disk.
+    ///
+    /// # Errors
+    /// Where the files cannot be had.
+    pub async fn start_within(
+        config: ControllerConfig,
+        incoming: Incoming,
+    ) -> Result<ControllerHandle, ControllerError> {
+        let (ready, started) = oneshot::channel();
+        seed_thread(config.seed);
+        tokio::spawn(run(config, Some(incoming), ready).boxed());
+        begun(started).await
+    }
+}
+
+type Begun = Result<ControllerHandle, ControllerError>;
+
+async fn begun(started: oneshot::Receiver<Begun>) -> Begun {
+    let gone = std::io::Error::other("it ended at once");
+    started.await.unwrap_or(Err(ControllerError::Thread(gone)))
 }
 
 impl ControllerHandle {
@@ -193,8 +218,8 @@ impl ControllerHandle {
     }
 }
 
-async fn run(config: ControllerConfig, ready: oneshot::Sender<Result<ControllerHandle, ControllerError>>) {
-    let (quorum, listener, address) = match open(&config).await {
+async fn run(config: ControllerConfig, incoming: Option<Incoming>, ready: oneshot::Sender<Begun>) {
+    let (quorum, listener, address) = match open(&config, incoming).await {
         Ok(opened) => opened,
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -208,12 +233,21 @@ async fn run(config: ControllerConfig, ready: oneshot::Sender<Result<ControllerH
     done.send_replace(true);
 }
 
-async fn open(config: &ControllerConfig) -> Result<(Arc<Quorum>, TcpListener, SocketAddr), ControllerError> {
+async fn open(
+    config: &ControllerConfig,
+    incoming: Option<Incoming>,
+) -> Result<(Arc<Quorum>, Listening, SocketAddr), ControllerError> {
     let bind = |source| ControllerError::Bind { address: config.bind, source };
-    let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
-    let address = listener.local_addr().map_err(bind)?;
-    // One thread writes, one reads: nobody else's work comes between.
-    let pool = DiskPool::new(2).map_err(ControllerError::Thread)?;
+    let (listener, address, pool) = match incoming {
+        Some(incoming) => (Listening::Links(incoming), config.bind, DiskPool::inline()),
+        None => {
+            let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
+            let address = listener.local_addr().map_err(bind)?;
+            // One thread writes, one reads: nobody else's work comes between.
+            let pool = DiskPool::new(2).map_err(ControllerError::Thread)?;
+            (Listening::Tcp(listener), address, pool)
+        }
+    };
     let quorum = Quorum::open(QuorumConfig {
         me: QuorumNode { id: config.node_id, directory: config.directory },
         voters: config.voters.clone(),
@@ -221,6 +255,7 @@ async fn open(config: &ControllerConfig) -> Result<(Arc<Quorum>, TcpListener, So
         dir: config.path.clone(),
         keep_image: config.keep_image,
         pool,
+        network: config.network.clone(),
         timeouts: config.timeouts,
     });
     let quorum = quorum.await.map_err(|error: OpenError| ControllerError::Store(error.to_string()))?;
@@ -231,12 +266,13 @@ async fn open(config: &ControllerConfig) -> Result<(Arc<Quorum>, TcpListener, So
 async fn serve(
     config: &ControllerConfig,
     quorum: Arc<Quorum>,
-    listener: TcpListener,
+    listener: Listening,
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut random = Random(config.seed);
     let supervision = Arc::new(Supervision::new(Arc::clone(&config.on_fatal)));
     let control = ControlConfig {
+        network: config.network.clone(),
         internal_listener: config.internal_listener.clone(),
         cluster_id: config.cluster_id,
         settings: config.settings.clone(),

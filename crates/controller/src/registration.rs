@@ -23,7 +23,7 @@ pub(crate) async fn run(quorum: Arc<Quorum>, config: ControllerConfig) {
         listeners: config.listeners.clone(),
         features: supported_features(),
     };
-    let client = match ControllerClient::new(&config.voters) {
+    let client = match ControllerClient::over(config.network.clone(), &config.voters) {
         Ok(client) => client,
         Err(error) => return tracing::error!(%error, "this controller cannot register"),
     };

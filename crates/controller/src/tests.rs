@@ -41,6 +41,7 @@ impl Cluster {
                 node_id: voters[at].0,
                 directory: DirectoryId(Uuid::from_u128(100 + at as u128)),
                 incarnation: Incarnation(Uuid::from_u128(200 + at as u128)),
+                network: Network::Tcp,
                 disk: Arc::new(MemDisk::new()),
                 path: PathBuf::from("/metadata"),
                 keep_image: false,
@@ -781,4 +782,57 @@ async fn a_backup_is_put_into_an_empty_directory_only() {
     until("it is active alone", || cluster.handle(0).is_active()).await;
     let again = register(&ControllerClient::new(&cluster.voters[..1]).unwrap(), 2, 1).await;
     assert!(again.0.unsigned_abs() >= image.next_offset().0, "it goes on where the backup ended");
+}
+
+/// A network in memory: who listens at an address gets the other ends of what is dialled there.
+#[derive(Default)]
+struct Memory {
+    listeners: Mutex<BTreeMap<String, tokio::sync::mpsc::UnboundedSender<io::Result<Box<dyn rpc::net::Link>>>>>,
+}
+
+impl Memory {
+    fn listen(&self, address: &str) -> Incoming {
+        let (sender, links) = tokio::sync::mpsc::unbounded_channel();
+        self.listeners.lock().unwrap().insert(address.to_owned(), sender);
+        futures_util::stream::unfold(links, |mut links| async move { Some((links.recv().await?, links)) }).boxed()
+    }
+}
+
+impl rpc::net::Dial for Memory {
+    fn dial(&self, address: &str) -> futures_util::future::BoxFuture<'static, io::Result<Box<dyn rpc::net::Link>>> {
+        let (mine, theirs) = tokio::io::duplex(64 << 10);
+        let sent = self.listeners.lock().unwrap().get(address).is_some_and(|to| to.send(Ok(Box::new(theirs))).is_ok());
+        let link = if sent {
+            Ok(Box::new(mine) as Box<dyn rpc::net::Link>)
+        } else {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        };
+        std::future::ready(link).boxed()
+    }
+}
+
+#[tokio::test]
+async fn three_voters_in_one_thread_form_a_quorum_over_a_network_in_memory_and_outlive_their_leader() {
+    let memory = Arc::new(Memory::default());
+    let network = Network::Other(Arc::clone(&memory) as Arc<dyn rpc::net::Dial>);
+    let mut cluster = Cluster::of_three(|config| {
+        config.voters = (1..=3).map(|id| (BrokerId(id), format!("voter-{id}:1"))).collect();
+        config.network = network.clone();
+    });
+    for at in 0..3 {
+        let config = cluster.configs[at].clone();
+        let incoming = memory.listen(&config.voters[at].1);
+        cluster.handles[at] = Some(Controller::start_within(config, incoming).await.unwrap());
+    }
+    let (leader, _) = cluster.active().await;
+    let client = ControllerClient::over(network, &cluster.configs[0].voters).unwrap();
+    register(&client, 7, 1).await;
+    // Who is gone answers nobody.
+    memory.listeners.lock().unwrap().remove(&cluster.configs[leader].voters[leader].1);
+    cluster.stop(leader).await;
+    let (next, _) = cluster.active().await;
+    assert_ne!(next, leader);
+    register(&client, 8, 1).await;
+    let knows = |at: usize| cluster.handle(at).status().next_offset;
+    until("both know it", || (0..3).filter(|at| *at != leader).all(|at| knows(at) == knows(next))).await;
 }

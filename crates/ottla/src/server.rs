@@ -367,6 +367,7 @@ async fn controller_config(
     let rebalance = config.boolean("auto.leader.rebalance.enable", true)?;
     let rebalance_ms = config.number("leader.imbalance.check.interval.seconds", 300u64)? * 1000;
     Ok(ControllerConfig {
+        network: rpc::net::Network::Tcp,
         node_id: BrokerId(config.node_id),
         directory: directories.metadata_id,
         incarnation,
@@ -430,7 +431,8 @@ async fn start_broker(
         disk_pool: DiskPool::new(DISK_THREADS)?,
         dirs,
         controller: rpc::controller::ControllerClient::new(&voters(config))?,
-        internal: internal.listen(BACKLOG)?,
+        network: rpc::net::Network::Tcp,
+        internal: internal.listen(BACKLOG)?.into(),
         budget: Arc::clone(&budget),
         verifier: None,
     })

@@ -10,8 +10,9 @@ use model::{BrokerEpoch, BrokerId, ClusterId, Incarnation};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use crate::net::Network;
 use crate::wire::broker as wire;
-use crate::{INTERNAL_VERSION, RpcError, check_version, net, uuid_bytes, uuid_from};
+use crate::{INTERNAL_VERSION, RpcError, check_version, uuid_bytes, uuid_from};
 
 /// Who runs at an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,9 +31,9 @@ pub struct Probe {
 ///
 /// # Errors
 /// [`RpcError::Unavailable`] where nobody answers within `timeout`.
-pub async fn probe(address: &str, timeout: Duration) -> Result<Probe, RpcError> {
+pub async fn probe(network: &Network, address: &str, timeout: Duration) -> Result<Probe, RpcError> {
     let asked = async {
-        let mut client = wire::broker_peer_client::BrokerPeerClient::new(net::connect(address).await?);
+        let mut client = wire::broker_peer_client::BrokerPeerClient::new(network.connect(address).await?);
         let answer = client.probe(wire::ProbeRequest { version: INTERNAL_VERSION }).await;
         from_wire(&answer.map_err(|status| RpcError::of(address, &status))?.into_inner())
     };
@@ -44,9 +45,9 @@ pub async fn probe(address: &str, timeout: Duration) -> Result<Probe, RpcError> 
 ///
 /// # Errors
 /// [`RpcError::Unavailable`] where nobody answers within `timeout`.
-pub async fn watch(address: &str, timeout: Duration) -> Result<(Probe, Watch), RpcError> {
+pub async fn watch(network: &Network, address: &str, timeout: Duration) -> Result<(Probe, Watch), RpcError> {
     let asked = async {
-        let mut client = wire::broker_peer_client::BrokerPeerClient::new(net::connect(address).await?);
+        let mut client = wire::broker_peer_client::BrokerPeerClient::new(network.connect(address).await?);
         let answer = client.watch(wire::ProbeRequest { version: INTERNAL_VERSION }).await;
         let mut stream = answer.map_err(|status| RpcError::of(address, &status))?.into_inner();
         let first = stream.message().await.map_err(|status| RpcError::of(address, &status))?;

@@ -21,6 +21,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::net::Network;
 use crate::raft::{self, QuorumNode, RaftServer};
 use crate::wire::controller as wire;
 use crate::{INTERNAL_VERSION, RpcError, check_version, net, uuid_bytes, uuid_from};
@@ -362,6 +363,7 @@ pub struct ControllerClient {
 
 #[derive(Debug)]
 struct Shared {
+    network: Network,
     /// Those of the configuration, then those that others named: a voter may have been added since.
     controllers: RwLock<Vec<Arc<Controller>>>,
     state: Mutex<ClientState>,
@@ -388,14 +390,22 @@ impl ControllerClient {
     /// # Errors
     /// [`RpcError::Unavailable`] where one is no `host:port`, [`RpcError::Invalid`] where there is none.
     pub fn new(voters: &[(BrokerId, String)]) -> Result<ControllerClient, RpcError> {
+        ControllerClient::over(Network::Tcp, voters)
+    }
+
+    /// The same, over a network.
+    ///
+    /// # Errors
+    /// As [`ControllerClient::new`].
+    pub fn over(network: Network, voters: &[(BrokerId, String)]) -> Result<ControllerClient, RpcError> {
         if voters.is_empty() {
             return Err(RpcError::Invalid("there is no controller to ask: set controller.quorum.voters"));
         }
         let controller = |(id, address): &(BrokerId, String)| {
-            Ok(Arc::new(Controller { id: *id, address: address.clone(), channel: net::connect_lazy(address)? }))
+            Ok(Arc::new(Controller { id: *id, address: address.clone(), channel: network.connect_lazy(address)? }))
         };
         let controllers = RwLock::new(voters.iter().map(controller).collect::<Result<_, RpcError>>()?);
-        Ok(ControllerClient { shared: Arc::new(Shared { controllers, state: Mutex::default() }) })
+        Ok(ControllerClient { shared: Arc::new(Shared { network, controllers, state: Mutex::default() }) })
     }
 
     /// As [`ask`](Self::ask), for who wants the response alone.
@@ -578,7 +588,7 @@ impl ControllerClient {
         if found.is_some() || not.leader_id < 0 || controllers.len() >= CONTROLLERS_MAX {
             return found;
         }
-        let channel = net::connect_lazy(&not.leader_address).ok()?;
+        let channel = self.shared.network.connect_lazy(&not.leader_address).ok()?;
         let (id, address) = (BrokerId(not.leader_id), not.leader_address.clone());
         controllers.push(Arc::new(Controller { id, address, channel }));
         Some(controllers.len() - 1)
@@ -1020,7 +1030,7 @@ mod tests {
         let vote = raft::RaftVote { term: 1, node: node(2), committed: true };
         let data = Bytes::from(vec![7; 3 * SNAPSHOT_PART + 5]);
         let send = async |to| {
-            let peer = raft::RaftPeer::new(&address, node(2), to).unwrap();
+            let peer = raft::RaftPeer::new(&Network::Tcp, &address, node(2), to).unwrap();
             peer.install_snapshot(vote, Bytes::from_static(b"meta"), data.clone(), Duration::from_secs(20)).await
         };
         assert_eq!(send(node(1)).await.unwrap().term, data.len() as u64);

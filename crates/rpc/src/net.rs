@@ -1,16 +1,28 @@
-//! Connections and servers of the internal planes, with the settings that replication needs.
+//! Connections and servers of the internal planes, with the settings that replication needs; over TCP, or over what a
+//! simulation has in its place ([`Network`], [`Listening`]).
 //!
 //! A dead peer is noticed only by HTTP/2 keepalive, so both sides have it. Frames and windows are sized so that a
 //! replication stream costs few wake-ups on a short link.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
+use tonic::codegen::http::Uri;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, Router, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Server};
+use tower::Service;
 
 use crate::RpcError;
 
@@ -25,6 +37,90 @@ pub const STREAM_BYTES: u64 = (8 * FRAME + WINDOW) as u64;
 
 const KEEPALIVE: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// A connection between two nodes, in either direction's order.
+pub trait Link: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Link for T {}
+
+/// Opens connections to `host:port`.
+pub trait Dial: Send + Sync + 'static {
+    /// A new connection.
+    fn dial(&self, address: &str) -> BoxFuture<'static, io::Result<Box<dyn Link>>>;
+}
+
+/// Connections as they come in.
+pub type Incoming = BoxStream<'static, io::Result<Box<dyn Link>>>;
+
+/// Where connections come from.
+pub enum Listening {
+    /// TCP.
+    Tcp(TcpListener),
+    /// What a simulation has.
+    Links(Incoming),
+}
+
+impl std::fmt::Debug for Listening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listening::Tcp(listener) => listener.fmt(f),
+            Listening::Links(_) => f.write_str("Links"),
+        }
+    }
+}
+
+impl From<TcpListener> for Listening {
+    fn from(listener: TcpListener) -> Self {
+        Listening::Tcp(listener)
+    }
+}
+
+/// What connections are made over.
+#[derive(Clone, Default)]
+pub enum Network {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// What a simulation has.
+    Other(Arc<dyn Dial>),
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Network::Tcp => "Tcp",
+            Network::Other(_) => "Other",
+        })
+    }
+}
+
+impl Network {
+    /// As [`connect`].
+    pub(crate) async fn connect(&self, address: &str) -> Result<Channel, RpcError> {
+        let Network::Other(dial) = self else { return connect(address).await };
+        let connected = endpoint(address)?.connect_with_connector(connector(dial, address)).await;
+        connected.map_err(|error| RpcError::Unavailable { peer: address.to_owned(), reason: chain(&error) })
+    }
+
+    /// As [`connect_lazy`].
+    pub(crate) fn connect_lazy(&self, address: &str) -> Result<Channel, RpcError> {
+        match self {
+            Network::Tcp => connect_lazy(address),
+            Network::Other(dial) => Ok(endpoint(address)?.connect_with_connector_lazy(connector(dial, address))),
+        }
+    }
+}
+
+fn connector(
+    dial: &Arc<dyn Dial>,
+    address: &str,
+) -> impl Service<Uri, Response = TokioIo<Box<dyn Link>>, Error = io::Error, Future: Send> + Send + 'static {
+    let (dial, address) = (Arc::clone(dial), address.to_owned());
+    tower::service_fn(move |_: Uri| {
+        let link = dial.dial(&address);
+        async move { link.await.map(TokioIo::new) }
+    })
+}
 
 /// Opens a connection to `host:port`, now.
 ///
@@ -65,18 +161,31 @@ pub fn merge(services: impl IntoIterator<Item = Routes>) -> Routes {
     merged.map(Routes::from).unwrap_or_default()
 }
 
-/// Serves `routes` on a bound listener until `stop` completes; then lets streams end.
+/// Serves `routes` on what comes in until `stop` completes; then lets streams end.
 ///
 /// # Errors
 /// The transport's, as text.
 pub async fn serve(
-    listener: TcpListener,
+    listening: impl Into<Listening>,
     routes: Routes,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), RpcError> {
-    let address = listener.local_addr().map_or_else(|_| "listener".to_owned(), |a: SocketAddr| a.to_string());
-    // tonic ignores its own tcp_nodelay for listeners that it did not bind, and Nagle costs 40 ms an acknowledgement.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = server(routes);
+    let (address, served) = match listening.into() {
+        Listening::Tcp(listener) => {
+            let address = listener.local_addr().map_or_else(|_| "listener".to_owned(), |a: SocketAddr| a.to_string());
+            // tonic ignores its own tcp_nodelay for listeners that it did not bind, and Nagle costs 40 ms an acknowledgement.
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            (address, server.serve_with_incoming_shutdown(incoming, stop).await)
+        }
+        Listening::Links(links) => {
+            ("listener".to_owned(), server.serve_with_incoming_shutdown(links.map_ok(Accepted), stop).await)
+        }
+    };
+    served.map_err(|error| RpcError::Unavailable { peer: address, reason: chain(&error) })
+}
+
+fn server(routes: Routes) -> Router {
     Server::builder()
         .max_frame_size(FRAME)
         .initial_stream_window_size(WINDOW)
@@ -85,9 +194,35 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop)
-        .await
-        .map_err(|error| RpcError::Unavailable { peer: address, reason: chain(&error) })
+}
+
+/// A connection that came in.
+struct Accepted(Box<dyn Link>);
+
+impl Connected for Accepted {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 /// Whether a call failed because there was no connection: then the peer has not heard of it.

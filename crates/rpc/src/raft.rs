@@ -15,6 +15,7 @@ use model::{BrokerId, DirectoryId};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::net::Network;
 use crate::wire::raft as wire;
 use crate::{INTERNAL_VERSION, RpcError, check_version, net, uuid_bytes, uuid_from};
 
@@ -136,8 +137,8 @@ impl RaftPeer {
     ///
     /// # Errors
     /// [`RpcError::Unavailable`] where `address` is no `host:port`.
-    pub fn new(address: &str, from: QuorumNode, to: QuorumNode) -> Result<RaftPeer, RpcError> {
-        Ok(RaftPeer { address: address.to_owned(), channel: net::connect_lazy(address)?, from, to })
+    pub fn new(network: &Network, address: &str, from: QuorumNode, to: QuorumNode) -> Result<RaftPeer, RpcError> {
+        Ok(RaftPeer { address: address.to_owned(), channel: network.connect_lazy(address)?, from, to })
     }
 
     /// Asks, and waits for at most `timeout`.

@@ -21,8 +21,9 @@ use tonic::service::Routes;
 use tower::{Service, ServiceExt};
 
 use crate::bulk::{self, InMessages, OutMessage};
+use crate::net::Network;
 use crate::wire::replication as wire;
-use crate::{INTERNAL_VERSION, RpcError, check_version, net, uuid_bytes, uuid_from};
+use crate::{INTERNAL_VERSION, RpcError, check_version, uuid_bytes, uuid_from};
 
 /// The gRPC service and its one method, as `proto/replication.proto` names them.
 const SERVICE: &str = "ottla.replication.v1.Replication";
@@ -243,8 +244,8 @@ impl LeaderFrames {
 ///
 /// # Errors
 /// [`RpcError::Unavailable`] or, where the leader is another than meant, [`RpcError::Refused`].
-pub async fn dial(address: &str, hello: Hello) -> Result<(FollowerSender, LeaderFrames), RpcError> {
-    let channel = net::connect(address).await?;
+pub async fn dial(network: &Network, address: &str, hello: Hello) -> Result<(FollowerSender, LeaderFrames), RpcError> {
+    let channel = network.connect(address).await?;
     let (queue, frames) = mpsc::channel(QUEUE);
     let first = FollowerFrame { hello: Some(hello), ..FollowerFrame::default() };
     if queue.send(first).await.is_err() {
@@ -655,10 +656,10 @@ mod tests {
     async fn a_stream_carries_frames_both_ways_and_refuses_a_wrong_hello() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(net::serve(listener, routes(Arc::new(Echo)), std::future::pending()));
-        let refused = dial(&address, Hello { leader: BrokerId(5), ..hello() }).await;
+        tokio::spawn(crate::net::serve(listener, routes(Arc::new(Echo)), std::future::pending()));
+        let refused = dial(&Network::Tcp, &address, Hello { leader: BrokerId(5), ..hello() }).await;
         assert!(matches!(refused, Err(RpcError::Refused { .. })), "{refused:?}");
-        let (sender, mut frames) = dial(&address, hello()).await.unwrap();
+        let (sender, mut frames) = dial(&Network::Tcp, &address, hello()).await.unwrap();
         let open = Open {
             handle: 11,
             partition: TopicPartition { topic_id: TopicId::NONE, partition: PartitionIndex(0) },
@@ -678,8 +679,8 @@ mod tests {
     async fn a_peer_with_generated_code_is_understood() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(net::serve(listener, routes(Arc::new(Echo)), std::future::pending()));
-        let channel = net::connect(&address).await.unwrap();
+        tokio::spawn(crate::net::serve(listener, routes(Arc::new(Echo)), std::future::pending()));
+        let channel = Network::Tcp.connect(&address).await.unwrap();
         let mut client = wire::replication_client::ReplicationClient::new(channel);
         let first = follower_to_wire(FollowerFrame { hello: Some(hello()), ..FollowerFrame::default() });
         let open = wire::Open { handle: 11, topic_id: vec![0; 16].into(), open_no: 1, ..wire::Open::default() };

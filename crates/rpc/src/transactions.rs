@@ -11,6 +11,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::net::Network;
 use crate::wire::transactions as wire;
 use crate::wire::transactions::transaction_peer_client::TransactionPeerClient;
 use crate::wire::transactions::transaction_peer_server::{TransactionPeer as WirePeer, TransactionPeerServer};
@@ -71,8 +72,8 @@ impl TransactionClient {
     ///
     /// # Errors
     /// [`RpcError::Unavailable`] where `address` is no `host:port`.
-    pub fn new(address: &str) -> Result<Self, RpcError> {
-        let client = TransactionPeerClient::new(net::connect_lazy(address)?)
+    pub fn new(network: &Network, address: &str) -> Result<Self, RpcError> {
+        let client = TransactionPeerClient::new(network.connect_lazy(address)?)
             .max_decoding_message_size(net::MAX_MESSAGE)
             .max_encoding_message_size(net::MAX_MESSAGE);
         Ok(TransactionClient { address: address.to_owned(), client })

@@ -167,7 +167,7 @@ impl Controller {
             format!("{}:{}", listener.host, listener.port)
         });
         let Some(address) = address else { return };
-        let answer = rpc::broker::probe(&address, Duration::from_millis(500)).await;
+        let answer = rpc::broker::probe(&rpc::net::Network::Tcp, &address, Duration::from_millis(500)).await;
         let mut state = self.lock();
         if answer.is_ok_and(|probe| probe.broker_epoch == suspicion.epoch) {
             state.control.clear_suspicion(suspicion);
@@ -342,7 +342,8 @@ impl Cluster {
             dirs,
             controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
                 .unwrap(),
-            internal,
+            network: rpc::net::Network::Tcp,
+            internal: internal.into(),
             budget: Arc::clone(&budget),
             verifier: self.verifier.clone(),
         });

@@ -14,6 +14,7 @@ use model::{
     ProducerEpoch, ProducerId, TopicId, TopicPartition, Uuid,
 };
 use rpc::broker::{BrokerPeer, Probe};
+use rpc::net::Network;
 use rpc::replication::{
     Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LaneKind, LeaderFrame, LeaderFrames,
     LeaderSource, Open, OpenAnswer, ReplicationServer, dial,
@@ -119,7 +120,7 @@ impl Played {
     /// The same, on a stream of a kind.
     pub(crate) async fn follow_on(&mut self, leader: i32, kind: LaneKind) -> Following {
         let hello = Hello { kind, lane: u32::from(kind == LaneKind::CatchUp), ..self.hello(leader) };
-        let (sender, frames) = soon("a stream", dial(&self.address(leader), hello)).await.unwrap();
+        let (sender, frames) = soon("a stream", dial(&Network::Tcp, &self.address(leader), hello)).await.unwrap();
         Following { sender, frames }
     }
 
@@ -377,11 +378,11 @@ async fn a_hello_of_another_cluster_leader_or_registration_is_refused() {
         Hello { follower: BrokerId(3), ..good },
     ];
     for hello in wrong {
-        assert!(soon("an answer", dial(&address, hello)).await.is_err(), "{hello:?}");
+        assert!(soon("an answer", dial(&Network::Tcp, &address, hello)).await.is_err(), "{hello:?}");
     }
-    assert!(soon("an answer", dial(&address, good)).await.is_ok());
+    assert!(soon("an answer", dial(&Network::Tcp, &address, good)).await.is_ok());
     // The same stream number once more is an old stream.
-    assert!(soon("an answer", dial(&address, good)).await.is_err());
+    assert!(soon("an answer", dial(&Network::Tcp, &address, good)).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

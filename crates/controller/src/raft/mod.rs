@@ -111,6 +111,7 @@ pub(crate) struct QuorumConfig {
     /// Whether the image is also kept in sled, on the machine's own file system.
     pub(crate) keep_image: bool,
     pub(crate) pool: DiskPool,
+    pub(crate) network: rpc::net::Network,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -170,7 +171,7 @@ impl Quorum {
         let (log_store, machine) = pool.run(move || open_stores(&opening.0, opening.1)).await?;
         let was_blank = log_store.last().is_none() && !log_store.has_voted();
         let addresses: BTreeMap<i32, String> = config.voters.iter().map(|(id, a)| (id.0, a.clone())).collect();
-        let links = Arc::new(Links::new(config.me, addresses));
+        let links = Arc::new(Links::new(config.network, config.me, addresses));
         let raft_config = raft_config(&config.timeouts)?;
         let me = NodeId::new(config.me);
         let network = Network { links: Arc::clone(&links) };

@@ -30,6 +30,7 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// What every connection of this node shares.
 #[derive(Debug)]
 pub(crate) struct Links {
+    network: rpc::net::Network,
     me: QuorumNode,
     /// By `node.id`: the configured addresses, which may be newer than the membership's.
     addresses: BTreeMap<i32, String>,
@@ -39,8 +40,9 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    pub(crate) fn new(me: QuorumNode, addresses: BTreeMap<i32, String>) -> Links {
+    pub(crate) fn new(network: rpc::net::Network, me: QuorumNode, addresses: BTreeMap<i32, String>) -> Links {
         Links {
+            network,
             me,
             addresses,
             acknowledged: Mutex::default(),
@@ -61,7 +63,7 @@ impl Links {
 
     /// A connection to the node at `address`.
     pub(crate) fn peer(&self, to: QuorumNode, address: &str) -> Result<RaftPeer, RpcError> {
-        RaftPeer::new(address, self.me, to)
+        RaftPeer::new(&self.network, address, self.me, to)
     }
 
     /// Whether messages to or from a node pass; tests cut them.

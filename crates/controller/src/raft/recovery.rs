@@ -61,6 +61,7 @@ impl QuorumFiles {
     async fn open(&self) -> Result<(LogStore, StateMachine), ControllerError> {
         let pool = DiskPool::new(1).map_err(ControllerError::Thread)?;
         let config = QuorumConfig {
+            network: rpc::net::Network::Tcp,
             me: QuorumNode { id: self.node_id, directory: self.directory },
             voters: Vec::new(),
             disk: Arc::clone(&self.disk),

@@ -25,6 +25,7 @@ fn mem_disk() -> MemDisk {
 
 fn config(disk: &MemDisk) -> QuorumConfig {
     QuorumConfig {
+        network: rpc::net::Network::Tcp,
         me: QuorumNode { id: BrokerId(1), directory: model::DirectoryId(Uuid::from_u128(1)) },
         voters: Vec::new(),
         disk: Arc::new(disk.clone()),
@@ -346,6 +347,7 @@ async fn nothing_acknowledged_is_lost_in_power_cuts_at_random_instants() {
 async fn the_copy_in_sled_is_loaded_only_where_the_log_agrees() {
     let dir = tempfile::tempdir().unwrap();
     let config = QuorumConfig {
+        network: rpc::net::Network::Tcp,
         disk: Arc::new(storage::disk::RealDisk),
         dir: dir.path().join("q"),
         keep_image: true,
