@@ -784,10 +784,12 @@ async fn a_backup_is_put_into_an_empty_directory_only() {
     assert!(again.0.unsigned_abs() >= image.next_offset().0, "it goes on where the backup ended");
 }
 
+type Accepting = tokio::sync::mpsc::UnboundedSender<io::Result<Box<dyn rpc::net::Link>>>;
+
 /// A network in memory: who listens at an address gets the other ends of what is dialled there.
 #[derive(Default)]
 struct Memory {
-    listeners: Mutex<BTreeMap<String, tokio::sync::mpsc::UnboundedSender<io::Result<Box<dyn rpc::net::Link>>>>>,
+    listeners: Mutex<BTreeMap<String, Accepting>>,
 }
 
 impl Memory {
