@@ -1,7 +1,5 @@
 //! Several log directories in one broker: placement, one that fails, one that is missing, empty or of an older time.
 
-use std::time::Duration;
-
 use broker::api::{Acks, BrokerApi, LogDirDescription};
 use broker::{Broker, BrokerState};
 use metadata::control::{ConfigChange, ConfigOperation, IncrementalAlterConfigs};
@@ -190,7 +188,7 @@ async fn a_directory_that_cannot_be_opened_keeps_its_replicas_offline_until_it_i
 async fn an_empty_disk_in_the_place_of_one_does_not_lead_and_an_old_one_catches_up() {
     // R10, R34, R35, R78: the shutdown was clean, and what it vouched for is gone
     let mut cluster = two_each(2, 2).await;
-    let ids @ [_, second] = one_in_each(&cluster, &[1, 2], &[]).await;
+    let ids @ [first, second] = one_in_each(&cluster, &[1, 2], &[]).await;
     for id in ids {
         produce_ok(cluster.broker(1), id, &["a"]).await;
     }
@@ -198,7 +196,8 @@ async fn an_empty_disk_in_the_place_of_one_does_not_lead_and_an_old_one_catches_
     cluster.shut_down(1).await;
     let old = cluster.mounts(1).replace(&path_of(1), MemDisk::new());
     cluster.start_broker(1).await;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // What it has kept leads again: the controller has decided about both.
+    assert_eq!(cluster.wait_leader(first).await, 1);
     assert_eq!(cluster.leader(second), None, "an empty replica does not lead");
     cluster.start_broker(2).await;
     for id in ids {
