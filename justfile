@@ -34,6 +34,10 @@ ecosystem:
 powercut *ARGS:
     tests/powercut/run.sh {{ARGS}}
 
+# Two hours of mixed load with a kill every minute: nothing lost, nothing grows
+soak *ARGS:
+    python3 tests/soak/soak.py {{ARGS}}
+
 # From the start to serving, after a kill and after a stop, with logs of 2 and 20 GB
 restart *ARGS:
     python3 benches/restart.py {{ARGS}}
@@ -68,6 +72,10 @@ compare *ARGS:
 # How fast thousands of partitions are led again after a kill (minutes)
 partitions *ARGS:
     python3 benches/partitions/failover.py {{ARGS}}
+
+# What a hundred thousand idempotent producers cost one node (a minute)
+producers *ARGS:
+    python3 benches/producers.py {{ARGS}}
 
 # Groups of 500 members, 10,000 groups, offset commits: Ottla and Apache Kafka (minutes)
 groups *ARGS:
