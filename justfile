@@ -73,6 +73,10 @@ compare *ARGS:
 partitions *ARGS:
     python3 benches/partitions/failover.py {{ARGS}}
 
+# A thousand replicas move off a node under load, throttled (minutes, 15 GB of disk)
+reassign *ARGS:
+    python3 benches/reassign.py {{ARGS}}
+
 # What a hundred thousand idempotent producers cost one node (a minute)
 producers *ARGS:
     python3 benches/producers.py {{ARGS}}
