@@ -8,7 +8,8 @@
 //!                            └──────────────────────┴────────────────────────┘
 //! ```
 //!
-//! Invariants: one proposal in flight; what queues up meanwhile is decided together (`R67`); an answer leaves only while
+//! Invariants: a decision has effect only once its records are committed and applied (`R2`); one proposal in flight; what
+//! queues up meanwhile is decided together (`R67`); an answer leaves only while
 //! the tenure is active at that moment (`R68`), and one that must be current and recorded nothing only after a quorum has
 //! confirmed the leadership since (`R71`); what the core knows softly lives as long as the tenure (`R71`).
 
@@ -521,6 +522,7 @@ mod tests {
 
     #[test]
     fn a_large_batch_is_cut_between_records() {
+        // R67
         let record = |len: usize| MetadataRecord::FeatureLevel { name: "x".repeat(len), level: 1 };
         let sizes = |records: &[MetadataRecord]| in_parts(records).iter().map(|part| part.len()).collect::<Vec<_>>();
         assert!(sizes(&[]).is_empty());

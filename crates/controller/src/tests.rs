@@ -14,7 +14,7 @@ use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBrok
 use metadata::records::{Listener, SecurityProtocol};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Time, Uuid};
 use rpc::controller::{ControllerClient, MetadataEvent, VoterChange};
-use rpc::raft::QuorumNode;
+use rpc::raft::{QuorumNode, RaftCall, RaftServer};
 use storage::disk::{Call, Crash, DirEntry, Disk, DiskFile, FaultKind, MemDisk, OpenMode};
 use tokio::time::Instant;
 
@@ -394,6 +394,7 @@ impl DiskFile for GatedFile {
 
 #[tokio::test]
 async fn a_leader_whose_disk_stalls_stops_answering_and_its_batch_is_superseded() {
+    // R66, R67, R68
     let disks: Vec<GatedDisk> = (0..3).map(|_| GatedDisk::default()).collect();
     let mut cluster = Cluster::of_three(|config| {
         config.disk = Arc::new(disks[usize::try_from(config.node_id.0 - 1).unwrap()].clone());
@@ -497,6 +498,7 @@ async fn a_controller_whose_disk_fails_asks_for_its_end_and_the_others_go_on() {
 
 #[tokio::test]
 async fn an_isolated_follower_does_not_depose_the_leader() {
+    // R75
     let mut cluster = Cluster::of_three(|_| {});
     cluster.start_all().await;
     let (leader, _) = cluster.active().await;
@@ -509,6 +511,23 @@ async fn an_isolated_follower_does_not_depose_the_leader() {
     alone.quorum.links.cut.lock().unwrap().clear();
     let epoch = cluster.register(4).await;
     until("its return", || alone.quorum.image().broker_epoch(BrokerId(4)) == epoch).await;
+}
+
+/// R5, R74: the address of a node may be another's by now, or that of the same node with another disk.
+#[tokio::test]
+async fn a_message_that_means_another_node_or_another_disk_of_it_is_refused() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    let node = |at: usize| cluster.handle(at).quorum.me.quorum_node();
+    let (from, asked) = (node(leader), (leader + 1) % 3);
+    let other_disk = QuorumNode { directory: DirectoryId(Uuid::from_u128(9)), ..node(asked) };
+    let call = |to| Arc::clone(&cluster.handle(asked).quorum).call(from, to, RaftCall::Meet);
+    assert!(call(node(asked)).await.is_ok());
+    for to in [node((leader + 2) % 3), other_disk] {
+        let refused = call(to).await.unwrap_err();
+        assert!(refused.contains(&format!("this is node {}", node(asked).id)), "{refused}");
+    }
 }
 
 #[tokio::test]

@@ -564,6 +564,7 @@ mod tests {
 
     #[test]
     fn stamping_changes_offset_and_epoch_and_keeps_the_crc() {
+        // R22
         let bytes = vectors()[0].bytes.clone();
         let batch = ClientBatches::check(BytesMut::from(&bytes[..])).unwrap().stamp(Offset(77), LeaderEpoch(5));
         let again = RecordBatch::split_off(&mut batch.bytes().clone()).unwrap();
@@ -601,6 +602,7 @@ mod tests {
 
     #[test]
     fn a_client_has_no_say_in_the_base_offset() {
+        // R22
         let mut bytes = BytesMut::from(&vectors()[0].bytes[..]);
         bytes[0..8].copy_from_slice(&5i64.to_be_bytes());
         let refused = ClientBatches::check(bytes).unwrap_err();

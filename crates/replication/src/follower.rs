@@ -9,7 +9,7 @@
 //!   Current ──Moved──► Wanted, on a stream of the other lane (R62)
 //! ```
 //! Invariants: the log is cut only in answer to the Open in flight, made in the present leader epoch (`R24`, `R58`); every
-//! Open has a number of its own (`R57`); in `Current` the log ends where the session's last frame ended.
+//! Open has a number of its own (`R57`), so that frames and answers of an older one are dropped (`R27`); in `Current` the log ends where the session's last frame ended.
 
 use model::{BrokerId, LeaderEpoch, Offset, Rule, Time};
 

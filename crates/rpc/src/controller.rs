@@ -953,6 +953,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_finds_the_active_controller_and_keeps_to_the_newest() {
+        // R69
         let (newer, second) = serve(Some(tenure(5, 2)), None).await;
         let (_, third) = serve(Some(tenure(4, 3)), None).await;
         let (_, first) = serve(None, Some((BrokerId(2), second.clone()))).await;

@@ -101,6 +101,7 @@ impl Partition {
     ) {
         let (result, waits_for) = match appended {
             Ok(Appended { base_offset, end, log_append_time }) => {
+                // R21: weaker acks change when the answer goes out, and nothing of what is appended and replicated.
                 let verdict = match acks {
                     Acks::All => inner.replica.produce_verdict(end),
                     Acks::None | Acks::Leader => ProduceVerdict::Done(ErrorCode::None),

@@ -127,3 +127,73 @@ impl State {
         Some(self.reported.elapsed() + Duration::from_millis(ack))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::{BrokerId, DirectoryId, Uuid};
+    use rpc::raft::QuorumNode;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_millis(400);
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    fn node(id: i32) -> NodeId {
+        NodeId::new(QuorumNode { id: BrokerId(id), directory: DirectoryId(Uuid::from_u128(1)) })
+    }
+
+    fn last(term: u64, index: u64) -> Option<LogId<NodeId>> {
+        Some(LogId::new(openraft::CommittedLeaderId::new(term, node(1)), index))
+    }
+
+    fn contact(state: ServerState) -> Contact {
+        let mut metrics = RaftMetrics::new_initial(node(2));
+        metrics.state = state;
+        Contact::new(metrics, LEASE)
+    }
+
+    /// R75: start and restart count as contact, and so does what a leader says; only silence of more than a lease lets another
+    /// node be elected.
+    #[tokio::test(start_paused = true)]
+    async fn a_voter_agrees_to_an_election_after_a_lease_without_contact_only() {
+        let contact = contact(ServerState::Follower);
+        assert!(!contact.consents(last(1, 5), last(1, 5)), "it has just started");
+        advance(LEASE).await;
+        assert!(!contact.consents(last(1, 5), last(1, 5)));
+        advance(MOMENT).await;
+        assert!(contact.consents(last(1, 5), last(1, 5)));
+        contact.heard();
+        assert!(!contact.consents(last(1, 5), last(1, 5)), "a leader spoke");
+        advance(LEASE + MOMENT).await;
+        assert!(contact.consents(last(1, 5), last(1, 5)));
+    }
+
+    /// R75: log ids are compared, not lengths.
+    #[tokio::test(start_paused = true)]
+    async fn a_voter_agrees_to_the_election_of_nobody_whose_log_is_behind_its_own() {
+        let contact = contact(ServerState::Follower);
+        advance(LEASE + MOMENT).await;
+        assert!(!contact.consents(last(1, 4), last(1, 5)));
+        assert!(!contact.consents(last(1, 9), last(2, 5)), "longer, of an older term");
+        assert!(contact.consents(last(2, 5), last(1, 9)), "shorter, of a newer term");
+        assert!(!contact.consents(None, last(1, 1)));
+        assert!(contact.consents(None, None), "both are blank");
+    }
+
+    /// R68, R75: a leader's contact is its last quorum ack, which grows older while nothing is reported, and its election until
+    /// the first of them.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_without_its_quorum_agrees_to_the_election_of_another() {
+        let contact = contact(ServerState::Leader);
+        assert!(!contact.consents(last(1, 5), last(1, 5)), "it has just been elected");
+        advance(LEASE / 2).await;
+        let mut metrics = contact.metrics();
+        metrics.millis_since_quorum_ack = Some(100);
+        contact.report(metrics);
+        advance(LEASE - Duration::from_millis(100)).await;
+        assert!(!contact.consents(last(1, 5), last(1, 5)));
+        advance(MOMENT).await;
+        assert!(contact.consents(last(1, 5), last(1, 5)));
+    }
+}

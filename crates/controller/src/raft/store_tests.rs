@@ -226,6 +226,7 @@ fn feature(level: i16) -> MetadataRecord {
 
 #[tokio::test]
 async fn an_entry_of_another_tenure_or_offset_changes_nothing() {
+    // R66
     let (_, mut machine) = open(&mem_disk()).unwrap();
     let entries = [
         entry(2, 1, 1, 0, &[founding()]),
@@ -255,6 +256,7 @@ async fn an_entry_of_another_tenure_or_offset_changes_nothing() {
 
 #[tokio::test]
 async fn a_purge_waits_for_the_snapshot_and_an_append_behind_it_too() {
+    // R72
     let disk = mem_disk();
     let (mut log, _) = open(&disk).unwrap();
     log.blocking_append((1..=5).map(|i| blank(1, i))).await.unwrap();
@@ -282,6 +284,7 @@ use super::log_store::LogBounds;
 
 #[tokio::test]
 async fn a_log_purged_beyond_its_snapshot_is_refused_with_its_directory() {
+    // R72
     let disk = mem_disk();
     let (mut log, mut machine) = open(&disk).unwrap();
     log.blocking_append((1..=5).map(|i| blank(1, i))).await.unwrap();

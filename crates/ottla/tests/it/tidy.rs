@@ -174,15 +174,59 @@ fn only_the_binary_reads_environment_and_arguments() {
     }
 }
 
-#[test]
-fn the_rules_that_code_cites_exist() {
-    let rules = std::fs::read_to_string(root().join("docs/replication.md")).expect("the rules are there");
-    let known: BTreeSet<u32> = rules
+/// The numbers of the safety rules.
+fn rules() -> BTreeSet<u32> {
+    let page = std::fs::read_to_string(root().join("docs/replication.md")).expect("the rules are there");
+    let known: BTreeSet<u32> = page
         .lines()
         .filter_map(|line| line.strip_prefix("- **R"))
         .filter_map(|rest| rest.split(['.', ' ', '*']).next()?.parse().ok())
         .collect();
     assert!(known.len() > 70, "{} rules found", known.len());
+    known
+}
+
+/// The rules that a text names: `R14`, the rule of a mutation (`R14MaximalIsr`), and what lies between `R56` and `R79` in "R56 to R79".
+fn cited(text: &str) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut from = None;
+    for (at, _) in text.match_indices('R') {
+        let inside_a_word = text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let digits = text[at + 1..].split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        let Ok(number) = digits.parse::<u32>() else { continue };
+        if inside_a_word {
+            continue;
+        }
+        let until = text[..at].trim_end_matches('`').ends_with(" to ");
+        found.extend(from.filter(|_| until).unwrap_or(number)..=number);
+        from = Some(number);
+    }
+    found
+}
+
+#[test]
+fn every_rule_is_cited_where_it_is_kept_and_where_it_is_proved() {
+    let (mut kept, mut proved) = (BTreeSet::new(), BTreeSet::new());
+    for (name, _) in LAW {
+        for (path, text) in sources(name) {
+            if is_tests(&path) || *name == "modelcheck" {
+                proved.extend(cited(&text));
+                continue;
+            }
+            kept.extend(cited(code(&text)));
+            proved.extend(cited(&text[code(&text).len()..]));
+        }
+        sources_in(name, "tests").iter().for_each(|(_, text)| proved.extend(cited(text)));
+    }
+    for rule in rules() {
+        assert!(kept.contains(&rule), "no code says where R{rule} is kept");
+        assert!(proved.contains(&rule), "no test says that it proves R{rule}");
+    }
+}
+
+#[test]
+fn the_rules_that_code_cites_exist() {
+    let known = rules();
     for (name, _) in LAW {
         for (path, text) in sources(name) {
             for cited in text.split("`R").skip(1).filter_map(|rest| rest.split('`').next()?.parse::<u32>().ok()) {
