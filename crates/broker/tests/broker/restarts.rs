@@ -267,6 +267,30 @@ async fn a_topic_made_again_under_its_name_is_empty_also_for_a_broker_that_was_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_topic_leaves_no_file_open_on_any_broker() {
+    let cluster = Cluster::start(3, 2).await;
+    let stays = cluster.topic("stays", &[1, 2, 3], &[]).await;
+    cluster.wait_leader(stays).await;
+    produce_ok(cluster.broker(1), stays, &["a"]).await;
+    cluster.wait_isr(stays, &[1, 2, 3]).await;
+    let open = || [1, 2, 3].map(|id| cluster.disk(id).counters().open_now);
+    let before = open();
+    for round in 0..3 {
+        let ids = [&[1, 2, 3], &[2, 3, 1], &[3, 1, 2]].map(|replicas: &[i32; 3]| (replicas[0], replicas));
+        for (leader, replicas) in ids {
+            let name = format!("goes-{round}-{leader}");
+            let id = cluster.topic(&name, replicas, &[]).await;
+            assert_eq!(cluster.wait_leader(id).await, leader);
+            produce_ok(cluster.broker(leader), id, &["a"]).await;
+            assert_eq!(values(cluster.broker(leader), id, 0).await, ["a"]);
+            let delete = DeleteTopics { topics: vec![TopicRef::Id(id.topic_id)] };
+            cluster.controller.ask(&ControlRequest::DeleteTopics(delete));
+        }
+    }
+    eventually("only what stays is open", || (open() == before).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_recovery_point_follows_the_log_so_that_a_start_after_a_kill_scans_little() {
     let cluster = Cluster::start(2, 1).await;
     let id = cluster.topic("t", &[1, 2], &[]).await;

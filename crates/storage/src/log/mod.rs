@@ -152,6 +152,13 @@ pub struct Log {
     truncations: u64,
 }
 
+/// A log that is gone leaves no file open: of one that is deleted, an open file keeps the space.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.segments.iter().for_each(|segment| segment.files(&self.env, &self.dir).close_all());
+    }
+}
+
 /// Whether the names of the log's files are durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Names {
