@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use replication::{FetchPosition, Replica};
+use model::{BrokerId, ErrorCode, Offset};
+use replication::{FetchPosition, ProduceVerdict, Replica};
 
 use crate::control::{id, node_of};
 use crate::scenario::{NODES, Scenario};
@@ -25,7 +26,8 @@ impl World {
             .or_else(|| self.logs_part())
             .or_else(|| self.two_leaders())
             .or_else(|| self.watermark_fell(before))
-            .or_else(|| self.bad_read());
+            .or_else(|| self.bad_read())
+            .or_else(|| self.told_too_much(scenario));
         self.violation = found;
     }
 
@@ -159,6 +161,28 @@ impl World {
             if in_force && latest.is_ok_and(|latest| latest < offset(self.committed.len())) {
                 let text = format!("broker {} says {latest:?}, committed are {:?}", number + 1, self.committed);
                 return Some(Violation::BadRead(text));
+            }
+        }
+        None
+    }
+
+    /// `R20`, `R79`: an acks=all record is taken only where enough are in sync, and acknowledged only where enough are, or are
+    /// about to be.
+    fn told_too_much(&self, scenario: &Scenario) -> Option<Violation> {
+        let (brokers, wanted) = (self.control.min_isr(), usize::try_from(scenario.zones).expect("a small number"));
+        for leader in self.nodes.iter().filter_map(|node| node.leads()) {
+            let enough = |joining: &[BrokerId]| {
+                let members: BTreeSet<BrokerId> = leader.isr().iter().chain(joining).copied().collect();
+                let zones: BTreeSet<&str> = members.iter().map(|member| scenario.racks[node_of(*member)]).collect();
+                members.len() >= brokers && zones.len() >= wanted
+            };
+            if leader.check_produce(-1).is_ok() && !enough(&[]) {
+                return Some(Violation::ToldTooMuch(format!("a record is taken with {:?} in sync", leader.isr())));
+            }
+            let end = leader.log().high_watermark;
+            let acknowledged = leader.produce_verdict(end) == ProduceVerdict::Done(ErrorCode::None);
+            if acknowledged && end > Offset::ZERO && !enough(leader.joining()) {
+                return Some(Violation::ToldTooMuch(format!("{end} is acknowledged with {:?} in sync", leader.isr())));
             }
         }
         None

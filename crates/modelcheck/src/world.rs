@@ -133,6 +133,8 @@ pub enum Violation {
     BadRead(String),
     /// The log's start went above the high watermark.
     DeletedTooMuch(String),
+    /// A client was told that its record is safe, or that one would be, where too few are in sync.
+    ToldTooMuch(String),
     /// A peer broke the protocol.
     BadPeer(String),
     /// A core met what it takes for impossible.

@@ -77,6 +77,8 @@ fn rules_that_are_switched_off_are_noticed() {
     let cases = [
         (Rule::R14MaximalIsrOnShrink, "lag", 2),
         (Rule::R18NoAdvanceBelowMinIsr, "lag", 4),
+        (Rule::R20MinIsrBeforeAppend, "lag", 4),
+        (Rule::R20MinIsrAfterAppend, "broken streams", 9),
         (Rule::R14MaximalIsrOnExpand, "elections", 8),
         (Rule::R12AboveHighWatermark, "elections", 8),
         (Rule::R24NoTruncationByHighWatermark, "elections", 7),

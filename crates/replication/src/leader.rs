@@ -295,6 +295,15 @@ impl Replica {
         }
     }
 
+    /// Members that an undecided proposal adds (`R14`).
+    #[must_use]
+    pub fn joining(&self) -> &[BrokerId] {
+        match &self.role {
+            Role::Leader(leader) => leader.pending.as_ref().map_or(&[], |pending| &pending.added),
+            _ => &[],
+        }
+    }
+
     /// What the leader knows of a follower's log end; None until it opened in this leader epoch.
     #[must_use]
     pub fn follower_log_end(&self, follower: BrokerId) -> Option<Offset> {
