@@ -5,7 +5,8 @@
 
 One node of its own (RF 1, 6 partitions, fresh data) is filled to each size in turn. Then, in turns: kill -9 under load, and
 start; SIGTERM, and start. "Serving" is the first acknowledged produce to the topic (acks=all) by a client that asks every
-millisecond, measured from the exec of the process; "ready" the first Metadata answer. Beside them stands what a start
+millisecond, over sockets of its own (client libraries look again once a second), measured from the exec of the process;
+"ready" the first connection. Beside them stands what a start
 with an empty log takes in the same sitting. Needs target/release/ottla (or OTTLA).
 """
 import argparse
@@ -36,8 +37,7 @@ from confluent_kafka import Producer  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 
 PARTITIONS = 6
-QUICK = {'acks': 'all', 'linger.ms': 0, 'retry.backoff.ms': 1, 'retry.backoff.max.ms': 5, 'reconnect.backoff.ms': 1,
-         'reconnect.backoff.max.ms': 5, 'topic.metadata.refresh.fast.interval.ms': 5}
+BATCH = wire.record_batch([b'x'])
 
 
 class Filler:
@@ -70,9 +70,18 @@ class Filler:
         self.thread.join(10)
 
 
+def acknowledged(address, topic):
+    """Whether one record is."""
+    try:
+        with wire.Connection(address) as connection:
+            error, _ = wire.produce(connection, topic, 0, BATCH)
+            return error == wire.NONE
+    except OSError:
+        return False
+
+
 def started(cluster, topic):
     """Starts the node; gives the seconds to the first answer and to the first acknowledged produce."""
-    acked = threading.Event()
     begun = time.monotonic()
     cluster.start(1)
     ready = None
@@ -84,12 +93,10 @@ def started(cluster, topic):
                 raise RuntimeError('the node has ended; see its stdout.log')
             else:
                 time.sleep(0.001)
-    producer = Producer({'bootstrap.servers': cluster.bootstrap, **QUICK})
-    producer.produce(topic, b'x', partition=0, on_delivery=lambda error, _: None if error else acked.set())
-    while not acked.is_set():
-        producer.poll(0.001)
+    while not acknowledged(cluster.addresses[1], topic):
         if time.monotonic() - begun > 120:
             raise RuntimeError('no acknowledgement in two minutes')
+        time.sleep(0.001)
     return ready, time.monotonic() - begun
 
 

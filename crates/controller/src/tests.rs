@@ -776,6 +776,19 @@ async fn one_survivor_goes_on_alone_and_takes_on_the_others_anew() {
 }
 
 #[tokio::test]
+async fn a_sole_voter_that_starts_again_waits_for_no_lease() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.configs[0].voters.truncate(1);
+    cluster.start(0).await;
+    cluster.active().await;
+    cluster.stop(0).await;
+    // R75: a lease would outlast the patience.
+    cluster.configs[0].timeouts.election_max = PATIENCE * 10;
+    cluster.start(0).await;
+    cluster.active().await;
+}
+
+#[tokio::test]
 async fn a_backup_is_put_into_an_empty_directory_only() {
     let mut cluster = Cluster::of_three(|_| {});
     cluster.start_all().await;

@@ -26,7 +26,7 @@ pub(crate) async fn run(quorum: Arc<Quorum>, mut random: Random) {
         wait_for_silence(&quorum, patience).await;
         // A round's answers are void after half a lease; elections follow each other at random distances.
         let round = tokio::time::timeout(lease / 2, ask_all(&quorum)).await;
-        let silent = quorum.contact.age() > lease;
+        let silent = is_bound_to_nobody(&quorum) || quorum.contact.age() > lease;
         if round == Ok(true) && silent && quorum.contact.metrics().state != ServerState::Leader {
             tracing::info!(node = %quorum.me, "no contact with a leader, and a quorum agrees: an election starts");
             if let Err(error) = quorum.raft.trigger().elect().await {
@@ -37,17 +37,38 @@ pub(crate) async fn run(quorum: Arc<Quorum>, mut random: Random) {
     }
 }
 
-/// Returns when this node is a voter, no leader, and without contact for `patience`.
+/// Whether no other node can be a leader, or count on the lease of this one, however short ago it was started: then it waits
+/// for nobody (`R75`).
+fn is_bound_to_nobody(quorum: &Quorum) -> bool {
+    let metrics = quorum.contact.metrics();
+    let membership = metrics.membership_config.membership();
+    metrics.state == ServerState::Follower && rules_alone(membership, metrics.vote.leader_id.node_id, quorum.me)
+}
+
+/// Whether a node is the only voter, and voted for itself last. A quorum of any configuration that may still be in force
+/// somewhere needs its vote or its acknowledgement, and with that vote it waited for the end of what it had promised others,
+/// and has refused them since.
+fn rules_alone(membership: &Membership<NodeId, Member>, voted_for: NodeId, me: NodeId) -> bool {
+    voted_for == me && *membership.get_joint_config() == [BTreeSet::from([me])]
+}
+
+/// Returns when this node is a voter, no leader, and without contact for `patience`, or bound to nobody.
 async fn wait_for_silence(quorum: &Quorum, patience: Duration) {
+    let mut reports = quorum.reports();
     loop {
+        reports.borrow_and_update();
         let metrics = quorum.contact.metrics();
         let voter = metrics.membership_config.membership().voter_ids().any(|id| id == quorum.me);
         let age = quorum.contact.age();
-        if voter && metrics.state != ServerState::Leader && age >= patience {
+        if voter && metrics.state != ServerState::Leader && (age >= patience || is_bound_to_nobody(quorum)) {
             return;
         }
         let rest = patience.saturating_sub(age).max(Duration::from_millis(20));
-        tokio::time::sleep(rest).await;
+        // What it is in the quorum is reported only after the start.
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            _ = reports.changed() => {}
+        }
     }
 }
 
@@ -103,5 +124,18 @@ mod tests {
         assert!(is_quorum(&joint, &set(&[1, 3, 4])));
         assert!(is_quorum(&Membership::new(vec![set(&[7])], ()), &set(&[7])));
         assert!(!is_quorum(&Membership::default(), &set(&[7])));
+    }
+
+    #[test]
+    fn only_a_sole_voter_that_voted_for_itself_waits_for_nobody() {
+        let set = |ids: &[u64]| ids.iter().map(|id| NodeId::from(*id)).collect::<BTreeSet<_>>();
+        let (me, other) = (NodeId::from(7), NodeId::from(8));
+        let alone = Membership::new(vec![set(&[7])], ());
+        assert!(rules_alone(&alone, me, me));
+        assert!(!rules_alone(&alone, other, me), "the one it voted for may still count on its lease");
+        assert!(!rules_alone(&alone, NodeId::default(), me), "a fresh initialiser");
+        assert!(!rules_alone(&Membership::new(vec![set(&[7, 8])], ()), me, me));
+        assert!(!rules_alone(&Membership::new(vec![set(&[7, 8]), set(&[7])], ()), me, me));
+        assert!(!rules_alone(&Membership::new(vec![set(&[8])], ()), me, me), "a learner");
     }
 }
