@@ -132,7 +132,10 @@ pub(crate) async fn keep_registered(
                     lifecycle.may_stop.notify_one();
                     return;
                 }
-                report_recovery(&context, epoch, &answer.recovery_wanted).await;
+                if report_recovery(&context, epoch, &answer.recovery_wanted).await {
+                    // A heartbeat asks for so many at most: the next one has the rest, and nobody leads them meanwhile.
+                    continue;
+                }
             }
             Err(HeartbeatError::Stale) => {
                 tracing::warn!(%epoch, "the controller knows this broker no longer; registering again");
@@ -268,18 +271,22 @@ async fn heartbeat(
     }
 }
 
-/// R35: says what the replicas here hold of partitions that nobody leads.
-async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[TopicPartition]) {
+/// R35: says what the replicas here hold of partitions that nobody leads. True where the controller has taken some of it.
+async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[TopicPartition]) -> bool {
     let answers: Vec<_> = wanted
         .iter()
         .filter_map(|id| context.partition(*id).map(|partition| (*id, partition.recovery_answer())))
         .collect();
     if answers.is_empty() {
-        return;
+        return false;
     }
     let report = RecoveryReport { broker: context.config.broker_id, epoch, answers };
-    if let Err(error) = context.ask(ControlRequest::RecoveryReport(report), CALL_TIMEOUT).await {
-        tracing::info!(%error, "no answer to a recovery report; the controller will ask again");
+    match context.ask(ControlRequest::RecoveryReport(report), CALL_TIMEOUT).await {
+        Ok(answer) => matches!(answer, ControlResponse::Done),
+        Err(error) => {
+            tracing::info!(%error, "no answer to a recovery report; the controller will ask again");
+            false
+        }
     }
 }
 
