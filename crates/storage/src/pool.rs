@@ -1,13 +1,15 @@
 //! The only place of the project with threads for blocking work: fdatasync, cold reads, recovery.
 //!
 //! Invariants: never more threads than told at the start; never more jobs waiting than [`QUEUE_MAX`]: whoever comes
-//! then waits without blocking its thread. A job that panics panics the task that asked for it.
+//! then waits without blocking its thread. A job that panics panics the task that asked for it. Of what takes long and
+//! cannot wait for its turn, no more runs in place than there are threads here.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Semaphore, oneshot};
 
 /// Jobs that wait or run at most.
@@ -30,6 +32,7 @@ enum Kind {
 struct Threads {
     shared: Arc<Shared>,
     room: Semaphore,
+    in_place: Semaphore,
 }
 
 #[derive(Default)]
@@ -57,7 +60,8 @@ impl DiskPool {
     /// Where the system gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let pool = Threads { shared: Arc::clone(&shared), room: Semaphore::new(QUEUE_MAX) };
+        let (room, in_place) = (Semaphore::new(QUEUE_MAX), Semaphore::new(threads.max(1)));
+        let pool = Threads { shared: Arc::clone(&shared), room, in_place };
         for i in 0..threads.max(1) {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name(format!("disk-{i}")).spawn(move || work(&shared))?;
@@ -86,6 +90,24 @@ impl DiskPool {
         let outcome = answered.await.expect("every queued job runs");
         drop(room);
         outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Computes something that takes long in the place where it is needed, because an order hangs on it. The tasks of the
+    /// runtime's worker that this is go on with another thread meanwhile; where too many do the same, they wait.
+    pub fn compute_in_place<T>(&self, job: impl FnOnce() -> T) -> T {
+        let Kind::Threads(threads) = &self.kind else { return job() };
+        let handed_over = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
+        match threads.in_place.try_acquire() {
+            Ok(_place) if handed_over => tokio::task::block_in_place(job),
+            _ => job(),
+        }
+    }
+
+    /// Has a job done that a job of the pool could not do: it takes that one's place, so that nobody waits for room.
+    pub(crate) fn add(&self, job: impl FnOnce() + Send + 'static) {
+        let Kind::Threads(threads) = &self.kind else { return job() };
+        threads.shared.queue.lock().expect("no holder of the lock panics").jobs.push_back(Box::new(job));
+        threads.shared.wake.notify_one();
     }
 }
 
@@ -133,6 +155,27 @@ mod tests {
             .block_on(async { tokio::join!(pool.run(move || (a.wait(), 1).1), pool.run(move || (b.wait(), 2).1)) });
         assert_eq!(answers, (1, 2));
         assert_eq!(runtime().block_on(DiskPool::inline().run(|| 3)), 3);
+    }
+
+    #[test]
+    fn what_is_computed_in_place_does_not_hold_up_the_other_tasks_of_its_worker() {
+        let pool = DiskPool::new(1).unwrap();
+        let worker = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (started, starts) = std::sync::mpsc::channel();
+        let (done, ends) = std::sync::mpsc::channel();
+        let computing = worker.spawn(async move {
+            pool.compute_in_place(|| {
+                started.send(()).unwrap();
+                ends.recv_timeout(std::time::Duration::from_secs(30))
+            })
+        });
+        starts.recv().unwrap();
+        worker.block_on(worker.spawn(async move { done.send(()).unwrap() })).unwrap();
+        assert_eq!(worker.block_on(computing).unwrap(), Ok(()), "the other task ran meanwhile");
+        // Where there is no other thread, it is done all the same.
+        let pool = DiskPool::new(1).unwrap();
+        assert_eq!(runtime().block_on(async { pool.compute_in_place(|| 3) }), 3);
+        assert_eq!(pool.compute_in_place(|| 4), 4);
     }
 
     #[test]

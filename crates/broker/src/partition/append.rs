@@ -232,7 +232,7 @@ impl Partition {
         &self,
         context: &Context,
         settings: &TopicSettings,
-        mut batch: ClientBatches,
+        batch: ClientBatches,
         now: i64,
     ) -> Result<ClientBatches, Box<Produced>> {
         let times = Timestamps::of(settings, now);
@@ -241,6 +241,23 @@ impl Partition {
         if codec != Codec::None && codec == wanted && !settings.compacted && times.believe(batch.header()) {
             return Ok(batch);
         }
+        let check = || self.check_and_compress(context, settings, batch, (codec, wanted), times);
+        if codec == wanted && codec == Codec::None {
+            return check();
+        }
+        // Up to a tenth of a second or more for a large batch, and batches of a producer keep their order.
+        context.disk_pool.compute_in_place(check)
+    }
+
+    /// Checks the records one by one, and compresses them where another codec is wanted than they have.
+    fn check_and_compress(
+        &self,
+        context: &Context,
+        settings: &TopicSettings,
+        mut batch: ClientBatches,
+        (codec, wanted): (Codec, Codec),
+        times: Timestamps,
+    ) -> Result<ClientBatches, Box<Produced>> {
         // Charged until the batch is as it is appended; the request's own charge covers that.
         let mut memory = context.budget.charge(0);
         let mut decoded = Vec::new();
