@@ -42,6 +42,14 @@ soak *ARGS:
 restart *ARGS:
     python3 benches/restart.py {{ARGS}}
 
+# What sync before ack costs through a node: one partition, a thousand at once, beside a bare fdatasync
+syncs *ARGS:
+    python3 benches/syncs.py {{ARGS}}
+
+# What appends, cold reads and syncs cost the storage, beside the same bytes written and read without it: gigabytes, directory
+appends *ARGS:
+    cargo run --release -p storage --example appends -- {{ARGS}}
+
 # What idle partitions cost one node, and what its start takes with them (minutes)
 idle *ARGS:
     python3 benches/idle.py {{ARGS}}

@@ -3,7 +3,8 @@
 //! Each figure stands beside the bare cost of the same bytes on the same disk, measured in the same run, in turns: CPU of
 //! the calling thread a gigabyte for `Log::append` and for `pwrite`, for `Log::read` of a log without a tail cache and for
 //! `pread`; the time of an append that is synced before it is acknowledged and of a write with `fdatasync`; and of a
-//! thousand logs written at once, synced by as many threads as a broker has.
+//! thousand logs written at once and synced as a broker does, with as many threads: beside a thousand files, each with its
+//! `fdatasync`, and beside as many bytes in one file.
 
 use std::error::Error;
 use std::fs::File;
@@ -15,13 +16,15 @@ use std::time::{Duration, Instant};
 use model::{
     ClientBatches, Codec, LeaderEpoch, Offset, Record, RecordBatch, TopicId, Uuid, encode_batch, encode_records,
 };
-use storage::disk::RealDisk;
-use storage::{Log, LogConfig, LogEnv, OpenHints};
+use storage::disk::{Disk, RealDisk};
+use storage::reserve::Ballast;
+use storage::{DiskPool, Log, LogConfig, LogEnv, OpenHints};
 
 /// Bytes that are written in one turn.
 const TURN: usize = 64 << 20;
 const SYNCS: usize = 400;
 const LOGS: usize = 1000;
+const ROUNDS: u64 = 21;
 /// Threads of a broker's disk pool.
 const THREADS: usize = 8;
 
@@ -46,9 +49,13 @@ fn measure(dir: &Path, gigabytes: usize) -> Outcome<()> {
     many_logs_synced(&dir.join("many"), one)
 }
 
-fn open(dir: &Path, config: LogConfig) -> Outcome<Log> {
-    // No tail cache: what is measured is the disk.
-    let env = LogEnv::new(Arc::new(RealDisk), 2 * LOGS, 0);
+/// As of a log directory, without a tail cache: what is measured is the disk.
+fn env(dir: &Path) -> LogEnv {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    LogEnv::new(Arc::clone(&disk), 2 * LOGS, 0).for_directory(Ballast::new(disk, dir))
+}
+
+fn open(env: &LogEnv, dir: &Path, config: LogConfig) -> Outcome<Log> {
     let hints = OpenHints {
         topic_id: TopicId(Uuid::from_u128(1)),
         recovery_point: Offset::ZERO,
@@ -56,7 +63,7 @@ fn open(dir: &Path, config: LogConfig) -> Outcome<Log> {
         log_start: Offset::ZERO,
         high_watermark: Offset::ZERO,
     };
-    Ok(Log::open(&env, dir, Arc::new(config), hints)?.0)
+    Ok(Log::open(env, dir, Arc::new(config), hints)?.0)
 }
 
 /// A batch of one record with about so many bytes.
@@ -97,7 +104,7 @@ impl Cost {
 
 fn appends(dir: &Path, size: usize, turns: usize) -> Outcome<()> {
     std::fs::create_dir_all(dir)?;
-    let mut log = open(&dir.join("bench-0"), LogConfig::default())?;
+    let mut log = open(&env(dir), &dir.join("bench-0"), LogConfig::default())?;
     let (mut ours, mut bare) = (Cost::default(), Cost::default());
     let mut files = Vec::new();
     for turn in 0..turns {
@@ -174,7 +181,7 @@ fn median(times: &mut [Duration]) -> Duration {
 /// The median of an append that is synced; beside it a write that is.
 fn one_log_synced(dir: &Path) -> Outcome<Duration> {
     std::fs::create_dir_all(dir)?;
-    let mut log = open(&dir.join("bench-0"), before_ack())?;
+    let mut log = open(&env(dir), &dir.join("bench-0"), before_ack())?;
     let bare = File::create_new(dir.join("bare"))?;
     let (mut ours, mut bares) = (Vec::new(), Vec::new());
     for i in 0..SYNCS {
@@ -196,45 +203,72 @@ fn one_log_synced(dir: &Path) -> Outcome<Duration> {
     Ok(a)
 }
 
-/// A thousand logs, each with a batch, synced together; beside it a thousand files.
+/// A thousand logs, each with a batch, synced together; beside it a thousand files, and one with as many bytes.
 fn many_logs_synced(dir: &Path, one: Duration) -> Outcome<()> {
     std::fs::create_dir_all(dir)?;
-    let mut logs: Vec<Log> =
-        (0..LOGS).map(|i| open(&dir.join(format!("bench-{i}")), before_ack())).collect::<Outcome<_>>()?;
+    let env = env(dir);
+    let open_one = |i| open(&env, &dir.join(format!("bench-{i}")), before_ack());
+    let mut logs: Vec<Log> = (0..LOGS).map(open_one).collect::<Outcome<_>>()?;
     let files: Vec<File> =
         (0..LOGS).map(|i| File::create_new(dir.join(format!("bare-{i}")))).collect::<Result<_, _>>()?;
-    let (mut ours, mut bares) = (Vec::new(), Vec::new());
-    for round in 0..6 {
+    let single = File::create_new(dir.join("single"))?;
+    let (pool, runtime) = (DiskPool::new(THREADS)?, tokio::runtime::Builder::new_multi_thread().build()?);
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for round in 0..ROUNDS {
+        let batches: Vec<RecordBatch> = logs.iter().map(|log| batch(log.log_end(), 1000)).collect::<Outcome<_>>()?;
         let begun = Instant::now();
-        let mut tickets = Vec::new();
-        for log in &mut logs {
-            let batch = batch(log.log_end(), 1000)?;
-            log.append(std::slice::from_ref(&batch))?;
-            tickets.extend(log.start_sync()?);
+        for (log, batch) in logs.iter_mut().zip(&batches) {
+            log.append(std::slice::from_ref(batch))?;
         }
-        let done = in_parallel(tickets, |ticket| ticket.run());
-        for (log, done) in logs.iter_mut().zip(done) {
-            log.finish_sync(done)?;
-        }
-        let took = begun.elapsed();
+        let appended = begun.elapsed();
+        runtime.block_on(sync_all(&mut logs, &pool))?;
+        let synced = begun.elapsed();
         let begun = Instant::now();
-        let batch = batch(Offset::ZERO, 1000)?;
-        for file in &files {
+        for (file, batch) in files.iter().zip(&batches) {
             file.write_all_at(batch.bytes(), round * 1000)?;
         }
         in_parallel(files.iter().collect(), |file| file.sync_data()).into_iter().collect::<Result<Vec<()>, _>>()?;
+        let bare = begun.elapsed();
+        let written: Vec<u8> = batches.iter().flat_map(|batch| batch.bytes().iter().copied()).collect();
+        let begun = Instant::now();
+        single.write_all_at(&written, round * written.len() as u64)?;
+        single.sync_data()?;
         // The first round makes the directories' names durable.
         if round > 0 {
-            ours.push(took);
-            bares.push(begun.elapsed());
+            let of_round = [appended, synced, bare, begun.elapsed()];
+            times.iter_mut().zip(of_round).for_each(|(times, time)| times.push(time));
         }
     }
-    let (a, b) = (median(&mut ours), median(&mut bares));
-    let (of_bare, of_one) = (a.as_secs_f64() / b.as_secs_f64(), a.as_secs_f64() / one.as_secs_f64());
+    let [appended, synced, bare, single] = times.map(|mut times| median(&mut times));
+    println!("{LOGS} logs at once: appended after {appended:.2?}, synced before ack after {synced:.2?}, p50");
+    println!("  as many files, each with fdatasync: {bare:.2?}, {:.2} x", ratio(synced, bare));
+    println!("  as many bytes in one file, one fdatasync: {single:.2?}, {:.2} x", ratio(synced, single));
     println!(
-        "synced before ack, {LOGS} logs at once: p50 {a:.2?}, as many files {b:.2?}, {of_bare:.2} x; {of_one:.1} x one log"
+        "  one log: {one:.2?}, {:.1} x; without the appends {:.1} x",
+        ratio(synced, one),
+        ratio(synced - appended, one)
     );
     Ok(std::fs::remove_dir_all(dir)?)
+}
+
+/// As a broker: a task for each.
+async fn sync_all(logs: &mut [Log], pool: &DiskPool) -> Outcome<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (at, log) in logs.iter_mut().enumerate() {
+        if let Some(ticket) = log.start_sync()? {
+            let pool = pool.clone();
+            tasks.spawn(async move { (at, ticket.run_in_turn(&pool).await) });
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        let (at, done) = done?;
+        logs[at].finish_sync(done)?;
+    }
+    Ok(())
+}
+
+fn ratio(a: Duration, b: Duration) -> f64 {
+    a.as_secs_f64() / b.as_secs_f64()
 }
 
 /// The results in order.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::group_sync::GroupSync;
 use crate::log::tail::TailBudget;
 use crate::reserve::{Ballast, ReservedDisk, Space, SpaceGauge};
 
@@ -23,6 +24,7 @@ pub struct LogEnv {
     pub(crate) files: Arc<FilePool>,
     pub(crate) tail: Arc<TailBudget>,
     pub(crate) health: Arc<DirHealth>,
+    pub(crate) group: Arc<GroupSync>,
 }
 
 impl LogEnv {
@@ -31,14 +33,16 @@ impl LogEnv {
     pub fn new(disk: Arc<dyn Disk>, open_files: usize, tail_bytes: usize) -> Self {
         let files = Arc::new(FilePool::new(Arc::clone(&disk), open_files));
         let tail = Arc::new(TailBudget::new(tail_bytes));
-        Self { disk, files, tail, health: Arc::default() }
+        Self { disk, files, tail, health: Arc::default(), group: Arc::default() }
     }
 
-    /// The same, for another log directory: its health is its own, and so is what is kept for a full disk.
+    /// The same, for another log directory: its health is its own, and so are what is kept for a full disk and the line of
+    /// those who want a sync. To be made before anything is written there.
     #[must_use]
     pub fn for_directory(&self, ballast: Arc<Ballast>) -> Self {
+        let group = Arc::new(GroupSync::new(self.disk.shared_sync(ballast.dir())));
         let disk = ReservedDisk::over(Arc::clone(&self.disk), ballast);
-        Self { disk, health: Arc::default(), ..self.clone() }
+        Self { disk, health: Arc::default(), group, ..self.clone() }
     }
 
     /// The disk.

@@ -1,7 +1,7 @@
 //! Everything on disk: partition logs, their recovery and retention, checkpoints, data directories.
 //!
 //! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`mod@env`] (what
-//! logs share), [`reserve`] (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside
+//! logs share), `group_sync` (syncs that are asked for at once), [`reserve`] (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside
 //! it), [`compression`], [`data_dir`] (one log directory), [`LogDirs`] (all of them).
 //! The metadata quorum: [`quorum_log`], [`quorum_vote`], [`quorum_snapshot`], and its image in [`metadata_store`].
 //!
@@ -15,6 +15,7 @@ pub mod config;
 pub mod data_dir;
 pub mod disk;
 pub mod env;
+mod group_sync;
 pub mod log;
 mod log_dirs;
 pub mod metadata_store;

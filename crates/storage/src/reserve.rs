@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use model::Time;
 
-use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, is_out_of_space};
+use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, SharedSync, is_out_of_space};
 
 /// The file that holds the ballast.
 const FILE: &str = ".ottla-ballast";
@@ -119,6 +119,11 @@ impl Ballast {
         Arc::new(Self { disk, path: dir.join(FILE), held: Mutex::new(false) })
     }
 
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// Takes `reserve`'s share for itself, where the file system has more than both; what an earlier process left is taken
     /// over. A ballast that cannot be had is none: the disk is as full as it is.
     pub fn take(&self, available: u64, reserve: u64) {
@@ -210,6 +215,10 @@ impl Disk for ReservedDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.inner.sync_dir(dir)
+    }
+
+    fn shared_sync(&self, dir: &Path) -> Option<Arc<dyn SharedSync>> {
+        self.inner.shared_sync(dir)
     }
 }
 

@@ -219,7 +219,7 @@ impl Partition {
         inner.jobs += 1;
         let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
         Some(context.runtime.spawn(async move {
-            let outcome = task_context.disk_pool.run(move || ticket.run()).await;
+            let outcome = ticket.run_in_turn(&task_context.disk_pool).await;
             partition.handle(&task_context, |inner, now| {
                 partition.job_ended(inner);
                 let wanted = std::mem::replace(&mut inner.sync, SyncState::Idle) == SyncState::Wanted;

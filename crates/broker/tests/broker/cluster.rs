@@ -266,6 +266,8 @@ pub(crate) struct Cluster {
     pub(crate) tail_bytes: usize,
     /// What may be under way on a stream that a broker started from now on leads.
     pub(crate) window_bytes: u64,
+    /// Between heartbeats of a running broker that is started from now on.
+    pub(crate) heartbeat_ms: u64,
     /// What brokers started from now on ask about transactions.
     pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
     /// Their files.
@@ -307,6 +309,7 @@ impl Cluster {
             budgets: BTreeMap::new(),
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
             window_bytes: 10 << 20,
+            heartbeat_ms: 500,
             verifier,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         };
@@ -334,6 +337,7 @@ impl Cluster {
             config: BrokerConfig {
                 file: self.file.clone(),
                 replica_fetch_response_max_bytes: self.window_bytes,
+                broker_heartbeat_interval_ms: self.heartbeat_ms,
                 ..config(id, self.starts, port)
             },
             clock: Arc::new(SystemClock::new()),
@@ -421,6 +425,31 @@ impl Cluster {
             eventually("the topic is known", || broker.image().partition(id).map(|_| ())).await;
         }
         id
+    }
+
+    /// A topic of so many partitions without replicas beyond the first, spread over the brokers.
+    pub(crate) fn wide_topic(&self, partitions: i32, configs: &[(&str, &str)]) -> Vec<TopicPartition> {
+        let topic = CreateTopic {
+            name: "wide".to_owned(),
+            partitions,
+            replication_factor: 1,
+            assignments: Vec::new(),
+            configs: configs.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect(),
+        };
+        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+        let ControlResponse::CreateTopics(created) = self.controller.ask(&request) else { panic!("another answer") };
+        let topic_id = created[0].result.as_ref().unwrap().id;
+        (0..partitions).map(|at| TopicPartition { topic_id, partition: PartitionIndex(at) }).collect()
+    }
+
+    /// Waits until a broker leads all of them, and knows it.
+    pub(crate) async fn wait_leads(&self, broker: i32, all: &[TopicPartition]) {
+        eventually("the broker leads them", || {
+            let led = self.broker(broker).metrics().partitions;
+            let led: std::collections::BTreeSet<_> = led.iter().filter(|p| p.leads).map(|p| p.partition).collect();
+            all.iter().all(|id| led.contains(id)).then_some(())
+        })
+        .await;
     }
 
     pub(crate) fn isr(&self, id: TopicPartition) -> Vec<i32> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use storage::disk::{Crash, DirEntry, Disk, DiskFile, MemDisk, OpenMode};
+use storage::disk::{Crash, DirEntry, Disk, DiskFile, MemDisk, OpenMode, SharedSync};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -90,5 +90,9 @@ impl Disk for Mounts {
         let inside = self.mounts.iter().filter(|(root, _)| root.parent() == Some(dir));
         inside.into_iter().try_for_each(|(_, mount)| mount.disk.sync_dir(dir))?;
         self.of(dir).map_or(Ok(()), |disk| disk.sync_dir(dir))
+    }
+
+    fn shared_sync(&self, dir: &Path) -> Option<Arc<dyn SharedSync>> {
+        self.of(dir).ok()?.shared_sync(dir)
     }
 }

@@ -315,3 +315,37 @@ async fn the_recovery_point_follows_the_log_so_that_a_start_after_a_kill_scans_l
         wait(broker, "t", 2).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_leaderless_partitions_than_a_heartbeat_names_are_led_before_the_next_one_is_due() {
+    // R35: each heartbeat asks for a thousand of them
+    let mut cluster = Cluster::start(1, 1).await;
+    let all = cluster.wide_topic(2_100, &[]);
+    cluster.wait_leads(1, &all).await;
+    cluster.kill(1, Crash::KeepAll).await;
+    cluster.heartbeat_ms = 60_000;
+    cluster.start_broker(1).await;
+    cluster.wait_leads(1, &all).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_partitions_that_are_synced_at_once_lose_nothing_that_was_acknowledged() {
+    // R18, R30: sync before ack
+    let mut cluster = Cluster::start(1, 1).await;
+    let all = cluster.wide_topic(100, &[("flush.messages", "1")]);
+    cluster.wait_leads(1, &all).await;
+    for round in 0..3 {
+        let produced: Vec<_> =
+            all.iter().map(|id| begin_produce(cluster.broker(1), *id, Acks::All, batch(&["a"]))).collect();
+        for answer in produced {
+            let produced = soon("a produce to be answered", answer).await;
+            assert_eq!((produced.error, produced.base_offset.0), (ErrorCode::None, round));
+        }
+        cluster.kill(1, Crash::LoseUnsynced).await;
+        cluster.start_broker(1).await;
+        cluster.wait_leads(1, &all).await;
+        for id in &all {
+            assert_eq!(cluster.log_end(1, *id), round + 1);
+        }
+    }
+}

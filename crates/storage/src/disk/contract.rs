@@ -237,3 +237,24 @@ fn what_lies_over_a_disk_shows_its_own_changes_and_leaves_the_disk_as_it_was() {
         assert_eq!(content(&mem, Path::new(name)), bytes);
     }
 }
+
+#[test]
+fn a_sync_of_all_is_there_for_disks_that_lose_nothing_by_it() {
+    on_each_disk(|disk, dir| {
+        let Some(shared) = disk.shared_sync(dir) else { return };
+        disk.create_dir_all(&dir.join("new")).unwrap();
+        let file = disk.open(&dir.join("new/file"), OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(b"abc")], 0).unwrap();
+        assert!(shared.is_worth(usize::MAX), "so much dirty data that it costs more than syncs of all files there are");
+        shared.sync_all().unwrap();
+        assert_eq!(content(disk, &dir.join("new/file")), b"abc");
+    });
+    let mem = MemDisk::new();
+    mem.create_dir_all(Path::new("/mem/new")).unwrap();
+    let file = mem.open(Path::new("/mem/new/file"), OpenMode::Create).unwrap();
+    write_all_at(&*file, &mut [IoSlice::new(b"abc")], 0).unwrap();
+    mem.shared_sync(Path::new("/mem")).unwrap().sync_all().unwrap();
+    write_all_at(&*file, &mut [IoSlice::new(b"def")], 3).unwrap();
+    mem.crash(Crash::LoseUnsynced);
+    assert_eq!(content(&mem, Path::new("/mem/new/file")), b"abc");
+}

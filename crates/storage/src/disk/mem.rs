@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use model::Time;
 
-use super::{DirEntry, Disk, DiskFile, OpenMode};
+use super::{DirEntry, Disk, DiskFile, OpenMode, SharedSync};
 
 /// What of the changes that were not synced reaches the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +37,7 @@ pub enum Call {
     Write,
     SyncData,
     SyncDir,
+    SyncAll,
     Truncate,
     Rename,
     Remove,
@@ -51,6 +52,8 @@ pub enum FaultKind {
     Enospc,
     /// Only so many bytes are written; the call succeeds.
     ShortWrite(usize),
+    /// A sync says that it is done, and nothing is.
+    Lie,
 }
 
 /// How often the disk was called.
@@ -62,6 +65,7 @@ pub struct Counters {
     pub writes: u64,
     pub data_syncs: u64,
     pub dir_syncs: u64,
+    pub all_syncs: u64,
     /// Files open now.
     pub open_now: u64,
     /// The most files that were open at once.
@@ -306,10 +310,16 @@ impl State {
     }
 
     fn check(&mut self, call: Call) -> io::Result<()> {
+        self.check_sync(call).map(drop)
+    }
+
+    /// Whether the sync is to be done.
+    fn check_sync(&mut self, call: Call) -> io::Result<bool> {
         match self.fault(call) {
             Some(FaultKind::Eio) => Err(io::Error::from_raw_os_error(5)),
             Some(FaultKind::Enospc) => Err(io::Error::from_raw_os_error(28)),
-            Some(FaultKind::ShortWrite(_)) | None => Ok(()),
+            Some(FaultKind::Lie) => Ok(false),
+            Some(FaultKind::ShortWrite(_)) | None => Ok(true),
         }
     }
 
@@ -547,8 +557,28 @@ impl Disk for MemDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.counters.dir_syncs += 1;
-        state.check(Call::SyncDir)?;
-        state.settle(|change| change.is_name_in(dir));
+        if state.check_sync(Call::SyncDir)? {
+            state.settle(|change| change.is_name_in(dir));
+        }
+        Ok(())
+    }
+
+    fn shared_sync(&self, _dir: &Path) -> Option<Arc<dyn SharedSync>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl SharedSync for MemDisk {
+    fn is_worth(&self, _files: usize) -> bool {
+        true
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.counters.all_syncs += 1;
+        if state.check_sync(Call::SyncAll)? {
+            state.settle(|_| true);
+        }
         Ok(())
     }
 }
@@ -587,7 +617,7 @@ impl DiskFile for MemFile {
             Some(FaultKind::Eio) => return Err(io::Error::from_raw_os_error(5)),
             Some(FaultKind::Enospc) => return Err(io::Error::from_raw_os_error(28)),
             Some(FaultKind::ShortWrite(length)) => bytes.truncate(length),
-            None => {}
+            Some(FaultKind::Lie) | None => {}
         }
         let end = state.room(self.inode, position + bytes.len() as u64);
         if end <= position && !bytes.is_empty() {
@@ -603,8 +633,9 @@ impl DiskFile for MemFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state()?;
         state.counters.data_syncs += 1;
-        state.check(Call::SyncData)?;
-        state.settle(|change| change.is_content_of(self.inode));
+        if state.check_sync(Call::SyncData)? {
+            state.settle(|change| change.is_content_of(self.inode));
+        }
         Ok(())
     }
 

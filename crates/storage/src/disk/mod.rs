@@ -5,7 +5,7 @@
 //! another for itself. All pass the same contract suite.
 //!
 //! Invariant (`R31`): a name is durable after [`Disk::sync_dir`] of its directory, content after
-//! [`DiskFile::sync_data`]; nothing else is promised.
+//! [`DiskFile::sync_data`], both after [`SharedSync::sync_all`]; nothing else is promised.
 
 mod mem;
 mod overlay;
@@ -89,6 +89,22 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// As the system gives them.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// A sync of the whole file system that `dir` is on, or None where there is none that can be relied on: then files are
+    /// synced one by one. It tells of what is written from now on.
+    fn shared_sync(&self, _dir: &Path) -> Option<Arc<dyn SharedSync>> {
+        None
+    }
+}
+
+/// A sync of all files of a file system in one call. One call at a time: an error is told to one of several.
+pub trait SharedSync: Debug + Send + Sync {
+    /// Whether it costs no more than the syncs of so many files: little else is dirty.
+    fn is_worth(&self, files: usize) -> bool;
+    /// Makes durable what was written before the call: content, sizes and names.
+    ///
+    /// # Errors
+    /// As the system gives them, also of other files; the caller never tries again (`R30`).
+    fn sync_all(&self) -> io::Result<()>;
 }
 
 /// An open file; positions are given with each call.

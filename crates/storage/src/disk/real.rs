@@ -10,14 +10,26 @@ use std::time::SystemTime;
 use model::Time;
 use rustix::fs::FallocateFlags;
 
-use super::{DirEntry, Disk, DiskFile, OpenMode};
+use super::{DirEntry, Disk, DiskFile, OpenMode, SharedSync};
 
 /// How many slices one pwritev takes (Linux's UIO_MAXIOV).
 const SLICES_MAX: usize = 1024;
 
+/// File systems whose syncfs makes all durable and tells every error (statfs's `f_type`): ext4 and XFS.
+const SYNCFS_RELIABLE: [u64; 2] = [0xef53, 0x5846_5342];
+/// The first kernel whose syncfs tells the errors of write-back.
+const SYNCFS_TELLS_ERRORS: (u32, u32) = (5, 8);
+/// A sync of all is worth it with at most so much dirty data of others for each file that is to be synced: about what one
+/// fdatasync costs.
+const DIRTY_KIB_PER_FILE: u64 = 64;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct RealDisk;
+
+/// The directory, opened before anything is written in it: errors are told from then on, once for each opened file.
+#[derive(Debug)]
+struct RealSharedSync(File);
 
 #[derive(Debug)]
 struct RealFile(File);
@@ -70,6 +82,36 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn shared_sync(&self, dir: &Path) -> Option<Arc<dyn SharedSync>> {
+        let dir = File::open(dir).ok()?;
+        let kind = u64::try_from(rustix::fs::fstatfs(&dir).ok()?.f_type).ok()?;
+        let reliable = SYNCFS_RELIABLE.contains(&kind) && kernel()? >= SYNCFS_TELLS_ERRORS;
+        reliable.then(|| Arc::new(RealSharedSync(dir)) as _)
+    }
+}
+
+/// The kernel's version.
+fn kernel() -> Option<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+impl SharedSync for RealSharedSync {
+    fn is_worth(&self, files: usize) -> bool {
+        // Of the whole machine: a directory's own is not told. Where it cannot be read, it may be any amount.
+        let Ok(text) = fs::read_to_string("/proc/meminfo") else { return false };
+        let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+        let waiting =
+            ["Dirty:", "Writeback:"].map(|name| text.lines().find(|line| line.starts_with(name)).and_then(kib));
+        let allowed = DIRTY_KIB_PER_FILE.saturating_mul(u64::try_from(files).unwrap_or(u64::MAX));
+        matches!(waiting, [Some(dirty), Some(writeback)] if dirty.saturating_add(writeback) <= allowed)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
     }
 }
 

@@ -223,7 +223,7 @@ impl Log {
         self.segments.clear();
         self.indexer = None;
         if recovery.distrusted {
-            self.segments.extend(bases.first().map(|base| Segment::new(&self.env, *base, 0)));
+            self.segments.extend(bases.first().map(|base| Segment::found(&self.env, *base)));
             return Ok((!bases.is_empty()).then_some(Bad { segment: 0, position: 0 }));
         }
         let first = bases.partition_point(|base| *base <= recovery.recovery_point).saturating_sub(1);
@@ -235,7 +235,7 @@ impl Log {
             segment.files(&self.env, &self.dir).close_all();
         }
         for (i, base) in bases.iter().enumerate() {
-            let mut segment = Segment::new(&self.env, *base, 0);
+            let mut segment = Segment::found(&self.env, *base);
             let size = self.file_size(&segment)?;
             if i < first {
                 segment.size = u32::try_from(size).unwrap_or(u32::MAX);

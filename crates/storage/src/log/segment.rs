@@ -35,6 +35,8 @@ pub(super) struct Segment {
     pub(super) aged_from: Option<Time>,
     /// Its `.log` has bytes that no started sync covers.
     pub(super) dirty: bool,
+    /// Its `.log` has bytes of an earlier process, and no sync of the file itself was started since.
+    pub(super) inherited: bool,
     /// It is sealed, and its indexes are not synced yet.
     pub(super) indexes_dirty: bool,
     /// What its `.txnindex` holds.
@@ -77,7 +79,13 @@ impl Segment {
     pub(super) fn new(env: &LogEnv, base: Offset, size: u32) -> Self {
         let key = env.files.keys(FILE_KINDS.len() as u64);
         let (max, first_timestamp, aborted) = (None, None, AbortedFile::NONE);
-        Self { base, size, key, max, first_timestamp, aged_from: None, dirty: false, indexes_dirty: false, aborted }
+        let (aged_from, dirty, inherited, indexes_dirty) = (None, false, false, false);
+        Self { base, size, key, max, first_timestamp, aged_from, dirty, inherited, indexes_dirty, aborted }
+    }
+
+    /// One whose files an earlier process left; how much of it is sound is not known yet.
+    pub(super) fn found(env: &LogEnv, base: Offset) -> Self {
+        Self { inherited: true, ..Self::new(env, base, 0) }
     }
 
     pub(super) fn files(&self, env: &LogEnv, dir: &Arc<Path>) -> SegmentFiles {

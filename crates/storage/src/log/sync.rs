@@ -26,6 +26,8 @@ pub struct SyncTicket {
     env: LogEnv,
     dir: Arc<Path>,
     logs: Vec<(SegmentFiles, Arc<dyn DiskFile>)>,
+    /// Of these, those that an earlier process wrote to: whether that reached the disk only their own syncs tell.
+    inherited: Vec<Arc<dyn DiskFile>>,
     indexes: Vec<Arc<dyn DiskFile>>,
     names: Names,
 }
@@ -62,6 +64,7 @@ impl Log {
             env: self.env.clone(),
             dir: Arc::clone(&self.dir),
             logs: Vec::new(),
+            inherited: Vec::new(),
             indexes: Vec::new(),
             names: self.names,
         };
@@ -74,6 +77,9 @@ impl Log {
             }
             if std::mem::take(&mut segment.dirty) {
                 let log = files.open(FileKind::Log).map_err(&failed)?;
+                if std::mem::take(&mut segment.inherited) {
+                    ticket.inherited.push(Arc::clone(&log));
+                }
                 ticket.logs.push((files, log));
             }
         }
@@ -131,6 +137,42 @@ impl SyncTicket {
         }
         let result = self.sync().map_err(|e| LogError::fatal(&self.env.health, &self.dir, "cannot sync a file in", &e));
         SyncDone { result }
+    }
+
+    /// What the logs of a directory share.
+    pub(crate) fn env(&self) -> &LogEnv {
+        &self.env
+    }
+
+    /// Syncs all files and names of these tickets, which are of one directory, by `sync_all` of their file system. Blocks.
+    pub(crate) fn run_together(tickets: &[SyncTicket], sync_all: impl FnOnce() -> io::Result<()>) -> Vec<SyncDone> {
+        let Some(first) = tickets.first() else { return Vec::new() };
+        let health = &first.env.health;
+        let synced = match health.failure() {
+            Some(_) => Ok(()),
+            None => sync_all().and_then(|()| tickets.iter().try_for_each(|ticket| ticket.sync_inherited())),
+        };
+        // A file system that went read-only after an error has nothing to sync, and says that this went well; a single
+        // file's sync says what happened (`R30`).
+        let witness = || tickets.iter().find_map(|ticket| ticket.any_file()).map_or(Ok(()), |file| file.sync_data());
+        if health.failure().is_none()
+            && let Err(error) = synced.and_then(|()| witness())
+        {
+            drop(LogError::fatal(health, &first.dir, "cannot sync files with that in", &error));
+        }
+        let outcome = || match health.failure() {
+            Some(reason) => Err(LogError::DirectoryOffline(reason.to_owned())),
+            None => Ok(()),
+        };
+        tickets.iter().map(|_| SyncDone { result: outcome() }).collect()
+    }
+
+    fn sync_inherited(&self) -> io::Result<()> {
+        self.inherited.iter().try_for_each(|log| log.sync_data())
+    }
+
+    fn any_file(&self) -> Option<&dyn DiskFile> {
+        self.logs.first().map(|(_, log)| log).or(self.indexes.first()).map(|file| &**file)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -193,6 +193,7 @@ fn a_disk_that_fails_at_any_call_loses_nothing_that_was_synced_and_serves_nothin
                 FaultKind::Eio => true,
                 FaultKind::ShortWrite(_) => call == Call::Write,
                 FaultKind::Enospc => matches!(call, Call::Open | Call::Write | Call::Rename),
+                FaultKind::Lie => false,
             };
             if !sensible {
                 continue;
