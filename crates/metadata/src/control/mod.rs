@@ -205,20 +205,20 @@ impl ClusterControl {
         let before = leader(&self.image);
         if let MetadataRecord::RemoveTopic { id } = record {
             self.leaderless.retain(|partition| partition.topic_id != *id);
+            self.soft.recoveries.retain(|partition, _| partition.topic_id != *id);
         }
         self.image.apply(record);
         let after = leader(&self.image);
         if let Some(id) = touched {
             if after == Some(BrokerId::NONE) {
-                self.leaderless.insert(id)
+                self.leaderless.insert(id);
             } else {
-                self.leaderless.remove(&id)
-            };
+                // This one only: with each of a hundred thousand a look at all takes minutes.
+                self.leaderless.remove(&id);
+                self.soft.recoveries.remove(&id);
+            }
         }
         self.soft.replayed(record, &self.image, before, after);
-        if touched.is_some() || matches!(record, MetadataRecord::RemoveTopic { .. }) {
-            self.soft.recoveries.retain(|id, _| self.leaderless.contains(id));
-        }
     }
 
     /// Decides what is due by the time alone: sessions that expired (`R9`), recoveries that waited long enough (`R35`),
