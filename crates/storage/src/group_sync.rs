@@ -1,16 +1,19 @@
 //! Group commit: the syncs that are asked for at once in one log directory, as one decision.
 //!
-//! A ticket stands in its directory's line until a thread of the disk pool comes for it. Each thread takes one, and syncs its
-//! files: syncs of different logs overlap, and each log is acknowledged as its own completes. Where [`SHARED_MIN`] or more
-//! stand there by then, one thread takes them all, and one sync of the file system covers them, if the disk has such a sync
-//! and says that it is worth it; who comes meanwhile waits for the next one, or, with few others, goes alone.
+//! A ticket stands in its directory's line until a thread of the disk pool comes for it. A thread takes one, and syncs its
+//! files: syncs of different logs overlap, and each log is acknowledged as its own completes. At most [`ALONE_MAX`] go alone
+//! at once, so that those who come meanwhile gather; where [`SHARED_MIN`] or more have, one thread takes them all, and one
+//! sync of the file system covers them, if the disk has such a sync and says that it is worth it. Where it has none, or says
+//! that it is not, all go alone.
 //!
 //! Invariants: a ticket is answered by a sync that began after it was taken out of the line, and all that it covers was
 //! written before it came there. One shared sync of a directory at a time: an error is told once by the system. Any error
-//! takes the directory offline, all whom the sync was for hear of it, and it is never tried again (`R30`).
+//! takes the directory offline, all whom the sync was for hear of it, and it is never tried again (`R30`). While somebody
+//! stands in the line, a thread is at work for it: who goes away leaves it to one that is.
 
 use std::collections::VecDeque;
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -20,7 +23,9 @@ use crate::log::{SyncDone, SyncTicket};
 use crate::pool::DiskPool;
 
 /// From so many logs on they are synced together: as many syncs of single files, some at a time, take longer.
-pub(crate) const SHARED_MIN: usize = 16;
+pub(crate) const SHARED_MIN: usize = 8;
+/// So many are synced each by itself at once, where a sync of all is to be had.
+pub(crate) const ALONE_MAX: usize = 4;
 
 /// The line of one log directory. See the module.
 #[derive(Debug, Default)]
@@ -35,8 +40,10 @@ struct Line {
     /// The number of the next ticket.
     next: u64,
     shared_runs: bool,
-    /// Jobs that went away because a shared sync runs, and what they came for still waits.
-    put_off: usize,
+    /// How many are being synced alone.
+    alone: usize,
+    /// A job went away although what it came for still waits: who is at work goes on until nobody does.
+    left: bool,
     /// Tickets below this go alone: a shared sync of them was found not to be worth it.
     alone_below: u64,
 }
@@ -70,16 +77,15 @@ impl GroupSync {
         (number, answered)
     }
 
-    /// Syncs until the ticket of this number has been taken, by whomever.
+    /// Syncs until the ticket of this number has been taken, by whomever, and nobody waits who was left to this thread.
     fn serve(self: &Arc<Self>, number: u64, pool: &DiskPool) {
         loop {
             match self.take(number) {
                 Turn::Nothing => return,
-                // Who went away wants no answer.
-                Turn::One(waiting) => drop(waiting.answer.send(waiting.ticket.run())),
+                Turn::One(waiting) => self.sync_alone(waiting),
                 Turn::All(waiting) => {
                     self.sync_all(waiting);
-                    return self.end_shared(pool);
+                    self.end_shared(pool);
                 }
             }
         }
@@ -87,22 +93,36 @@ impl GroupSync {
 
     fn take(&self, number: u64) -> Turn {
         let mut line = self.line();
-        let Some(first) = line.waiting.front().map(|first| first.number).filter(|first| *first <= number) else {
+        let Some(first) = line.waiting.front().map(|first| first.number) else {
+            line.left = false;
             return Turn::Nothing;
         };
+        if first > number && !line.left {
+            return Turn::Nothing;
+        }
         let waiting = line.waiting.len();
-        if let Some(shared) = self.shared.as_ref().filter(|_| waiting >= SHARED_MIN && first >= line.alone_below) {
-            if line.shared_runs {
-                line.put_off += 1;
+        if let Some(shared) = self.shared.as_ref().filter(|_| first >= line.alone_below) {
+            let gather = if waiting < SHARED_MIN { line.alone >= ALONE_MAX } else { line.shared_runs };
+            if gather {
+                line.left = true;
                 return Turn::Nothing;
             }
-            if shared.is_worth(waiting) {
-                line.shared_runs = true;
-                return Turn::All(line.waiting.drain(..).collect());
+            if waiting >= SHARED_MIN {
+                if shared.is_worth(waiting) {
+                    line.shared_runs = true;
+                    return Turn::All(line.waiting.drain(..).collect());
+                }
+                line.alone_below = line.next;
             }
-            line.alone_below = line.next;
         }
+        line.alone += 1;
         line.waiting.pop_front().map_or(Turn::Nothing, Turn::One)
+    }
+
+    fn sync_alone(&self, waiting: Waiting) {
+        // Who went away wants no answer.
+        drop(waiting.answer.send(waiting.ticket.run()));
+        self.line().alone -= 1;
     }
 
     /// One sync for all of them.
@@ -116,14 +136,14 @@ impl GroupSync {
         answers.into_iter().zip(done).for_each(|(answer, done)| drop(answer.send(done)));
     }
 
-    /// Those who were put off come again; each of them stays until the line of now is served.
+    /// Those who were left to this thread may go alone now, some at once.
     fn end_shared(self: &Arc<Self>, pool: &DiskPool) {
         let mut line = self.line();
         line.shared_runs = false;
-        let again = std::mem::take(&mut line.put_off).min(line.waiting.len()).min(SHARED_MIN);
+        let helpers = if line.left { line.waiting.len().min(ALONE_MAX) } else { 0 };
         let last = line.next;
         drop(line);
-        for _ in 0..again {
+        for _ in 0..helpers {
             let (group, job_pool) = (Arc::clone(self), pool.clone());
             pool.add(move || group.serve(last, &job_pool));
         }
@@ -143,8 +163,14 @@ impl SyncTicket {
         let group = Arc::clone(&self.env().group);
         let (number, answered) = group.join(self);
         let job_pool = pool.clone();
-        pool.run(move || group.serve(number, &job_pool)).await;
-        answered.await.expect("who takes a ticket answers it")
+        let mut served = pin!(pool.run(move || group.serve(number, &job_pool)));
+        let mut answer = pin!(async { answered.await.expect("who takes a ticket answers it") });
+        // The thread may go on for others after this one is answered.
+        tokio::select! {
+            biased;
+            done = &mut answer => done,
+            () = &mut served => answer.await,
+        }
     }
 }
 

@@ -159,7 +159,7 @@ fn few_logs_are_synced_each_by_itself() {
         logs.sync();
         let after = logs.disk.counters();
         assert_eq!(after.all_syncs, 0);
-        assert!(after.data_syncs - before.data_syncs >= 15);
+        assert!(after.data_syncs - before.data_syncs >= SHARED_MIN as u64 - 1);
         assert_eq!(logs.lost(), 0);
     }
 }
@@ -291,6 +291,36 @@ fn who_was_put_off_is_served_also_if_few_are_left() {
         assert!(answered.try_recv().is_ok(), "each alone");
     }
     assert_eq!(logs.disk.counters().all_syncs, 1);
+}
+
+#[test]
+fn few_at_once_go_alone_and_leave_those_who_come_meanwhile_to_the_first_that_is_done() {
+    let (mut logs, _, enters, _lets_go) = held(ALONE_MAX + SHARED_MIN - 1, true);
+    logs.append();
+    let (pool, group) = (DiskPool::inline(), Arc::clone(&logs.env.group));
+    let (mut running, mut all) = (Vec::new(), Vec::new());
+    for (at, ticket) in logs.tickets().into_iter().enumerate() {
+        let (number, answered) = group.join(ticket);
+        if at < ALONE_MAX {
+            let Turn::One(waiting) = group.take(number) else { panic!("nobody else is there") };
+            running.push(waiting);
+        } else {
+            group.serve(number, &pool);
+            assert_eq!(group.line().waiting.len(), at + 1 - ALONE_MAX, "it waits");
+        }
+        all.push(answered);
+    }
+    group.sync_alone(running.remove(0));
+    group.serve(0, &pool);
+    assert!(all[0].try_recv().is_ok());
+    for answered in &mut all[ALONE_MAX..] {
+        assert!(answered.try_recv().is_ok());
+    }
+    for waiting in running {
+        group.sync_alone(waiting);
+    }
+    assert_eq!((group.line().alone, group.line().left), (0, false));
+    assert!(enters.try_recv().is_err(), "no sync of all");
 }
 
 #[test]
