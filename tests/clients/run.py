@@ -22,6 +22,10 @@ def librdkafka():
     return [installs.python('confluent-kafka==2.16.1'), HERE / 'librdkafka.py']
 
 
+def storage():
+    return [installs.python('confluent-kafka==2.16.1'), HERE / 'storage.py']
+
+
 def java():
     jars, classes = installs.kafka_class_path(), installs.CACHE / 'java-classes'
     classes.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def hostile():
 
 
 # Name, preparation, seconds that the suite may take once it is prepared. Hostile last: it must not disturb what follows.
-SUITES = [('librdkafka', librdkafka, 240), ('java', java, 180), ('tools', tools, 180),
+SUITES = [('librdkafka', librdkafka, 240), ('storage', storage, 300), ('java', java, 180), ('tools', tools, 180),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120),
           ('next-groups', next_groups, 300), ('chains', chains, 200), ('hostile', hostile, 120)]

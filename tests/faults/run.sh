@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Faults over real processes under a verifying load; prints a table, fails on any anomaly, keeps histories of failures.
 #   run.sh [SCENARIO...]   kill_leader kill_follower kill_controller kill_in_turn kill_all pause_leader restart_all rolling_restart
-#                       kill_two kill_at_start wipe_node corrupt_log lose_replicas noise_in_image recreate_topic chaos
+#                       kill_two kill_at_start wipe_node corrupt_log lose_replicas noise_in_image recreate_topic
+#                       directory_fails (root, loop devices, FUSE: else it is skipped, and says so) chaos
 # Starts three `ottla server` processes of its own ($OTTLA, default target/release/ottla). See lib/cluster.py for running the
 # same against another cluster. What is installed and kept is in $OTTLA_TEST_CACHE (default target/test-cache).
 set -euo pipefail

@@ -308,6 +308,18 @@ class OttlaCluster(ProcessCluster):
         return [ottla_binary(), 'server', '--config', str(self.directory / f'node-{node}' / 'server.properties'), *self.overrides]
 
 
+class TwoDirectories(OttlaCluster):
+    """Nodes of which each has a second log directory, `data-2`."""
+
+    def lay_out(self, base):
+        super().lay_out(base)
+        for node in self.nodes:
+            file = self.directory / f'node-{node}' / 'server.properties'
+            lines = [f'{line},{line.removeprefix("log.dirs=")}-2' if line.startswith('log.dirs=') else line
+                     for line in file.read_text().splitlines()]
+            file.write_text('\n'.join(lines) + '\n')
+
+
 class KafkaPeer(Cluster):
     """A cluster of somebody else's processes, described by the environment: FAULTS_BOOTSTRAP (one address a node),
     FAULTS_START (a command), FAULTS_PIDFILE and FAULTS_DATA (paths); `{node}` stands for the node's number."""

@@ -6,10 +6,12 @@ two flushes a disk may keep, lose, or tear at any sector each write, in any comb
 disks in the same instant, into images of a next generation. Nothing else is kept: the page cache above is as lost as in a
 real cut, because only what reached the device is here. After a cut the old disks take writes and forget them.
 
-This is stricter than a copy of the backing file of a loop device, which would always keep every write that the device was
-given. It does not model: a disk that lies about flushes, and sectors that go bad.
+A disk can also go bad: it then answers every read, write and flush with EIO, until it is mended.
 
-Commands on standard input, one JSON object a line, answered by one line: {"make": [names], "bytes": n}, {"cut": seed}.
+This is stricter than a copy of the backing file of a loop device, which would always keep every write that the device was
+given. It does not model: a disk that lies about flushes, and single sectors that go bad.
+
+Commands on standard input, one JSON object a line, answered by one line: {"make": [names], "bytes": n}, {"cut": seed}, {"bad": name}, {"mend": name}.
 """
 import ctypes
 import errno
@@ -33,7 +35,7 @@ class Disk:
     """The bytes of one disk, and what of them no flush has covered yet."""
 
     def __init__(self, path, size):
-        self.size, self.touched, self.volatile, self.dead = size, set(), [], False
+        self.size, self.touched, self.volatile, self.dead, self.bad = size, set(), [], False, False
         with open(path, 'w+b') as f:
             f.truncate(size)
             self.bytes = mmap.mmap(f.fileno(), size)
@@ -110,6 +112,10 @@ class Device:
             self.add(name, after)
         return {'at': at, 'kept': kept[0], 'torn': kept[1], 'lost': kept[2], 'files': self.paths()}
 
+    def turn(self, name, bad):
+        self.files[self.current[name]][1].bad = bad
+        return {}
+
     def add(self, name, disk):
         self.current[name] = len(self.files)
         self.files.append((f'{name}.{self.generation}', disk))
@@ -146,6 +152,8 @@ class Device:
             return struct.pack('<QII', 3600, 0, 0) + self.attributes(node)
         if opcode in (OPEN, OPENDIR):
             return struct.pack('<QII', node, DIRECT_IO if opcode == OPEN else 0, 0)
+        if opcode in (READ, WRITE, FSYNC) and self.files[node - 2][1].bad:
+            return -errno.EIO
         if opcode == READ:
             _, offset, size = struct.unpack_from('<QQI', body)
             return self.files[node - 2][1].bytes[offset:offset + size]
@@ -164,6 +172,13 @@ class Device:
         if opcode in (FLUSH, READDIR, RELEASEDIR, FSYNCDIR, DESTROY):
             return b''
         return -errno.EOPNOTSUPP if opcode == FALLOCATE else -errno.ENOSYS
+
+    def told(self, command):
+        if 'cut' in command:
+            return self.cut(command['cut'])
+        if 'make' in command:
+            return self.make(command['make'], command['bytes'])
+        return self.turn(command.get('bad') or command['mend'], 'bad' in command)
 
     def serve(self):
         """One thing after the other: a cut falls between two requests, for all disks at once."""
@@ -185,9 +200,7 @@ class Device:
                     line = sys.stdin.readline()
                     if not line:
                         return
-                    command = json.loads(line)
-                    done = self.cut(command['cut']) if 'cut' in command else self.make(command['make'], command['bytes'])
-                    print(json.dumps(done), flush=True)
+                    print(json.dumps(self.told(json.loads(line))), flush=True)
 
 
 if __name__ == '__main__':

@@ -21,7 +21,6 @@ A round is a function of its seed but for the timing of threads. The tally goes 
 `target/test-cache/powercut/next` keeps the next seed, so that a further run goes on where this one ended.
 """
 import argparse
-import json
 import os
 import pathlib
 import random
@@ -34,10 +33,11 @@ import time
 import traceback
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / 'lib'))
+sys.path[:0] = [str(HERE.parent / 'lib'), str(HERE)]
 import cluster as clusters  # noqa: E402
 import installs  # noqa: E402
 import wire  # noqa: E402
+from disks import Devices  # noqa: E402
 from checks import eventually  # noqa: E402
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition  # noqa: E402
@@ -49,40 +49,6 @@ PARTITIONS = 3
 PAGE_CACHE_SECONDS = 10
 # Mode: its config, and how long before the cut an acknowledgement must have come for its record to be promised.
 MODES = {'sync-before-ack': ({'flush.messages': '1'}, 0.0), 'interval': ({'flush.ms': '100'}, 1.0), 'page-cache': ({}, PAGE_CACHE_SECONDS)}
-
-
-class Devices:
-    """The process of device.py, and the loop devices over its files."""
-
-    def __init__(self, home):
-        self.home, self.loops = home, {}
-        self.process = subprocess.Popen([sys.executable, HERE / 'device.py', home], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, command):
-        self.process.stdin.write(json.dumps(command) + '\n')
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError('device.py has ended')
-        return json.loads(line)
-
-    def attach(self, name, file, mount):
-        loop = subprocess.run(['losetup', '-f', '--show', file], check=True, capture_output=True, text=True).stdout.strip()
-        self.loops[name] = (loop, mount)
-        return loop
-
-    def detach(self, name):
-        loop, mount = self.loops.pop(name)
-        subprocess.run(['umount', mount], check=True)
-        subprocess.run(['losetup', '-d', loop], check=True)
-
-    def close(self):
-        for name, (loop, mount) in list(self.loops.items()):
-            subprocess.run(['umount', '-l', mount], check=False)
-            subprocess.run(['losetup', '-d', loop], check=False)
-        self.process.stdin.close()
-        self.process.wait(10)
-        subprocess.run(['umount', '-l', self.home / 'disks'], check=False)
 
 
 class CutCluster(clusters.OttlaCluster):

@@ -560,6 +560,24 @@ pub fn cordoned_log_dirs(image: &MetadataImage, broker_id: BrokerId, file: &Stat
     resolved.and_then(|resolved| resolved.value).map(|value| list(&value)).unwrap_or_default()
 }
 
+/// Whether a value of `cordoned.log.dirs` names directories of a broker that has these, or `*` alone.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn check_cordoned(value: &str, log_dirs: &[String]) -> Result<(), String> {
+    let named = list(value);
+    if named.len() > 1 && named.iter().any(|each| each == "*") {
+        return Err("cordoned.log.dirs: * stands for all log directories, and no other may stand beside it".to_owned());
+    }
+    match named.iter().find(|each| *each != "*" && !log_dirs.contains(each)) {
+        Some(other) => {
+            let all = log_dirs.join(",");
+            Err(format!("cordoned.log.dirs: {other} is none of this broker's log directories, which are {all}"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The configs of the log cleaner, on one broker: `log.cleaner.*`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[expect(missing_docs, reason = "the fields are Kafka's broker configs of the same name")]

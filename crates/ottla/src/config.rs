@@ -191,6 +191,10 @@ impl NodeConfig {
                 voter.port
             );
         }
+        if let Some(cordoned) = self.given.get("cordoned.log.dirs").filter(|_| self.is_broker) {
+            let log_dirs: Vec<String> = self.log_dirs.iter().map(|dir| dir.display().to_string()).collect();
+            configs::check_cordoned(cordoned, &log_dirs).map_err(anyhow::Error::msg)?;
+        }
         if self.is_broker {
             ensure!(has(INTERNAL), "process.roles has broker, but listeners has no INTERNAL://host:port");
             ensure!(
@@ -388,6 +392,17 @@ mod tests {
     fn a_relative_directory_is_one_of_the_working_directory() {
         let config = given("log.dirs=data,/other").unwrap();
         assert_eq!(config.log_dirs, [std::env::current_dir().unwrap().join("data"), PathBuf::from("/other")]);
+    }
+
+    #[test]
+    fn only_a_log_directory_can_be_cordoned() {
+        for right in ["/b", "/a,/b", "*"] {
+            given(&format!("log.dirs=/a,/b\ncordoned.log.dirs={right}")).unwrap();
+        }
+        for wrong in ["/c", "/a,*"] {
+            let error = given(&format!("log.dirs=/a,/b\ncordoned.log.dirs={wrong}")).unwrap_err().to_string();
+            assert!(error.contains("cordoned.log.dirs"), "{error}");
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use broker::api::BrokerApi;
 use metadata::control::ConfigResult;
 use metadata::records::ConfigResource;
 
+use crate::call::Call;
 use crate::refusal::Refusal;
 
 /// How long the controller may take: these requests carry no time.
@@ -66,6 +68,11 @@ impl<C> ConfigChanges<C> {
         };
         self.named.into_iter().map(answer).collect()
     }
+}
+
+/// The log directories of this broker as configured, those that are out of use included.
+pub(crate) fn log_dir_paths<B: BrokerApi>(call: &Call<B>) -> Vec<String> {
+    call.broker().describe_log_dirs().into_iter().map(|dir| dir.path).collect()
 }
 
 /// The resources that stand in a request more than once: as in Kafka none of them is changed.

@@ -7,8 +7,8 @@ use protocol::messages::incremental_alter_configs_response::AlterConfigsResource
 use protocol::messages::{IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse};
 
 use crate::call::Call;
-use crate::handlers::config_changes::{ConfigAnswer, ConfigChanges, TIMEOUT_MS};
-use crate::handlers::{ask_controller, group_configs};
+use crate::handlers::config_changes::{ConfigAnswer, ConfigChanges, TIMEOUT_MS, log_dir_paths};
+use crate::handlers::{ask_controller, broker_configs, group_configs};
 use crate::refusal::Refusal;
 
 /// Has the controller change them.
@@ -17,11 +17,13 @@ pub(crate) async fn handle<B: BrokerApi>(
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
     let image = call.image();
+    let (here, log_dirs) = (call.broker().identity().broker_id, || log_dir_paths(&call));
     let asked = request.resources.into_iter().map(|resource| {
         let changes: Result<Vec<_>, _> = resource.configs.into_iter().map(change).collect();
         let changes = changes.and_then(|changes| {
             let (type_code, name) = (resource.resource_type, &resource.resource_name);
             group_configs::check_changes(type_code, name, &changes, &image, &call.shared.file)?;
+            broker_configs::check_changes(type_code, name, &changes, &image, (here, log_dirs))?;
             Ok(changes)
         });
         (resource.resource_type, resource.resource_name, changes)
