@@ -1,5 +1,5 @@
-"""Apache Kafka's own tools: kafka-reassign-partitions and kafka-leader-election as operators use them, and kafka-dump-log on
-the files of a broker that runs on this machine.
+"""Apache Kafka's own tools: kafka-reassign-partitions, kafka-log-dirs and kafka-leader-election as operators use them, and
+kafka-dump-log on the files of a broker that runs on this machine.
 
 KAFKA_CLASS_PATH is what the tools are run from.
 """
@@ -11,6 +11,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'lib'))
+import cluster as clusters  # noqa: E402
 from checks import Suite, addresses, bootstrap, equal, eventually, wait_topic  # noqa: E402
 import wire  # noqa: E402
 from wire import unique  # noqa: E402
@@ -22,10 +23,11 @@ JAVA = ['java', '-Xmx256m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', '-Dlo
 REASSIGN = 'org.apache.kafka.tools.reassign.ReassignPartitionsCommand'
 ELECT = 'org.apache.kafka.tools.LeaderElectionCommand'
 DUMP = 'org.apache.kafka.tools.DumpLogSegments'
+LOG_DIRS = 'org.apache.kafka.tools.LogDirsCommand'
 
 
-def tool(name, *arguments, fails=False):
-    done = subprocess.run([*JAVA, name, '--bootstrap-server', B, *arguments], capture_output=True, text=True, timeout=60)
+def tool(name, *arguments, fails=False, server=B):
+    done = subprocess.run([*JAVA, name, '--bootstrap-server', server, *arguments], capture_output=True, text=True, timeout=60)
     if bool(done.returncode) != fails:
         raise AssertionError(f'{name} {" ".join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}')
     return done.stdout + done.stderr
@@ -139,6 +141,39 @@ def unclean_leader():
     assert 'Valid replica already elected' in out, out
 
 
+def holders(name, broker, server=B):
+    """{log directory: its replicas of a topic}, of one broker and as kafka-log-dirs tells it"""
+    out = tool(LOG_DIRS, '--describe', '--topic-list', name, '--broker-list', str(broker), server=server)
+    described = json.loads(next(line for line in out.splitlines() if line.startswith('{')))
+    return {d['logDir']: d['partitions'] for b in described['brokers'] for d in b['logDirs'] if d['partitions']}
+
+
+@suite.check
+def log_directories():
+    """a plan with log_dirs moves a replica to another log directory, where kafka-log-dirs finds all of it"""
+    cluster = clusters.TwoDirectories(nodes=1)
+    try:
+        server, name = cluster.bootstrap, unique('dirs')
+        equal(wire.create_topic(cluster.addresses[1], name, 1, 1), 0, 'CreateTopics')
+        produce(name, 500, 1_000, 'compression.type=none', server=server)
+        (before, replicas), = holders(name, 1, server).items()
+        size, first = replicas[0]['size'], cluster.data_directory(1) / 'data'
+        assert size > 500_000 and not replicas[0]['isFuture'], replicas
+        target = str(first) if before.endswith('-2') else f'{first}-2'
+        file = written({'version': 1, 'partitions': [
+            {'topic': name, 'partition': 0, 'replicas': [1], 'log_dirs': [target]}]})
+        tool(REASSIGN, '--reassignment-json-file', file, '--execute', server=server)
+        there = lambda: holders(name, 1, server) == {  # noqa: E731
+            target: [{'partition': f'{name}-0', 'size': size, 'offsetLag': 0, 'isFuture': False}]}
+        eventually(there, 'the replica to be in the other directory', 30)
+        out = tool(REASSIGN, '--reassignment-json-file', file, '--verify', server=server)
+        assert 'completed successfully' in out or 'is completed' in out, out
+        assert not (pathlib.Path(before) / f'{name}-0').exists() and (pathlib.Path(target) / f'{name}-0').exists()
+        produce(name, 1, 100, server=server)
+    finally:
+        cluster.close()
+
+
 @suite.check
 def dump_log():
     """kafka-dump-log reads the segments and indexes of a broker: every batch valid, every record there, no mismatch"""
@@ -146,9 +181,7 @@ def dump_log():
     produce(name, 500, 1_000, 'compression.type=none')
     produce(name, 500, 1_000, 'compression.type=lz4')
     leader = partitions(name)[0][0]
-    out = tool('org.apache.kafka.tools.LogDirsCommand', '--describe', '--topic-list', name, '--broker-list', str(leader))
-    described = json.loads(next(line for line in out.splitlines() if line.startswith('{')))
-    directory, = {d['logDir'] for b in described['brokers'] for d in b['logDirs'] if d['partitions']}
+    directory, = holders(name, leader)
     home = pathlib.Path(directory) / f'{name}-0'
     # The indexes of a segment that is written to come to the disk in groups, each whole.
     files = sorted(home.glob('*.log')) + sorted(home.glob('*.index')) + sorted(home.glob('*.timeindex'))
@@ -163,10 +196,10 @@ def dump_log():
     assert 'ismatch' not in out and 'out of order' not in out and 'rror' not in out, out[-2000:]
 
 
-def produce(name, count, size, *properties):
+def produce(name, count, size, *properties, server=B):
     perf = 'org.apache.kafka.tools.ProducerPerformance'
     done = subprocess.run(
-        [*JAVA, perf, '--bootstrap-server', B, '--topic', name, '--num-records', str(count), '--record-size', str(size),
+        [*JAVA, perf, '--bootstrap-server', server, '--topic', name, '--num-records', str(count), '--record-size', str(size),
          '--throughput', '-1', '--command-property', 'acks=all', *properties], capture_output=True, text=True, timeout=60)
     equal(done.returncode, 0, done.stderr)
 

@@ -11,8 +11,8 @@ use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use coordinator::{GroupRequest, GroupResponse};
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{
-    BrokerId, ClusterId, DirectoryId, EpochEnd, ErrorCode, LeaderEpoch, Offset, ProducerEpoch, ProducerId,
-    TopicPartition,
+    BrokerId, ClusterId, DirectoryId, EpochEnd, ErrorCode, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch,
+    ProducerId, TopicPartition,
 };
 
 use crate::budget::Charge;
@@ -261,8 +261,21 @@ pub struct ReplicaOnDisk {
     pub partition: TopicPartition,
     /// Bytes in its segments.
     pub size: u64,
-    /// How far it is behind the high watermark.
+    /// How far it is behind the high watermark; the copy that a move makes: behind the log's end.
     pub offset_lag: i64,
+    /// Whether it is such a copy, on its way to this directory.
+    pub is_future: bool,
+}
+
+/// In which log directory a replica is wanted (AlterReplicaLogDirs).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaLogDir {
+    /// The directory's path, as configured.
+    pub path: String,
+    /// The topic's name: it need not exist yet.
+    pub topic: String,
+    /// Which of its partitions.
+    pub partition: PartitionIndex,
 }
 
 /// A log directory (DescribeLogDirs).
@@ -482,6 +495,9 @@ pub trait BrokerApi: Send + Sync + 'static {
 
     /// The log directories and what is in them.
     fn describe_log_dirs(&self) -> Vec<LogDirDescription>;
+
+    /// Has replicas moved to other log directories, in the background: one answer for each, in order.
+    fn alter_replica_log_dirs(&self, wanted: Vec<ReplicaLogDir>) -> Vec<ErrorCode>;
 
     /// The producers that have state in a partition led here.
     fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription;

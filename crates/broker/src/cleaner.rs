@@ -80,22 +80,27 @@ impl CleanerState {
     }
 }
 
-/// Spreads the bytes of all cleanings over time.
+/// Spreads the bytes of all cleanings, or of all moves, over time.
 #[derive(Debug, Default)]
-struct Throttle {
+pub(crate) struct Throttle {
     /// When what was done so far is paid for, in microseconds of the monotonic clock.
     paid_until: Mutex<u64>,
 }
 
 impl Throttle {
     /// How long to wait after so many bytes.
-    fn pay(&self, now: Time, bytes: u64, bytes_per_second: f64) -> Duration {
+    pub(crate) fn pay(&self, now: Time, bytes: u64, bytes_per_second: f64) -> Duration {
         let now = now.0.saturating_mul(1000);
         let price = Duration::try_from_secs_f64(precise(bytes) / bytes_per_second.max(1.0)).unwrap_or(Duration::MAX);
         let price = u64::try_from(price.as_micros()).unwrap_or(u64::MAX);
         let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
         *paid_until = (*paid_until).max(now).saturating_add(price);
         Duration::from_micros(*paid_until - now)
+    }
+
+    /// What was done so far costs nothing more: the rate is another one.
+    pub(crate) fn forgive(&self) {
+        *self.paid_until.lock().unwrap_or_else(PoisonError::into_inner) = 0;
     }
 }
 
@@ -237,7 +242,7 @@ async fn abandon(context: &Arc<Context>, claim: &Arc<Claim>, cleaning: Box<Clean
 }
 
 /// The bytes of a slice at a rate: a tenth of a second's.
-fn slice(bytes_per_second: f64) -> u64 {
+pub(crate) fn slice(bytes_per_second: f64) -> u64 {
     let tenth = (bytes_per_second / 10.0).clamp(0.0, precise(SLICE_MAX));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and SLICE_MAX")]
     let tenth = tenth as u64;

@@ -26,6 +26,7 @@ use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
 use crate::leaderships::{LeadershipBoard, Leaderships};
+use crate::moves::Moves;
 use crate::partition::{Checkpointed, Partition};
 use crate::throttle::Throttles;
 use crate::timers::Timers;
@@ -75,6 +76,8 @@ pub(crate) struct Context {
     pub(crate) lost: Mutex<BTreeMap<(String, PartitionIndex), Lost>>,
     /// What the checkpoints hold of logs that the metadata has not claimed yet.
     pub(crate) unclaimed: Mutex<Unclaimed>,
+    /// Moves between log directories.
+    pub(crate) moves: Moves,
     /// Replicas that are elsewhere than the metadata says (KIP-858).
     pub(crate) misplaced: Misplaced,
     /// Held while the checkpoints are written.
@@ -145,6 +148,7 @@ impl Context {
             found_lossy: Mutex::default(),
             lost: Mutex::default(),
             unclaimed: Mutex::default(),
+            moves: Moves::default(),
             misplaced: Misplaced::default(),
             checkpoints: Mutex::new(()),
             cleaner: CleanerState::default(),
@@ -298,6 +302,15 @@ impl Context {
             self.failed_replicas.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         }
         self.heartbeat_wanted.notify_one();
+    }
+
+    /// A replica has left a log directory of this broker for another one. What the checkpoints of the old one promise stays
+    /// until those of the new one say so too. Called with the checkpoints' turn held.
+    pub(crate) fn left(&self, partition: &Partition, from: DirectoryId, held: Checkpointed) {
+        let line = (Arc::clone(partition.topic()), held);
+        self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert((partition.id(), from), line);
+        self.moves.left(partition.id(), from);
+        self.flusher.checkpoints_moved();
     }
 
     /// A read found this replica damaged: once the controller has heard that it failed, it is opened anew (`R29`).

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::housekeeping::write_checkpoints;
+use crate::moves;
 use crate::partition::Partition;
 
 /// Between the starts of two rounds over the dirty logs, at least.
@@ -81,11 +82,14 @@ pub(crate) async fn keep_checkpoints(context: Arc<Context>) {
         // Before they are written: what waits from now on is not in them.
         let mut awaited = context.partitions();
         awaited.retain(|partition| partition.awaits_checkpoint());
+        let leaving = context.moves.leaving();
         let written = write_checkpoints(&context).await;
         let is_written = |partition: &&Arc<Partition>| written.contains(&partition.dir().id());
         awaited.iter().filter(is_written).for_each(|partition| partition.checkpoint_written(&context));
         if written.len() < context.dirs.working().count() {
             context.flusher.checkpoints_moved();
+        } else {
+            moves::checkpoints_written(&context, &leaving);
         }
         pause = pause.max(began.elapsed() * CHECKPOINT_SHARE);
     }

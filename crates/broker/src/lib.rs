@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], [`budget`], `context` (what the parts share),
 //! `partition` (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long
-//! polls and acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `directories`, `housekeeping`,
+//! polls and acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `directories`, `moves`, `housekeeping`,
 //! `shards` (coordinators of any kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
@@ -29,6 +29,7 @@ mod lifecycle;
 mod loading;
 mod markers;
 mod metrics;
+mod moves;
 mod node;
 mod offsets;
 mod partition;

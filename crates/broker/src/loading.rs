@@ -17,7 +17,8 @@ use model::{
 use replication::producers::{EndedTransaction, ProducerBatch, ProducerTable};
 use replication::{AckRule, Member, PartitionState, ReplicaConfig};
 use storage::{
-    AbortedTransaction, Checkpoint, DataDirError, Log, LogDir, LogError, OpenHints, PartitionDir, Recovered, Verdict,
+    AbortedTransaction, Checkpoint, DataDirError, FutureDir, Log, LogDir, LogError, OpenHints, PartitionDir, Recovered,
+    Verdict,
 };
 
 use crate::context::{Context, Lost};
@@ -50,6 +51,8 @@ pub(crate) struct Replicas {
     context: Arc<Context>,
     /// The copies of each; one, but for crashes in the middle of a move.
     found: BTreeMap<TopicPartition, Vec<Found>>,
+    /// Copies that an earlier process was making, to move replicas to other directories.
+    futures: BTreeMap<TopicPartition, Vec<(Arc<LogDir>, FutureDir)>>,
     settings: BTreeMap<TopicId, Arc<TopicSettings>>,
 }
 
@@ -64,14 +67,19 @@ impl Replicas {
         let mut lost = promised_in(&surveys);
         let elsewhere = promised_elsewhere(&surveys);
         let mut jobs = tokio::task::JoinSet::new();
-        for Survey { dir, checkpoints, partitions } in surveys {
+        let mut futures: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for Survey { dir, checkpoints, partitions, futures: begun } in surveys {
+            for future in begun {
+                futures.entry(future.id).or_default().push((Arc::clone(&dir), future));
+            }
             let checkpoints = Arc::new(checkpoints);
             for partition in partitions {
                 let key = (partition.topic.clone(), partition.partition);
-                let moved_here = elsewhere.get(&key).copied().unwrap_or(Offset::ZERO);
+                let told = [None, partition.topic_id].map(|topic_id| elsewhere.get(&(key.clone(), topic_id)).copied());
+                let elsewhere = told.into_iter().flatten().fold(Elsewhere::NOTHING, Elsewhere::and);
                 let (pool, dir, checkpoints) = (context.disk_pool.clone(), Arc::clone(&dir), Arc::clone(&checkpoints));
                 jobs.spawn(async move {
-                    pool.run(move || recover_one(dir, &checkpoints, moved_here, &partition, clean)).await
+                    pool.run(move || recover_one(dir, &checkpoints, elsewhere, &partition, clean)).await
                 });
             }
         }
@@ -94,7 +102,7 @@ impl Replicas {
             tracing::error!(topic, %partition, records_below = %promised, "a replica that was here is gone");
         }
         *context.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
-        Ok(Replicas { context: Arc::clone(context), found, settings: BTreeMap::new() })
+        Ok(Replicas { context: Arc::clone(context), found, futures, settings: BTreeMap::new() })
     }
 
     /// Whether all that was here can be told to be here. Else a clean shutdown is no proof of it (`R10`, `R34`).
@@ -159,6 +167,10 @@ impl Replicas {
         // Copies of a replica whose directory is out of use stay: they may be all that there is of it.
         let (image, me) = (self.context.image(), self.context.config.broker_id);
         let placed = |id: &TopicPartition| image.partition(*id).is_some_and(|p| p.replicas.contains(&me));
+        let begun = std::mem::take(&mut self.futures).into_iter();
+        for (dir, future) in begun.filter(|(id, _)| !placed(id)).flat_map(|(_, begun)| begun) {
+            forget(&self.context, dir, future).await;
+        }
         let strays: Vec<TopicPartition> = self.found.keys().copied().filter(|id| !placed(id)).collect();
         if !strays.is_empty() {
             tracing::warn!(count = strays.len(), "deleting replicas that the metadata does not place here");
@@ -180,7 +192,10 @@ impl Replicas {
         let found = match self.claim(id, assigned).await {
             Some(found) => found,
             None => {
-                let dir = self.context.dirs.get(assigned).cloned().or_else(|| directories::choose(&self.context));
+                let preferred = self.context.moves.take_preferred(&topic.name, id.partition);
+                let preferred = preferred.and_then(|id| self.context.dirs.get(id)).filter(|dir| dir.works());
+                let assigned = preferred.or_else(|| self.context.dirs.get(assigned)).cloned();
+                let dir = assigned.or_else(|| directories::choose(&self.context));
                 let Some(dir) = dir else { return };
                 match self.create(&dir, &topic.name, id).await {
                     Ok(found) => found,
@@ -194,7 +209,7 @@ impl Replicas {
         };
         let dir = found.dir.id();
         let topic = Arc::clone(&topic.name);
-        self.host(id, &topic, found, settings);
+        self.host(id, &topic, found, settings).await;
         if dir != assigned {
             self.context.misplaced.tell(id);
         }
@@ -209,7 +224,7 @@ impl Replicas {
     }
 
     /// The replica over its log becomes one of this broker's.
-    fn host(&mut self, id: TopicPartition, topic: &Arc<str>, found: Found, settings: Arc<TopicSettings>) {
+    async fn host(&mut self, id: TopicPartition, topic: &Arc<str>, found: Found, settings: Arc<TopicSettings>) {
         let mut log = found.log;
         log.set_config(Arc::clone(&settings.log));
         let dir = found.dir.id();
@@ -233,11 +248,23 @@ impl Replicas {
             snapshot_at: found.snapshot_at,
             settings,
         });
+        self.resume_move(&partition).await;
         self.context.insert_partition(&partition);
         self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&(id, dir));
         let key = (topic.to_string(), id.partition);
         if self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {
             self.context.replica_found_lossy(id);
+        }
+    }
+
+    /// A move that the last process began is begun anew, before a cleaner sees the log.
+    async fn resume_move(&mut self, partition: &Arc<Partition>) {
+        for (dir, future) in self.futures.remove(&partition.id()).unwrap_or_default() {
+            if dir.works() && dir.id() != partition.dir().id() && partition.wanted_move().is_none() {
+                partition.move_to(&self.context, &dir);
+            } else {
+                forget(&self.context, dir, future).await;
+            }
         }
     }
 
@@ -317,6 +344,7 @@ impl Replicas {
     async fn reopen(&mut self, image: &MetadataImage, id: TopicPartition) {
         let Some(partition) = self.context.partition(id) else { return self.context.reopened(id) };
         let (topic, dir, (_, held)) = (Arc::clone(partition.topic()), partition.dir(), partition.checkpoints());
+        let wanted = partition.wanted_move();
         // The checkpoints go on to say what they say.
         let line = (Arc::clone(&topic), held);
         self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert((id, dir.id()), line);
@@ -339,6 +367,9 @@ impl Replicas {
                 self.context.reopened(id);
                 self.found.insert(id, vec![found]);
                 self.ensure(image, id).await;
+                if let (Some(wanted), Some(partition)) = (wanted, self.context.partition(id)) {
+                    partition.move_to(&self.context, &wanted.to);
+                }
                 self.tell(image, id);
             }
             Err(error) => {
@@ -353,13 +384,20 @@ impl Replicas {
     async fn remove(&mut self, ids: &[TopicPartition]) {
         let mut names = Vec::new();
         for id in ids {
+            for (dir, future) in self.futures.remove(id).unwrap_or_default() {
+                forget(&self.context, dir, future).await;
+            }
             if let Some(partition) = self.context.remove_partition(*id) {
                 partition.stop(&self.context, true);
                 // A job that is under way would miss its files.
                 partition.settled().await;
                 names.push((partition.dir(), Arc::clone(partition.topic()), id.partition));
             }
+            let left = self.context.moves.forget(*id);
             let mut unclaimed = self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(left) = left {
+                unclaimed.remove(&(*id, left));
+            }
             for found in self.found.remove(id).unwrap_or_default() {
                 unclaimed.remove(&(*id, found.dir.id()));
                 names.push((found.dir, Arc::from(found.topic.as_str()), id.partition));
@@ -417,6 +455,7 @@ struct Survey {
     dir: Arc<LogDir>,
     checkpoints: Checkpoints,
     partitions: Vec<PartitionDir>,
+    futures: Vec<FutureDir>,
 }
 
 /// Looks into all directories. One that cannot be read is offline from then on.
@@ -424,9 +463,12 @@ fn survey(context: &Context) -> Result<Vec<Survey>, DataDirError> {
     let (mut surveys, mut last_error) = (Vec::new(), None);
     for dir in context.dirs.working() {
         let data = dir.data();
-        let found = Checkpoints::read(dir).and_then(|checkpoints| Ok((checkpoints, data.partitions()?)));
+        let found =
+            Checkpoints::read(dir).and_then(|checkpoints| Ok((checkpoints, data.partitions()?, data.futures()?)));
         match found {
-            Ok((checkpoints, partitions)) => surveys.push(Survey { dir: Arc::clone(dir), checkpoints, partitions }),
+            Ok((checkpoints, partitions, futures)) => {
+                surveys.push(Survey { dir: Arc::clone(dir), checkpoints, partitions, futures });
+            }
             Err(error) => {
                 tracing::error!(%error, "a log directory cannot be read: it is offline");
                 dir.failed(&error);
@@ -456,18 +498,50 @@ fn promised_in(surveys: &[Survey]) -> BTreeMap<(String, PartitionIndex), Lost> {
     promised
 }
 
-/// What directories promise of replicas that are no longer in them: wherever such a replica is now, it has to have that.
-fn promised_elsewhere(surveys: &[Survey]) -> BTreeMap<(String, PartitionIndex), Offset> {
-    let mut promised = BTreeMap::new();
+/// What the directories say of replicas, by name, and by the topic's id where a log says it there: wherever such a replica is
+/// now, it has to have that, and no copy may stand for what it has lost.
+fn promised_elsewhere(surveys: &[Survey]) -> BTreeMap<(ReplicaName, Option<TopicId>), Elsewhere> {
+    let mut promised: BTreeMap<_, Elsewhere> = BTreeMap::new();
     for survey in surveys {
-        let here: BTreeSet<_> = survey.partitions.iter().map(|each| (each.topic.as_str(), each.partition)).collect();
-        let away = survey.checkpoints.promised().into_iter();
-        for (key, offset) in away.filter(|((topic, partition), _)| !here.contains(&(topic.as_str(), *partition))) {
-            let above = promised.entry(key).or_insert(offset);
-            *above = (*above).max(offset);
+        let here: BTreeMap<_, _> =
+            survey.partitions.iter().map(|each| ((each.topic.as_str(), each.partition), each.topic_id)).collect();
+        for (name, offset) in survey.checkpoints.promised() {
+            let found = here.get(&(name.0.as_str(), name.1));
+            let log_start = survey.checkpoints.log_starts.get(&name).copied().unwrap_or(Offset::ZERO);
+            let high_watermark = match found {
+                Some(_) => survey.checkpoints.high_watermarks.get(&name).copied().unwrap_or(Offset::ZERO),
+                None => offset,
+            };
+            // Whose a log is that does not say it, nobody knows.
+            let topic_id = match found {
+                Some(None) => continue,
+                found => found.copied().flatten(),
+            };
+            let all = promised.entry((name, topic_id)).or_insert(Elsewhere::NOTHING);
+            *all = all.and(Elsewhere { high_watermark, log_start });
         }
     }
     promised
+}
+
+/// A replica by its name on disk.
+type ReplicaName = (String, PartitionIndex);
+
+/// What any directory says of a replica, whichever it is in.
+#[derive(Clone, Copy)]
+struct Elsewhere {
+    high_watermark: Offset,
+    log_start: Offset,
+}
+
+impl Elsewhere {
+    const NOTHING: Elsewhere = Elsewhere { high_watermark: Offset::ZERO, log_start: Offset::ZERO };
+
+    /// Both are so.
+    fn and(self, other: Elsewhere) -> Elsewhere {
+        let high_watermark = self.high_watermark.max(other.high_watermark);
+        Elsewhere { high_watermark, log_start: self.log_start.max(other.log_start) }
+    }
 }
 
 /// Waits for all logs, and tells how far it is where that takes long.
@@ -498,7 +572,7 @@ async fn collect(
 fn recover_one(
     dir: Arc<LogDir>,
     checkpoints: &Checkpoints,
-    moved_here: Offset,
+    elsewhere: Elsewhere,
     directory: &PartitionDir,
     clean: bool,
 ) -> Option<(TopicPartition, Found)> {
@@ -512,8 +586,8 @@ fn recover_one(
         topic_id,
         recovery_point: hint(&checkpoints.recovery_points),
         clean,
-        log_start: hint(&checkpoints.log_starts),
-        high_watermark: hint(&checkpoints.high_watermarks).max(moved_here),
+        log_start: hint(&checkpoints.log_starts).max(elsewhere.log_start),
+        high_watermark: hint(&checkpoints.high_watermarks).max(elsewhere.high_watermark),
     };
     let synced_since = checkpoints.synced.get(&(topic_id.to_string(), directory.partition)).copied();
     match open(&dir, &directory.topic, directory.path.clone(), hints) {
@@ -593,6 +667,20 @@ pub(crate) fn aborted_transaction(ended: &EndedTransaction) -> AbortedTransactio
         first_offset: ended.first_offset,
         last_offset: ended.marker_offset,
         last_stable_offset: ended.stable_end,
+    }
+}
+
+/// Takes a copy that nobody goes on with out of use.
+async fn forget(context: &Context, dir: Arc<LogDir>, future: FutureDir) {
+    tracing::info!(directory = %future.path.display(), "a move that was begun is not gone on with");
+    let job_dir = Arc::clone(&dir);
+    let forgotten = context.disk_pool.run(move || {
+        job_dir.data().delete_future(&future.path)?;
+        job_dir.data().free_deleted()
+    });
+    if let Err(error) = forgotten.await {
+        tracing::error!(%error, "cannot take a directory out of use");
+        dir.failed(&error);
     }
 }
 

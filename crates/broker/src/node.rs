@@ -21,7 +21,8 @@ use tokio::task::JoinHandle;
 use crate::api::{
     BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchAnswer, FetchRequest,
     Identity, Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced,
-    ProducersDescription, QuorumDescription, TransactionMarker, TransactionSupport, TransactionVerifier, VoterChange,
+    ProducersDescription, QuorumDescription, ReplicaLogDir, TransactionMarker, TransactionSupport, TransactionVerifier,
+    VoterChange,
 };
 use crate::budget::{MemoryBudget, Standing};
 use crate::clock::Clock;
@@ -39,7 +40,7 @@ use crate::shards::Shards;
 use crate::transaction_coordinator::{CoordinatorVerifier, PeerTransactions, TRANSACTIONS_TOPIC, Transactions};
 use crate::transactions::MarkerWriter;
 use crate::waiters::PendingProduce;
-use crate::{cleaner, directories, fetch, flusher, housekeeping, isr, lifecycle, offsets, timers, transactions};
+use crate::{cleaner, directories, fetch, flusher, housekeeping, isr, lifecycle, moves, offsets, timers, transactions};
 
 /// How long what an answer rests on may take to arrive in this broker's own image before the client is answered all the
 /// same.
@@ -142,6 +143,7 @@ impl Broker {
         broker.spawn(flusher::keep_checkpoints(Arc::clone(&context)));
         broker.spawn(directories::watch(Arc::clone(&context)));
         broker.spawn(directories::keep_assigned(Arc::clone(&context)));
+        broker.spawn(moves::run(Arc::clone(&context)));
         broker.spawn(housekeeping::retain(Arc::clone(&context)));
         broker.spawn(cleaner::run(Arc::clone(&context)));
         broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), Arc::clone(&lifecycle), replicas));
@@ -377,6 +379,10 @@ impl BrokerApi for Broker {
 
     fn describe_log_dirs(&self) -> Vec<LogDirDescription> {
         offsets::describe_log_dirs(&self.context)
+    }
+
+    fn alter_replica_log_dirs(&self, wanted: Vec<ReplicaLogDir>) -> Vec<ErrorCode> {
+        wanted.iter().map(|wanted| moves::alter(&self.context, wanted)).collect()
     }
 
     fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription {

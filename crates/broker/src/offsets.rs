@@ -150,6 +150,9 @@ pub(crate) fn describe_log_dirs(context: &Arc<Context>) -> Vec<LogDirDescription
     let mut replicas: BTreeMap<DirectoryId, Vec<ReplicaOnDisk>> = BTreeMap::new();
     for partition in context.partitions() {
         replicas.entry(partition.dir().id()).or_default().push(partition.on_disk());
+        if let Some((to, future)) = partition.future_on_disk() {
+            replicas.entry(to.id()).or_default().push(future);
+        }
     }
     let cordoned = context.cordoned_directories();
     let opened = context.dirs.iter().map(|dir| {

@@ -93,6 +93,7 @@ served! {
     DeleteAcls by delete_acls,
     DescribeConfigs by describe_configs,
     AlterConfigs by alter_configs,
+    AlterReplicaLogDirs by alter_replica_log_dirs,
     DescribeLogDirs by describe_log_dirs,
     CreatePartitions by create_partitions,
     DeleteGroups by delete_groups,

@@ -64,6 +64,7 @@ error_counts! {
     DeleteAclsResponse: r => r.filter_results.iter().map(|f| f.error_code);
     DescribeConfigsResponse: r => r.results.iter().map(|c| c.error_code);
     AlterConfigsResponse: r => r.responses.iter().map(|c| c.error_code);
+    AlterReplicaLogDirsResponse: r => r.results.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
     DescribeLogDirsResponse: r => [r.error_code].into_iter().chain(r.results.iter().map(|d| d.error_code));
     CreatePartitionsResponse: r => r.results.iter().map(|t| t.error_code);
     DeleteGroupsResponse: r => r.results.iter().map(|g| g.error_code);

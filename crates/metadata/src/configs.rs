@@ -578,6 +578,17 @@ pub fn check_cordoned(value: &str, log_dirs: &[String]) -> Result<(), String> {
     }
 }
 
+/// How many bytes a second all moves between the log directories of a broker may copy:
+/// `replica.alter.log.dirs.io.max.bytes.per.second`.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "a rate needs no exact bytes")]
+pub fn alter_log_dirs_rate(image: &MetadataImage, broker_id: BrokerId, file: &StaticConfig) -> f64 {
+    match broker_value(image, "replica.alter.log.dirs.io.max.bytes.per.second", broker_id, file) {
+        Typed::Integer(rate) => rate as f64,
+        other => panic!("the rate is no whole number: {other}"),
+    }
+}
+
 /// The configs of the log cleaner, on one broker: `log.cleaner.*`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[expect(missing_docs, reason = "the fields are Kafka's broker configs of the same name")]
@@ -617,11 +628,11 @@ impl CleanerConfig {
 }
 
 fn broker_value(image: &MetadataImage, name: &str, broker_id: BrokerId, file: &StaticConfig) -> Typed {
-    let definition = broker(name).expect("the names of the cleaner stand in the table");
+    let definition = broker(name).expect("the names that the broker asks for stand in the table");
     let set = resolve_broker(image, name, broker_id, file).and_then(|resolved| resolved.value);
     let set = set.and_then(|value| definition.validate(&value).ok());
     let default = || definition.default_value().and_then(|value| definition.parse(value).ok());
-    set.or_else(default).expect("each config of the cleaner has a valid default")
+    set.or_else(default).expect("each config that the broker asks for has a valid default")
 }
 
 struct Tables {

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicId};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicId, TopicPartition, Uuid};
 
 use crate::checkpoint;
-use crate::disk::{Disk, DiskFile, OpenMode, read_small_file, replace_file, write_all_at};
+use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, read_small_file, replace_file, write_all_at};
 use crate::env::LogEnv;
 use crate::log::identity::{self, Identity};
 use crate::reserve::{Ballast, reserve_of};
@@ -26,6 +26,8 @@ pub(crate) const SMALL_MAX: usize = 64 << 10;
 /// File names have at most so many bytes.
 const NAME_MAX: usize = 255;
 pub(crate) const DELETED: &str = "-delete";
+/// Kafka's, of the copy of a log that is moved.
+const FUTURE: &str = "-future";
 
 /// What can go wrong with a log directory as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +122,17 @@ pub struct PartitionDir {
     pub partition: PartitionIndex,
     /// The topic's id; None where `partition.metadata` is missing or damaged.
     pub topic_id: Option<TopicId>,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// The directory of a log that was on its way to this log directory, as it was found.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FutureDir {
+    /// The topic's name.
+    pub topic: String,
+    /// Which partition, by its name.
+    pub id: TopicPartition,
     /// The directory.
     pub path: PathBuf,
 }
@@ -323,15 +336,55 @@ impl DataDir {
         Ok(found)
     }
 
+    /// Where the copy of a partition's log is while it comes to this directory; None where the name would be too long.
+    #[must_use]
+    pub fn future_path(&self, topic: &str, id: TopicPartition) -> Option<PathBuf> {
+        is_movable(topic, id.partition).then(|| self.path.join(future_name(topic, id)))
+    }
+
+    /// The logs that were on their way to this directory, ascending.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn futures(&self) -> Result<Vec<FutureDir>, DataDirError> {
+        let entries = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
+        let future = |entry: &DirEntry| {
+            let (topic, id) = parse_future(&entry.name).filter(|_| entry.is_dir)?;
+            Some(FutureDir { topic, id, path: self.path.join(&entry.name) })
+        };
+        Ok(entries.iter().filter_map(future).collect())
+    }
+
+    /// Whether a partition's log has its name here.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn has_partition(&self, topic: &str, partition: PartitionIndex) -> Result<bool, DataDirError> {
+        let names = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
+        Ok(names.iter().any(|entry| entry.name == format!("{topic}-{partition}")))
+    }
+
+    /// Takes the directory of a log that was on its way here out of use, durably, as [`DataDir::delete_partition`].
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn delete_future(&self, path: &Path) -> Result<(), DataDirError> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.take_away(name).map(drop)
+    }
+
     /// Takes a partition's directory out of use, durably, under a name that nobody opens; its space is freed with
     /// [`DataDir::free_deleted`]. The log of it must be dropped. False where there is none.
     ///
     /// # Errors
     /// The disk's.
     pub fn delete_partition(&self, topic: &str, partition: PartitionIndex) -> Result<bool, DataDirError> {
-        let path = self.partition_path(topic, partition);
+        self.take_away(&format!("{topic}-{partition}"))
+    }
+
+    fn take_away(&self, name: &str) -> Result<bool, DataDirError> {
+        let path = self.path.join(name);
         let names = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
-        let name = format!("{topic}-{partition}");
         if !names.iter().any(|entry| entry.name == name) {
             return Ok(false);
         }
@@ -441,6 +494,25 @@ pub(crate) fn parse_partition(name: &str) -> Option<(String, PartitionIndex)> {
         return None;
     }
     Some((topic.to_owned(), PartitionIndex(partition.parse().ok()?)))
+}
+
+/// Whether the copy that a move of a partition makes can have a name.
+#[must_use]
+pub fn is_movable(topic: &str, partition: PartitionIndex) -> bool {
+    future_name(topic, TopicPartition { topic_id: TopicId::NONE, partition }).len() <= NAME_MAX
+}
+
+fn future_name(topic: &str, id: TopicPartition) -> String {
+    format!("{topic}-{}.{:032x}{FUTURE}", id.partition, id.topic_id.0.as_u128())
+}
+
+/// `topic-7.0123456789abcdef0123456789abcdef-future`
+fn parse_future(name: &str) -> Option<(String, TopicPartition)> {
+    let (partition, topic_id) = name.strip_suffix(FUTURE)?.rsplit_once('.')?;
+    let (topic, partition) = parse_partition(partition)?;
+    let digits = topic_id.len() == 32 && topic_id.bytes().all(|b| b.is_ascii_hexdigit());
+    let topic_id = u128::from_str_radix(topic_id, 16).ok().filter(|_| digits)?;
+    Some((topic, TopicPartition { topic_id: TopicId(Uuid::from_u128(topic_id)), partition }))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub mod quorum_vote;
 pub mod reserve;
 
 pub use config::{CleanupPolicy, LogConfig};
-pub use data_dir::{Checkpoint, DataDir, DataDirError, MetaProperties, PartitionDir};
+pub use data_dir::{Checkpoint, DataDir, DataDirError, FutureDir, MetaProperties, PartitionDir, is_movable};
 pub use env::{DirHealth, LogEnv};
 pub use log::{
     Aborted, AbortedTransaction, Appended, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,

@@ -194,8 +194,12 @@ impl Partition {
 
     /// Syncs the log on the disk pool; one sync at a time, each covering all that was written before it. Gives the task to
     /// wait for, where this call began one.
-    fn sync(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) -> Option<JoinHandle<()>> {
+    pub(super) fn sync(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) -> Option<JoinHandle<()>> {
         if inner.failed.is_some() || inner.removed {
+            return None;
+        }
+        if inner.jobs_held {
+            inner.sync_held = true;
             return None;
         }
         if inner.sync != SyncState::Idle {
@@ -262,7 +266,8 @@ impl Partition {
         let snapshot = self.handle(context, |inner, _| {
             let newest = inner.log.segments().last().map_or(Offset::ZERO, |(base, _)| base);
             let far = inner.log.bytes_written() - inner.snapshot_written >= SNAPSHOT_BYTES;
-            if !(newest > inner.snapshot_at || far) || inner.failed.is_some() || inner.removed {
+            let may = inner.failed.is_none() && !inner.removed && !inner.jobs_held;
+            if !(newest > inner.snapshot_at || far) || !may {
                 return None;
             }
             let end = inner.log.log_end();
@@ -299,7 +304,7 @@ impl Partition {
     /// Brings all of it to the disk, for a clean shutdown: the epochs, the producers, the records, the indexes. The replica
     /// must have no role any more. True where nothing is missing (`R10`).
     pub(crate) async fn complete(self: &Arc<Self>, context: &Arc<Context>) -> bool {
-        self.settled().await;
+        self.wait_until(|inner| inner.jobs == 0 && !inner.jobs_held).await;
         self.lock().epochs_changed = true;
         self.checkpoint_epochs(context).await;
         let (partition, pool_context) = (Arc::clone(self), Arc::clone(context));
@@ -308,7 +313,7 @@ impl Partition {
 
     async fn checkpoint_epochs(self: &Arc<Self>, context: &Arc<Context>) {
         let checkpoint = self.handle(context, |inner, _| {
-            if !inner.epochs_changed || inner.failed.is_some() || inner.removed {
+            if !inner.epochs_changed || inner.failed.is_some() || inner.removed || inner.jobs_held {
                 return None;
             }
             match inner.log.start_epoch_checkpoint(inner.replica.epochs()) {
@@ -448,7 +453,7 @@ impl Inner {
         self.fetch_waiters.wake();
     }
 
-    fn handle_synced(&mut self, point: SyncPoint, now: Time) {
+    pub(super) fn handle_synced(&mut self, point: SyncPoint, now: Time) {
         self.replica.handle_synced(point, now);
         self.sync_history.synced(self.replica.log().synced_end);
     }

@@ -200,7 +200,8 @@ impl Drop for Slice {
 
 impl Inner {
     fn may_be_cleaned(&self) -> bool {
-        self.failed.is_none() && !self.removed && self.uncleanable.is_none()
+        // What a tombstone removes in a log that moves would come back from the part that was copied before.
+        self.failed.is_none() && !self.removed && self.uncleanable.is_none() && self.moving.is_none()
     }
 
     /// R39: nothing at or above the high watermark, or that belongs to a transaction that may still be decided.

@@ -6,7 +6,8 @@
 //!
 //! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`transactions`] (verification and
 //! markers), [`read`] (fetch and questions),
-//! [`times`] (timestamps, retention), [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions mean), [`clean`] (compaction).
+//! [`times`] (timestamps, retention), [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions
+//! mean), [`clean`] (compaction), [`relocate`] (moves to another log directory).
 //!
 //! Invariants: the core's view of the log's start and end is the log's; actions are carried out under the lock that their
 //! input was handled under; nobody calls into a stream's or a manager's lock and back into a partition.
@@ -17,6 +18,7 @@ mod clean;
 mod follow;
 mod lead;
 mod read;
+mod relocate;
 mod sync_history;
 mod times;
 mod transactions;
@@ -41,12 +43,14 @@ use crate::leader_streams::LeaderStream;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
 
+use relocate::Moving;
 use sync_history::SyncHistory;
 use transactions::Unverified;
 
 pub(crate) use clean::{Claim, SliceOutcome};
 pub(crate) use lead::{NextData, Opening, Space};
 pub(crate) use read::{PartitionRead, ReadResult};
+pub(crate) use relocate::{Copied, Wanted};
 pub(crate) use times::FoundByTime;
 pub(crate) use transactions::{Verification, Verifying};
 
@@ -58,7 +62,7 @@ pub(crate) struct Partition {
     inner: Mutex<Inner>,
     /// What clients write and read here.
     pub(crate) traffic: Traffic,
-    /// The last job of the disk pool ended.
+    /// The last job of the disk pool ended, or none is held up any more.
     quiet: Notify,
 }
 
@@ -91,6 +95,12 @@ pub(crate) struct Inner {
     sync: SyncState,
     /// Jobs of the disk pool that write in this log's directory.
     jobs: u32,
+    /// The log is on its way to another directory.
+    moving: Option<Moving>,
+    /// No job begins in this log's directory: it is about to be another one.
+    jobs_held: bool,
+    /// A sync was asked for meanwhile.
+    sync_held: bool,
     /// A cleaner is at this log.
     cleaning: bool,
     /// Why this log cannot be compacted, until the process starts again.
@@ -210,6 +220,9 @@ impl Partition {
             reopen_at: None,
             sync: SyncState::Idle,
             jobs: 0,
+            moving: None,
+            jobs_held: false,
+            sync_held: false,
             cleaning: false,
             uncleanable: None,
             snapshot_at: parts.snapshot_at,
@@ -315,6 +328,7 @@ impl Partition {
     pub(crate) fn stop(self: &Arc<Self>, context: &Arc<Context>, removed: bool) {
         self.handle(context, |inner, _| {
             inner.removed = removed;
+            inner.hold_move(removed);
             inner.replica.handle_stop();
         });
         self.lock().links.clear();
@@ -324,9 +338,14 @@ impl Partition {
 impl Partition {
     /// Returns when no job of the disk pool writes in this log's directory.
     pub(crate) async fn settled(&self) {
+        self.wait_until(|inner| inner.jobs == 0).await;
+    }
+
+    /// Waits for what jobs of the disk pool, or a move, have under way.
+    pub(super) async fn wait_until(&self, is_so: impl Fn(&Inner) -> bool) {
         loop {
             let quiet = self.quiet.notified();
-            if self.lock().jobs == 0 {
+            if is_so(&self.lock()) {
                 return;
             }
             quiet.await;

@@ -160,26 +160,28 @@ impl Partition {
         error: LogError,
     ) -> ErrorCode {
         let (partition, job_context) = (Arc::clone(self), Arc::clone(context));
-        let judge = move || {
-            partition.handle(&job_context, |inner, _| {
-                let found = match error {
-                    LogError::Gone(_) => inner.log.read_now(from, inner.log.log_end(), 1, true).map(drop),
-                    other => Err(other),
-                };
-                match found {
-                    Ok(()) | Err(LogError::OutOfRange { .. }) => ErrorCode::None,
-                    Err(error) => {
-                        partition.log_failed(&job_context, inner, &error);
-                        match (error, &inner.failed) {
-                            // Asking again would not help: the reader has to pass over them.
-                            (LogError::Corrupt { .. }, None) => ErrorCode::CorruptMessage,
-                            _ => ErrorCode::KafkaStorageError,
-                        }
+        context.disk_pool.run(move || partition.judge_read(&job_context, from, error)).await
+    }
+
+    /// See [`Partition::read_failed`]. Blocks.
+    pub(super) fn judge_read(self: &Arc<Self>, context: &Arc<Context>, from: Offset, error: LogError) -> ErrorCode {
+        self.handle(context, |inner, _| {
+            let found = match error {
+                LogError::Gone(_) => inner.log.read_now(from, inner.log.log_end(), 1, true).map(drop),
+                other => Err(other),
+            };
+            match found {
+                Ok(()) | Err(LogError::OutOfRange { .. }) => ErrorCode::None,
+                Err(error) => {
+                    self.log_failed(context, inner, &error);
+                    match (error, &inner.failed) {
+                        // Asking again would not help: the reader has to pass over them.
+                        (LogError::Corrupt { .. }, None) => ErrorCode::CorruptMessage,
+                        _ => ErrorCode::KafkaStorageError,
                     }
                 }
-            })
-        };
-        context.disk_pool.run(judge).await
+            }
+        })
     }
 
     /// Records from `from` on, below `upto`, at least one batch, for a coordinator that loads. What is on disk only is read
@@ -270,7 +272,7 @@ impl Partition {
         let inner = self.lock();
         let log = inner.replica.log();
         let lag = if inner.replica.is_leader() { 0 } else { (log.high_watermark - log.end).max(0) };
-        ReplicaOnDisk { partition: self.id, size: inner.log.size_bytes(), offset_lag: lag }
+        ReplicaOnDisk { partition: self.id, size: inner.log.size_bytes(), offset_lag: lag, is_future: false }
     }
 
     /// The producers with state here (DescribeProducers).

@@ -10,7 +10,7 @@ use storage::disk::{Call, Crash, Disk, FaultKind, MemDisk, OpenMode, replace_fil
 use crate::cluster::{Cluster, batch, begin_produce, eventually, path_of, produce, produce_ok, soon, values};
 
 /// Brokers with two directories each.
-async fn two_each(brokers: i32, min_isr: u32) -> Cluster {
+pub(crate) async fn two_each(brokers: i32, min_isr: u32) -> Cluster {
     let mut cluster = Cluster::start(0, min_isr).await;
     cluster.directories = 2;
     for id in 1..=brokers {
@@ -24,16 +24,17 @@ fn describe(broker: &Broker) -> Vec<LogDirDescription> {
 }
 
 /// In which of a broker's directories a partition is.
-fn place(broker: &Broker, id: TopicPartition) -> Option<usize> {
-    describe(broker).iter().position(|dir| dir.replicas.iter().any(|replica| replica.partition == id))
+pub(crate) fn place(broker: &Broker, id: TopicPartition) -> Option<usize> {
+    let has_it = |dir: &LogDirDescription| dir.replicas.iter().any(|each| each.partition == id && !each.is_future);
+    describe(broker).iter().position(has_it)
 }
 
-async fn placed(cluster: &Cluster, broker: i32, id: TopicPartition) -> usize {
+pub(crate) async fn placed(cluster: &Cluster, broker: i32, id: TopicPartition) -> usize {
     eventually("the replica is there", || place(cluster.broker(broker), id)).await
 }
 
 /// Two partitions that broker 1 leads, in one directory each.
-async fn one_in_each(cluster: &Cluster, replicas: &[i32], configs: &[(&str, &str)]) -> [TopicPartition; 2] {
+pub(crate) async fn one_in_each(cluster: &Cluster, replicas: &[i32], configs: &[(&str, &str)]) -> [TopicPartition; 2] {
     let first = cluster.topic("first", replicas, configs).await;
     let second = cluster.topic("second", replicas, configs).await;
     for (at, id) in [first, second].into_iter().enumerate() {

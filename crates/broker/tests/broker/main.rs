@@ -11,6 +11,7 @@ mod directories;
 mod disks;
 mod groups;
 mod lanes;
+mod moves;
 mod peers;
 mod reassign;
 mod restarts;

@@ -31,7 +31,7 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: DescribeLogDirs
 
 fn told(image: &MetadataImage, filter: &Filter, directory: LogDirDescription) -> DescribeLogDirsResult {
     let mut topics: BTreeMap<String, Vec<DescribeLogDirsPartition>> = BTreeMap::new();
-    for ReplicaOnDisk { partition, size, offset_lag } in directory.replicas {
+    for ReplicaOnDisk { partition, size, offset_lag, is_future } in directory.replicas {
         // A topic that was deleted has no name any more; its files are about to go.
         let Some(topic) = image.topic(partition.topic_id) else { continue };
         let (name, index) = (topic.name.to_string(), partition.partition.0);
@@ -42,7 +42,7 @@ fn told(image: &MetadataImage, filter: &Filter, directory: LogDirDescription) ->
             partition_index: index,
             partition_size: i64::try_from(size).unwrap_or(i64::MAX),
             offset_lag,
-            is_future_key: false,
+            is_future_key: is_future,
         });
     }
     let topics = topics.into_iter().map(|(name, partitions)| DescribeLogDirsTopic { name, partitions });

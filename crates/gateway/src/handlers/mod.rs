@@ -31,6 +31,7 @@ pub(crate) mod offset_fetch;
 pub(crate) mod sync_group;
 
 pub(crate) mod alter_partition_reassignments;
+pub(crate) mod alter_replica_log_dirs;
 mod broker_configs;
 pub(crate) mod create_partitions;
 pub(crate) mod create_topics;

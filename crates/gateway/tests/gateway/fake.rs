@@ -259,7 +259,12 @@ impl BrokerApi for Fake {
 
     fn describe_log_dirs(&self) -> Vec<LogDirDescription> {
         let image = self.image();
-        let replica = |partition: &Arc<Partition>| ReplicaOnDisk { partition: partition.id(), size: 9, offset_lag: 0 };
+        let replica = |partition: &Arc<Partition>| ReplicaOnDisk {
+            partition: partition.id(),
+            size: 9,
+            offset_lag: 0,
+            is_future: false,
+        };
         vec![LogDirDescription {
             error: ErrorCode::None,
             path: "/data".to_owned(),
@@ -268,6 +273,11 @@ impl BrokerApi for Fake {
             usable_bytes: 50,
             replicas: image.partitions().map(replica).collect(),
         }]
+    }
+
+    fn alter_replica_log_dirs(&self, wanted: Vec<ReplicaLogDir>) -> Vec<ErrorCode> {
+        let known = |wanted: &ReplicaLogDir| wanted.path == "/data";
+        wanted.iter().map(|wanted| if known(wanted) { ErrorCode::None } else { ErrorCode::LogDirNotFound }).collect()
     }
 
     fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription {

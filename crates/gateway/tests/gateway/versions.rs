@@ -54,6 +54,7 @@ async fn every_api_that_is_advertised_answers_in_every_version() {
     }
     each_version(client, describe, done).await;
     each_version(client, AlterConfigsRequest::default(), done).await;
+    each_version(client, AlterReplicaLogDirsRequest::default(), done).await;
     each_version(client, DescribeLogDirsRequest { topics: None }, done).await;
     each_version(client, CreatePartitionsRequest::default(), done).await;
     each_version(client, DeleteGroupsRequest { groups_names: vec!["g".to_owned()] }, done).await;

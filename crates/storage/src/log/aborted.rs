@@ -364,6 +364,13 @@ impl AbortedIndex {
 }
 
 impl ColdAborted {
+    /// Only those with offsets below `end`.
+    pub(super) fn up_to(mut self, end: Offset) -> Self {
+        self.range.end = self.range.end.min(end);
+        self.recent.retain(|entry| self.range.wants(entry));
+        self
+    }
+
     /// Reads: ascending by their markers. Blocks.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod index;
 pub mod inspect;
 mod read;
 mod recover;
+pub mod relocation;
 mod retention;
 mod scan;
 mod segment;

@@ -7,6 +7,7 @@ mod faults;
 mod inspect;
 mod life;
 mod model_based;
+mod relocation;
 
 use std::path::Path;
 use std::sync::Arc;
