@@ -44,7 +44,8 @@ struct Round {
 
 /// Runs the demonstration with `rounds` kills.
 pub(crate) async fn run(base_port: u16, rounds: u32, output: Output) -> Result<()> {
-    let options = LocalOptions { data: None, ephemeral: true, nodes: 3, base_port, overrides: Vec::new() };
+    let options =
+        LocalOptions { data: None, ephemeral: true, nodes: 3, base_port, overrides: Vec::new(), detoured: false };
     let mut stop = StopSignal::new()?;
     let started = Instant::now();
     let mut cluster = LocalCluster::start(&options)?;

@@ -29,6 +29,8 @@ struct Connection {
     versions: BTreeMap<i16, (i16, i16)>,
     correlation_id: i32,
     address: String,
+    /// How long an answer is waited for.
+    timeout: Duration,
 }
 
 impl Connection {
@@ -38,8 +40,13 @@ impl Connection {
             .with_context(|| format!("{address} does not answer"))?
             .with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
-        let mut connection =
-            Connection { stream, versions: BTreeMap::new(), correlation_id: 0, address: address.to_owned() };
+        let mut connection = Connection {
+            stream,
+            versions: BTreeMap::new(),
+            correlation_id: 0,
+            address: address.to_owned(),
+            timeout: TIMEOUT,
+        };
         let request = ApiVersionsRequest {
             client_software_name: CLIENT_ID.to_owned(),
             client_software_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -81,7 +88,7 @@ impl Connection {
             }
             Ok(answer)
         };
-        let answer = tokio::time::timeout(TIMEOUT, exchanged).await;
+        let answer = tokio::time::timeout(self.timeout, exchanged).await;
         let answer = answer.with_context(|| format!("{} did not answer {:?} in time", self.address, R::API))?;
         let answer = answer.with_context(|| format!("{:?} at {}", R::API, self.address))?;
         let (correlation_id, answer) = decode_response(answer, version)?;
@@ -97,6 +104,7 @@ pub(crate) struct KafkaClient {
     /// Brokers that the cluster named: one may answer when those of `bootstrap` are gone.
     known: Vec<String>,
     connections: BTreeMap<String, Connection>,
+    timeout: Duration,
 }
 
 impl KafkaClient {
@@ -109,7 +117,13 @@ impl KafkaClient {
             let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             ensure!(port.is_some(), "--bootstrap {address:?} is not host:port");
         }
-        Ok(KafkaClient { bootstrap, known: Vec::new(), connections: BTreeMap::new() })
+        Ok(KafkaClient { bootstrap, known: Vec::new(), connections: BTreeMap::new(), timeout: TIMEOUT })
+    }
+
+    /// The same, waiting no longer than this for an answer.
+    pub(crate) fn with_timeout(mut self, timeout: Duration) -> KafkaClient {
+        self.timeout = timeout;
+        self
     }
 
     /// Asks any broker.
@@ -132,6 +146,7 @@ impl KafkaClient {
             Some(connection) => connection,
             None => Connection::open(address).await?,
         };
+        connection.timeout = self.timeout;
         // A connection is kept only after a whole exchange.
         let answer = connection.call(request).await?;
         self.connections.insert(address.to_owned(), connection);

@@ -77,6 +77,8 @@ enum Command {
     Client(cli::ClientCommand),
     /// The files of a data directory: show what they hold, check them
     Log(cli::log::LogOptions),
+    /// What a cluster does under faults: do harm under load, and judge what came of it
+    Chaos(cli::chaos::ChaosOptions),
     /// Ask a node's HTTP port whether it serves; exit code 0 if it does
     Health {
         /// The node's ottla.http.listener
@@ -128,10 +130,11 @@ fn run(command: Command) -> anyhow::Result<()> {
 async fn run_async(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Local { data, ephemeral, nodes, base_port, overrides } => {
-            local::run(local::LocalOptions { data, ephemeral, nodes, base_port, overrides }).await
+            local::run(local::LocalOptions { data, ephemeral, nodes, base_port, overrides, detoured: false }).await
         }
         Command::Demo { base_port, rounds, json } => demo::run(base_port, rounds, Output { json }).await,
         Command::Client(command) => cli::run(command).await,
+        Command::Chaos(options) => cli::chaos::run(options).await,
         Command::Health { http, json } => health(&http, Output { json }).await,
         Command::Server { .. } | Command::Log(_) | Command::Completions { .. } => Ok(()),
     }

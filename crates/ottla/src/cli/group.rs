@@ -135,7 +135,7 @@ async fn describe_one(client: &mut KafkaClient, group: &str) -> Result<Described
 }
 
 /// Committed offsets by topic and partition.
-async fn committed(client: &mut KafkaClient, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
+pub(super) async fn committed(client: &mut KafkaClient, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
     let asked = offset_fetch_request::OffsetFetchRequestGroup {
         group_id: group.to_owned(),
         topics: None,
@@ -257,7 +257,13 @@ async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) 
     output.rows(&["topic", "partition", "new_offset"], rows.collect())
 }
 
-async fn commit(client: &mut KafkaClient, group: &str, topic: &str, targets: &BTreeMap<i32, i64>) -> Result<()> {
+/// Commits for a group without members.
+pub(super) async fn commit(
+    client: &mut KafkaClient,
+    group: &str,
+    topic: &str,
+    targets: &BTreeMap<i32, i64>,
+) -> Result<()> {
     use offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
     let id = topic_names(client).await?.into_iter().find(|(_, name)| name == topic).map(|(id, _)| id);
     let partition = |(partition_index, committed_offset): (&i32, &i64)| OffsetCommitRequestPartition {

@@ -1,6 +1,7 @@
 //! The commands that talk to a running cluster over Kafka's protocol, and [`log`] that reads files: tables for people,
 //! `--json` for programs.
 
+pub(crate) mod chaos;
 mod cluster;
 mod consume;
 mod disks;

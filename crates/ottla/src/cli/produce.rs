@@ -109,7 +109,7 @@ async fn read_turn(lines: &mut Split<BufReader<Stdin>>) -> Result<(Vec<Vec<u8>>,
 }
 
 /// A producer's identity.
-async fn identify(client: &mut KafkaClient) -> Result<(ProducerId, ProducerEpoch)> {
+pub(super) async fn identify(client: &mut KafkaClient) -> Result<(ProducerId, ProducerEpoch)> {
     let request = InitProducerIdRequest {
         transactional_id: None,
         transaction_timeout_ms: TIMEOUT_MS,
@@ -240,7 +240,7 @@ fn murmur2(data: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     elapsed.ok().and_then(|e| i64::try_from(e.as_millis()).ok()).unwrap_or(0)
 }

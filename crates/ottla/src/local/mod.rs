@@ -9,6 +9,7 @@ mod directory;
 mod node;
 mod status_line;
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -37,6 +38,8 @@ pub(crate) struct LocalOptions {
     pub(crate) nodes: u16,
     pub(crate) base_port: u16,
     pub(crate) overrides: Vec<String>,
+    /// The nodes tell each other addresses where somebody else listens and passes on; see [`LocalCluster::detours`].
+    pub(crate) detoured: bool,
 }
 
 /// A running local cluster.
@@ -85,9 +88,9 @@ impl LocalCluster {
         for id in 1..=options.nodes {
             let ports = Ports::of(options.base_port, id)?;
             ports.check_free(id)?;
-            nodes.push(Node::new(id, directory.node(id), ports));
+            nodes.push(Node::new(id, directory.node(id), ports, options.detoured));
         }
-        let voters: Vec<String> = nodes.iter().map(|n| format!("{}@127.0.0.1:{}", n.id, n.ports.controller)).collect();
+        let voters: Vec<String> = nodes.iter().map(|n| format!("{}@127.0.0.1:{}", n.id, n.told_ports().1)).collect();
         for node in &nodes {
             node.write_configuration(&voters.join(","), options.nodes, &options.overrides)?;
         }
@@ -145,6 +148,37 @@ impl LocalCluster {
     /// Starts a node that does not run.
     pub(crate) fn restart(&mut self, id: u16) -> Result<()> {
         self.node(id)?.start()
+    }
+
+    /// Stops a node in its tracks, as a machine that swaps does.
+    pub(crate) fn pause(&mut self, id: u16) -> Result<()> {
+        self.node(id)?.signal(Signal::STOP);
+        Ok(())
+    }
+
+    /// Lets a node that was paused go on.
+    pub(crate) fn resume(&mut self, id: u16) -> Result<()> {
+        self.node(id)?.signal(Signal::CONT);
+        Ok(())
+    }
+
+    /// Where the nodes are told to each other: node, the port that is told, the port where it listens.
+    pub(crate) fn detours(&self) -> Vec<(u16, u16, u16)> {
+        let of = |node: &Node| {
+            let (internal, controller) = node.told_ports();
+            [(node.id, internal, node.ports.internal), (node.id, controller, node.ports.controller)]
+        };
+        self.nodes.iter().flat_map(of).collect()
+    }
+
+    /// The nodes by the processes that run them.
+    pub(crate) fn processes(&self) -> BTreeMap<u32, u16> {
+        self.nodes.iter().filter_map(|node| Some((node.process_id()?, node.id))).collect()
+    }
+
+    /// Where a node keeps its partitions.
+    pub(crate) fn data_directory(&self, id: u16) -> PathBuf {
+        self.directory.node(id).join("data")
     }
 
     fn node(&mut self, id: u16) -> Result<&mut Node> {

@@ -15,6 +15,9 @@ use tokio::process::{Child, Command};
 use crate::config::NodeConfig;
 use crate::{http, properties};
 
+/// How far above a listener its detour is.
+const DETOUR: u16 = 3000;
+
 /// The ports of a node, all of them on loopback.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
@@ -30,8 +33,10 @@ impl Ports {
         let port = |above: u16| {
             kafka
                 .and_then(|k| k.checked_add(above))
-                .with_context(|| format!("--base-port {base} is too high: the HTTP ports are 3000 above it"))
+                .with_context(|| format!("--base-port {base} is too high: up to {} above it are needed", 2000 + DETOUR))
         };
+        // The detours of the controllers are the highest.
+        port(2000 + DETOUR)?;
         Ok(Ports { kafka: port(0)?, internal: port(1000)?, controller: port(2000)?, http: port(3000)? })
     }
 
@@ -80,12 +85,28 @@ pub(super) struct Node {
     pub(super) id: u16,
     directory: PathBuf,
     pub(super) ports: Ports,
+    detoured: bool,
     process: Process,
 }
 
 impl Node {
-    pub(super) fn new(id: u16, directory: PathBuf, ports: Ports) -> Node {
-        Node { id, directory, ports, process: Process::None { last: None } }
+    pub(super) fn new(id: u16, directory: PathBuf, ports: Ports, detoured: bool) -> Node {
+        Node { id, directory, ports, detoured, process: Process::None { last: None } }
+    }
+
+    /// Where the other nodes look for its INTERNAL and CONTROLLER listeners.
+    pub(super) fn told_ports(&self) -> (u16, u16) {
+        let Ports { internal, controller, .. } = self.ports;
+        if self.detoured { (internal + DETOUR, controller + DETOUR) } else { (internal, controller) }
+    }
+
+    /// The process that runs it.
+    pub(super) fn process_id(&self) -> Option<u32> {
+        match &self.process {
+            Process::Child(child) => child.id(),
+            Process::Foreign(pid) => u32::try_from(pid.as_raw_nonzero().get()).ok(),
+            Process::None { .. } => None,
+        }
     }
 
     /// Writes `server.properties`, once it is known to be good.
@@ -119,6 +140,11 @@ impl Node {
         let listeners = format!(
             "PLAINTEXT://127.0.0.1:{kafka},INTERNAL://127.0.0.1:{internal},CONTROLLER://127.0.0.1:{controller}"
         );
+        let (told_internal, told_controller) = self.told_ports();
+        let told = format!(
+            "PLAINTEXT://127.0.0.1:{kafka},INTERNAL://127.0.0.1:{told_internal},CONTROLLER://127.0.0.1:{told_controller}"
+        );
+        let advertised = self.detoured.then_some(("advertised.listeners", told));
         let own = [
             ("node.id", self.id.to_string()),
             ("process.roles", "broker,controller".to_owned()),
@@ -129,7 +155,7 @@ impl Node {
             ("ottla.http.listener", format!("127.0.0.1:{http}")),
             ("ottla.pid.file", self.pid_path().display().to_string()),
         ];
-        own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        own.into_iter().chain(advertised).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// Starts it as a child.

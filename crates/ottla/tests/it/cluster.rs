@@ -64,8 +64,9 @@ pub(crate) fn free_base_port(nodes: u16) -> u16 {
     loop {
         *last += 10;
         let base = 20_000 + (start + *last) % 7_000;
-        let mut ports =
-            [0, 1000, 2000, 3000].into_iter().flat_map(|step| (0..nodes).map(move |node| base + step + node));
+        let mut ports = [0, 1000, 2000, 3000, 4000, 5000]
+            .into_iter()
+            .flat_map(|step| (0..nodes).map(move |node| base + step + node));
         if ports.all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return base;
         }

@@ -1,5 +1,6 @@
 //! The binary as a person uses it, and the laws that a program can see in the project's text.
 
+mod chaos;
 mod cli;
 mod cluster;
 mod golden;

@@ -17,6 +17,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("broker", &["model", "protocol", "metadata", "replication", "coordinator", "storage", "rpc"]),
     ("gateway", &["model", "protocol", "metadata", "broker"]),
     ("console", &["model", "metadata", "broker"]),
+    ("chaos", &[]),
     ("modelcheck", &["model", "metadata", "replication"]),
     (
         "ottla",
@@ -32,12 +33,13 @@ const LAW: &[(&str, &[&str])] = &[
             "broker",
             "gateway",
             "console",
+            "chaos",
         ],
     ),
 ];
 
 /// Crates without tokio, clock, file, socket, thread or randomness.
-const PURE: &[&str] = &["model", "protocol", "metadata", "replication", "coordinator"];
+const PURE: &[&str] = &["model", "protocol", "metadata", "replication", "coordinator", "chaos"];
 
 /// External crates that exactly one crate knows (`ottla` starts the runtime and reads arguments).
 const ONLY: &[(&str, &[&str])] = &[
