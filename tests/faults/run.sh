@@ -4,9 +4,8 @@
 #                       kill_two kill_at_start wipe_node corrupt_log lose_replicas noise_in_image recreate_topic
 #                       directory_fails (root, loop devices, FUSE: else it is skipped, and says so) chaos
 # Starts three `ottla server` processes of its own ($OTTLA, default target/release/ottla). See lib/cluster.py for running the
-# same against another cluster. What is installed and kept is in $OTTLA_TEST_CACHE (default target/test-cache).
+# same against another cluster. `ottla chaos check` judges ($OTTLA_CHECKER, default $OTTLA). What is installed and kept is in $OTTLA_TEST_CACHE (default target/test-cache).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-(cd "$here" && python3 -m unittest -q)
 python=$(PYTHONPATH="$here/../lib" python3 -c "import installs; print(installs.python('confluent-kafka==2.16.1'))")
 exec "$python" "$here/scenarios.py" "$@"

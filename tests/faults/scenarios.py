@@ -23,7 +23,7 @@ import cluster as clusters  # noqa: E402
 import disks  # noqa: E402
 import installs  # noqa: E402
 import wire  # noqa: E402
-from history import OK, UNKNOWN, check, read_replica  # noqa: E402
+import history as histories  # noqa: E402
 from workload import Workload  # noqa: E402
 
 from confluent_kafka import Producer  # noqa: E402
@@ -37,13 +37,13 @@ def back(cluster, load, *nodes):
     for node in nodes:
         load.note(f'start {node}')
         cluster.start(node)
+    load.history.heal()
     cluster.wait_ready(timeout=90)
-    cluster.wait_full_isr(load.topic)
-    load.progress()
+    load.settle()
 
 
 def kill_and_return(cluster, load, node):
-    load.note(f'kill -9 {node}')
+    load.history.fault('kill', node)
     cluster.kill(node)
     load.progress()
     back(cluster, load, node)
@@ -64,7 +64,7 @@ def kill_follower(cluster, load):
 def kill_controller(cluster, load):
     """kill -9 of the active controller: another one takes over"""
     killed = cluster.active_controller()
-    load.note(f'kill -9 {killed}, the active controller')
+    load.history.fault('kill controller', killed)
     cluster.kill(killed)
     # The others name the old one until they have elected.
     clusters.eventually(lambda: cluster.active_controller(skip=(killed,)) != killed, 'another active controller', 60)
@@ -75,14 +75,14 @@ def kill_controller(cluster, load):
 def kill_in_turn(cluster, load):
     """kill -9 of each node in turn, twice round, each started again at once"""
     for node in list(cluster.nodes) * 2:
-        load.note(f'kill -9 {node}')
+        load.history.fault('kill', node)
         cluster.kill(node)
         back(cluster, load, node)
 
 
 def kill_all(cluster, load):
     """kill -9 of all three at once (R35): what was acknowledged is there when they are back"""
-    load.note('kill -9 of all')
+    load.history.fault('kill all')
     cluster.kill(*cluster.nodes)
     back(cluster, load, *cluster.nodes)
 
@@ -90,7 +90,7 @@ def kill_all(cluster, load):
 def pause_leader(cluster, load):
     """SIGSTOP of a leader for longer than its session, then SIGCONT: it is deposed, finds out, and follows"""
     node = cluster.leader_of(load.topic, 0)
-    load.note(f'SIGSTOP {node}')
+    load.history.fault('pause', node)
     stopped = time.monotonic()
     cluster.pause(node)
     try:
@@ -99,16 +99,15 @@ def pause_leader(cluster, load):
         # The length of the pause is the fault itself.
         time.sleep(max(0.0, SESSION_SECONDS + 3 - (time.monotonic() - stopped)))
     finally:
-        load.note(f'SIGCONT {node}')
         cluster.resume(node)
+        load.history.heal()
     cluster.wait_ready()
-    cluster.wait_full_isr(load.topic)
-    load.progress()
+    load.settle()
 
 
 def restart_all(cluster, load):
     """SIGTERM of all three at once, and start"""
-    load.note('SIGTERM of all')
+    load.history.fault('stop all')
     cluster.stop(*cluster.nodes)
     back(cluster, load, *cluster.nodes)
 
@@ -116,7 +115,7 @@ def restart_all(cluster, load):
 def rolling_restart(cluster, load):
     """SIGTERM and start of each node in turn, with no error at the client"""
     for node in cluster.nodes:
-        load.note(f'SIGTERM {node}')
+        load.history.fault('stop', node)
         cluster.stop(node)
         load.progress()
         back(cluster, load, node)
@@ -125,7 +124,7 @@ def rolling_restart(cluster, load):
 
 def kill_two(cluster, load):
     """kill -9 of two of three: nothing is acknowledged without them, and all goes on when they are back"""
-    load.note('kill -9 of 1 and 2')
+    load.history.fault('kill two', '1, 2')
     cluster.kill(1, 2)
     back(cluster, load, 1, 2)
 
@@ -133,6 +132,7 @@ def kill_two(cluster, load):
 def kill_at_start(cluster, load):
     """kill -9 of a node again and again while it starts"""
     node = cluster.nodes[0]
+    load.history.fault('kill at start', node)
     cluster.kill(node)
     for i in range(8):
         load.note(f'start {node} for {60 * i} ms')
@@ -146,8 +146,8 @@ def kill_at_start(cluster, load):
 def wipe_node(cluster, load):
     """kill -9 of a node that loses its whole disk (R74): it is another voter, and its replicas are fetched again"""
     node = cluster.nodes[1]
+    load.history.fault('lose a disk', node)
     cluster.kill(node)
-    load.note(f'node {node} loses its data')
     shutil.rmtree(cluster.data_directory(node) / 'data')
     back(cluster, load, node)
 
@@ -170,8 +170,8 @@ def corrupt_log(cluster, load):
     """A node that was killed finds one log damaged in its middle and another one cut (R29): both are fetched again. Its
     recovery checkpoint is lost too: a start reads only what follows it, and the damage may lie below"""
     node = cluster.leader_of(load.topic, 0)
+    load.history.fault('damage logs', node)
     cluster.kill(node)
-    load.note(f'damage to the logs of {node}')
     (cluster.data_directory(node) / 'data/recovery-point-offset-checkpoint').unlink(missing_ok=True)
     flip_bits(newest_segment(cluster, load, node, 0), 0.5)
     cut = newest_segment(cluster, load, node, 1)
@@ -184,7 +184,7 @@ def lose_replicas(cluster, load):
     identity, and comes back before the other eligible one: it must not lead what it has lost (R34, R78)"""
     last, eligible, early = cluster.nodes
     for node in (early, eligible, last):
-        load.note(f'SIGTERM {node}')
+        load.history.fault('stop', node)
         cluster.stop(node)
     load.note(f'{last} loses replicas')
     shutil.rmtree(cluster.partition_directory(last, load.topic, 0))
@@ -198,8 +198,8 @@ def lose_replicas(cluster, load):
 def noise_in_image(cluster, load):
     """The materialised metadata of a killed node is noise (R73): it is made anew from snapshot and log"""
     node = cluster.active_controller()
+    load.history.fault('noise in the image', node)
     cluster.kill(node)
-    load.note(f'noise in the image of {node}')
     for file in (cluster.data_directory(node) / 'data/__cluster_metadata/image.sled').iterdir():
         if file.is_file():
             file.write_bytes(os.urandom(max(64, min(file.stat().st_size, 1 << 16))))
@@ -220,6 +220,7 @@ def recreate_topic(cluster, load):
 
     create()
     node = cluster.leader_of(topic, 0)
+    load.history.fault('kill', node)
     cluster.kill(node)
     load.note(f'{topic} is made again without {node}')
     clusters.eventually(lambda: cluster.partitions(topic, skip=(node,))[0][0] not in (node, -1), 'another leader', 60)
@@ -233,8 +234,11 @@ def recreate_topic(cluster, load):
     back(cluster, load, node)
     cluster.wait_full_isr(topic)
     for part in range(3):
-        copies = [read_replica(cluster.partition_directory(n, topic, part)) for n in cluster.nodes]
+        copies = [histories.batches_of(cluster, n, topic, part) for n in cluster.nodes]
         assert copies[0] and copies[0] == copies[1] == copies[2], f'{topic}-{part}: {copies}'
+
+
+KINDS = {signal.SIGKILL: 'kill', signal.SIGTERM: 'stop', signal.SIGSTOP: 'pause'}
 
 
 def chaos(cluster, load):
@@ -252,9 +256,8 @@ def chaos(cluster, load):
             load.note(f'SIGCONT {node}')
             cluster.resume(paused.pop(node))
         else:
-            signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
-            number = chance.choice(signals)
-            load.note(f'{number.name} {node}')
+            number = chance.choice(list(KINDS))
+            load.history.fault(KINDS[number], node)
             cluster.signal(node, number)
             if number == signal.SIGSTOP:
                 paused[node] = node
@@ -316,7 +319,7 @@ def directory_fails(cluster, load):
     here = {part: cluster.partition_directory(1, load.topic, part) for part in range(load.partitions)}
     bad = {part for part, path in here.items() if cluster.second in path.parents}
     assert bad and len(bad) < len(here), f'all replicas are in one directory: {here}'
-    load.note('the second directory of 1 goes bad')
+    load.history.fault('directory fails', 1)
     cluster.devices.ask({'bad': 'second'})
 
     def handed_over():
@@ -335,7 +338,6 @@ def directory_fails(cluster, load):
     assert [line.split()[-1] for line in offline] in (['1'], ['1.0']), offline
     told = subprocess.run([clusters.ottla_binary(), 'cluster', 'status', '--bootstrap-server', cluster.bootstrap], capture_output=True, text=True, timeout=60).stdout
     assert str(cluster.second) in told, told
-    load.note('SIGTERM 1, and the disk is mended')
     cluster.stop(1)
     cluster.mend()
     back(cluster, load, 1)
@@ -352,32 +354,32 @@ LIMIT_SECONDS = 420
 
 
 def run(scenario, cluster, keep):
-    """One scenario under load. Returns (history counts, problems)."""
-    load, problems = Workload(cluster), []
+    """One scenario under load. Returns (what was done, problems)."""
+    path = keep / f'{scenario.__name__}.jsonl'
+    history = histories.History(path, title=scenario.__name__)
+    load, problems, figures = Workload(cluster, history, transactions=True), [], {'acknowledged': 0, 'unknown': 0}
     try:
         with load:
             scenario(cluster, load)
-            history = load.finish()
-        problems += [str(a) for a in check(history)[:20]]
+            load.finish()
+        verdict = history.judge(at_least=500)
+        problems, figures = histories.anomalies(verdict), verdict['figures']
         # The cluster was whole again long before these ran out of time: somebody left the producer in the dark.
-        late = [op for op in history.produces if op.status != OK]
-        if late:
-            problems.append(f'{len(late)} records had no acknowledgement in {load.message_timeout} s: {late[0].value}: {late[0].error}')
+        if load.unsure:
+            problems.append(f'{load.unsure} records had no acknowledgement in {load.message_timeout} s: {load.last_error}')
         if getattr(load, 'expect_no_error', False):
             problems += [f'error at the client: {e}' for e in load.client_errors]
     except Exception as e:
         traceback.print_exc()
         problems.append(f'{type(e).__name__}: {e}')
-    ops = load.history.produces
-    acked, unknown = (sum(op.status == s for op in ops) for s in (OK, UNKNOWN))
-    commits = sum(c.status == OK for c in load.history.commits)
     if not load.tried_enough():
-        problems.append(f'too little was tried: {acked} acknowledged, {commits} commits')
+        problems.append(f'too little was tried: {sum(load.acked)} acknowledged, {load.commits} commits, {load.decided} transactions')
+    history.close()
     if problems:
-        keep.mkdir(parents=True, exist_ok=True)
-        load.history.save(keep / f'{scenario.__name__}.jsonl')
         (keep / f'{scenario.__name__}.txt').write_text('\n'.join(problems + load.client_errors) + '\n')
-    return (acked, unknown, commits, load.longest_gap()), problems
+    else:
+        path.unlink()
+    return (figures['acknowledged'], figures['unknown'], load.commits, load.decided, load.longest_gap()), problems
 
 
 def run_apart(scenario, home):
@@ -437,9 +439,9 @@ def main(wanted):
     finally:
         if cluster:
             cluster.close()
-        print(f'\n{"scenario":<18}{"acked":>8}{"unknown":>9}{"commits":>9}{"gap ms":>8}{"seconds":>9}  verdict')
-        for name, acked, unsure, commits, gap, seconds, problems in rows:
-            print(f'{name:<18}{acked:>8}{unsure:>9}{commits:>9}{gap:>8}{seconds:>9.1f}  {"FAIL" if problems else "ok"}')
+        print(f'\n{"scenario":<18}{"acked":>8}{"unknown":>9}{"commits":>9}{"txns":>6}{"gap ms":>8}{"seconds":>9}  verdict')
+        for name, acked, unsure, commits, decided, gap, seconds, problems in rows:
+            print(f'{name:<18}{acked:>8}{unsure:>9}{commits:>9}{decided:>6}{gap:>8}{seconds:>9.1f}  {"FAIL" if problems else "ok"}')
     failed = sum(bool(row[-1]) for row in rows)
     if failed:
         print(f'histories, node logs and data: {home}')
