@@ -24,6 +24,10 @@ clients *SUITES:
 faults *SCENARIOS:
     tests/faults/run.sh {{SCENARIOS}}
 
+# Faults of every kind in rounds, on networks or with --disks, for --minutes; goes on where it ended (root)
+chaos *ARGS:
+    tests/chaos/run.sh {{ARGS}}
+
 # MirrorMaker 2 both ways, Connect and Streams exactly once while they and the brokers are killed (minutes; big downloads)
 ecosystem:
     python3 tests/ecosystem/mirror.py

@@ -54,9 +54,9 @@ MODES = {'sync-before-ack': ({'flush.messages': '1'}, 0.0), 'interval': ({'flush
 class CutCluster(clusters.OttlaCluster):
     """Three nodes whose data lies on disks that can be cut."""
 
-    def __init__(self, directory, devices):
+    def __init__(self, directory, devices, overrides=()):
         self.devices = devices
-        super().__init__(directory)
+        super().__init__(directory, overrides=overrides)
 
     def lay_out(self, base):
         super().lay_out(base)
