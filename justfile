@@ -81,6 +81,10 @@ fuzz-hours HOURS="1":
 compare *ARGS:
     python3 benches/compare/compare.py {{ARGS}}
 
+# The same sequences of requests against Ottla and Apache Kafka, every answer compared; goes on where it was interrupted (minutes)
+differential SEEDS="25" *ARGS:
+    python3 tests/differential/differential.py --seeds {{SEEDS}} --results docs/results/differential.md {{ARGS}}
+
 # How fast thousands of partitions are led again after a kill (minutes)
 partitions *ARGS:
     python3 benches/partitions/failover.py {{ARGS}}

@@ -66,6 +66,10 @@ def franz_go():
     return [binary]
 
 
+def differential():
+    return [sys.executable, HERE.parent / 'differential/suite.py']
+
+
 def hostile():
     return [sys.executable, HERE / 'hostile.py']
 
@@ -74,7 +78,7 @@ def hostile():
 SUITES = [('librdkafka', librdkafka, 240), ('storage', storage, 300), ('java', java, 180), ('tools', tools, 180),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120),
-          ('next-groups', next_groups, 300), ('chains', chains, 200), ('hostile', hostile, 120)]
+          ('next-groups', next_groups, 300), ('chains', chains, 200), ('differential', differential, 60), ('hostile', hostile, 120)]
 
 
 def run(name, prepare, limit, environment):

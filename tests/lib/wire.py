@@ -1,7 +1,8 @@
 """The least of the Kafka protocol that a test needs without a client library: frames, a few requests, record batches.
 
 It exists so that readiness, leadership and hostile bytes are asked and sent by code that shares nothing with the clients
-under test. Every call is one request on its own connection unless a `Connection` is held.
+under test. Every call is one request on its own connection unless a `Connection` is held. Requests of any kind and version,
+by schema: `schema.py`.
 """
 import socket
 import struct
@@ -27,17 +28,20 @@ class Reader:
         self.at += n
         return self.data[self.at - n:self.at]
 
+    def number(self, form):
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
     def i8(self):
-        return struct.unpack('>b', self.take(1))[0]
+        return self.number('>b')
 
     def i16(self):
-        return struct.unpack('>h', self.take(2))[0]
+        return self.number('>h')
 
     def i32(self):
-        return struct.unpack('>i', self.take(4))[0]
+        return self.number('>i')
 
     def i64(self):
-        return struct.unpack('>q', self.take(8))[0]
+        return self.number('>q')
 
     def string(self):
         n = self.i16()
@@ -54,6 +58,10 @@ class Reader:
             if byte < 0x80:
                 return value
             shift += 7
+
+    def varint(self):
+        value = self.uvarint()
+        return (value >> 1) ^ -(value & 1)
 
     def compact_array(self, item):
         return [item() for _ in range(max(0, self.uvarint() - 1))]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{BrokerId, ErrorCode, Offset, TopicPartition};
 
-use crate::api::{FetchAnswer, FetchPartition, FetchRequest, Fetched, Isolation};
+use crate::api::{CurrentLeader, FetchAnswer, FetchPartition, FetchRequest, Fetched, Isolation};
 use crate::budget::{Admission, Charge, PART_MIN};
 use crate::context::Context;
 use crate::partition::{Partition, PartitionRead, ReadResult};
@@ -28,6 +28,13 @@ pub(crate) fn unanswered(partition: TopicPartition, error: ErrorCode) -> Fetched
         aborted: None,
         records: Vec::new(),
     }
+}
+
+/// The answer for a partition that is not here: where it is led, a client asks next (KIP-951).
+fn elsewhere(context: &Context, partition: TopicPartition) -> Fetched {
+    let leader = context.image().leader_for(partition);
+    let current_leader = leader.map(|(leader, leader_epoch)| CurrentLeader { leader, leader_epoch });
+    Fetched { current_leader, ..unanswered(partition, not_here(context, partition)) }
 }
 
 /// What one round over all partitions found.
@@ -103,7 +110,7 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
     let mut any = false;
     for position in &request.partitions {
         let Some(partition) = context.partition(position.partition) else {
-            round.answer.partitions.push(unanswered(position.partition, not_here(context, position.partition)));
+            round.answer.partitions.push(elsewhere(context, position.partition));
             continue;
         };
         let read = PartitionRead {

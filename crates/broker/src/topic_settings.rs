@@ -19,6 +19,8 @@ pub(crate) struct TopicSettings {
     pub(crate) timestamp_after_max_ms: i64,
     pub(crate) timestamp_before_max_ms: i64,
     pub(crate) compacted: bool,
+    /// Compacted, and nothing is deleted by age or size.
+    pub(crate) only_compacted: bool,
     /// In how many zones records must be before they count (`R79`).
     pub(crate) ack_zones: usize,
     /// The codec that the broker makes every batch have; None leaves it to producers.
@@ -37,6 +39,7 @@ impl TopicSettings {
             timestamp_after_max_ms: signed(topic.message_timestamp_after_max_ms),
             timestamp_before_max_ms: signed(topic.message_timestamp_before_max_ms),
             compacted: topic.cleanup_policy.compact,
+            only_compacted: topic.cleanup_policy.compact && !topic.cleanup_policy.delete,
             ack_zones,
             codec: codec(&topic.compression_type),
             log: Arc::new(LogConfig { may_use_reserve: metadata::is_internal_topic(name), ..log_config(&topic) }),

@@ -72,12 +72,15 @@ impl Shards<Transactions> {
     /// are here.
     ///
     /// # Errors
-    /// As [`Shards::ask`].
+    /// As [`Shards::ask`]; INVALID_REQUEST for the empty id, which no broker coordinates.
     pub(crate) async fn transaction(
         self: &Arc<Self>,
         request: TransactionRequest,
     ) -> Result<TransactionResponse, ErrorCode> {
         if let Some(id) = request.transactional_id().map(str::to_owned) {
+            if id.is_empty() {
+                return Err(ErrorCode::InvalidRequest);
+            }
             return self.ask(&id, request).await;
         }
         let mut all = ListTransactionsResponse { error: ErrorCode::None, transactions: Vec::new() };

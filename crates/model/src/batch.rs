@@ -400,8 +400,8 @@ impl ClientBatches {
     /// Checks what a client sent: exactly one batch, its CRC, and what only a leader may write.
     ///
     /// # Errors
-    /// See [`BatchError`]: `BadCrc` and `Truncated` are CORRUPT_MESSAGE to the client, the rest INVALID_RECORD, but for
-    /// `BadMagic` (UNSUPPORTED_FOR_MESSAGE_FORMAT) and `UnknownCodec` (UNSUPPORTED_COMPRESSION_TYPE).
+    /// See [`BatchError`]: `BadCrc`, `BadLength` and a magic that never was are CORRUPT_MESSAGE to the client, the rest
+    /// INVALID_RECORD, but for `UnknownCodec` (UNSUPPORTED_COMPRESSION_TYPE).
     pub fn check(bytes: BytesMut) -> Result<ClientBatches, BatchError> {
         let header = check(&bytes)?;
         if header.size != bytes.len() {

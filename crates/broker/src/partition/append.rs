@@ -178,8 +178,9 @@ impl Partition {
         match inner.producers.check(producer, Rules::all()) {
             Ok(SequenceCheck::Append) => Ok(None),
             // The first append's offset; it may still be above the high watermark.
-            Ok(SequenceCheck::Duplicate { base_offset, last_offset, .. }) => {
-                Ok(Some(Appended { base_offset, end: last_offset + 1, log_append_time: -1 }))
+            Ok(SequenceCheck::Duplicate { base_offset, last_offset, timestamp }) => {
+                let appended = inner.settings.log_append_time.then(|| i64::try_from(timestamp.0).ok()).flatten();
+                Ok(Some(Appended { base_offset, end: last_offset + 1, log_append_time: appended.unwrap_or(-1) }))
             }
             Err(error) => Err(self.refuse(error, "the producer's epoch or sequence is not the next one")),
         }
@@ -345,10 +346,12 @@ impl Partition {
 
     fn refuse_batch(&self, error: &BatchError) -> Box<Produced> {
         let code = match error {
-            BatchError::Truncated { .. } | BatchError::BadLength(_) | BatchError::BadCrc { .. } => {
-                ErrorCode::CorruptMessage
-            }
-            BatchError::BadMagic(_) => ErrorCode::UnsupportedForMessageFormat,
+            BatchError::BadLength(_) | BatchError::BadCrc { .. } => ErrorCode::CorruptMessage,
+            // The formats before are refused as such; what never was one is damage.
+            BatchError::BadMagic(0 | 1) => ErrorCode::InvalidRecord,
+            BatchError::BadMagic(_) => ErrorCode::CorruptMessage,
+            // A batch that is not whole is none, and a produce must have one.
+            BatchError::Truncated { .. } => ErrorCode::InvalidRecord,
             BatchError::UnknownCodec(_) => ErrorCode::UnsupportedCompressionType,
             BatchError::Invalid(_) | BatchError::NotOneBatch => ErrorCode::InvalidRecord,
         };

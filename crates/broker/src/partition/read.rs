@@ -67,7 +67,9 @@ impl Partition {
         let position = &request.position;
         if let Err(error) = self.check_read(&inner, position.current_leader_epoch, request.from_follower) {
             fetched.error = error;
-            fetched.current_leader = Some(inner.current_leader());
+            // Of an epoch that is yet to come here, the client knows the leader better than this broker (KIP-951).
+            let knows = matches!(error, ErrorCode::NotLeaderOrFollower | ErrorCode::FencedLeaderEpoch);
+            fetched.current_leader = knows.then(|| inner.current_leader());
             return ReadResult { fetched, cold: None, batch_max };
         }
         let log = inner.replica.log();
@@ -293,6 +295,7 @@ impl Partition {
     }
 
     /// Moves the log start to `offset` (DeleteRecords; -1 is the high watermark), never above the high watermark (`R39`).
+    /// A log that is only compacted keeps the last record of every key: nobody may cut it.
     pub(crate) fn delete_records(
         self: &Arc<Self>,
         context: &Arc<Context>,
@@ -303,6 +306,9 @@ impl Partition {
                 return Err(ErrorCode::KafkaStorageError);
             }
             inner.replica.check_leader(LeaderEpoch::NONE)?;
+            if inner.settings.only_compacted {
+                return Err(ErrorCode::PolicyViolation);
+            }
             let log = inner.replica.log();
             let target = if offset == Offset::NONE { log.high_watermark } else { offset };
             if target < Offset::ZERO || target > log.high_watermark {

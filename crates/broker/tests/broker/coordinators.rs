@@ -167,6 +167,16 @@ async fn the_topic_is_made_as_kafka_makes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_empty_id_is_refused_as_such_by_every_broker() {
+    let cluster = Cluster::start(2, 1).await;
+    init(&cluster).await;
+    let describe = || TransactionRequest::Describe(DescribeTransactionRequest { transactional_id: String::new() });
+    for broker in cluster.brokers.values() {
+        assert_eq!(broker.transaction(describe()).await.unwrap_err(), ErrorCode::InvalidRequest);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_coordinator_ends_what_the_one_before_decided() {
     let mut cluster = Cluster::start(3, 1).await;
     let producer = init(&cluster).await;

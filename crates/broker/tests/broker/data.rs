@@ -34,6 +34,69 @@ async fn what_is_produced_with_any_acks_is_read_back_in_order_from_leader_and_fo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asks_a_broker_without_the_partition_is_told_its_leader() {
+    let cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let elsewhere = fetch(cluster.broker(2), id, 0).await;
+    assert_eq!(elsewhere.error, ErrorCode::NotLeaderOrFollower);
+    assert_eq!(elsewhere.current_leader.expect("KIP-951").leader.0, 1);
+    let mut request = fetch_request(id, 0);
+    request.partitions[0].current_leader_epoch = LeaderEpoch(99);
+    let ahead = soon("an error", cluster.broker(1).fetch(request)).await.partitions.remove(0);
+    assert_eq!((ahead.error, ahead.current_leader), (ErrorCode::UnknownLeaderEpoch, None), "the client knows better");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_batch_of_the_second_format_is_refused_by_what_it_is() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let with_magic = |magic: u8| {
+        let mut bytes = batch(&["a"]);
+        bytes[16] = magic;
+        bytes
+    };
+    let mut cut = batch(&["a"]);
+    cut.truncate(cut.len() - 1);
+    let invalid = [with_magic(0), with_magic(1), cut];
+    let corrupt = [with_magic(3), with_magic(255)];
+    for (batches, error) in [(&invalid[..], ErrorCode::InvalidRecord), (&corrupt[..], ErrorCode::CorruptMessage)] {
+        for bytes in batches {
+            let refused = produce(cluster.broker(1), id, Acks::All, bytes.clone()).await;
+            assert_eq!((refused.error, refused.base_offset), (error, Offset::NONE), "{:?}", refused.message);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_duplicate_is_told_when_it_was_appended_where_the_topic_says_so() {
+    let cluster = Cluster::start(1, 1).await;
+    for (kind, told) in [("LogAppendTime", true), ("CreateTime", false)] {
+        let id = cluster.topic(kind, &[1], &[("message.timestamp.type", kind)]).await;
+        cluster.wait_leader(id).await;
+        let once = batch_of(&["a"], Some((5, 0, 0)));
+        let first = produce(cluster.broker(1), id, Acks::All, once.clone()).await;
+        let again = produce(cluster.broker(1), id, Acks::All, once).await;
+        assert_eq!((again.error, again.base_offset), (ErrorCode::None, Offset(0)));
+        assert_eq!(again.log_append_time, first.log_append_time);
+        assert_eq!(again.log_append_time >= 0, told, "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_cuts_a_log_that_is_only_compacted() {
+    let cluster = Cluster::start(1, 1).await;
+    for (policy, error) in [("compact", ErrorCode::PolicyViolation), ("compact,delete", ErrorCode::None)] {
+        let name = policy.replace(',', "-");
+        let id = cluster.topic(&name, &[1], &[("cleanup.policy", policy)]).await;
+        cluster.wait_leader(id).await;
+        let deleted = soon("an answer", cluster.broker(1).delete_records(vec![(id, Offset(0))], 25_000)).await;
+        assert_eq!(deleted[0].error, error, "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_failover_loses_is_the_end_of_what_was_not_acknowledged_by_all_and_the_order_stays() {
     // R21: records of weaker acks go the same way as the others, so the next leader has a beginning of the log
     let mut cluster = Cluster::start(3, 2).await;

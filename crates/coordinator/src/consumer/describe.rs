@@ -4,9 +4,18 @@ use model::ErrorCode;
 
 use crate::consumer::config::ConsumerConfig;
 use crate::consumer::draft::preferred_assignor;
-use crate::consumer::group::{ConsumerGroup, Member};
+use crate::consumer::group::{ConsumerGroup, Member, Partitions};
 use crate::consumer::heartbeat::partitions;
 use crate::consumer::request::{ConsumerDescribeResponse, DescribedConsumer};
+
+/// What a member has, with what it was told to give up and may still read.
+fn held(member: &Member) -> Partitions {
+    let mut held = partitions(&member.current.assigned);
+    for (topic, revoking) in partitions(&member.current.revoking) {
+        held.entry(topic).or_default().extend(revoking);
+    }
+    held
+}
 
 /// Describes a group that exists.
 pub(crate) fn describe(group_id: &str, group: &ConsumerGroup, config: &ConsumerConfig) -> ConsumerDescribeResponse {
@@ -19,7 +28,7 @@ pub(crate) fn describe(group_id: &str, group: &ConsumerGroup, config: &ConsumerC
         client_host: member.profile.client_host.clone(),
         topics: (*member.profile.subscription.topics).clone(),
         regex: member.profile.subscription.regex.as_deref().map(str::to_owned),
-        assignment: partitions(&member.current.assigned),
+        assignment: held(member),
         target: group.targets().get(member_id).map(|target| (**target).clone()).unwrap_or_default(),
         is_classic: member.is_classic(),
     };

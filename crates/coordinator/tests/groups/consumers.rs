@@ -119,7 +119,8 @@ fn one_member_more_moves_only_what_must_move_and_who_keeps_its_partitions_does_n
     // a is told to give up two, and stays in its epoch until it has.
     let kept = parts(&[("t", &[0, 1])]);
     assert_eq!(c.lives(holding("a", epoch, &all.clone().unwrap())), (1, Some(kept.clone())));
-    assert_eq!(c.lives(holding("a", 1, &all.unwrap())), (1, None), "it still holds them");
+    assert_eq!(c.lives(holding("a", 1, &all.clone().unwrap())), (1, None), "it still holds them");
+    assert_eq!(c.describe_consumers().members[0].assignment, all.unwrap(), "and is described so");
     assert_eq!(c.lives(living("b", 2)), (2, None), "and b waits");
     assert_eq!(c.lives(holding("a", 1, &kept)), (2, None));
     assert_eq!(c.lives(living("b", 2)), (2, Some(parts(&[("t", &[2, 3])]))));

@@ -49,7 +49,8 @@ fn told(asked: bool, image: &MetadataImage, group: ConsumerDescribeResponse) -> 
         client_id: member.client_id,
         client_host: member.client_host,
         subscribed_topic_names: member.topics.into_iter().collect(),
-        subscribed_topic_regex: member.regex,
+        // Never null, as Kafka's.
+        subscribed_topic_regex: Some(member.regex.unwrap_or_default()),
         assignment: assignment(image, member.assignment),
         target_assignment: assignment(image, member.target),
         member_type: if member.is_classic { CLASSIC } else { CONSUMER },

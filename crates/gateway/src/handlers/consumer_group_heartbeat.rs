@@ -21,6 +21,10 @@ pub(crate) async fn handle<B: BrokerApi>(
     if !consumer_groups_are_served(&call) {
         return told(ConsumerHeartbeatResponse::refused(ErrorCode::UnsupportedVersion, None));
     }
+    if request.group_id.is_empty() {
+        // No broker coordinates a group without a name: whoever is asked says so.
+        return told(ConsumerHeartbeatResponse::refused(ErrorCode::InvalidRequest, Some("GroupId can't be empty.".to_owned())));
+    }
     let owned = |topics: Vec<protocol::messages::consumer_group_heartbeat_request::TopicPartitions>| {
         let topics = topics
             .into_iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use broker::api::{self, BrokerApi, CurrentLeader, FetchAnswer, Fetched, Isolation};
 use broker::budget::Charge;
-use model::{BrokerId, LeaderEpoch, Offset, PartitionIndex, TopicPartition};
+use model::{BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicPartition};
 use protocol::messages::fetch_response::{
     AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
 };
@@ -24,6 +24,8 @@ const BY_ID: i16 = 13;
 const TELLS_RACK: i16 = 11;
 /// The first version that says where the leader is (KIP-951).
 const TELLS_LEADER: i16 = 16;
+/// The first version whose answer has an error of its own.
+const HAS_ERROR: i16 = 7;
 
 /// Answers when there is enough, or after the time that the client gives. The answer takes along what its records are
 /// charged.
@@ -47,7 +49,10 @@ async fn fetch<B: BrokerApi>(
     if request.replica_id >= 0 || request.replica_state.replica_id >= 0 {
         return Ok(all_refused(&request, &Refusal::FromReplica));
     }
-    let isolation = isolation(request.isolation_level)?;
+    let isolation = match isolation(request.isolation_level) {
+        Err(refusal) if call.version < HAS_ERROR => return Ok(all_refused(&request, &refusal)),
+        isolation => isolation?,
+    };
     let by_id = call.version >= BY_ID;
     let now_ms = call.shared.coarse_ms.load(std::sync::atomic::Ordering::Relaxed);
     let (session, limits) = ((request.session_id, request.session_epoch), Limits::of(call, &request));
@@ -146,13 +151,15 @@ fn partition_data(index: PartitionIndex, fetched: Fetched) -> PartitionData {
     };
     let leader =
         |leader: CurrentLeader| LeaderIdAndEpoch { leader_id: leader.leader.0, leader_epoch: leader.leader_epoch.0 };
+    // Offsets beside an error mean nothing to a client, and a session must tell them once the error is over.
+    let beside = |offset: Offset| if fetched.error == ErrorCode::None { offset.0 } else { Offset::NONE.0 };
     let diverging = fetched.diverging.map(|end| EpochEndOffset { epoch: end.epoch.0, end_offset: end.end.0 });
     PartitionData {
         partition_index: index.0,
         error_code: fetched.error.code(),
-        high_watermark: fetched.high_watermark.0,
-        last_stable_offset: fetched.last_stable_offset.0,
-        log_start_offset: fetched.log_start.0,
+        high_watermark: beside(fetched.high_watermark),
+        last_stable_offset: beside(fetched.last_stable_offset),
+        log_start_offset: beside(fetched.log_start),
         aborted_transactions: fetched.aborted.map(aborted),
         preferred_read_replica: fetched.preferred_replica.unwrap_or(BrokerId::NONE).0,
         records: Some(fetched.records.into_iter().collect::<Records>()),
@@ -167,7 +174,7 @@ fn refused(index: i32, refusal: &Refusal) -> PartitionData {
         partition_index: index,
         error_code: refusal.wire(),
         high_watermark: -1,
-        aborted_transactions: None,
+        aborted_transactions: Some(Vec::new()),
         records: Some(Records::new()),
         ..Default::default()
     }
@@ -214,9 +221,9 @@ fn all_wanted(by_id: bool, topics: Vec<fetch_request::FetchTopic>) -> Vec<Wanted
         all.extend(topic.partitions.into_iter().map(|partition| Wanted {
             topic: key.clone(),
             partition: PartitionIndex(partition.partition),
-            current_leader_epoch: LeaderEpoch(partition.current_leader_epoch),
+            current_leader_epoch: epoch(partition.current_leader_epoch),
             fetch_offset: Offset(partition.fetch_offset),
-            last_fetched_epoch: LeaderEpoch(partition.last_fetched_epoch),
+            last_fetched_epoch: epoch(partition.last_fetched_epoch),
             max_bytes: size(partition.partition_max_bytes),
         }));
     }
@@ -247,6 +254,11 @@ pub(crate) fn isolation(level: i8) -> Result<Isolation, Refusal> {
         1 => Ok(Isolation::ReadCommitted),
         _ => Err(Refusal::Malformed("the isolation level must be 0 or 1")),
     }
+}
+
+/// Every negative epoch is none, as in Kafka's fetches.
+fn epoch(value: i32) -> LeaderEpoch {
+    LeaderEpoch(value).max(LeaderEpoch::NONE)
 }
 
 fn size(value: i32) -> usize {

@@ -218,9 +218,10 @@ impl BrokerApi for Fake {
         let logs = self.logs.lock().unwrap().clone();
         let read = |asked: FetchPartition| {
             let (high_watermark, records) = logs.get(&asked.partition.partition.0).cloned().unwrap_or_default();
+            let lost = asked.fetch_offset.0 > 1_000;
             Fetched {
                 partition: asked.partition,
-                error: ErrorCode::None,
+                error: if lost { ErrorCode::OffsetOutOfRange } else { ErrorCode::None },
                 high_watermark: Offset(high_watermark),
                 last_stable_offset: Offset(high_watermark),
                 log_start: Offset(0),

@@ -258,6 +258,46 @@ async fn a_fetch_session_tells_what_changed_and_ends() {
 }
 
 #[tokio::test]
+async fn beside_an_error_stand_no_offsets_and_a_session_tells_them_once_it_is_over() {
+    let served = Served::start().await;
+    served.broker.topic("a", 1);
+    let client = &mut served.client().await;
+    let response = client.ask(&fetch((0, 0), &[("a", 0, 9_999)]), 12).await;
+    assert_eq!(fetched(&response), [(0, ErrorCode::OffsetOutOfRange, 0)]);
+    let partition = &response.responses[0].partitions[0];
+    let offsets = (partition.high_watermark, partition.last_stable_offset, partition.log_start_offset);
+    assert_eq!(offsets, (-1, -1, -1));
+    let response = client.ask(&fetch((response.session_id, 1), &[("a", 0, 0)]), 12).await;
+    assert_eq!(fetched(&response), [(0, ErrorCode::None, 0)], "the watermark is news");
+}
+
+#[tokio::test]
+async fn a_fetch_is_refused_for_each_partition_where_its_answer_has_no_error_of_its_own() {
+    let served = Served::start().await;
+    served.broker.topic("a", 1);
+    let client = &mut served.client().await;
+    let mut request = fetch((0, -1), &[("a", 0, 0)]);
+    request.isolation_level = 2;
+    let response = client.ask(&request, 4).await;
+    assert_eq!(fetched(&response), [(0, ErrorCode::InvalidRequest, 0)]);
+    let response = client.ask(&request, 7).await;
+    assert_eq!((response.error_code, fetched(&response)), (ErrorCode::InvalidRequest.code(), vec![]));
+}
+
+#[tokio::test]
+async fn every_negative_epoch_of_a_fetch_is_none() {
+    let served = Served::start().await;
+    served.broker.topic("a", 1);
+    let client = &mut served.client().await;
+    let mut request = fetch((0, -1), &[("a", 0, 0)]);
+    let partition = &mut request.topics[0].partitions[0];
+    (partition.current_leader_epoch, partition.last_fetched_epoch) = (-5, -7);
+    client.ask(&request, 12).await;
+    let asked = served.broker.last_fetch.lock().unwrap().take().unwrap().partitions[0];
+    assert_eq!((asked.current_leader_epoch.0, asked.last_fetched_epoch.0), (-1, -1));
+}
+
+#[tokio::test]
 async fn fetch_passes_position_and_rack_on_and_refuses_replicas_and_unknown_topics() {
     let served = Served::start().await;
     served.broker.topic("a", 1);

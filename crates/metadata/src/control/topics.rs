@@ -117,13 +117,13 @@ impl Draft<'_> {
         let partitions = if topic.partitions == -1 { settings.num_partitions } else { topic.partitions };
         let factor =
             if topic.replication_factor == -1 { settings.default_replication_factor } else { topic.replication_factor };
-        let Some(partitions) = usize::try_from(partitions).ok().filter(|partitions| *partitions > 0) else {
-            let message = "Number of partitions was set to an invalid non-positive value.";
-            return Err(ControlError::new(ErrorCode::InvalidPartitions, message));
-        };
         let Some(factor) = usize::try_from(factor).ok().filter(|factor| *factor > 0) else {
             let message = "Replication factor was set to an invalid non-positive value.";
             return Err(ControlError::new(ErrorCode::InvalidReplicationFactor, message));
+        };
+        let Some(partitions) = usize::try_from(partitions).ok().filter(|partitions| *partitions > 0) else {
+            let message = "Number of partitions was set to an invalid non-positive value.";
+            return Err(ControlError::new(ErrorCode::InvalidPartitions, message));
         };
         self.place(partitions, factor, entropy)
     }

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""The same seeded sequences of requests, right and wrong, against Apache Kafka and Ottla: every field of every answer compared.
+
+  differential.py [--seeds N] [--first SEED] [--verbose] [--kafka BOOTSTRAP] [--ottla BOOTSTRAP] [--results FILE] [KIND...]
+  differential.py --record FILE [--seeds N] [KIND...]   asks Kafka only, and writes sequences and answers to a file
+  differential.py --replay FILE                         asks Ottla only, what a file holds: no Kafka, no JVM
+
+Kinds: admin, data, groups, transactions (all without an argument). Without addresses, both clusters of three nodes are started:
+Kafka from Maven's artifacts, as benches/compare does, and $OTTLA or target/release/ottla. A sequence is made up against Kafka,
+step by step, by what Kafka answers; then the same steps are performed against Ottla. Both is kept below target/differential:
+what Kafka answered until this program changes (Kafka is started only where something is missing), what was compared by commit.
+So an interrupted run goes on where it was. Exit code 1 where a difference is not in the table of expected ones.
+"""
+import argparse
+import collections
+import contextlib
+import gzip
+import hashlib
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT / 'tests/lib'), str(ROOT / 'benches/compare')]
+import cluster as clusters  # noqa: E402
+import kafka  # noqa: E402
+import results  # noqa: E402
+from kinds import KINDS  # noqa: E402
+from script import Script  # noqa: E402
+from target import Target  # noqa: E402
+from verdict import differences, split  # noqa: E402
+
+KEPT = ROOT / 'target/differential'
+# What both are started with, beside their defaults: few partitions of internal topics, and groups that do not wait.
+SETTINGS = {'offsets.topic.num.partitions': 4, 'transaction.state.log.num.partitions': 4, 'group.initial.rebalance.delay.ms': 0,
+            'auto.create.topics.enable': 'false', 'min.insync.replicas': 2, 'log.segment.delete.delay.ms': 60_000,
+            'group.min.session.timeout.ms': 100, 'group.consumer.assignment.interval.ms': 0}
+JVM = ['-Xms512m', '-Xmx512m', '-XX:TieredStopAtLevel=1', *kafka.JVM[2:]]
+
+
+def record(bootstrap, kind, seed):
+    """A sequence made up against Kafka, with its answers."""
+    with Target(bootstrap) as target:
+        script = Script(target, random.Random(f'{kind} {seed}'))
+        KINDS[kind](script)
+        return {'kind': kind, 'seed': seed, 'steps': script.steps}
+
+
+def compare(bootstrap, sequence):
+    """What differs where Ottla is asked the same: to the step where one cluster did what the other refused."""
+    out = {'kind': sequence['kind'], 'seed': sequence['seed'], 'requests': 0, 'left': 0, 'expected': collections.Counter(), 'new': []}
+    with Target(bootstrap) as target:
+        for index, line in enumerate(sequence['steps']):
+            step = line['step']
+            found = differences(step, line['answer'], target.perform(step))
+            out['requests'] += 'api' in step
+            known, new = split(found)
+            out['expected'].update(entry.reason for entry, _ in known)
+            out['new'] += [[str(difference), index, step] for difference in new]
+            if any(difference.parts() for difference in found):
+                # What follows, follows from that.
+                out['left'] = len(sequence['steps']) - index - 1
+                break
+    return out
+
+
+class Sides:
+    """The two clusters, each started when it is first asked for."""
+
+    def __init__(self, args, stack):
+        self.stack, self.addresses = stack, {'kafka': args.kafka, 'ottla': args.ottla}
+
+    def kafka(self):
+        if not self.addresses['kafka']:
+            kafka.JVM[:] = JVM
+            peer = self.stack.enter_context(contextlib.closing(kafka.KafkaCluster(SETTINGS)))
+            peer.start_all()
+            peer.wait_ready(180)
+            self.addresses['kafka'] = peer.bootstrap
+        return self.addresses['kafka']
+
+    def ottla(self):
+        if not self.addresses['ottla']:
+            overrides = [f'{name}={value}' for name, value in SETTINGS.items()]
+            self.addresses['ottla'] = self.stack.enter_context(contextlib.closing(clusters.OttlaCluster(overrides=overrides))).bootstrap
+        return self.addresses['ottla']
+
+
+def kept(place, make):
+    """What a file holds; made, and put there, where it is not there yet."""
+    if place is None:
+        return make()
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_suffix('.part')
+        part.write_text(json.dumps(make()))
+        part.rename(place)
+    return json.loads(place.read_text())
+
+
+def program():
+    """Names what the sequences and their answers depend on."""
+    files = [HERE / 'script.py', HERE / 'target.py', HERE / 'batches.py', ROOT / 'tests/lib/schema.py', *sorted((HERE / 'kinds').glob('*.py'))]
+    return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def commit():
+    out = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
+    return out.stdout.strip() or 'unknown'
+
+
+def open_file(path, mode):
+    return gzip.open(path, mode, encoding='utf-8') if path.endswith('.gz') else open(path, mode, encoding='utf-8')
+
+
+def sequences(path):
+    with open_file(path, 'rt') as lines:
+        return [json.loads(line) for line in lines]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('kinds', nargs='*', metavar='KIND', help=', '.join(KINDS))
+    parser.add_argument('--seeds', type=int, default=10)
+    parser.add_argument('--first', type=int, default=1)
+    parser.add_argument('--verbose', action='store_true', help='with the request that each difference was met at first')
+    for name in ('kafka', 'ottla', 'record', 'replay', 'results'):
+        parser.add_argument(f'--{name}')
+    args = parser.parse_args()
+    unknown = set(args.kinds) - set(KINDS)
+    if unknown:
+        parser.error(f'no such kind: {", ".join(sorted(unknown))}')
+    args.kinds = args.kinds or list(KINDS)
+    return args
+
+
+def main():
+    args = arguments()
+    with contextlib.ExitStack() as stack:
+        sides, now, found = Sides(args, stack), commit(), []
+        seeds = [(kind, seed) for kind in args.kinds for seed in range(args.first, args.first + args.seeds)]
+        if args.record:
+            with open_file(args.record, 'wt') as out:
+                for kind, seed in seeds:
+                    out.write(json.dumps(record(sides.kafka(), kind, seed), separators=(',', ':'), ensure_ascii=False) + '\n')
+            return 0
+        if args.replay:
+            found = [compare(sides.ottla(), sequence) for sequence in sequences(args.replay)]
+        for kind, seed in [] if args.replay else seeds:
+            name, recorded = f'{kind}-{seed}.json', KEPT / 'kafka' / program()
+            done = None if now.endswith('-dirty') else KEPT / f'{now}-{program()}' / name
+            sequence = kept(recorded / name, lambda: record(sides.kafka(), kind, seed))
+            found.append(kept(done, lambda: compare(sides.ottla(), sequence)))
+        results.tell(found, args.verbose)
+        if args.results:
+            results.write(pathlib.Path(args.results), found, now)
+    return 1 if any(each['new'] for each in found) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

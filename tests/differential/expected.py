@@ -1,0 +1,79 @@
+"""The differences that are meant or known, each with its reason. One that occurs no more is told, so that the table stays true.
+
+Paths are without indices (`Topics[].ErrorCode`). All but the reason are regular expressions over whole values as they are
+printed: error codes by name in quotes, structs by what names them in braces. An entry may only be as wide as its reason.
+"""
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """`kinds` are those that it occurs in, `note` what the request was wrong in."""
+    kinds: str
+    api: str
+    path: str
+    kafka: str
+    ottla: str
+    reason: str
+    note: str = '.*'
+
+
+ALTER = 'AlterConfigs|IncrementalAlterConfigs'
+ASSIGNED = r'Assignment\.TopicPartitions.*|Groups\[\]\.Members\[\]\.(Target)?Assignment\.TopicPartitions.*'
+PRODUCED = r'Responses\[\]\.PartitionResponses\[\]\.'
+FETCHED = r'Responses\[\]\.Partitions\[\]\.'
+OWN = 'Ottla has topic configs of its own'
+UNSERVED = 'an API that is not served yet closes the connection (docs/gaps.md)'
+TWO_FAULTS = 'of a config change that is wrong in two ways, or wrong for a broker, the other error is told'
+NO_ISOLATION = 'an isolation level that does not exist is the request\'s fault, and not a failure of the broker'
+UNREADABLE = 'a batch in a codec that does not exist, or that does not decode, is the producer\'s fault, and not a failure of the broker'
+LOOSE = 'batches whose offsets, producer or epoch contradict each other are refused'
+FENCE = 'a fence takes two epochs and is never told to the one who is fenced (R46, R48)'
+ASSIGNOR = 'which of several partitions a member gets: another implementation of the assignors'
+EARLIER = 'what is refused by the log is refused before it is added to the transaction'
+
+EXPECTED = [
+    Expected('admin data groups transactions', 'CreateTopics|DescribeConfigs', r'.*Configs\[\]', "'<absent>'", r'\{ottla\..*\}', OWN),
+    # Admin.
+    Expected('admin', 'DescribeConfigs', r'Results\[\]\.Configs\[\]\.Synonyms', '.*min.insync.replicas.*', '.*min.insync.replicas.*',
+             'min.insync.replicas of a broker\'s own file counts when the cluster is formed, and is no synonym'),
+    Expected('admin', 'DescribeClientQuotas|DescribeDelegationToken|GetTelemetrySubscriptions|DescribeUserScramCredentials', '', '.*', "'closed'", UNSERVED),
+    Expected('admin', 'IncrementalAlterConfigs', r'Responses\[\]\.ErrorCode', "'UNKNOWN_SERVER_ERROR'", "'INVALID_REQUEST'",
+             'a config operation that does not exist is the request\'s fault, and not a failure of the broker'),
+    Expected('admin', ALTER, r'Responses\[\]\.ErrorCode', "'INVALID_(CONFIG|REQUEST)'",
+             "'(INVALID_CONFIG|INVALID_REQUEST|INVALID_TOPIC_EXCEPTION|UNKNOWN_TOPIC_OR_PARTITION|BROKER_ID_NOT_REGISTERED)'", TWO_FAULTS),
+    Expected('admin', ALTER, r'Responses\[\]\.ErrorCode', "'NONE'", "'INVALID_CONFIG'", 'an unknown broker config is refused: there are no plugins', 'type 4'),
+    Expected('admin', 'ElectLeaders', r'(ReplicaElectionResults\[\]\.PartitionResult\[\]\.)?ErrorCode', '.*', "'INVALID_REQUEST'",
+             'an election that names a partition twice, or is of no type that there is, is refused', 'twice|no such type'),
+    Expected('admin', 'ElectLeaders', r'ReplicaElectionResults(\[\])?', r".*\'PartitionResult\': \[\].*|\{.*\}", r"\[\]|'<absent>'",
+             'an election of all partitions does not name the topics of which none had to be elected'),
+    Expected('admin', 'Metadata', '.*', '.*', '.*', 'Metadata by topic id is answered from version 10 on, not from 12', 'by id'),
+    Expected('admin', 'Metadata|DescribeTopicPartitions', r'Topics\[\]\.TopicAuthorizedOperations', '3576', '-2147483648',
+             'there are no authorised operations on a topic that does not exist'),
+    Expected('admin', 'UpdateFeatures', r'Results\[\]\.ErrorMessage', "'text'", 'None', 'success has no message'),
+    Expected('admin', 'UpdateFeatures', 'ErrorCode', "'INVALID_UPDATE_VERSION'", "'NONE'", 'metadata.version counts formats of Ottla\'s own', 'metadata.version .*'),
+    Expected('admin', 'DescribeConfigs', r'.*\.Value', r"'-?\d+\.0'", r"'-?\d+'", 'a number with a fraction is described as it was set'),
+    Expected('admin', 'CreateTopics', 'Topics', '.*REQUEST_TIMED_OUT.*', '.*REQUEST_TIMED_OUT.*', 'a topic that is named twice is told of once'),
+    # Produce and fetch.
+    Expected('data', 'Fetch', '.*ErrorCode', '.*', "'INVALID_REQUEST'", NO_ISOLATION, 'isolation 2'),
+    Expected('data', 'Fetch', 'SessionId', '.*', '0', 'a fetch session of no partitions is not kept', 'full|again'),
+    Expected('data', 'OffsetForLeaderEpoch', r'Topics\[\]\.Partitions\[\]\.(EndOffset|LeaderEpoch)', r'-?\d+', r'-?\d+',
+             'a negative leader epoch is one before all'),
+    Expected('data transactions', 'Produce', PRODUCED + 'LogStartOffset', r'\d+', '-1', 'a refused produce does not tell where the log starts'),
+    Expected('data', 'Produce', PRODUCED + 'LogAppendTimeMs', r'\d+', '-1', 'when a duplicate was appended is told where the topic has append times'),
+    Expected('data', 'Produce', PRODUCED + 'ErrorCode', "'UNKNOWN_SERVER_ERROR'", "'(UNSUPPORTED_COMPRESSION_TYPE|INVALID_RECORD)'", UNREADABLE, 'codec .|lies about gzip'),
+    Expected('data', 'Produce', PRODUCED + 'ErrorCode', "'(NONE|INVALID_TIMESTAMP|UNKNOWN_SERVER_ERROR|INVALID_PRODUCER_EPOCH)'", "'INVALID_RECORD'", LOOSE,
+             'deltas do not say the last|producer without epoch.*'),
+    Expected('data transactions', 'Produce', PRODUCED + 'ErrorCode', "'TRANSACTIONAL_ID_AUTHORIZATION_FAILED'", "'INVALID_RECORD'",
+             'a transactional batch without a transactional id is the producer\'s fault: nobody was to be authorised', '.*transactional.*|.*v[12]'),
+    # Groups.
+    Expected('groups', 'DeleteGroups', r'Results\[\]\.ErrorCode', "'NONE'", "'GROUP_ID_NOT_FOUND'", 'a join that was refused leaves no empty group behind'),
+    Expected('groups', 'ConsumerGroup(Describe|Heartbeat)', ASSIGNED, '.*', '.*', ASSIGNOR),
+    Expected('groups', 'OffsetCommit', r'Topics\[\]\.Partitions\[\]\.ErrorCode', '.*', "'STALE_MEMBER_EPOCH'",
+             'a static member that came back commits nothing in the epochs of the one before', 'epoch before'),
+    # Transactions.
+    Expected('transactions', 'EndTxn|InitProducerId|AddOffsetsToTxn|AddPartitionsToTxn', '.*ErrorCode', "'(NONE|INVALID_TXN_STATE|CONCURRENT_TRANSACTIONS)'", "'PRODUCER_FENCED'", FENCE),
+    Expected('transactions', 'DescribeTransactions', r'TransactionStates\[\]\.Topics\[\](\.Partitions.*)?', '.*', "'<absent>'", EARLIER),
+    Expected('transactions', 'TxnOffsetCommit', r'Topics\[\]\.Partitions\[\]\.ErrorCode', "'UNKNOWN_MEMBER_ID'", "'ILLEGAL_GENERATION'",
+             'a group exists once its first offsets are committed, not while they wait for their transaction'),
+]

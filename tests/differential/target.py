@@ -1,0 +1,322 @@
+"""One of the two clusters that are compared: performs the steps of a sequence, and tells the answers without what may differ.
+
+A step is data. Its body may hold `{"$": "p1"}`, what an earlier answer bound to that name, `{"$": "p1", "plus": 1}`, bytes
+as `{"hex": "00"}`, `{"epoch": 1}` (an epoch of a consumer group, the first one counting as 1), and a record batch as `{"batches": [...]}` (`batches.py`). `§` in a string is a prefix of the run, so that
+sequences on one cluster do not meet. `to` says who is asked: `node:2`, `group:NAME`, `txn:NAME`; `on` names the connection.
+"""
+import re
+import time
+import uuid
+
+import batches
+import schema
+import wire
+from checks import eventually
+
+# Errors that pass by themselves while a coordinator is found and loads.
+NOT_YET = {'COORDINATOR_LOAD_IN_PROGRESS', 'COORDINATOR_NOT_AVAILABLE', 'NOT_COORDINATOR'}
+OPAQUE = {'TopicId': '0' * 32, 'ProducerId': -1, 'MemberId': '', 'Leader': '', 'SessionId': 0, 'ClusterId': None, 'LogDir': None,
+          'ReplicaDirectoryId': '0' * 32, 'VoterDirectoryId': '0' * 32}
+# The fields that say which element of a list one is; lists of structs that have one are sets.
+IDENTITY = ('ApiKey', 'Name', 'TopicName', 'Topic', 'GroupId', 'Key', 'TransactionalId', 'ResourceType', 'ResourceName', 'PartitionIndex',
+            'Partition', 'PartitionId', 'Index', 'NodeId', 'BrokerId', 'EntityType', 'GroupInstanceId', 'TopicId', 'ProducerId', 'MemberId')
+SETS = {'SubscribedTopicNames', 'Partitions', 'IsrNodes', 'Isr', 'OfflineReplicas', 'AddingReplicas', 'RemovingReplicas'}
+# Lists of everything there is: the other sequences' part is left out.
+EVERYTHING = {('ListGroups', 'Groups'): 'GroupId', ('ListTransactions', 'TransactionStates'): 'TransactionalId',
+              ('Metadata', 'Topics'): 'Name', ('DescribeTopicPartitions', 'Topics'): 'Name', ('DescribeLogDirs', 'Topics'): 'Name', ('ElectLeaders', 'ReplicaElectionResults'): 'Topic'}
+# Epochs of consumer groups count from a first one that each broker chooses: the first that is told counts as 1.
+EPOCHS = {'MemberEpoch', 'GroupEpoch', 'AssignmentEpoch'}
+DAY = 86_400_000
+# The part of a member id that a coordinator makes up.
+UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')
+
+
+class Target:
+    """A cluster as one run of one sequence sees it."""
+
+    def __init__(self, bootstrap, timeout=5.0):
+        self.nodes = [(host, int(port)) for host, port in (a.rsplit(':', 1) for a in bootstrap.split(','))]
+        self.timeout, self.prefix = timeout, uuid.uuid4().hex[:8] + '-'
+        self.bound, self.connections, self.found, self.first_epoch = {}, {}, {}, None
+        self.ladders = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.clean()
+        for connection in self.connections.values():
+            connection.__exit__()
+
+    def clean(self):
+        """Deletes the topics of the run, so that the cluster stays small."""
+        topics = self.ask(1, 'Metadata', 7, {'Topics': None})['Topics']
+        mine = [t['Name'] for t in topics if t['Name'].startswith(self.prefix)]
+        if mine:
+            self.ask(1, 'DeleteTopics', 5, {'TopicNames': mine, 'TimeoutMs': 10_000})
+
+    def perform(self, step):
+        """The answer to a step, normalised; None where it has none."""
+        if 'settle' in step:
+            return self.settle(step['settle'])
+        if 'complete' in step:
+            return self.complete(self.resolve(step['complete']))
+        if 'until' in step:
+            return self.until(step)
+        if step.get('mode') == 'receive':
+            return self.receive(step)
+        connection = self.connection(step)
+        body = self.resolve(step['body'])
+        try:
+            if step.get('mode') == 'send':
+                return self.send(connection, step, body)
+            return self.tell(step, self.answer(step, connection, body))
+        except (wire.Closed, TimeoutError, ConnectionError) as e:
+            return self.lost(step, e)
+
+    def answer(self, step, connection, body):
+        """Asks; a coordinator that has no producer ids left says so, fetches more, and is asked again."""
+        deadline = time.monotonic() + 10
+        while True:
+            answer = schema.call(connection, step['api'], step['version'], body)
+            away = step['api'] == 'InitProducerId' and schema.errors()[answer['ErrorCode']] == 'COORDINATOR_LOAD_IN_PROGRESS'
+            if not away or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.02)
+
+    def lost(self, step, reason):
+        self.connections.pop((step['to'], step.get('on', '')), None)
+        return {'lost': 'no answer' if isinstance(reason, TimeoutError) else 'closed'}
+
+    def send(self, connection, step, body):
+        question = schema.messages()[f'{step["api"]} request']
+        connection.correlation += 1
+        flexible = step['version'] >= question.flexible
+        payload = question.encode(step['version'], body)
+        connection.send_raw(wire.frame(wire.request(question.key, step['version'], payload, connection.correlation, flexible)))
+
+    def receive(self, step):
+        """The answer to what `send` sent on this connection."""
+        connection = self.connection(step)
+        try:
+            _, answer = connection.receive()
+        except (wire.Closed, TimeoutError, ConnectionError) as e:
+            return self.lost(step, e)
+        message = schema.messages()[f'{step["api"]} response']
+        reader = wire.Reader(answer)
+        if step['version'] >= message.flexible:
+            reader.tags()
+        return self.tell(step, message.decode(step['version'], reader))
+
+    def until(self, step):
+        """Asks again until the answer has what `until` says it shall have; that is compared then."""
+        question = {k: v for k, v in step.items() if k != 'until'}
+        wanted = list(step['until'].items())
+
+        def reached():
+            answer = self.perform(question)
+            return answer if all(at(answer, path.split('.')) == value for path, value in wanted) else None
+
+        try:
+            return eventually(reached, f'{step["api"]} to say {wanted}', 3, pause=0.02)
+        except TimeoutError:
+            return {'never': dict(wanted), 'but': self.perform(question)}
+
+    def tell(self, step, answer):
+        """Binds what the step wants bound, and normalises."""
+        answer = order(answer)
+        for name, path in step.get('bind', {}).items():
+            last = path.rsplit('.', 1)[-1]
+            value = at(answer, path.split('.'))
+            self.bound[name] = OPAQUE.get(last, -1) if value is None else value
+        if step['api'] == 'ConsumerGroupHeartbeat' and not self.first_epoch and answer['MemberEpoch'] > 0:
+            self.first_epoch = answer['MemberEpoch']
+        names = {}
+        for name, value in self.bound.items():
+            if not name.endswith(' epoch'):
+                names.setdefault(value, name)
+        asked = step['to'].partition(':')[2] if step['api'] in ('ListGroups', 'ListTransactions') else ''
+        normal = Normal(step['api'], self.prefix, names, self.first_epoch, self.ladders, self.resolve(asked)).of(answer)
+        for name in step.get('bind', {}):
+            if f'{name} epoch' in self.bound and self.bound[f'{name} epoch'] >= 0:
+                self.ladders.setdefault(self.bound[name], set()).add(self.bound[f'{name} epoch'])
+        return normal
+
+    # Who is asked.
+
+    def connection(self, step):
+        key = (step['to'], step.get('on', ''))
+        if key not in self.connections:
+            kind, _, name = step['to'].partition(':')
+            node = int(name) if kind == 'node' else self.coordinator(kind, self.resolve(name))
+            self.connections[key] = wire.Connection(self.nodes[node - 1], self.timeout)
+        return self.connections[key]
+
+    def ask(self, node, api, version, body):
+        return self.perform_raw({'to': f'node:{node}', 'on': 'asides'}, api, version, body)
+
+    def perform_raw(self, where, api, version, body):
+        return schema.call(self.connection(where), api, version, body)
+
+    def coordinator(self, kind, name):
+        """The node that coordinates a group or a transactional id, once it is ready to."""
+        if (kind, name) not in self.found:
+            self.found[kind, name] = eventually(lambda: self.ready_coordinator(kind, name), f'a coordinator of {name}', 60)
+        return self.found[kind, name]
+
+    def ready_coordinator(self, kind, name):
+        answer = self.ask(1, 'FindCoordinator', 3, {'Key': name, 'KeyType': 1 if kind == 'txn' else 0})
+        if answer['ErrorCode']:
+            return None
+        node = answer['NodeId']
+        if kind == 'txn':
+            state = self.ask(node, 'DescribeTransactions', 0, {'TransactionalIds': [name]})['TransactionStates'][0]
+        else:
+            state = self.ask(node, 'DescribeGroups', 5, {'Groups': [name]})['Groups'][0]
+        return None if schema.errors()[state['ErrorCode']] in NOT_YET else node
+
+    def complete(self, name):
+        """Waits until no transaction of this id is between its decision and its markers."""
+        node = self.coordinator('txn', name)
+
+        def done():
+            state = self.ask(node, 'DescribeTransactions', 0, {'TransactionalIds': [name]})['TransactionStates'][0]
+            return not state['TransactionState'].startswith('Prepare')
+
+        eventually(done, f'the transaction of {name} to be complete', 30, 0.02)
+
+    def settle(self, topics):
+        """Waits until every node knows these topics (with so many partitions; none: they are gone), and their leaders lead."""
+        for name, count in topics.items():
+            real = self.resolve(name)
+            for node in range(1, len(self.nodes) + 1):
+                eventually(lambda: self.knows(node, real, count), f'node {node} to know {real} with {count} partitions', 30, 0.02)
+
+    def knows(self, node, topic, count):
+        [state] = self.ask(node, 'Metadata', 7, {'Topics': [{'Name': topic}], 'AllowAutoTopicCreation': False})['Topics']
+        partitions = state['Partitions']
+        if count is None:
+            return state['ErrorCode'] == 3
+        if len(partitions) != count or any(len(p['IsrNodes']) != len(p['ReplicaNodes']) or p['LeaderId'] < 0 for p in partitions):
+            return False
+        return all(self.leads(p['LeaderId'], topic, p['PartitionIndex']) for p in partitions if p['LeaderId'] == node)
+
+    def leads(self, node, topic, partition):
+        question = {'ReplicaId': -1, 'Topics': [{'Name': topic, 'Partitions': [{'PartitionIndex': partition, 'Timestamp': -1}]}]}
+        return self.ask(node, 'ListOffsets', 2, question)['Topics'][0]['Partitions'][0]['ErrorCode'] == 0
+
+    def resolve(self, value):
+        """A body, or a part of one, as this cluster is sent it."""
+        if isinstance(value, str):
+            return value.replace('§', self.prefix)
+        if isinstance(value, list):
+            return [self.resolve(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if '$' in value:
+            bound = self.bound[value['$']]
+            return bound + value['plus'] if 'plus' in value else bound
+        if 'epoch' in value and len(value) == 1:
+            return value['epoch'] + self.first_epoch - 1
+        if 'hex' in value:
+            return bytes.fromhex(value['hex'])
+        if 'batches' in value:
+            return b''.join(batches.build(self.resolve(d)) for d in value['batches'])
+        return {key: self.resolve(item) for key, item in value.items()}
+
+
+def at(value, path):
+    """What lies at a path in an answer, None where it ends early."""
+    for part in path:
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.get(part)
+        else:
+            return None
+    return value
+
+
+def order(value, name=''):
+    """Lists that are sets, in one order."""
+    if isinstance(value, dict):
+        return {key: order(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [order(item) for item in value]
+        if items and isinstance(items[0], dict):
+            return sorted(items, key=identity)
+        return sorted(items) if name in SETS else items
+    return value
+
+
+def identity(item):
+    """What says which element of a list a struct is; ids count by their names once they have some."""
+    fields = (item[field] for field in IDENTITY if field in item and not isinstance(item[field], list))
+    return [str(value.get('$') if isinstance(value, dict) else value).rjust(12) for value in fields]
+
+
+class Normal:
+    """An answer without what may differ between two clusters."""
+
+    def __init__(self, api, prefix, names, first_epoch, ladders, asked):
+        self.asked = asked
+        self.api, self.prefix, self.names, self.first_epoch, self.ladders = api, prefix, names, first_epoch, ladders
+        self.now = time.time() * 1000
+
+    def of(self, value, name=''):
+        if isinstance(value, dict):
+            # Of an error, a broker may say what it likes.
+            free = value.get('ErrorCode') and 'ErrorMessage'
+            out = {key: self.of(item, key) for key, item in value.items() if key not in ('ThrottleTimeMs', free)}
+            if value.get('ProducerId') in self.ladders or self.api in ('InitProducerId', 'EndTxn'):
+                out.update(ProducerEpoch=self.rung(value)) if 'ProducerEpoch' in value else None
+            # Which partition of it a group has goes by its name.
+            return {**out, 'Partitions': '<some>'} if '__consumer_offsets' in (value.get('Topic'), value.get('Name')) else out
+        if isinstance(value, list):
+            mine = EVERYTHING.get((self.api, name))
+            items = [self.of(item, name) for item in value if mine is None or self.is_mine(item[mine])]
+            # Once more, now that ids that differ have their names.
+            return sorted(items, key=identity) if items and isinstance(items[0], dict) and name != 'Records' else items
+        if isinstance(value, bytes):
+            return [self.of(b) for b in batches.read(value)] if name == 'Records' else value.hex()
+        return self.scalar(value, name)
+
+    def rung(self, value):
+        """A producer's epoch by what its client was told: by how much a bump bumps is the broker's own."""
+        epoch, told = value['ProducerEpoch'], sorted(self.ladders.get(value['ProducerId'], ()))
+        if epoch < 0:
+            return epoch
+        return f'told {told.index(epoch) + 1}' if epoch in told else f'above told {sum(t < epoch for t in told)}'
+
+    def is_mine(self, name):
+        """Of groups and transactional ids, a coordinator tells which are its own: only the one that it was found by is compared."""
+        return name == self.asked if self.asked else name is None or name.startswith(self.prefix)
+
+    def scalar(self, value, name):
+        if name.endswith('ErrorCode'):
+            return schema.errors().get(value, value)
+        if name == 'ErrorMessage' or name == 'BatchIndexErrorMessage':
+            return value and 'text'
+        if isinstance(value, str) and value.startswith(self.prefix) and value not in self.names:
+            return self.string(UUID.sub('<uuid>', value), name)
+        if name.endswith(tuple(OPAQUE)) and value != OPAQUE.get(name) and not (name == 'Leader' and isinstance(value, int)):
+            return {'$': self.names[value]} if value in self.names else value if value in ('', -1, 0, None) else '<another>'
+        if isinstance(value, str):
+            return self.string(value, name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return self.number(value, name)
+        return value
+
+    def string(self, value, name):
+        if name in ('Host', 'Rack', 'ClientHost', 'Documentation'):
+            return value and f'<{name}>'
+        return value.replace(self.prefix, '§')
+
+    def number(self, value, name):
+        if name in ('Port', 'TotalBytes', 'UsableBytes', 'PartitionSize') or name == 'NodeId' and self.api == 'FindCoordinator':
+            return value if value <= 0 else f'<{name}>'
+        if name in EPOCHS and value > 0 and self.first_epoch:
+            return value - self.first_epoch + 1
+        if name == 'ControllerId':
+            return value if value <= 0 else '<node>'
+        return '<now>' if abs(value - self.now) < DAY else value
