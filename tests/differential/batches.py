@@ -23,9 +23,10 @@ def build(d):
         body = gzip.compress(body, mtime=0)
     first = d.get('time', TIME)
     latest = first + max((r.get('delta', 0) for r in records), default=0)
-    after_crc = struct.pack('>hiqqqhii', codec | d.get('attributes', 0), d.get('last_delta', len(records) - 1), first,
-                            d.get('max_time', latest), d.get('producer', -1), d.get('epoch', -1), d.get('sequence', -1),
-                            count) + body
+    after_crc = struct.pack('>hiqqqhii', codec | d.get('attributes', 0), d.get('last_delta',
+                                                                               len(records) - 1), first, d.get(
+                                                                                   'max_time', latest), d.get('producer', -1),
+                            d.get('epoch', -1), d.get('sequence', -1), count) + body
     crc = crc32c(after_crc) ^ (1 if d.get('crc') == 'bad' else 0)
     rest = struct.pack('>ibI', d.get('leader_epoch', -1), d.get('magic', 2), crc) + after_crc
     whole = struct.pack('>qi', d.get('base', 0), d.get('length', len(rest))) + rest
@@ -56,9 +57,11 @@ def read(data):
         end = at + 12 + length
         if length < 49 or end > len(data):
             break
-        out.append({'Base': base, 'LeaderEpoch': epoch, 'Magic': magic, 'Attributes': attributes, 'LastDelta': last, 'MaxTime': latest,
-                    'ProducerId': producer, 'ProducerEpoch': producer_epoch, 'Sequence': sequence,
-                    'Count': count, 'Body': content(data[at + 61:end], attributes, count, first)})
+        out.append({
+            'Base': base, 'LeaderEpoch': epoch, 'Magic': magic, 'Attributes': attributes, 'LastDelta': last, 'MaxTime': latest,
+            'ProducerId': producer, 'ProducerEpoch': producer_epoch, 'Sequence': sequence, 'Count': count,
+            'Body': content(data[at + 61:end], attributes, count, first)
+        })
         at = end
     return out
 

@@ -35,9 +35,11 @@ from verdict import differences, split  # noqa: E402
 
 KEPT = ROOT / 'target/differential'
 # What both are started with, beside their defaults: few partitions of internal topics, and groups that do not wait.
-SETTINGS = {'offsets.topic.num.partitions': 4, 'transaction.state.log.num.partitions': 4, 'group.initial.rebalance.delay.ms': 0,
-            'auto.create.topics.enable': 'false', 'min.insync.replicas': 2, 'log.segment.delete.delay.ms': 60_000,
-            'group.min.session.timeout.ms': 100, 'group.consumer.assignment.interval.ms': 0}
+SETTINGS = {
+    'offsets.topic.num.partitions': 4, 'transaction.state.log.num.partitions': 4, 'group.initial.rebalance.delay.ms': 0,
+    'auto.create.topics.enable': 'false', 'min.insync.replicas': 2, 'log.segment.delete.delay.ms': 60_000,
+    'group.min.session.timeout.ms': 100, 'group.consumer.assignment.interval.ms': 0
+}
 JVM = ['-Xms512m', '-Xmx512m', '-XX:TieredStopAtLevel=1', *kafka.JVM[2:]]
 
 
@@ -51,7 +53,10 @@ def record(bootstrap, kind, seed):
 
 def compare(bootstrap, sequence):
     """What differs where Ottla is asked the same: to the step where one cluster did what the other refused."""
-    out = {'kind': sequence['kind'], 'seed': sequence['seed'], 'requests': 0, 'left': 0, 'expected': collections.Counter(), 'new': []}
+    out = {
+        'kind': sequence['kind'], 'seed': sequence['seed'], 'requests': 0, 'left': 0, 'expected': collections.Counter(),
+        'new': []
+    }
     with Target(bootstrap) as target:
         for index, line in enumerate(sequence['steps']):
             step = line['step']
@@ -85,7 +90,8 @@ class Sides:
     def ottla(self):
         if not self.addresses['ottla']:
             overrides = [f'{name}={value}' for name, value in SETTINGS.items()]
-            self.addresses['ottla'] = self.stack.enter_context(contextlib.closing(clusters.OttlaCluster(overrides=overrides))).bootstrap
+            self.addresses['ottla'] = self.stack.enter_context(contextlib.closing(
+                clusters.OttlaCluster(overrides=overrides))).bootstrap
         return self.addresses['ottla']
 
 
@@ -103,7 +109,8 @@ def kept(place, make):
 
 def program():
     """Names what the sequences and their answers depend on."""
-    files = [HERE / 'script.py', HERE / 'target.py', HERE / 'batches.py', ROOT / 'tests/lib/schema.py', *sorted((HERE / 'kinds').glob('*.py'))]
+    files = [HERE / f'{name}.py' for name in ('script', 'target', 'normal', 'batches')]
+    files += [ROOT / 'tests/lib/schema.py', *sorted((HERE / 'kinds').glob('*.py'))]
     return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

@@ -27,10 +27,12 @@ def write(path, found, commit):
     """The table: what was compared at this commit, and every difference that is left, with its reason."""
     kinds, reasons = by_kind(found), by_reason(found)
     new = collections.Counter(text for each in found for text, _, _ in each['new'])
-    lines = ['# Ottla and Apache Kafka, answer by answer', '',
-             f'`just differential` at commit {commit}, against Apache Kafka 4.3.1. A sequence is compared up to the step where one cluster',
-             'did what the other refused; the steps behind it are left out. Tables: `tests/differential/expected.py`.', '',
-             '| kind | sequences | requests compared | steps left out |', '|---|---|---|---|']
+    lines = [
+        '# Ottla and Apache Kafka, answer by answer', '',
+        f'`just differential` at commit {commit}, against Apache Kafka 4.3.1. A sequence is compared up to the step where one',
+        'cluster did what the other refused; the steps behind it are left out. Tables: `tests/differential/expected.py`.', '',
+        '| kind | sequences | requests compared | steps left out |', '|---|---|---|---|'
+    ]
     lines += [f'| {kind} | {sequences} | {requests} | {left} |' for kind, (sequences, requests, left) in kinds.items()]
     lines += ['', '| difference that is left, and why | times |', '|---|---|']
     lines += [f'| {reason} | {count} |' for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]

@@ -70,6 +70,9 @@ def stand_in(fields, body):
         elif isinstance(value, dict):
             value = stand_in(field.fields, value) if field.fields else field.default if '$' in value or 'epoch' in value else b''
         elif field.array and value:
-            value = [item if not isinstance(item, dict) else b'' if 'hex' in item else '0' * 32 if field.type == 'uuid' else 0 for item in value]
+            value = [
+                item if not isinstance(item, dict) else b'' if 'hex' in item else '0' * 32 if field.type == 'uuid' else 0
+                for item in value
+            ]
         out[field.name] = value
     return out

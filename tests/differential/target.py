@@ -1,10 +1,12 @@
 """One of the two clusters that are compared: performs the steps of a sequence, and tells the answers without what may differ.
 
-A step is data. Its body may hold `{"$": "p1"}`, what an earlier answer bound to that name, `{"$": "p1", "plus": 1}`, bytes
-as `{"hex": "00"}`, `{"epoch": 1}` (an epoch of a consumer group, the first one counting as 1), and a record batch as `{"batches": [...]}` (`batches.py`). `§` in a string is a prefix of the run, so that
-sequences on one cluster do not meet. `to` says who is asked: `node:2`, `group:NAME`, `txn:NAME`; `on` names the connection.
+A step is data. In its body stand for others: `{"$": "p1"}`, what an earlier answer bound to that name; `{"$": "p1", "plus": 1}`;
+bytes as `{"hex": "00"}`; record batches as `{"batches": [...]}` (`batches.py`); `{"epoch": 1}`, an epoch of a consumer group, the
+first one counting as 1. `§` in a string is a prefix of the run, so that sequences on one cluster do not meet. `to` says who is
+asked: `node:2`, `group:NAME`, `txn:NAME`; `on` names the connection; `mode` is `send` or `receive` where an answer may have to
+wait for other requests; `until` repeats a question until its answer has these values. `settle` and `complete` wait, and are no
+requests.
 """
-import re
 import time
 import uuid
 
@@ -12,23 +14,11 @@ import batches
 import schema
 import wire
 from checks import eventually
+from normal import OPAQUE, Normal, at, order
 
 # Errors that pass by themselves while a coordinator is found and loads.
 NOT_YET = {'COORDINATOR_LOAD_IN_PROGRESS', 'COORDINATOR_NOT_AVAILABLE', 'NOT_COORDINATOR'}
-OPAQUE = {'TopicId': '0' * 32, 'ProducerId': -1, 'MemberId': '', 'Leader': '', 'SessionId': 0, 'ClusterId': None, 'LogDir': None,
-          'ReplicaDirectoryId': '0' * 32, 'VoterDirectoryId': '0' * 32}
-# The fields that say which element of a list one is; lists of structs that have one are sets.
-IDENTITY = ('ApiKey', 'Name', 'TopicName', 'Topic', 'GroupId', 'Key', 'TransactionalId', 'ResourceType', 'ResourceName', 'PartitionIndex',
-            'Partition', 'PartitionId', 'Index', 'NodeId', 'BrokerId', 'EntityType', 'GroupInstanceId', 'TopicId', 'ProducerId', 'MemberId')
-SETS = {'SubscribedTopicNames', 'Partitions', 'IsrNodes', 'Isr', 'OfflineReplicas', 'AddingReplicas', 'RemovingReplicas'}
-# Lists of everything there is: the other sequences' part is left out.
-EVERYTHING = {('ListGroups', 'Groups'): 'GroupId', ('ListTransactions', 'TransactionStates'): 'TransactionalId',
-              ('Metadata', 'Topics'): 'Name', ('DescribeTopicPartitions', 'Topics'): 'Name', ('DescribeLogDirs', 'Topics'): 'Name', ('ElectLeaders', 'ReplicaElectionResults'): 'Topic'}
-# Epochs of consumer groups count from a first one that each broker chooses: the first that is told counts as 1.
-EPOCHS = {'MemberEpoch', 'GroupEpoch', 'AssignmentEpoch'}
-DAY = 86_400_000
-# The part of a member id that a coordinator makes up.
-UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')
+
 
 
 class Target:
@@ -37,8 +27,10 @@ class Target:
     def __init__(self, bootstrap, timeout=5.0):
         self.nodes = [(host, int(port)) for host, port in (a.rsplit(':', 1) for a in bootstrap.split(','))]
         self.timeout, self.prefix = timeout, uuid.uuid4().hex[:8] + '-'
-        self.bound, self.connections, self.found, self.first_epoch = {}, {}, {}, None
-        self.ladders = {}
+        # What names stand for; the connections by who is asked and their name; the coordinators that were found.
+        self.bound, self.connections, self.found = {}, {}, {}
+        # The first epoch that a consumer group's member was told, and the epochs that each producer was told.
+        self.first_epoch, self.ladders = None, {}
 
     def __enter__(self):
         return self
@@ -131,12 +123,7 @@ class Target:
             self.bound[name] = OPAQUE.get(last, -1) if value is None else value
         if step['api'] == 'ConsumerGroupHeartbeat' and not self.first_epoch and answer['MemberEpoch'] > 0:
             self.first_epoch = answer['MemberEpoch']
-        names = {}
-        for name, value in self.bound.items():
-            if not name.endswith(' epoch'):
-                names.setdefault(value, name)
-        asked = step['to'].partition(':')[2] if step['api'] in ('ListGroups', 'ListTransactions') else ''
-        normal = Normal(step['api'], self.prefix, names, self.first_epoch, self.ladders, self.resolve(asked)).of(answer)
+        normal = Normal(self, step).of(answer)
         for name in step.get('bind', {}):
             if f'{name} epoch' in self.bound and self.bound[f'{name} epoch'] >= 0:
                 self.ladders.setdefault(self.bound[name], set()).add(self.bound[f'{name} epoch'])
@@ -153,10 +140,8 @@ class Target:
         return self.connections[key]
 
     def ask(self, node, api, version, body):
-        return self.perform_raw({'to': f'node:{node}', 'on': 'asides'}, api, version, body)
-
-    def perform_raw(self, where, api, version, body):
-        return schema.call(self.connection(where), api, version, body)
+        """An answer that is not compared."""
+        return schema.call(self.connection({'to': f'node:{node}', 'on': 'asides'}), api, version, body)
 
     def coordinator(self, kind, name):
         """The node that coordinates a group or a transactional id, once it is ready to."""
@@ -223,100 +208,3 @@ class Target:
         if 'batches' in value:
             return b''.join(batches.build(self.resolve(d)) for d in value['batches'])
         return {key: self.resolve(item) for key, item in value.items()}
-
-
-def at(value, path):
-    """What lies at a path in an answer, None where it ends early."""
-    for part in path:
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, dict):
-            value = value.get(part)
-        else:
-            return None
-    return value
-
-
-def order(value, name=''):
-    """Lists that are sets, in one order."""
-    if isinstance(value, dict):
-        return {key: order(item, key) for key, item in value.items()}
-    if isinstance(value, list):
-        items = [order(item) for item in value]
-        if items and isinstance(items[0], dict):
-            return sorted(items, key=identity)
-        return sorted(items) if name in SETS else items
-    return value
-
-
-def identity(item):
-    """What says which element of a list a struct is; ids count by their names once they have some."""
-    fields = (item[field] for field in IDENTITY if field in item and not isinstance(item[field], list))
-    return [str(value.get('$') if isinstance(value, dict) else value).rjust(12) for value in fields]
-
-
-class Normal:
-    """An answer without what may differ between two clusters."""
-
-    def __init__(self, api, prefix, names, first_epoch, ladders, asked):
-        self.asked = asked
-        self.api, self.prefix, self.names, self.first_epoch, self.ladders = api, prefix, names, first_epoch, ladders
-        self.now = time.time() * 1000
-
-    def of(self, value, name=''):
-        if isinstance(value, dict):
-            # Of an error, a broker may say what it likes.
-            free = value.get('ErrorCode') and 'ErrorMessage'
-            out = {key: self.of(item, key) for key, item in value.items() if key not in ('ThrottleTimeMs', free)}
-            if value.get('ProducerId') in self.ladders or self.api in ('InitProducerId', 'EndTxn'):
-                out.update(ProducerEpoch=self.rung(value)) if 'ProducerEpoch' in value else None
-            # Which partition of it a group has goes by its name.
-            return {**out, 'Partitions': '<some>'} if '__consumer_offsets' in (value.get('Topic'), value.get('Name')) else out
-        if isinstance(value, list):
-            mine = EVERYTHING.get((self.api, name))
-            items = [self.of(item, name) for item in value if mine is None or self.is_mine(item[mine])]
-            # Once more, now that ids that differ have their names.
-            return sorted(items, key=identity) if items and isinstance(items[0], dict) and name != 'Records' else items
-        if isinstance(value, bytes):
-            return [self.of(b) for b in batches.read(value)] if name == 'Records' else value.hex()
-        return self.scalar(value, name)
-
-    def rung(self, value):
-        """A producer's epoch by what its client was told: by how much a bump bumps is the broker's own."""
-        epoch, told = value['ProducerEpoch'], sorted(self.ladders.get(value['ProducerId'], ()))
-        if epoch < 0:
-            return epoch
-        return f'told {told.index(epoch) + 1}' if epoch in told else f'above told {sum(t < epoch for t in told)}'
-
-    def is_mine(self, name):
-        """Of groups and transactional ids, a coordinator tells which are its own: only the one that it was found by is compared."""
-        return name == self.asked if self.asked else name is None or name.startswith(self.prefix)
-
-    def scalar(self, value, name):
-        if name.endswith('ErrorCode'):
-            return schema.errors().get(value, value)
-        if name == 'ErrorMessage' or name == 'BatchIndexErrorMessage':
-            return value and 'text'
-        if isinstance(value, str) and value.startswith(self.prefix) and value not in self.names:
-            return self.string(UUID.sub('<uuid>', value), name)
-        if name.endswith(tuple(OPAQUE)) and value != OPAQUE.get(name) and not (name == 'Leader' and isinstance(value, int)):
-            return {'$': self.names[value]} if value in self.names else value if value in ('', -1, 0, None) else '<another>'
-        if isinstance(value, str):
-            return self.string(value, name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return self.number(value, name)
-        return value
-
-    def string(self, value, name):
-        if name in ('Host', 'Rack', 'ClientHost', 'Documentation'):
-            return value and f'<{name}>'
-        return value.replace(self.prefix, '§')
-
-    def number(self, value, name):
-        if name in ('Port', 'TotalBytes', 'UsableBytes', 'PartitionSize') or name == 'NodeId' and self.api == 'FindCoordinator':
-            return value if value <= 0 else f'<{name}>'
-        if name in EPOCHS and value > 0 and self.first_epoch:
-            return value - self.first_epoch + 1
-        if name == 'ControllerId':
-            return value if value <= 0 else '<node>'
-        return '<now>' if abs(value - self.now) < DAY else value

@@ -3,13 +3,15 @@ import dataclasses
 import re
 
 import expected
-from target import identity
-
+from normal import identity
 
 # What changes nothing, whatever it answers.
-READING = {'Fetch', 'Metadata', 'DescribeConfigs', 'DescribeTopicPartitions', 'ListOffsets', 'OffsetForLeaderEpoch', 'DescribeGroups', 'ListGroups', 'OffsetFetch',
-           'DescribeProducers', 'DescribeTransactions', 'ListTransactions', 'DescribeLogDirs', 'ConsumerGroupDescribe', 'DescribeCluster',
-           'ListPartitionReassignments', 'ElectLeaders', 'FindCoordinator', 'ListConfigResources', 'Heartbeat', 'UpdateFeatures'}
+READING = {
+    'Fetch', 'Metadata', 'DescribeConfigs', 'DescribeTopicPartitions', 'ListOffsets', 'OffsetForLeaderEpoch', 'DescribeGroups',
+    'ListGroups', 'OffsetFetch', 'DescribeProducers', 'DescribeTransactions', 'ListTransactions', 'DescribeLogDirs',
+    'ConsumerGroupDescribe', 'DescribeCluster', 'ListPartitionReassignments', 'ElectLeaders', 'FindCoordinator',
+    'ListConfigResources', 'Heartbeat', 'UpdateFeatures'
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ def brief(value):
 def differences(step, kafka, ottla):
     """Every field in which two answers to one step differ."""
     out = []
-    walk(kafka, ottla, '', lambda path, a, b: out.append(Difference(step.get('api', 'wait'), path.lstrip('.'), a, b, step.get('note', ''))))
+    walk(kafka, ottla, '',
+         lambda path, a, b: out.append(Difference(step.get('api', 'wait'), path.lstrip('.'), a, b, step.get('note', ''))))
     return out
 
 
@@ -70,7 +73,9 @@ def keyed(items):
     """A list of structs that say which one they are, by that; None where they do not."""
     if not isinstance(items, list) or not all(isinstance(item, dict) and identity(item) for item in items):
         return None
-    return {tuple(identity(item)): item for item in items} if len({tuple(identity(item)) for item in items}) == len(items) else None
+    return {tuple(identity(item)): item
+            for item in items} if len({tuple(identity(item))
+                                       for item in items}) == len(items) else None
 
 
 def split(found):

@@ -1,5 +1,4 @@
 """What sequences are made of, by kind. Each keeps a model of what exists, so that most requests are nearly right."""
 from . import admin, data, groups, transactions
 
-KINDS = {'admin': admin.sequence, 'data': data.sequence, 'groups': groups.sequence,
-         'transactions': transactions.sequence}
+KINDS = {'admin': admin.sequence, 'data': data.sequence, 'groups': groups.sequence, 'transactions': transactions.sequence}

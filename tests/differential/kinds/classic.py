@@ -33,18 +33,20 @@ class Classic(Offsets):
 
     def moves(self):
         more = 4 if len(self.members) < 3 else 0
-        return self.offset_moves() + [(self.arrive, more), (self.wrong_join, 3), (self.heartbeat, 5), (self.sync, 4), (self.leave, 2), (self.rejoin, 2),
-                                      (self.replace, 1)]
+        return self.offset_moves() + [(self.arrive, more), (self.wrong_join, 3), (self.heartbeat, 5), (self.sync, 4),
+                                      (self.leave, 2), (self.rejoin, 2), (self.replace, 1)]
 
     def identity(self):
         member = self.rng.choice(self.members) if self.members else None
         now = self.generation
         if member is None:
-            return self.script.some([(('', -1, None, 'simple'), 5), ((NOBODY, 0, None, 'nobody'), 1), (('', 3, None, 'no member'), 1),
-                                     (('', -1, '§i9', 'simple with instance'), 1), ((NOBODY, -1, None, 'nobody, no generation'), 1)])
+            return self.script.some([(('', -1, None, 'simple'), 5), ((NOBODY, 0, None, 'nobody'), 1),
+                                     (('', 3, None, 'no member'), 1), (('', -1, '§i9', 'simple with instance'), 1),
+                                     ((NOBODY, -1, None, 'nobody, no generation'), 1)])
         choices = [((member.id, now, member.instance, ''), 6), ((member.id, now + 1, member.instance, 'generation ahead'), 1),
-                   ((member.id, now - 1, member.instance, 'generation before'), 1), ((NOBODY, now, None, 'nobody'), 1), (('', -1, None, 'simple'), 1),
-                   (('', now, None, 'no member'), 1), ((member.id, -1, None, 'no generation'), 1), ((member.id, now, '§i9', 'another instance'), 1)]
+                   ((member.id, now - 1, member.instance, 'generation before'), 1), ((NOBODY, now, None, 'nobody'), 1),
+                   (('', -1, None, 'simple'), 1), (('', now, None, 'no member'), 1), ((member.id, -1, None, 'no generation'), 1),
+                   ((member.id, now, '§i9', 'another instance'), 1)]
         if member.instance:
             choices.append(((NOBODY, now, member.instance, 'fenced'), 2))
         return self.script.some(choices)
@@ -52,8 +54,11 @@ class Classic(Offsets):
     # Coming.
 
     def join_body(self, member_id, instance, **changes):
-        return {'GroupId': self.group, 'SessionTimeoutMs': 60_000, 'RebalanceTimeoutMs': 30_000, 'MemberId': member_id, 'GroupInstanceId': instance,
-                'ProtocolType': 'consumer', 'Protocols': [{'Name': 'range', 'Metadata': SUBSCRIPTION}], 'Reason': 'test', **changes}
+        return {
+            'GroupId': self.group, 'SessionTimeoutMs': 60_000, 'RebalanceTimeoutMs': 30_000, 'MemberId': member_id,
+            'GroupInstanceId': instance, 'ProtocolType': 'consumer', 'Protocols': [{'Name': 'range', 'Metadata': SUBSCRIPTION}],
+            'Reason': 'test', **changes
+        }
 
     def arrive(self):
         """A new member: alone at once, else when everybody has joined again."""
@@ -73,8 +78,11 @@ class Classic(Offsets):
         others = [m for m in self.members if m is not member]
         self.ask_group('JoinGroup', body, version, on=member.on, mode='send')
         for other in others:
-            self.ask_group('Heartbeat', {'GroupId': self.group, 'GenerationId': self.generation, 'MemberId': other.id, 'GroupInstanceId': other.instance}, 3,
-                           until={'ErrorCode': 'REBALANCE_IN_PROGRESS'})
+            self.ask_group(
+                'Heartbeat',
+                {'GroupId': self.group, 'GenerationId': self.generation, 'MemberId': other.id, 'GroupInstanceId': other.instance},
+                3,
+                until={'ErrorCode': 'REBALANCE_IN_PROGRESS'})
         for other in others:
             self.ask_group('JoinGroup', self.join_body(other.id, other.instance), 7, on=other.on, mode='send')
         answer = self.script.receive('JoinGroup', version, self.to, member.on, bind={member.bound: 'MemberId'})
@@ -96,8 +104,10 @@ class Classic(Offsets):
             self.script.receive('SyncGroup', 5, self.to, each.on)
 
     def sync_body(self, member, assignments, **changes):
-        return {'GroupId': self.group, 'GenerationId': self.generation, 'MemberId': member.id, 'GroupInstanceId': member.instance, 'ProtocolType': 'consumer',
-                'ProtocolName': 'range', 'Assignments': assignments, **changes}
+        return {
+            'GroupId': self.group, 'GenerationId': self.generation, 'MemberId': member.id, 'GroupInstanceId': member.instance,
+            'ProtocolType': 'consumer', 'ProtocolName': 'range', 'Assignments': assignments, **changes
+        }
 
     def rejoin(self):
         """The leader joins again: everybody has to; of the others it moves nobody if nothing changed."""
@@ -117,16 +127,27 @@ class Classic(Offsets):
         member = self.rng.choice(static)
         old = member.bound
         member.bound = f'{old}again'
-        self.ask_group('JoinGroup', self.join_body('', member.instance), self.rng.choice([7, 8, 9]), on=member.on, bind={member.bound: 'MemberId'}, note='static again')
-        self.ask_group('Heartbeat', {'GroupId': self.group, 'GenerationId': self.generation, 'MemberId': {'$': old}, 'GroupInstanceId': member.instance},
-                       self.rng.choice([3, 4]), note='the id before')
+        self.ask_group('JoinGroup',
+                       self.join_body('', member.instance),
+                       self.rng.choice([7, 8, 9]),
+                       on=member.on,
+                       bind={member.bound: 'MemberId'},
+                       note='static again')
+        self.ask_group(
+            'Heartbeat',
+            {'GroupId': self.group, 'GenerationId': self.generation, 'MemberId': {'$': old}, 'GroupInstanceId': member.instance},
+            self.rng.choice([3, 4]),
+            note='the id before')
 
     def wrong_join(self):
-        changes, note = self.rng.choice([({'GroupId': ''}, 'no group'), ({'SessionTimeoutMs': 1}, 'short session'), ({'SessionTimeoutMs': 2**31 - 1}, 'long session'),
-                                         ({'ProtocolType': 'connect'}, 'another type'), ({'ProtocolType': ''}, 'no type'), ({'Protocols': []}, 'no protocols'),
-                                         ({'Protocols': [{'Name': 'other', 'Metadata': SUBSCRIPTION}]}, 'another protocol'), ({'MemberId': NOBODY}, 'nobody'),
-                                         ({'MemberId': NOBODY, 'GroupInstanceId': '§i77'}, 'nobody with an instance'), 
-                                         ({'MemberId': NOBODY, 'GroupInstanceId': self.members[0].instance if self.members else None}, 'fenced')])
+        changes, note = self.rng.choice([
+            ({'GroupId': ''}, 'no group'), ({'SessionTimeoutMs': 1}, 'short session'),
+            ({'SessionTimeoutMs': 2**31 - 1}, 'long session'), ({'ProtocolType': 'connect'}, 'another type'),
+            ({'ProtocolType': ''}, 'no type'), ({'Protocols': []}, 'no protocols'),
+            ({'Protocols': [{'Name': 'other', 'Metadata': SUBSCRIPTION}]}, 'another protocol'), ({'MemberId': NOBODY}, 'nobody'),
+            ({'MemberId': NOBODY, 'GroupInstanceId': '§i77'}, 'nobody with an instance'),
+            ({'MemberId': NOBODY, 'GroupInstanceId': self.members[0].instance if self.members else None}, 'fenced')
+        ])
         if note in ('another protocol', 'another type') and not self.members:
             return
         body = {**self.join_body('', None), **changes}
@@ -138,19 +159,25 @@ class Classic(Offsets):
     def heartbeat(self):
         member, generation, instance, note = self.identity()
         group = self.a_group()
-        self.ask_group('Heartbeat', {'GroupId': group, 'GenerationId': generation, 'MemberId': member, 'GroupInstanceId': instance}, group=group, note=note)
+        self.ask_group('Heartbeat',
+                       {'GroupId': group, 'GenerationId': generation, 'MemberId': member, 'GroupInstanceId': instance},
+                       group=group,
+                       note=note)
 
     def sync(self):
         member, generation, instance, note = self.identity()
-        body = {'GroupId': self.group, 'GenerationId': generation, 'MemberId': member, 'GroupInstanceId': instance,
-                'ProtocolType': self.script.some([('consumer', 8), ('connect', 1), (None, 1)]), 'ProtocolName': self.script.some([('range', 8), ('other', 1), (None, 1)]),
-                'Assignments': []}
+        body = {
+            'GroupId': self.group, 'GenerationId': generation, 'MemberId': member, 'GroupInstanceId': instance,
+            'ProtocolType': self.script.some([('consumer', 8), ('connect', 1), (None, 1)]),
+            'ProtocolName': self.script.some([('range', 8), ('other', 1), (None, 1)]), 'Assignments': []
+        }
         self.ask_group('SyncGroup', body, note=note)
 
     # Going.
 
     def leave(self):
-        how = self.script.some([('well', 4), ('nobody', 1), ('by instance', 2), ('unknown instance', 1), ('several', 1), ('none', 1), ('fenced', 1)])
+        how = self.script.some([('well', 4), ('nobody', 1), ('by instance', 2), ('unknown instance', 1), ('several', 1),
+                                ('none', 1), ('fenced', 1)])
         static = [m for m in self.members if m.instance]
         if how == 'well' and self.members:
             member = self.rng.choice(self.members)
@@ -161,12 +188,18 @@ class Classic(Offsets):
             self.lost(member)
         elif how == 'by instance' and static:
             member = self.rng.choice(static)
-            self.ask_group('LeaveGroup', {'GroupId': self.group, 'Members': [{'MemberId': '', 'GroupInstanceId': member.instance}]}, self.rng.choice([3, 4, 5]), note=how)
+            self.ask_group('LeaveGroup',
+                           {'GroupId': self.group, 'Members': [{'MemberId': '', 'GroupInstanceId': member.instance}]},
+                           self.rng.choice([3, 4, 5]),
+                           note=how)
             self.lost(member)
         else:
             wrong = {'MemberId': NOBODY, 'GroupInstanceId': None}
-            members = {'unknown instance': [{'MemberId': '', 'GroupInstanceId': '§i55'}], 'several': [wrong, {'MemberId': '', 'GroupInstanceId': '§i56'}], 'none': [],
-                       'fenced': [{'MemberId': NOBODY, 'GroupInstanceId': static[0].instance if static else None}]}.get(how, [wrong])
+            members = {
+                'unknown instance': [{'MemberId': '', 'GroupInstanceId': '§i55'}],
+                'several': [wrong, {'MemberId': '', 'GroupInstanceId': '§i56'}], 'none': [],
+                'fenced': [{'MemberId': NOBODY, 'GroupInstanceId': static[0].instance if static else None}]
+            }.get(how, [wrong])
             self.ask_group('LeaveGroup', {'GroupId': self.group, 'Members': members}, self.rng.choice([3, 4, 5]), note=how)
 
     def lost(self, member):

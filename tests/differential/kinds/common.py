@@ -22,9 +22,13 @@ class Topic:
 def create(script, name, assignment, configs=()):
     """A topic on given replicas, known to every node; its id is bound."""
     topic = Topic(name, assignment)
-    body = {'Topics': [{'Name': name, 'NumPartitions': -1, 'ReplicationFactor': -1,
-                        'Assignments': [{'PartitionIndex': i, 'BrokerIds': b} for i, b in enumerate(assignment)],
-                        'Configs': [{'Name': k, 'Value': v} for k, v in configs]}], 'TimeoutMs': 10_000}
+    body = {
+        'Topics': [{
+            'Name': name, 'NumPartitions': -1, 'ReplicationFactor': -1,
+            'Assignments': [{'PartitionIndex': i, 'BrokerIds': b} for i, b in enumerate(assignment)],
+            'Configs': [{'Name': k, 'Value': v} for k, v in configs]
+        }], 'TimeoutMs': 10_000
+    }
     answer = script.call('CreateTopics', body, version=7, bind={f'id of {name}': 'Topics.0.TopicId'})
     if answer['Topics'][0]['ErrorCode'] != 'NONE':
         raise RuntimeError(f'{name} could not be created: {answer}')

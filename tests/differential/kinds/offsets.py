@@ -12,7 +12,8 @@ class Offsets:
         self.group = '§g'
 
     def offset_moves(self):
-        return [(self.commit, 5), (self.fetch, 5), (self.delete_offsets, 1), (self.describe, 2), (self.list, 1), (self.delete_group, 1)]
+        return [(self.commit, 5), (self.fetch, 5), (self.delete_offsets, 1), (self.describe, 2), (self.list, 1),
+                (self.delete_group, 1)]
 
     @property
     def to(self):
@@ -40,21 +41,33 @@ class Offsets:
     def commit(self):
         member, generation, instance, note = self.identity()
         name, topic_id = self.where()
-        parts = [{'PartitionIndex': self.partition(), 'CommittedOffset': self.rng.choice([0, 5, 77, -1]), 'CommittedLeaderEpoch': self.rng.choice([-1, 0, 3]),
-                  'CommittedMetadata': self.script.some([('', 3), ('note', 3), (None, 1), ('x' * 4097, 1)])} for _ in range(self.rng.choice([1, 1, 2]))]
+        parts = [{
+            'PartitionIndex': self.partition(), 'CommittedOffset': self.rng.choice([0, 5, 77, -1]),
+            'CommittedLeaderEpoch': self.rng.choice([-1, 0, 3]), 'CommittedMetadata': self.script.some([('', 3), ('note', 3),
+                                                                                                        (None, 1),
+                                                                                                        ('x' * 4097, 1)])
+        } for _ in range(self.rng.choice([1, 1, 2]))]
         topics = [{'Name': name, 'TopicId': topic_id, 'Partitions': parts}] if self.rng.random() < 0.95 else []
-        body = {'GroupId': self.group, 'GenerationIdOrMemberEpoch': generation, 'MemberId': member, 'GroupInstanceId': instance, 'Topics': topics}
+        body = {
+            'GroupId': self.group, 'GenerationIdOrMemberEpoch': generation, 'MemberId': member, 'GroupInstanceId': instance,
+            'Topics': topics
+        }
         self.ask_group('OffsetCommit', body, note=note)
 
     def fetch(self):
         member, epoch, _, note = self.identity()
         group = self.a_group()
         name, topic_id = self.where()
-        topics = self.script.some([(None, 1), ([{'Name': name, 'TopicId': topic_id, 'PartitionIndexes': [0, 1, self.partition()][:self.rng.choice([1, 2, 3])]}], 4), ([], 1)])
+        topics = self.script.some([
+            (None, 1),
+            ([{'Name': name, 'TopicId': topic_id, 'PartitionIndexes': [0, 1, self.partition()][:self.rng.choice([1, 2, 3])]}], 4),
+            ([], 1)
+        ])
         stable = self.rng.random() < 0.3
         one = {'GroupId': group, 'Topics': topics}
         if self.rng.random() < 0.4:
-            self.ask_group('OffsetFetch', {**one, 'RequireStable': stable}, self.rng.choice([2, 5, 6, 7] if topics is None else range(1, 8)), group)
+            self.ask_group('OffsetFetch', {**one, 'RequireStable': stable},
+                           self.rng.choice([2, 5, 6, 7] if topics is None else range(1, 8)), group)
             return
         if self.rng.random() < 0.5:
             one.update(MemberId=member, MemberEpoch=epoch)
@@ -66,7 +79,9 @@ class Offsets:
     def delete_offsets(self):
         name, _ = self.where()
         group = self.a_group()
-        self.ask_group('OffsetDelete', {'GroupId': group, 'Topics': [{'Name': name, 'Partitions': [{'PartitionIndex': self.partition()}]}]}, group=group)
+        self.ask_group('OffsetDelete',
+                       {'GroupId': group, 'Topics': [{'Name': name, 'Partitions': [{'PartitionIndex': self.partition()}]}]},
+                       group=group)
 
     def describe(self):
         group = self.a_group()
@@ -75,8 +90,11 @@ class Offsets:
             self.ask_group('ConsumerGroupDescribe', {'GroupIds': [group]}, group=group)
 
     def list(self):
-        self.ask_group('ListGroups', {'StatesFilter': self.rng.choice([[], [], ['Stable'], ['Empty', 'stable'], ['Nonsense'], ['Assigning']]),
-                                      'TypesFilter': self.rng.choice([[], [], ['classic'], ['Consumer'], ['nonsense'], ['share']])})
+        self.ask_group(
+            'ListGroups', {
+                'StatesFilter': self.rng.choice([[], [], ['Stable'], ['Empty', 'stable'], ['Nonsense'], ['Assigning']]),
+                'TypesFilter': self.rng.choice([[], [], ['classic'], ['Consumer'], ['nonsense'], ['share']])
+            })
 
     def delete_group(self):
         group = self.a_group()
