@@ -23,7 +23,10 @@ pub(crate) async fn handle<B: BrokerApi>(
     }
     if request.group_id.is_empty() {
         // No broker coordinates a group without a name: whoever is asked says so.
-        return told(ConsumerHeartbeatResponse::refused(ErrorCode::InvalidRequest, Some("GroupId can't be empty.".to_owned())));
+        return told(ConsumerHeartbeatResponse::refused(
+            ErrorCode::InvalidRequest,
+            Some("GroupId can't be empty.".to_owned()),
+        ));
     }
     let owned = |topics: Vec<protocol::messages::consumer_group_heartbeat_request::TopicPartitions>| {
         let topics = topics

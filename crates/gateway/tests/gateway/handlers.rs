@@ -347,6 +347,20 @@ async fn offsets_of_unknown_topics_are_refused_here_and_the_rest_is_asked_for() 
 }
 
 #[tokio::test]
+async fn a_consumer_group_without_a_name_is_refused_before_its_coordinator_is_looked_for() {
+    let served = Served::start().await;
+    let feature = metadata::control::GROUP_VERSION.to_owned();
+    served.broker.apply(&[MetadataRecord::FeatureLevel { name: feature, level: 1 }]);
+    let client = &mut served.client().await;
+    *served.broker.group_error.lock().unwrap() = Some(ErrorCode::NotCoordinator);
+    let request = |group: &str| ConsumerGroupHeartbeatRequest { group_id: owned(group), ..Default::default() };
+    let response = client.ask(&request("g"), 1).await;
+    assert_eq!(response.error_code, ErrorCode::NotCoordinator.code());
+    let response = client.ask(&request(""), 1).await;
+    assert_eq!(response.error_code, ErrorCode::InvalidRequest.code());
+}
+
+#[tokio::test]
 async fn an_offset_fetch_that_fails_says_so_where_its_version_can() {
     let served = Served::start().await;
     served.broker.topic("a", 1);
