@@ -2,7 +2,7 @@
 """The same seeded sequences of requests, right and wrong, against Apache Kafka and Ottla: every field of every answer compared.
 
   differential.py [--seeds N] [--first SEED] [--verbose] [--kafka BOOTSTRAP] [--ottla BOOTSTRAP] [--results FILE] [KIND...]
-  differential.py --record FILE [--seeds N] [KIND...]   asks Kafka only, and writes sequences and answers to a file
+  differential.py --record FILE [--seeds N] [KIND...]   writes sequences and Kafka's answers to a file (.gz: packed)
   differential.py --replay FILE                         asks Ottla only, what a file holds: no Kafka, no JVM
 
 Kinds: admin, data, groups, transactions (all without an argument). Without addresses, both clusters of three nodes are started:
@@ -144,23 +144,33 @@ def arguments():
     return args
 
 
+def asked_of_kafka(args, sides):
+    """The sequences of these kinds and seeds, each made up unless it was before."""
+    for kind in args.kinds:
+        for seed in range(args.first, args.first + args.seeds):
+            yield kept(KEPT / 'kafka' / program() / f'{kind}-{seed}.json', lambda: record(sides.kafka(), kind, seed))
+
+
+def compared(sequence, now, sides):
+    """What differs at this commit; looked up where that was compared before."""
+    name = f'{sequence["kind"]}-{sequence["seed"]}.json'
+    place = None if now.endswith('-dirty') else KEPT / f'{now}-{program()}' / name
+    return kept(place, lambda: compare(sides.ottla(), sequence))
+
+
 def main():
     args = arguments()
     with contextlib.ExitStack() as stack:
-        sides, now, found = Sides(args, stack), commit(), []
-        seeds = [(kind, seed) for kind in args.kinds for seed in range(args.first, args.first + args.seeds)]
+        sides, now = Sides(args, stack), commit()
         if args.record:
             with open_file(args.record, 'wt') as out:
-                for kind, seed in seeds:
-                    out.write(json.dumps(record(sides.kafka(), kind, seed), separators=(',', ':'), ensure_ascii=False) + '\n')
+                for sequence in asked_of_kafka(args, sides):
+                    out.write(json.dumps(sequence, separators=(',', ':'), ensure_ascii=False) + '\n')
             return 0
         if args.replay:
             found = [compare(sides.ottla(), sequence) for sequence in sequences(args.replay)]
-        for kind, seed in [] if args.replay else seeds:
-            name, recorded = f'{kind}-{seed}.json', KEPT / 'kafka' / program()
-            done = None if now.endswith('-dirty') else KEPT / f'{now}-{program()}' / name
-            sequence = kept(recorded / name, lambda: record(sides.kafka(), kind, seed))
-            found.append(kept(done, lambda: compare(sides.ottla(), sequence)))
+        else:
+            found = [compared(sequence, now, sides) for sequence in asked_of_kafka(args, sides)]
         results.tell(found, args.verbose)
         if args.results:
             results.write(pathlib.Path(args.results), found, now)

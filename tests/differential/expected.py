@@ -79,6 +79,9 @@ EXPECTED = [
              "'INVALID_RECORD'",
              'a transactional batch without a transactional id is the producer\'s fault: nobody was to be authorised',
              '.*transactional.*|.*v[12]'),
+    Expected('data', 'Produce', PRODUCED + 'ErrorCode', "'UNKNOWN_SERVER_ERROR'", "'NONE'",
+             'compressed batches are not decoded where nothing asks for it', 'lies about gzip'),
+    Expected('data', 'Fetch', FETCHED + r'Records\[\]\.Attributes', r'\d+', r'163\d\d', 'bits of a batch that mean nothing are kept'),
     # Groups.
     Expected('groups', 'DeleteGroups', r'Results\[\]\.ErrorCode', "'NONE'", "'GROUP_ID_NOT_FOUND'",
              'a join that was refused leaves no empty group behind'),

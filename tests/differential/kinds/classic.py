@@ -34,7 +34,7 @@ class Classic(Offsets):
     def moves(self):
         more = 4 if len(self.members) < 3 else 0
         return self.offset_moves() + [(self.arrive, more), (self.wrong_join, 3), (self.heartbeat, 5), (self.sync, 4),
-                                      (self.leave, 2), (self.rejoin, 2), (self.replace, 1)]
+                                      (self.leave, 2), (self.rejoin, 2), (self.expire, 0.3), (self.replace, 1)]
 
     def identity(self):
         member = self.rng.choice(self.members) if self.members else None
@@ -174,6 +174,20 @@ class Classic(Offsets):
         self.ask_group('SyncGroup', body, note=note)
 
     # Going.
+
+    def expire(self):
+        """A member of another group that is not heard of: its session ends, and it is nobody."""
+        group = f'§short {len(self.script.steps)}'
+        member = Member(f'short {len(self.script.steps)}', None)
+        body = self.join_body('', None, GroupId=group, SessionTimeoutMs=300)
+        self.ask_group('JoinGroup', body, 4, group, bind={member.bound: 'MemberId'})
+        answer = self.ask_group('JoinGroup', {**body, 'MemberId': member.id}, 7, group)
+        sync = {'GroupId': group, 'GenerationId': answer['GenerationId'], 'MemberId': member.id, 'Assignments': []}
+        self.ask_group('SyncGroup', sync, 3, group)
+        self.ask_group('DescribeGroups', {'Groups': [group]}, 5, group, until={'Groups.0.GroupState': 'Empty'})
+        beat = {'GroupId': group, 'GenerationId': answer['GenerationId'], 'MemberId': member.id}
+        self.ask_group('Heartbeat', beat, None, group, note='expired')
+        self.ask_group('DeleteGroups', {'GroupsNames': [group]}, None, group)
 
     def leave(self):
         how = self.script.some([('well', 4), ('nobody', 1), ('by instance', 2), ('unknown instance', 1), ('several', 1),

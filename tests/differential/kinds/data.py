@@ -336,4 +336,4 @@ WRONG = {
               }, 'lies about gzip': {'codec': 2}, 'null value': {'records': [{'key': 'a', 'value': None}]}
 }
 # Kafka takes these, one way or another.
-PARTING = ['deltas do not say the last', 'producer without epoch', 'producer without epoch, from 0 on']
+PARTING = ['lies about gzip', 'deltas do not say the last', 'producer without epoch', 'producer without epoch, from 0 on']
