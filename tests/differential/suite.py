@@ -10,10 +10,17 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / 'lib')]
 import cluster  # noqa: E402
 import differential  # noqa: E402
+import test_schema  # noqa: E402
 from checks import Suite, equal  # noqa: E402
 
 suite = Suite('differential')
 ottla = cluster.OttlaCluster(overrides=[f'{name}={value}' for name, value in differential.SETTINGS.items()])
+
+
+@suite.check
+def samples():
+    """every sample that Kafka's serialisers wrote is read and written again to the same bytes"""
+    test_schema.check()
 
 
 def answered_alike(sequence):

@@ -10,7 +10,8 @@ from wire import Reader
 SAMPLES = schema.ROOT / 'protocol/tests/vectors/vectors.jsonl'
 
 
-def main():
+def check():
+    """How many samples there are; an error names the first that differs."""
     checked = 0
     for line in SAMPLES.read_text().splitlines():
         sample = json.loads(line)
@@ -20,11 +21,12 @@ def main():
         value = message.decode(sample['version'], Reader(bytes.fromhex(sample['hex'])))
         again = message.encode(sample['version'], value).hex()
         if again != sample['hex']:
-            raise SystemExit(f'{sample["message"]} v{sample["version"]} ({sample["sample"]}): {sample["hex"]} became {again}')
+            raise AssertionError(f'{sample["message"]} v{sample["version"]} ({sample["sample"]}): {sample["hex"]} became {again}')
         checked += 1
-    print(f'done: {checked} samples')
-    raise SystemExit(0 if checked > 1000 else 'too few samples')
+    if checked < 1000:
+        raise AssertionError(f'only {checked} samples')
+    return checked
 
 
 if __name__ == '__main__':
-    main()
+    print(f'done: {check()} samples')
