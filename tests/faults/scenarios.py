@@ -336,7 +336,7 @@ def directory_fails(cluster, load):
     with urllib.request.urlopen(f'http://{host}:{port + 3000}/metrics', timeout=5) as answer:
         offline = [line for line in answer.read().decode().splitlines() if line.startswith('kafka_log_logmanager_offlinelogdirectorycount')]
     assert [line.split()[-1] for line in offline] in (['1'], ['1.0']), offline
-    told = subprocess.run([clusters.ottla_binary(), 'cluster', 'status', '--bootstrap-server', cluster.bootstrap], capture_output=True, text=True, timeout=60).stdout
+    told = subprocess.run([clusters.ottla_binary(), 'cluster', 'status', '--bootstrap', cluster.bootstrap], capture_output=True, text=True, timeout=60).stdout
     assert str(cluster.second) in told, told
     cluster.stop(1)
     cluster.mend()
