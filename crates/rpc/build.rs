@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 /// Every service of the internal planes.
-const PROTOS: &[&str] = &["replication.proto", "broker.proto", "transactions.proto", "raft.proto", "controller.proto"];
+const PROTOS: &[&str] =
+    &["replication.proto", "broker.proto", "transactions.proto", "lag.proto", "raft.proto", "controller.proto"];
 
 fn main() {
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../../proto");

@@ -17,6 +17,8 @@ use model::{
 
 use crate::budget::Charge;
 
+pub use rpc::lag::Behind;
+
 /// Who must have a record before a producer hears of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Acks {
@@ -492,6 +494,9 @@ pub trait BrokerApi: Send + Sync + 'static {
         partitions: Vec<(TopicPartition, Offset)>,
         timeout_ms: u64,
     ) -> impl Future<Output = Vec<DeletedRecords>> + Send;
+
+    /// How far behind these offsets are, one answer for each, in order: leaders elsewhere are asked, for a second at most.
+    fn behind(&self, positions: Vec<(TopicPartition, Offset)>) -> impl Future<Output = Vec<Behind>> + Send;
 
     /// The log directories and what is in them.
     fn describe_log_dirs(&self) -> Vec<LogDirDescription>;

@@ -3,7 +3,8 @@
 //! Reading order: [`api`] (what listeners may ask), [`config`], [`clock`], [`budget`], `context` (what the parts share),
 //! `partition` (one replica), `leader_streams` and `follower_streams` (replication), `throttle`, `fetch` and `waiters` (long
 //! polls and acks), `transactions` (verification, markers), `isr`, `loading`, `lifecycle`, `flusher`, `directories`, `moves`, `housekeeping`,
-//! `shards` (coordinators of any kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `node` (the whole).
+//! `shards` (coordinators of any kind), `groups`, `transaction_coordinator`, `markers` (to other brokers), `lag` (of groups), `node` (the
+//! whole).
 //!
 //! Invariants: decisions about a partition are the `replication` core's, about a group the `coordinator` core's; here bytes
 //! and time are moved. A partition is owned by its lock. Every queue holds each partition at most once.
@@ -23,6 +24,7 @@ mod follower_streams;
 mod groups;
 mod housekeeping;
 mod isr;
+mod lag;
 mod leader_streams;
 mod leaderships;
 mod lifecycle;

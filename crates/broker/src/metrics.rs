@@ -1,15 +1,16 @@
 //! What an operator watches of a broker.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coordinator::state::CommittedOffset;
-use model::{PartitionIndex, TopicPartition};
+use model::{Offset, PartitionIndex, TopicPartition};
 use storage::{FlushPolicy, LogDir, Space, UnopenedDir};
 
 use crate::cleaner::CleanerMetrics;
 use crate::context::Context;
 use crate::groups::Groups;
+use crate::lag;
+use crate::peers::Peers;
 use crate::shards::Shards;
 
 /// One partition with a replica here.
@@ -57,8 +58,11 @@ pub struct GroupLag {
     pub partition: TopicPartition,
     /// The next offset that it will read, as it has committed.
     pub committed: i64,
-    /// Records between that and the high watermark; None where no replica is here to tell.
+    /// Records between that and the high watermark; None where neither a replica here nor the leader tells.
     pub lag: Option<u64>,
+    /// Milliseconds since the next of them was appended: by the time of the append where a broker in charge saw it, else by
+    /// the timestamp of its batch; 0 where there is none, None where it is not known.
+    pub lag_ms: Option<u64>,
 }
 
 /// The groups that are coordinated here.
@@ -173,22 +177,22 @@ impl BrokerMetrics {
 }
 
 impl GroupLags {
-    /// Looks at the committed offsets of every group here; costs a lock of each shard, and of each partition once.
-    pub(crate) fn collect(groups: &Shards<Groups>) -> GroupLags {
+    /// Looks at the committed offsets of every group here; costs a lock of each shard, and what [`lag`] says.
+    pub(crate) async fn collect(groups: &Shards<Groups>, peers: &Peers) -> GroupLags {
         let context = &groups.context;
         let image = context.image();
-        let mut watermarks: BTreeMap<TopicPartition, Option<i64>> = BTreeMap::new();
-        let mut watermark = |id: TopicPartition| {
-            let look = || context.partition(id).map(|partition| partition.lock().replica.log().high_watermark.0);
-            *watermarks.entry(id).or_insert_with(look)
-        };
         let mut found = GroupLags::default();
+        let mut positions = Vec::new();
         for (group, topic, index, offset) in committed_offsets(groups, &mut found.left_out) {
             // Of a topic that is gone, until the coordinator drops it.
             let Some(topic_image) = image.topic_by_name(&topic) else { continue };
             let partition = TopicPartition { topic_id: topic_image.id, partition: index };
-            let lag = watermark(partition).map(|end| u64::try_from(end.saturating_sub(offset)).unwrap_or(0));
-            found.lags.push(GroupLag { group, topic, partition, committed: offset, lag });
+            positions.push((partition, Offset(offset)));
+            found.lags.push(GroupLag { group, topic, partition, committed: offset, lag: None, lag_ms: None });
+        }
+        let behind = lag::behind(context, peers, &positions).await;
+        for (row, behind) in found.lags.iter_mut().zip(behind) {
+            (row.lag, row.lag_ms) = (behind.records, behind.ms);
         }
         found
     }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchAnswer, FetchRequest,
+    Behind, BrokerApi, ControlUnavailable, CoordinatorKind, DeletedRecords, EpochEndOffset, FetchAnswer, FetchRequest,
     Identity, Isolation, ListOffsetsPartition, ListedOffset, LogDirDescription, ProduceRequest, Produced,
     ProducersDescription, QuorumDescription, ReplicaLogDir, TransactionMarker, TransactionSupport, TransactionVerifier,
     VoterChange,
@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::context::{Context, ContextParts};
 use crate::groups::{Groups, OFFSETS_TOPIC};
+use crate::lag::PeerLags;
 use crate::leader_streams::LeaderStreams;
 use crate::lifecycle::{BrokerState, Lifecycle};
 use crate::loading::Replicas;
@@ -40,7 +41,9 @@ use crate::shards::Shards;
 use crate::transaction_coordinator::{CoordinatorVerifier, PeerTransactions, TRANSACTIONS_TOPIC, Transactions};
 use crate::transactions::MarkerWriter;
 use crate::waiters::PendingProduce;
-use crate::{cleaner, directories, fetch, flusher, housekeeping, isr, lifecycle, moves, offsets, timers, transactions};
+use crate::{
+    cleaner, directories, fetch, flusher, housekeeping, isr, lag, lifecycle, moves, offsets, timers, transactions,
+};
 
 /// How long what an answer rests on may take to arrive in this broker's own image before the client is answered all the
 /// same.
@@ -79,6 +82,7 @@ pub struct Broker {
     groups: Arc<Shards<Groups>>,
     leader_streams: Arc<LeaderStreams>,
     transactions: Arc<Shards<Transactions>>,
+    peers: Arc<Peers>,
     producer_ids: Arc<ProducerIds>,
     markers: Arc<MarkerWriter>,
     /// The way to transaction coordinators.
@@ -121,7 +125,7 @@ impl Broker {
         let markers = MarkerSender::new(Arc::clone(&context), Arc::clone(&writer), Arc::clone(&peers));
         let kind = Transactions { producer_ids: Arc::clone(&producer_ids), markers };
         let transactions = Shards::new(Arc::clone(&context), kind);
-        let verifier = Arc::new(CoordinatorVerifier { shards: Arc::clone(&transactions), peers });
+        let verifier = Arc::new(CoordinatorVerifier { shards: Arc::clone(&transactions), peers: Arc::clone(&peers) });
         let leader_streams = Arc::new(LeaderStreams::new(Arc::clone(&context)));
         let broker = Arc::new(Broker {
             context: Arc::clone(&context),
@@ -129,6 +133,7 @@ impl Broker {
             groups: Arc::clone(&groups),
             leader_streams: Arc::clone(&leader_streams),
             transactions: Arc::clone(&transactions),
+            peers,
             producer_ids,
             markers: writer,
             verifier: parts.verifier.unwrap_or(verifier),
@@ -171,6 +176,7 @@ impl Broker {
             rpc::replication::routes(Arc::clone(&self.leader_streams)),
             rpc::broker::routes(identity),
             rpc::transactions::routes(transactions),
+            rpc::lag::routes(Arc::new(PeerLags { context: Arc::clone(&self.context) })),
         ]);
         // Ends with its task: streams that never end by themselves would hold up an orderly end.
         self.spawn(async move {
@@ -193,9 +199,8 @@ impl Broker {
     }
 
     /// How far the groups that are coordinated here are behind.
-    #[must_use]
-    pub fn group_lags(&self) -> GroupLags {
-        GroupLags::collect(&self.groups)
+    pub async fn group_lags(&self) -> GroupLags {
+        GroupLags::collect(&self.groups, &self.peers).await
     }
 
     /// A controlled shutdown (`R32`, `R77`): leaderships move, everything is flushed, the clean-shutdown file is written.
@@ -429,6 +434,10 @@ impl BrokerApi for Broker {
 
     async fn change_voters(&self, change: VoterChange, timeout_ms: u64) -> Result<(), ControlUnavailable> {
         offsets::change_voters(&self.context, change, timeout_ms).await
+    }
+
+    async fn behind(&self, positions: Vec<(TopicPartition, Offset)>) -> Vec<Behind> {
+        lag::behind(&self.context, &self.peers, &positions).await
     }
 
     async fn find_coordinator(&self, kind: CoordinatorKind, key: &str) -> Result<BrokerId, ErrorCode> {

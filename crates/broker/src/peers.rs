@@ -1,9 +1,10 @@
-//! Connections to other brokers for what is asked about transactions: one each, made when it is needed.
+//! Connections to other brokers for what is asked about transactions and of lag, made when they are needed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use model::{BrokerEpoch, BrokerId};
+use rpc::lag::LagClient;
 use rpc::transactions::TransactionClient;
 
 use crate::context::Context;
@@ -12,7 +13,15 @@ use crate::context::Context;
 #[derive(Debug)]
 pub(crate) struct Peers {
     context: Arc<Context>,
-    clients: Mutex<BTreeMap<BrokerId, (BrokerEpoch, TransactionClient)>>,
+    clients: Mutex<BTreeMap<BrokerId, Clients>>,
+}
+
+#[derive(Clone, Debug)]
+struct Clients {
+    /// The registration that they reach.
+    epoch: BrokerEpoch,
+    transactions: TransactionClient,
+    lags: LagClient,
 }
 
 impl Peers {
@@ -20,17 +29,27 @@ impl Peers {
         Arc::new(Peers { context, clients: Mutex::default() })
     }
 
-    /// The way to a broker as it is registered now; None where it is not.
+    /// The way to a broker as it is registered now, for what concerns transactions; None where it is not.
     pub(crate) fn client(&self, broker: BrokerId) -> Option<TransactionClient> {
+        Some(self.clients(broker)?.transactions)
+    }
+
+    /// The same, for what concerns lag.
+    pub(crate) fn lags(&self, broker: BrokerId) -> Option<LagClient> {
+        Some(self.clients(broker)?.lags)
+    }
+
+    fn clients(&self, broker: BrokerId) -> Option<Clients> {
         let (address, epoch) = self.context.internal_address(broker)?;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, client)) = clients.get(&broker)
-            && *known == epoch
-        {
-            return Some(client.clone());
+        if let Some(known) = clients.get(&broker).filter(|known| known.epoch == epoch) {
+            return Some(known.clone());
         }
-        let client = TransactionClient::new(&self.context.network, &address).ok()?;
-        clients.insert(broker, (epoch, client.clone()));
-        Some(client)
+        let network = &self.context.network;
+        // Neither dials before its first call.
+        let (transactions, lags) = (TransactionClient::new(network, &address), LagClient::new(network, &address));
+        let made = Clients { epoch, transactions: transactions.ok()?, lags: lags.ok()? };
+        clients.insert(broker, made.clone());
+        Some(made)
     }
 }

@@ -1,9 +1,10 @@
 //! The HTTP port: Prometheus metrics, health, and the cluster's state as JSON.
 //!
 //! What it shows comes from a [`Source`], so that this crate decides nothing: `/metrics`, `/health/live`, `/health/ready`,
-//! `/api/status`.
+//! `/api/status`, `/api/groups`.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -81,6 +82,10 @@ pub struct Histogram {
 pub trait Source: Send + Sync + 'static {
     /// Why the node does not serve yet, or no longer; None while it does.
     fn unready(&self) -> Option<String>;
+    /// Asks for what others have to be asked for; before `metrics` and `groups`, which show it.
+    fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::ready(()))
+    }
     /// All metrics, now.
     fn metrics(&self) -> Vec<Family>;
     /// All metrics that are counted in buckets, now.
@@ -89,6 +94,10 @@ pub trait Source: Send + Sync + 'static {
     }
     /// The node's and the cluster's state.
     fn status(&self) -> serde_json::Value;
+    /// The groups that are coordinated here, with their lag.
+    fn groups(&self) -> serde_json::Value {
+        serde_json::json!({ "groups": [] })
+    }
 }
 
 /// Serves until `stop` completes.
@@ -108,6 +117,7 @@ pub async fn serve(
         .route("/health/live", get(|| async { "live\n" }))
         .route("/health/ready", get(ready))
         .route("/api/status", get(status))
+        .route("/api/groups", get(groups))
         .with_state(state);
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
@@ -128,7 +138,13 @@ async fn status(State(port): State<Arc<Port>>) -> Response {
     axum::Json(port.source.status()).into_response()
 }
 
+async fn groups(State(port): State<Arc<Port>>) -> Response {
+    port.source.refresh().await;
+    axum::Json(port.source.groups()).into_response()
+}
+
 async fn metrics(State(port): State<Arc<Port>>) -> Response {
+    port.source.refresh().await;
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &port.registry) {
         Ok(()) => {
@@ -261,5 +277,6 @@ mod tests {
             assert!(metrics.contains(line), "{line} is not in {metrics}");
         }
         assert!(ask(address, "/api/status").await.contains("\"nodes\""));
+        assert!(ask(address, "/api/groups").await.contains("\"groups\""));
     }
 }

@@ -1,15 +1,18 @@
 //! What a node's HTTP port shows: health, metrics under Kafka's known names, the node's state as JSON.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use broker::api::BrokerApi;
-use broker::{Broker, BrokerState};
+use broker::{Broker, BrokerState, GroupLags};
 use console::{Family, Histogram, Kind, Sample, Source, Spread};
 use controller::ControllerHandle;
 use gateway::{ApiMetrics, GatewayMetrics, LATENCY_BOUNDS_US};
 use serde_json::{Value, json};
+
+use crate::group_status;
 
 /// See the module. Parts come in as the node starts.
 #[derive(Debug, Default)]
@@ -18,6 +21,8 @@ pub(crate) struct NodeStatus {
     is_broker: bool,
     controller: OnceLock<ControllerHandle>,
     broker: OnceLock<(Arc<Broker>, Arc<GatewayMetrics>)>,
+    /// As last asked for.
+    lags: Mutex<Arc<GroupLags>>,
 }
 
 impl NodeStatus {
@@ -51,6 +56,10 @@ impl NodeStatus {
         broker.map(|(broker, _)| broker.metrics().directories.into_iter().map(directory).collect()).unwrap_or_default()
     }
 
+    fn lags(&self) -> Arc<GroupLags> {
+        Arc::clone(&self.lags.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn broker_state(&self) -> Option<BrokerState> {
         self.broker.get().map(|(broker, _)| *broker.state().borrow())
     }
@@ -66,11 +75,23 @@ impl Source for NodeStatus {
         }
     }
 
+    fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let Some((broker, _)) = self.broker.get() else { return };
+            let lags = Arc::new(broker.group_lags().await);
+            *self.lags.lock().unwrap_or_else(PoisonError::into_inner) = lags;
+        })
+    }
+
+    fn groups(&self) -> Value {
+        group_status::json(&self.lags())
+    }
+
     fn metrics(&self) -> Vec<Family> {
         let mut families = Vec::new();
         if let Some((broker, gateway)) = self.broker.get() {
             broker_metrics(broker, &mut families);
-            group_metrics(&broker.group_lags(), &mut families);
+            group_status::metrics(&self.lags(), &mut families);
             gateway_metrics(gateway, &mut families);
         }
         if let Some(controller) = self.controller.get() {
@@ -127,7 +148,7 @@ impl Source for NodeStatus {
     }
 }
 
-fn gauge(name: &str, help: &'static str, value: f64) -> Family {
+pub(crate) fn gauge(name: &str, help: &'static str, value: f64) -> Family {
     Family::single(name, help, Kind::Gauge, value)
 }
 
@@ -135,11 +156,11 @@ fn counter(name: &str, help: &'static str, value: u64) -> Family {
     Family::single(name, help, Kind::Counter, counted(value))
 }
 
-fn counted(value: u64) -> f64 {
+pub(crate) fn counted(value: u64) -> f64 {
     value.min(1 << 53) as f64
 }
 
-fn count(value: usize) -> f64 {
+pub(crate) fn count(value: usize) -> f64 {
     u32::try_from(value).map_or(f64::from(u32::MAX), f64::from)
 }
 
@@ -225,36 +246,6 @@ fn topic_traffic(partitions: &[broker::PartitionMetrics], out: &mut Vec<Family>)
         let samples = topics.iter().map(sample).collect();
         out.push(Family { name: name.to_owned(), help, kind: Kind::Counter, samples });
     }
-}
-
-/// Where the groups that are coordinated here are.
-fn group_metrics(groups: &broker::GroupLags, out: &mut Vec<Family>) {
-    let sample = |lag: &broker::GroupLag, value| Sample {
-        labels: vec![
-            ("consumergroup", lag.group.clone()),
-            ("topic", lag.topic.clone()),
-            ("partition", lag.partition.partition.to_string()),
-        ],
-        value,
-    };
-    let family = |name: &str, help, samples| Family { name: name.to_owned(), help, kind: Kind::Gauge, samples };
-    let committed = |lag: &broker::GroupLag| sample(lag, counted(u64::try_from(lag.committed).unwrap_or(0)));
-    out.push(family(
-        "kafka_consumergroup_current_offset",
-        "The next offset that a group reads, as it has committed",
-        groups.lags.iter().map(committed).collect(),
-    ));
-    let behind = |lag: &broker::GroupLag| lag.lag.map(|records| sample(lag, counted(records)));
-    out.push(family(
-        "kafka_consumergroup_lag",
-        "Records between that and the high watermark, where a replica is here",
-        groups.lags.iter().filter_map(behind).collect(),
-    ));
-    out.push(gauge(
-        "ottla_consumergroup_offsets_left_out",
-        "Committed offsets that are too many to be shown",
-        count(groups.left_out),
-    ));
 }
 
 /// How long requests take, from the last byte read to the answer, by API.

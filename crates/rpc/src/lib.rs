@@ -2,7 +2,7 @@
 //!
 //! [`net`] holds connections and servers with their socket and HTTP/2 settings; [`replication`] the stream of a follower
 //! and a leader (`R56` to `R64`); [`broker`] what any node may ask a broker (`R76`); [`transactions`] what brokers ask each
-//! other about transactions (`R47`, `R50`); [`raft`] and [`controller`] the metadata quorum.
+//! other about transactions (`R47`, `R50`), [`lag`] about groups; [`raft`] and [`controller`] the metadata quorum.
 //!
 //! Invariants: only this crate knows tonic; no prost type appears in a public signature; what a peer sends is checked
 //! here for form and bounded by [`net::MAX_MESSAGE`], and by the receiver for meaning.
@@ -10,6 +10,7 @@
 pub mod broker;
 mod bulk;
 pub mod controller;
+pub mod lag;
 pub mod net;
 pub mod raft;
 pub mod replication;
@@ -36,6 +37,9 @@ mod wire {
     }
     pub mod transactions {
         tonic::include_proto!("ottla.transactions.v1");
+    }
+    pub mod lag {
+        tonic::include_proto!("ottla.lag.v1");
     }
     pub mod raft {
         tonic::include_proto!("ottla.raft.v1");

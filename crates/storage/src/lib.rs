@@ -29,7 +29,7 @@ pub use config::{CleanupPolicy, LogConfig};
 pub use data_dir::{Checkpoint, DataDir, DataDirError, FutureDir, MetaProperties, PartitionDir, is_movable};
 pub use env::{DirHealth, LogEnv};
 pub use log::{
-    Aborted, AbortedTransaction, Appended, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,
+    Aborted, AbortedTransaction, Appended, BatchTime, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,
     CleaningStep, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, ProducerSnapshot, Read,
     Recovered, Removal, SegmentTime, SwapEnd, SyncDone, SyncTicket, TimeLookup, TimeMatch, TimeRead, TimeSearch,
     Verdict,

@@ -156,6 +156,8 @@ impl Partition {
     /// After a cut, the producers' state is what the log still says (`R41`). A cut that failed leaves a log that is not what
     /// the core believes: whatever the reason, the replica ends.
     fn after_cut(&self, context: &Arc<Context>, inner: &mut Inner, cut: Result<(), LogError>) {
+        let end = inner.log.log_end();
+        inner.append_times.cut(end);
         match cut.and_then(|()| load_producers(&mut inner.log)) {
             Ok(loaded) => {
                 (inner.producers, inner.snapshot_at) = loaded;

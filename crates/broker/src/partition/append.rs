@@ -213,6 +213,7 @@ impl Partition {
         self.traffic.bytes_in.add(u64::try_from(batch.header().size).unwrap_or(0));
         self.traffic.messages_in.add(u64::try_from(batch.header().record_count).unwrap_or(0));
         let end = batch.header().next_offset();
+        inner.append_times.note(base_offset, moment.now);
         inner.replica.handle_leader_append(end, moment.now);
         Ok(Appended { base_offset, end, log_append_time })
     }

@@ -44,6 +44,8 @@ impl Partition {
         self.handle(context, |inner, now| {
             let opened = match answer.answer {
                 wire::Answer::Opened { high_watermark, log_start, log_end } => {
+                    let end = inner.log.log_end();
+                    inner.append_times.opened(end, log_end);
                     Answer::Opened { high_watermark, log_start, log_end }
                 }
                 wire::Answer::Diverging { epoch, end } => Answer::Diverging { epoch, end },
@@ -105,6 +107,8 @@ impl Partition {
                     self.log_failed(context, inner, &error);
                     return;
                 }
+                let (from, end) = (header.prev_offset, inner.log.log_end());
+                inner.append_times.note_frame(from, end, header.leader_log_end, now);
                 inner.replica.handle_follower_append(header);
             }
             Err(error @ LogError::NoSpace(_)) => {

@@ -6,8 +6,8 @@
 //!
 //! Reading order: here the state and the inputs from metadata; [`append`] (produce), [`transactions`] (verification and
 //! markers), [`read`] (fetch and questions),
-//! [`times`] (timestamps, retention), [`lead`] and [`follow`] (the two ends of sessions), [`act`] (what the core's actions
-//! mean), [`clean`] (compaction), [`relocate`] (moves to another log directory).
+//! [`times`] (timestamps, retention), [`lead`] and [`follow`] (the two ends of sessions), [`lag`] (how far readers are behind),
+//! [`act`] (what the core's actions mean), [`clean`] (compaction), [`relocate`] (moves to another log directory).
 //!
 //! Invariants: the core's view of the log's start and end is the log's; actions are carried out under the lock that their
 //! input was handled under; nobody calls into a stream's or a manager's lock and back into a partition.
@@ -16,6 +16,7 @@ mod act;
 mod append;
 mod clean;
 mod follow;
+mod lag;
 mod lead;
 mod read;
 mod relocate;
@@ -43,11 +44,13 @@ use crate::leader_streams::LeaderStream;
 use crate::topic_settings::TopicSettings;
 use crate::waiters::{FetchWaiter, FetchWaiters, ProduceWaiters};
 
+use lag::AppendTimes;
 use relocate::Moving;
 use sync_history::SyncHistory;
 use transactions::Unverified;
 
 pub(crate) use clean::{Claim, SliceOutcome};
+pub(crate) use lag::Age;
 pub(crate) use lead::{NextData, Opening, Space};
 pub(crate) use read::{PartitionRead, ReadResult};
 pub(crate) use relocate::{Copied, Wanted};
@@ -80,6 +83,7 @@ pub(crate) struct Inner {
     leadership: Leadership,
     produce_waiters: ProduceWaiters,
     fetch_waiters: FetchWaiters,
+    append_times: AppendTimes,
     /// Batches that wait for a coordinator's word (`R50`).
     unverified: BTreeMap<(ProducerId, ProducerEpoch), Unverified>,
     /// The stream of each follower that has a session here.
@@ -212,6 +216,7 @@ impl Partition {
             leadership: Leadership(0),
             produce_waiters: ProduceWaiters::default(),
             fetch_waiters: FetchWaiters::default(),
+            append_times: AppendTimes::default(),
             unverified: BTreeMap::new(),
             links: Vec::new(),
             follows: None,

@@ -10,6 +10,7 @@ mod data;
 mod directories;
 mod disks;
 mod groups;
+mod lag;
 mod lanes;
 mod moves;
 mod peers;

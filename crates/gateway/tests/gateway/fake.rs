@@ -258,6 +258,14 @@ impl BrokerApi for Fake {
         partitions.into_iter().map(deleted).collect()
     }
 
+    async fn behind(&self, positions: Vec<(TopicPartition, Offset)>) -> Vec<Behind> {
+        let behind = |(_, offset): (TopicPartition, Offset)| Behind {
+            records: Some(12 - u64::try_from(offset.0).unwrap()),
+            ms: (offset.0 > 5).then_some(700),
+        };
+        positions.into_iter().map(behind).collect()
+    }
+
     fn describe_log_dirs(&self) -> Vec<LogDirDescription> {
         let image = self.image();
         let replica = |partition: &Arc<Partition>| ReplicaOnDisk {
@@ -376,7 +384,14 @@ impl BrokerApi for Fake {
 
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
         let error = self.group_error.lock().unwrap().unwrap_or(ErrorCode::None);
-        let answer = request.refused(error);
+        let mut answer = request.refused(error);
+        if let GroupResponse::OffsetFetch(fetched) = &mut answer
+            && error == ErrorCode::None
+        {
+            for row in fetched.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+                row.offset = Offset(i64::from(row.partition.0) * 6);
+            }
+        }
         self.asked_group.lock().unwrap().push(request);
         if error == ErrorCode::None { Ok(answer) } else { Err(error) }
     }

@@ -384,6 +384,27 @@ async fn an_offset_fetch_that_fails_says_so_where_its_version_can() {
 }
 
 #[tokio::test]
+async fn who_asks_for_lag_gets_it_with_the_offsets_and_nobody_else() {
+    let served = Served::start().await;
+    served.broker.topic("a", 2);
+    let client = &mut served.client().await;
+    let topic = offset_fetch_request::OffsetFetchRequestTopics {
+        name: owned("a"),
+        partition_indexes: vec![0, 1],
+        ..Default::default()
+    };
+    let topics = Some(vec![topic]);
+    let group = offset_fetch_request::OffsetFetchRequestGroup { group_id: owned("g"), topics, ..Default::default() };
+    let mut request = OffsetFetchRequest { groups: vec![group], ..Default::default() };
+    for (with_lag, expected) in [(false, [(-1, -1); 2]), (true, [(12, -1), (6, 700)])] {
+        request.with_lag = with_lag;
+        let response = client.ask(&request, 9).await;
+        let rows = &response.groups[0].topics[0].partitions;
+        assert_eq!(rows.iter().map(|row| (row.lag, row.lag_ms)).collect::<Vec<_>>(), expected, "{rows:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_coordinator_is_found_unless_it_is_away() {
     let served = Served::start().await;
     let client = &mut served.client().await;

@@ -1,6 +1,7 @@
 //! `ottla group`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
@@ -134,15 +135,30 @@ async fn describe_one(client: &mut KafkaClient, group: &str) -> Result<Described
     Ok(described)
 }
 
+/// A committed offset.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Committed {
+    pub(super) offset: i64,
+    /// Milliseconds since the next record was appended, as the brokers tell it.
+    lag_ms: Option<u64>,
+}
+
+impl Committed {
+    /// For people and programs: null is what no broker knows.
+    fn lag_seconds(self) -> Option<f64> {
+        self.lag_ms.map(|ms| Duration::from_millis(ms).as_secs_f64())
+    }
+}
+
 /// Committed offsets by topic and partition.
-pub(super) async fn committed(client: &mut KafkaClient, group: &str) -> Result<BTreeMap<(String, i32), i64>> {
+pub(super) async fn committed(client: &mut KafkaClient, group: &str) -> Result<BTreeMap<(String, i32), Committed>> {
     let asked = offset_fetch_request::OffsetFetchRequestGroup {
         group_id: group.to_owned(),
         topics: None,
         ..Default::default()
     };
     let request =
-        OffsetFetchRequest { group_id: group.to_owned(), topics: None, groups: vec![asked], require_stable: false };
+        OffsetFetchRequest { group_id: group.to_owned(), groups: vec![asked], with_lag: true, ..Default::default() };
     let code = |answer: &OffsetFetchResponse| answer.groups.first().map(|group| group.error_code);
     let answer = ask(client, group, &request, code).await?;
     let found = answer.groups.into_iter().next().context("OffsetFetch answered nothing")?;
@@ -153,7 +169,9 @@ pub(super) async fn committed(client: &mut KafkaClient, group: &str) -> Result<B
         let name =
             if topic.name.is_empty() { names.get(&topic.topic_id).cloned().unwrap_or_default() } else { topic.name };
         for partition in topic.partitions {
-            offsets.insert((name.clone(), partition.partition_index), partition.committed_offset);
+            let lag_ms = u64::try_from(partition.lag_ms).ok();
+            let found = Committed { offset: partition.committed_offset, lag_ms };
+            offsets.insert((name.clone(), partition.partition_index), found);
         }
     }
     Ok(offsets)
@@ -182,7 +200,7 @@ fn owners(described: &DescribedGroup) -> BTreeMap<(String, i32), String> {
 }
 
 async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Result<()> {
-    const COLUMNS: [&str; 6] = ["topic", "partition", "offset", "log_end", "lag", "member"];
+    const COLUMNS: [&str; 7] = ["topic", "partition", "offset", "log_end", "lag", "lag_seconds", "member"];
     let address = client.coordinator(group).await?;
     let described = describe_one(client, group).await?;
     let offsets = committed(client, group).await?;
@@ -197,23 +215,26 @@ async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Resu
     let partitions: BTreeSet<&(String, i32)> = offsets.keys().chain(owners.keys()).collect();
     let row = |key: &(String, i32)| {
         let (topic, partition) = key;
-        let offset = offsets.get(key);
+        let committed = offsets.get(key);
+        let (offset, late) = (committed.map(|at| at.offset), committed.and_then(|at| at.lag_seconds()));
         let end = ends.get(topic).and_then(|ends| ends.get(partition));
         let lag = end.zip(offset).map(|(end, offset)| (end - offset).max(0));
-        vec![json!(topic), json!(partition), json!(offset), json!(end), json!(lag), json!(owners.get(key))]
+        vec![json!(topic), json!(partition), json!(offset), json!(end), json!(lag), json!(late), json!(owners.get(key))]
     };
     let rows: Vec<Vec<Value>> = partitions.into_iter().map(row).collect();
     let member = |m: &DescribedGroupMember| json!({ "member": m.member_id, "client": m.client_id, "host": m.client_host, "instance": m.group_instance_id });
     let members: Vec<Value> = described.members.iter().map(member).collect();
     if output.json {
-        let offsets: Vec<Value> = rows.into_iter().map(|row| object(&COLUMNS, row)).collect();
+        let rows: Vec<Value> = rows.into_iter().map(|row| object(&COLUMNS, row)).collect();
         let all = json!({ "group": group, "state": described.group_state, "protocol": described.protocol_data,
-                          "coordinator": address, "members": members, "offsets": offsets });
+                          "lag_seconds": latest(&offsets),
+                          "coordinator": address, "members": members, "offsets": rows });
         return output.fact("", &all);
     }
     let assignor = if described.protocol_data.is_empty() { "-" } else { &described.protocol_data };
     output.text(&format!("group        {group}\nstate        {}\nassignor     {assignor}", described.group_state))?;
-    output.text(&format!("coordinator  {address}\nmembers      {}\n", members.len()))?;
+    let late = latest(&offsets).map_or("-".to_owned(), |seconds| format!("{seconds:.1} s behind"));
+    output.text(&format!("coordinator  {address}\nmembers      {}\nlag          {late}\n", members.len()))?;
     output.rows(&COLUMNS, rows)?;
     if !members.is_empty() {
         output.text("")?;
@@ -223,6 +244,12 @@ async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Resu
         output.rows(&["member", "client", "host", "instance"], described.members.iter().map(row).collect())?;
     }
     Ok(())
+}
+
+/// The age of the oldest record that a group has still to read; None where one partition does not tell.
+fn latest(offsets: &BTreeMap<(String, i32), Committed>) -> Option<f64> {
+    let ages: Option<Vec<u64>> = offsets.values().map(|at| at.lag_ms).collect();
+    ages.map(|ages| Duration::from_millis(ages.into_iter().max().unwrap_or(0)).as_secs_f64())
 }
 
 async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) -> Result<()> {

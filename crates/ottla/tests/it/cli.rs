@@ -74,8 +74,14 @@ fn a_groups_offsets_are_set_within_the_log_shown_with_their_lag_and_deleted() {
     assert_eq!(reset(&["--to-timestamp", "0", "--dry-run"]), target(0));
     assert_eq!(reset(&["--to-latest", "--dry-run"]), target(5));
     assert_eq!(reset(&["--to-offset", "2"]), target(2));
-    let described = cluster.json(&["group", "describe", "workers"]);
+    let mut described = cluster.json(&["group", "describe", "workers"]);
     assert_eq!(described["state"], "Empty");
+    let late = described["offsets"][0].as_object_mut().and_then(|row| row.remove("lag_seconds"));
+    assert!(
+        late.as_ref().and_then(serde_json::Value::as_f64).is_some_and(|late| (0.0..600.0).contains(&late)),
+        "{late:?}"
+    );
+    assert_eq!(Some(&described["lag_seconds"]), late.as_ref());
     let row = json!({ "topic": "lagging", "partition": 0, "offset": 2, "log_end": 5, "lag": 3, "member": null });
     assert_eq!(described["offsets"], json!([row]));
     let listed = cluster.json(&["group", "list"]);

@@ -55,7 +55,7 @@ pub use read::{ColdRead, Read};
 pub use retention::{Deleted, Removal};
 pub use snapshots::ProducerSnapshot;
 pub use sync::{SyncDone, SyncTicket};
-pub use times::{SegmentTime, TimeLookup, TimeMatch, TimeRead, TimeSearch};
+pub use times::{BatchTime, SegmentTime, TimeLookup, TimeMatch, TimeRead, TimeSearch};
 
 use crate::config::LogConfig;
 use crate::env::LogEnv;

@@ -71,6 +71,14 @@ pub struct TimeSearch {
     end: Offset,
 }
 
+/// A look at the batch that an offset is in, without the log.
+#[derive(Debug)]
+pub struct BatchTime {
+    segment: OpenSegment,
+    index: Option<Arc<dyn DiskFile>>,
+    offset: Offset,
+}
+
 #[derive(Debug)]
 struct OpenSegment {
     files: SegmentFiles,
@@ -104,6 +112,23 @@ impl Log {
             }
         }
         Ok(TimeLookup::Nothing)
+    }
+
+    /// What has to be read to know the largest timestamp of the first batch that has a record at or above `offset`; None
+    /// where there is no such record.
+    ///
+    /// # Errors
+    /// An I/O error takes the directory offline.
+    pub fn batch_time(&self, offset: Offset) -> Result<Option<BatchTime>, LogError> {
+        self.usable()?;
+        let offset = offset.max(self.log_start);
+        let end = |i: usize| self.segments.get(i + 1).map_or(self.log_end, |next| next.base);
+        let Some(i) = (0..self.segments.len()).find(|i| self.segments[*i].size > 0 && end(*i) > offset) else {
+            return Ok(None);
+        };
+        let segment = self.open_segment(i)?;
+        let index = index::open(&segment.files).map_err(self.failed("cannot open an index in"))?;
+        Ok(Some(BatchTime { segment, index, offset }))
     }
 
     /// A segment whose largest timestamp has to be read before `max_timestamp` is answered from memory.
@@ -218,6 +243,32 @@ impl TimeRead {
         // One whose first batch cannot be read is older than everything.
         let max = max.unwrap_or(Stamp { timestamp: i64::MIN, offset: files.base() });
         Ok(SegmentTime { key: self.key, size: *size, max })
+    }
+}
+
+impl BatchTime {
+    /// Reads headers, of a few batches. Blocks. None where compaction left nothing from the offset on in its segment.
+    ///
+    /// # Errors
+    /// `Gone` where the log was cut meanwhile; an I/O error takes the directory offline.
+    pub fn run(&self) -> Result<Option<i64>, LogError> {
+        let OpenSegment { files, size, log, .. } = &self.segment;
+        let failed = |e: io::Error| files.read_failed(FileKind::Log, &e);
+        let end = u64::from(*size);
+        let entry = match &self.index {
+            Some(index) => {
+                index::entry_in(&**index, Arc::clone(log), files.base(), self.offset, end).map_err(failed)?
+            }
+            None => None,
+        };
+        let position = entry.map_or(0, |entry| u64::from(entry.position));
+        let mut walker = Walker::new(Arc::clone(log), position, end, FAR);
+        while let Step::Batch(header) = walker.next().map_err(failed)? {
+            if header.last_offset() >= self.offset {
+                return Ok(Some(header.max_timestamp));
+            }
+        }
+        Ok(None)
     }
 }
 
