@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use broker::api::*;
 use broker::budget::MemoryBudget;
-use broker::coordinator::request::{OffsetCommitResponse, TxnOffsetCommitRequest};
+use broker::coordinator::request::{
+    FetchedOffset, OffsetCommitResponse, TopicFetchedOffsets, TopicPartitions, TxnOffsetCommitRequest,
+};
 use broker::coordinator::transaction::{TransactionRequest, TransactionResponse};
 use broker::coordinator::{GroupRequest, GroupResponse};
 use bytes::{Bytes, BytesMut};
@@ -385,12 +387,10 @@ impl BrokerApi for Fake {
     async fn group(&self, request: GroupRequest) -> Result<GroupResponse, ErrorCode> {
         let error = self.group_error.lock().unwrap().unwrap_or(ErrorCode::None);
         let mut answer = request.refused(error);
-        if let GroupResponse::OffsetFetch(fetched) = &mut answer
+        if let (GroupResponse::OffsetFetch(fetched), GroupRequest::OffsetFetch(asked)) = (&mut answer, &request)
             && error == ErrorCode::None
         {
-            for row in fetched.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
-                row.offset = Offset(i64::from(row.partition.0) * 6);
-            }
+            fetched.topics = asked.topics.iter().flatten().map(sixth_offsets).collect();
         }
         self.asked_group.lock().unwrap().push(request);
         if error == ErrorCode::None { Ok(answer) } else { Err(error) }
@@ -407,6 +407,19 @@ impl BrokerApi for Fake {
         self.committed_in_transactions.lock().unwrap().push((transactional_id, transactions, request));
         if error == ErrorCode::None { Ok(answer) } else { Err(error) }
     }
+}
+
+/// Each partition's committed offset is six times its number.
+fn sixth_offsets(asked: &TopicPartitions) -> TopicFetchedOffsets {
+    let fetched = |partition: &PartitionIndex| FetchedOffset {
+        partition: *partition,
+        offset: Offset(i64::from(partition.0) * 6),
+        leader_epoch: LeaderEpoch::NONE,
+        metadata: String::new(),
+        error: ErrorCode::None,
+    };
+    let partitions = asked.partitions.iter().map(fetched).collect();
+    TopicFetchedOffsets { name: asked.name.clone(), topic_id: asked.topic_id, partitions }
 }
 
 /// The gateway over the fake broker.
