@@ -1,12 +1,12 @@
 //! Group coordinators: what is theirs alone besides what [`crate::shards`] does for every kind (`R52`).
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coordinator::consumer::topics::changed_topics;
-use coordinator::request::ListGroupsResponse;
+use coordinator::request::{ListGroupsRequest, ListGroupsResponse};
 use coordinator::shard::GroupEffect;
-use coordinator::{GroupRequest, GroupResponse, GroupShard};
+use coordinator::{GroupRequest, GroupResponse, GroupShard, Rebalances};
 use metadata::MetadataDelta;
 use model::{ErrorCode, LeaderEpoch, TopicId};
 
@@ -17,8 +17,11 @@ use crate::shards::{Kind, Shard, Shards};
 pub(crate) const OFFSETS_TOPIC: &str = "__consumer_offsets";
 
 /// The kind.
-#[derive(Debug)]
-pub(crate) struct Groups;
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    /// What shards have counted that are no longer here.
+    past: Mutex<Rebalances>,
+}
 
 impl Kind for Groups {
     type Core = GroupShard;
@@ -33,6 +36,10 @@ impl Kind for Groups {
         core.handle_metadata(&context.image(), &BTreeSet::new());
     }
 
+    fn ended(&self, core: &GroupShard) {
+        add(&mut self.past.lock().unwrap_or_else(PoisonError::into_inner), core.rebalances());
+    }
+
     fn carry_out(shards: &Arc<Shards<Self>>, shard: &Arc<Shard<Self>>, effect: GroupEffect) {
         let GroupEffect::Resolve { group_id, expressions, image } = effect;
         let (shards, shard) = (Arc::clone(shards), Arc::clone(shard));
@@ -45,7 +52,33 @@ impl Kind for Groups {
     }
 }
 
+fn add(sum: &mut Rebalances, more: Rebalances) {
+    sum.classic += more.classic;
+    sum.consumer += more.consumer;
+}
+
 impl Shards<Groups> {
+    /// How often groups were rebalanced here since the process started.
+    pub(crate) fn rebalances(&self) -> Rebalances {
+        let mut sum = *self.kind.past.lock().unwrap_or_else(PoisonError::into_inner);
+        for shard in self.all() {
+            shard.look(|core| add(&mut sum, core.rebalances()));
+        }
+        sum
+    }
+
+    /// How many groups are coordinated here, by type and state.
+    pub(crate) async fn states(self: &Arc<Self>) -> BTreeMap<(&'static str, &'static str), usize> {
+        let mut states = BTreeMap::new();
+        let listed = self.group(GroupRequest::ListGroups(ListGroupsRequest::default())).await;
+        if let Ok(GroupResponse::ListGroups(listed)) = listed {
+            for group in listed.groups {
+                *states.entry((group.group_type, group.state)).or_default() += 1;
+            }
+        }
+        states
+    }
+
     /// Asks the coordinator of the request's group, if it is here; a request for all groups, all coordinators that are here.
     ///
     /// # Errors

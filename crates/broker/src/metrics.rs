@@ -1,7 +1,9 @@
 //! What an operator watches of a broker.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coordinator::Rebalances;
 use coordinator::state::CommittedOffset;
 use model::{Offset, PartitionIndex, TopicPartition};
 use storage::{FlushPolicy, LogDir, Space, UnopenedDir};
@@ -72,6 +74,10 @@ pub struct GroupLags {
     pub lags: Vec<GroupLag>,
     /// How many are left out, above [`LAGS_MAX`].
     pub left_out: usize,
+    /// How many groups there are, by type and state.
+    pub states: BTreeMap<(&'static str, &'static str), usize>,
+    /// How often they were rebalanced since the process started.
+    pub rebalances: Rebalances,
 }
 
 /// So many committed offsets are shown, at most: nobody's choice of group names makes a scrape endless.
@@ -178,10 +184,11 @@ impl BrokerMetrics {
 
 impl GroupLags {
     /// Looks at the committed offsets of every group here; costs a lock of each shard, and what [`lag`] says.
-    pub(crate) async fn collect(groups: &Shards<Groups>, peers: &Peers) -> GroupLags {
+    pub(crate) async fn collect(groups: &Arc<Shards<Groups>>, peers: &Peers) -> GroupLags {
         let context = &groups.context;
         let image = context.image();
-        let mut found = GroupLags::default();
+        let (states, rebalances) = (groups.states().await, groups.rebalances());
+        let mut found = GroupLags { states, rebalances, ..GroupLags::default() };
         let mut positions = Vec::new();
         for (group, topic, index, offset) in committed_offsets(groups, &mut found.left_out) {
             // Of a topic that is gone, until the coordinator drops it.

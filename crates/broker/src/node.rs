@@ -118,7 +118,7 @@ impl Broker {
         let lossy = replicas.lossy();
         let previous_epoch = if replicas.is_whole() { previous_epoch } else { BrokerEpoch::NONE };
         let lifecycle = Lifecycle::new();
-        let groups = Shards::new(Arc::clone(&context), Groups);
+        let groups = Shards::new(Arc::clone(&context), Groups::default());
         let writer = Arc::new(MarkerWriter { context: Arc::clone(&context), groups: Arc::clone(&groups) });
         let peers = Peers::new(Arc::clone(&context));
         let producer_ids = Arc::<ProducerIds>::default();

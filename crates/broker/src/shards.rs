@@ -48,6 +48,9 @@ pub(crate) trait Kind: fmt::Debug + Sized + Send + Sync + 'static {
     /// Tells the core of an empty shard, listed now, what others are told of when it changes.
     fn listed(_: &mut Self::Core, _: &Context) {}
 
+    /// Takes over what a core has counted, whose leadership ended.
+    fn ended(&self, _: &Self::Core) {}
+
     /// Carries out what only this kind of core asks for. The shard is locked: what takes time, or needs the lock again, goes
     /// into a task of its own.
     fn carry_out(shards: &Arc<Shards<Self>>, shard: &Arc<Shard<Self>>, effect: <Self::Core as Core>::Effect);
@@ -390,6 +393,7 @@ impl<K: Kind> Shards<K> {
             inner.core.unload(ErrorCode::NotCoordinator);
             self.drain(&shard, &mut inner);
             inner.waiting.clear();
+            self.kind.ended(&inner.core);
         }
     }
 

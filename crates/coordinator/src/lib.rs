@@ -36,6 +36,6 @@ pub use driver::Shard;
 pub use partition::partition_for;
 pub use record::{CoordinatorRecord, Fact};
 pub use request::{GroupRequest, GroupResponse};
-pub use shard::{BatchNumber, GroupShard, Now, Output, Token};
+pub use shard::{BatchNumber, GroupShard, Now, Output, Rebalances, Token};
 pub use state::{CommittedOffset, GroupMetadata, GroupState, MemberMetadata};
 pub use transaction::{TransactionConfig, TransactionShard};

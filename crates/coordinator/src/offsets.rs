@@ -140,7 +140,7 @@ fn not_found(partition: PartitionIndex, error: ErrorCode) -> FetchedOffset {
 }
 
 /// An id that is not known may be any topic's (`R4`).
-fn same_topic(stored: TopicId, asked: TopicId) -> bool {
+pub(crate) fn same_topic(stored: TopicId, asked: TopicId) -> bool {
     stored.is_none() || asked.is_none() || stored == asked
 }
 

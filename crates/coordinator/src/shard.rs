@@ -26,6 +26,7 @@
 //! nothing with it but the requests that waited for it.
 
 mod consumers;
+mod deleted_topics;
 mod transactions;
 
 use std::collections::VecDeque;
@@ -37,9 +38,10 @@ use model::{ErrorCode, PartitionIndex, Time, TopicId};
 
 use crate::classic::{ClassicGroup, Effects, Stored, Turn, Write, protocol_bytes};
 use crate::config::GroupConfig;
-use crate::consumer::LiveConsumerGroup;
 use crate::consumer::request::ConsumerHeartbeatResponse;
+use crate::consumer::{ConsumerFact, LiveConsumerGroup};
 use crate::offsets;
+use crate::pending::OffsetKey;
 use crate::record::{CoordinatorRecord, Fact};
 use crate::request::{
     DeleteGroupRequest, DeleteGroupResponse, DescribeGroupRequest, DescribeGroupResponse, GroupRequest, GroupResponse,
@@ -156,6 +158,18 @@ pub struct GroupShard {
     writes: Writes,
     replies: VecDeque<(Token, GroupResponse)>,
     skipped_records: u64,
+    /// Offsets of deleted topics that wait for what another topic of the name has on its way.
+    spared: BTreeMap<OffsetKey, BTreeSet<TopicId>>,
+    rebalances: Rebalances,
+}
+
+/// How often the groups of a shard were rebalanced since it was loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Rebalances {
+    /// Generations of classic groups, with members, that were stored.
+    pub classic: u64,
+    /// Group epochs of consumer groups.
+    pub consumer: u64,
 }
 
 /// The life of a shard, and the shell's side of it.
@@ -178,6 +192,8 @@ impl GroupShard {
             writes: Writes::default(),
             replies: VecDeque::new(),
             skipped_records: 0,
+            spared: BTreeMap::new(),
+            rebalances: Rebalances::default(),
         }
     }
 
@@ -218,20 +234,6 @@ impl GroupShard {
             Stage::Loading => self.reply(token, request.refused(ErrorCode::CoordinatorLoadInProgress)),
             Stage::Unloaded(error) => self.reply(token, request.refused(error)),
             Stage::Serving { .. } => self.serve(token, request, entropy, now),
-        }
-    }
-
-    /// Topics were deleted: their offsets go with them. An offset stored under another id of that name stays.
-    pub fn handle_topics_deleted(&mut self, topics: &[(String, TopicId)], now: Now) {
-        if matches!(self.stage, Stage::Serving { .. }) {
-            let mut facts = offsets::decide_topics_deleted(&self.state, topics);
-            facts.extend(self.writes.offsets_under_way().filter_map(|(group_id, topic, partition, committed)| {
-                let doomed = |(name, id): &(String, TopicId)| {
-                    name == topic && committed.is_some_and(|c| c.topic_id.is_none() || c.topic_id == *id)
-                };
-                topics.iter().any(doomed).then(|| offsets::tombstone(group_id, topic, partition))
-            }));
-            self.write(facts, None, now);
         }
     }
 
@@ -279,6 +281,7 @@ impl GroupShard {
                 Err(error) => self.give_up(operations, error, now),
             }
         }
+        self.drop_spared(now);
     }
 
     fn apply(&mut self, form: Form, operations: Vec<Operation>, now: Now) {
@@ -289,6 +292,7 @@ impl GroupShard {
         for operation in operations {
             let group_id = operation.waiting.as_ref().and_then(|waiting| waiting.group_id(&operation.facts));
             for fact in operation.facts {
+                self.count(&fact);
                 self.follow(&fact, now);
                 match form {
                     Form::InTransaction { producer, .. } => {
@@ -306,6 +310,24 @@ impl GroupShard {
                 (Some(Waiting::Group(_)), None) | (None, _) => {}
             }
         }
+    }
+
+    fn count(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Group { group_id, metadata: Some(next) } => {
+                let before = self.state.group(group_id).map(|stored| stored.generation_id);
+                let is_new = before != Some(next.generation_id) && !next.members.is_empty();
+                self.rebalances.classic += u64::from(is_new);
+            }
+            Fact::Consumer { fact: ConsumerFact::Epoch(Some(_)), .. } => self.rebalances.consumer += 1,
+            Fact::Group { .. } | Fact::Consumer { .. } | Fact::Offset { .. } => {}
+        }
+    }
+
+    /// How often the groups here were rebalanced.
+    #[must_use]
+    pub fn rebalances(&self) -> Rebalances {
+        self.rebalances
     }
 
     /// The batch is certainly not in the log, and never will be.

@@ -53,6 +53,44 @@ pub(crate) fn metrics(groups: &GroupLags, out: &mut Vec<Family>) {
         "Committed offsets that are too many to be shown",
         count(groups.left_out),
     ));
+    states(groups, out);
+}
+
+/// How many groups there are, by what Kafka calls each number.
+fn states(groups: &GroupLags, out: &mut Vec<Family>) {
+    let of_type = |wanted: &str| groups.states.iter().filter(move |((group_type, _), _)| *group_type == wanted);
+    let sample = |label, value: &str, number| Sample { labels: vec![(label, value.to_owned())], value: count(number) };
+    let by_type =
+        ["classic", "consumer"].map(|name| sample("protocol", name, of_type(name).map(|(_, number)| *number).sum()));
+    out.push(Family {
+        name: "kafka_server_group_coordinator_metrics_group_count".to_owned(),
+        help: "Groups coordinated here, by protocol",
+        kind: Kind::Gauge,
+        samples: by_type.to_vec(),
+    });
+    let of = |wanted: &str, state: &str| {
+        let mut found = of_type(wanted).filter(|((_, name), _)| *name == state);
+        found.next().map_or(0, |(_, number)| *number)
+    };
+    let names = ["Empty", "Assigning", "Reconciling", "Stable", "Dead"];
+    let consumers = names.map(|name| sample("state", &name.to_lowercase(), of("consumer", name)));
+    out.push(Family {
+        name: "kafka_server_group_coordinator_metrics_consumer_group_count".to_owned(),
+        help: "Consumer groups coordinated here, by state",
+        kind: Kind::Gauge,
+        samples: consumers.to_vec(),
+    });
+    for name in ["PreparingRebalance", "CompletingRebalance", "Stable", "Dead", "Empty"] {
+        let metric = format!("kafka_coordinator_group_groupmetadatamanager_numgroups{}", name.to_lowercase());
+        out.push(gauge(&metric, "Classic groups coordinated here in this state", count(of("classic", name))));
+    }
+    for (name, help, number) in [
+        ("group_completed_rebalance", "Generations of classic groups with members", groups.rebalances.classic),
+        ("consumer_group_rebalance", "Epochs of consumer groups", groups.rebalances.consumer),
+    ] {
+        let metric = format!("kafka_server_group_coordinator_metrics_{name}");
+        out.push(Family::single(&metric, help, Kind::Counter, counted(number)));
+    }
 }
 
 /// The same as JSON, by group; null is what is not known.
@@ -114,7 +152,7 @@ mod tests {
             lag("b", 0, Some(1), None),
             lag("b", 1, Some(0), Some(0)),
         ];
-        let shown = json(&GroupLags { lags, left_out: 2 });
+        let shown = json(&GroupLags { lags, left_out: 2, ..GroupLags::default() });
         let whole = |i: usize| (shown["groups"][i]["lag"].clone(), shown["groups"][i]["lag_seconds"].clone());
         assert_eq!((whole(0), whole(1)), ((json!(7), json!(1.5)), (json!(1), Value::Null)));
         let row = json!({ "topic": "t", "partition": 1, "offset": 7, "lag": 4, "lag_seconds": 0.25 });

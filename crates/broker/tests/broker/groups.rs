@@ -135,6 +135,10 @@ async fn a_group_keeps_its_offsets_and_members_when_its_coordinator_moves() {
         panic!("another answer")
     };
     assert_eq!((synced.error, &synced.assignment[..]), (ErrorCode::None, &b"all"[..]));
+    let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap();
+    let watched = cluster.broker(coordinator.0).group_lags().await;
+    assert_eq!(watched.states.into_iter().collect::<Vec<_>>(), [(("classic", "Stable"), 1)]);
+    assert_eq!((watched.rebalances.classic, watched.rebalances.consumer), (1, 0));
     for offset in [5, 7] {
         let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(1, &member, offset)).await else {
             panic!("another answer")

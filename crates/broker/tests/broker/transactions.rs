@@ -10,6 +10,9 @@ use broker::api::{
 };
 use broker::clock::{Clock, SystemClock};
 use bytes::BytesMut;
+use coordinator::request::TxnOffsetCommitRequest;
+use coordinator::transaction::request::Producer;
+use coordinator::{GroupRequest, GroupResponse};
 use model::{
     Codec, EndMarker, ErrorCode, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter,
     TopicPartition,
@@ -18,6 +21,7 @@ use storage::disk::Crash;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::*;
+use crate::groups::{ask, commit_request};
 
 /// A question to the coordinator, and where its answer goes.
 type Question = (VerifyTransaction, oneshot::Sender<Vec<ErrorCode>>);
@@ -464,4 +468,86 @@ async fn retention_stops_at_an_open_transaction_and_a_deletion_of_records_does_n
     assert_eq!(end(broker, id, end_of(8, false)).await, ErrorCode::None);
     let (found, stopped) = committed(broker, id, 4, 50 << 20).await;
     assert_eq!((found.len(), stopped), (2, 7));
+}
+
+/// The group's partition of `__consumer_offsets`, once it is served, and by whom.
+async fn coordinated(cluster: &Cluster) -> (TopicPartition, i32) {
+    let GroupResponse::OffsetCommit(_) = ask(cluster, &GroupRequest::OffsetCommit(commit_request(-1, "", 1))).await
+    else {
+        panic!("another answer")
+    };
+    let id = cluster.broker(1).group_partition("g").unwrap();
+    (id, cluster.wait_leader(id).await)
+}
+
+fn commit_in_transaction(broker: &Arc<Broker>) -> tokio::task::JoinHandle<ErrorCode> {
+    let broker = Arc::clone(broker);
+    let producer = Producer { id: ProducerId(PRODUCER), epoch: ProducerEpoch(1) };
+    let request = TxnOffsetCommitRequest { producer, guard: None, commit: commit_request(-1, "", 5) };
+    tokio::spawn(async move {
+        let committed = broker.commit_in_transaction("t".to_owned(), TransactionSupport::Implicit, request).await;
+        committed.map_or_else(|error| error, |answer| answer.topics[0].partitions[0].1)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offset_commit_is_verified_anew_after_the_marker_that_it_waited_for_and_not_by_what_was_said_before_it() {
+    let (cluster, mut questions) = asking(2).await;
+    let (id, leader) = coordinated(&cluster).await;
+    let broker = cluster.broker(leader);
+    let mut coordinator_epoch = 0;
+    // Where this test is too slow for the coordinator's patience, the client is told to come again: so it does.
+    loop {
+        let committing = commit_in_transaction(broker);
+        let (_, answer) = soon("a question", questions.recv()).await.unwrap();
+        // The marker of the transaction before: whatever was asked until now says nothing of the next one (R50).
+        assert_eq!(end(broker, id, marker(1, coordinator_epoch, true)).await, ErrorCode::None);
+        coordinator_epoch += 1;
+        answer.send(vec![ErrorCode::ConcurrentTransactions]).unwrap();
+        match asked_or_done(&mut questions, &committing).await {
+            Some((_, answer)) => answer.send(vec![ErrorCode::None]).unwrap(),
+            None => {
+                assert_eq!(committing.await.unwrap(), ErrorCode::ConcurrentTransactions);
+                continue;
+            }
+        }
+        assert_eq!(soon("the commit", committing).await.unwrap(), ErrorCode::None);
+        break;
+    }
+    assert_eq!(end(broker, id, marker(1, coordinator_epoch, false)).await, ErrorCode::InvalidProducerEpoch);
+    assert_eq!(end(broker, id, marker(2, coordinator_epoch, true)).await, ErrorCode::None);
+}
+
+/// A question, or None where what asks for it has ended without one.
+async fn asked_or_done<T>(
+    questions: &mut mpsc::UnboundedReceiver<Question>,
+    asking: &tokio::task::JoinHandle<T>,
+) -> Option<Question> {
+    let found = async {
+        loop {
+            match questions.try_recv() {
+                Ok(question) => return Some(question),
+                Err(_) if asking.is_finished() => return questions.try_recv().ok(),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    soon("a question, or an answer", found).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_no_coordinator_knows_of_stays_open_until_somebody_ends_it() {
+    let cluster = Cluster::with_verifier(1, 1, Some(Arc::new(Agrees))).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    // It is verified as if it were open; the marker never comes.
+    assert_eq!(write(broker, id, transactional("a", 0, 0)).await, (ErrorCode::None, 0));
+    let described = broker.describe_producers(id);
+    let open: Vec<_> = described.producers.iter().map(|producer| producer.transaction_start).collect();
+    assert_eq!(open, [Offset(0)]);
+    // As an operator aborts it: with its own epoch, below version 2, and no coordinator in force.
+    let abort = TransactionMarker { transaction_version: 0, ..marker(0, 0, false) };
+    assert_eq!(end(broker, id, abort).await, ErrorCode::None);
+    assert_eq!(broker.describe_producers(id).producers[0].transaction_start, Offset::NONE);
 }

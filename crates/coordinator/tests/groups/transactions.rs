@@ -2,7 +2,7 @@
 
 use coordinator::request::{ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest};
 use coordinator::{GroupConfig, GroupRequest, GroupResponse, Token};
-use model::{ErrorCode, Offset, PartitionIndex, TopicId};
+use model::{ErrorCode, Offset, PartitionIndex, TopicId, Uuid};
 
 use crate::cluster::topic_id;
 use crate::consumers::{config, joining};
@@ -243,6 +243,48 @@ fn a_deleted_topics_offsets_do_not_come_back_with_a_marker() {
     c.drain();
     end(&mut c, 7, true);
     assert_eq!(c.fetch(), -1);
+}
+
+/// A commit to a topic of this id, whose name is that of all.
+fn commit_of(id: u128, offset: i64) -> OffsetCommitRequest {
+    let mut request = commit_request("", -1, offset);
+    request.topics[0].topic_id = TopicId(Uuid::from_u128(id));
+    request
+}
+
+fn delete_topic(c: &mut Context, id: u128) {
+    let now = c.now();
+    c.shard.handle_topics_deleted(&[("t".to_owned(), TopicId(Uuid::from_u128(id)))], now);
+    c.drain();
+}
+
+#[test]
+fn what_waits_of_a_new_topic_outlives_the_one_before_of_its_name() {
+    for commit in [true, false] {
+        let mut c = Context::new();
+        c.send(GroupRequest::OffsetCommit(commit_of(1, 3)));
+        txn_commit(&mut c, 7, commit_of(2, 5));
+        delete_topic(&mut c, 1);
+        assert_eq!(end(&mut c, 7, commit), ErrorCode::None);
+        assert_eq!(c.fetch(), if commit { 5 } else { -1 }, "the deleted topic's offset is gone in any case");
+        assert_eq!(c.shard.state(), &c.replayed());
+        delete_topic(&mut c, 2);
+        assert_eq!((c.fetch(), c.replayed()), (-1, coordinator::GroupState::default()));
+    }
+}
+
+#[test]
+fn what_is_on_its_way_of_a_new_topic_outlives_the_one_before_of_its_name() {
+    let mut c = Context::new();
+    c.send(GroupRequest::OffsetCommit(commit_of(1, 3)));
+    c.log_works = false;
+    c.send(GroupRequest::OffsetCommit(commit_of(2, 5)));
+    delete_topic(&mut c, 1);
+    c.log_works = true;
+    while c.in_flight.is_some() {
+        c.commit();
+    }
+    assert_eq!((c.fetch(), c.shard.state()), (5, &c.replayed()));
 }
 
 #[test]
