@@ -6,6 +6,7 @@ or checks nothing has failed.
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / 'lib'))
 import cluster  # noqa: E402
 import installs  # noqa: E402
+
+
+class Missing(Exception):
+    """What a suite needs is not on this machine, and it can be done without."""
 
 
 def librdkafka():
@@ -70,6 +75,16 @@ def differential():
     return [sys.executable, HERE.parent / 'differential/suite.py']
 
 
+def kafkajs():
+    if not shutil.which('node') or not shutil.which('npm'):
+        raise Missing('node and npm are not installed')
+    home = installs.CACHE / 'kafkajs-2.2.4'
+    if not (home / 'node_modules/kafkajs').exists():
+        home.mkdir(parents=True, exist_ok=True)
+        subprocess.run(['npm', 'install', '--silent', '--no-audit', '--no-fund', '--prefix', home, 'kafkajs@2.2.4'], check=True)
+    return ['env', f'NODE_PATH={home}/node_modules', 'node', '--no-deprecation', HERE / 'node/suite.cjs']
+
+
 def hostile():
     return [sys.executable, HERE / 'hostile.py']
 
@@ -77,14 +92,17 @@ def hostile():
 # Name, preparation, seconds that the suite may take once it is prepared. Hostile last: it must not disturb what follows.
 SUITES = [('librdkafka', librdkafka, 240), ('storage', storage, 300), ('java', java, 180), ('tools', tools, 180),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
-          ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120),
-          ('next-groups', next_groups, 300), ('chains', chains, 200), ('differential', differential, 60), ('hostile', hostile, 120)]
+          ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120), ('kafkajs', kafkajs, 150), ('next-groups', next_groups, 300),
+          ('chains', chains, 200), ('differential', differential, 60), ('hostile', hostile, 120)]
 
 
 def run(name, prepare, limit, environment):
     """Runs one suite and returns (passed, failed, seconds, note)."""
     try:
         command = [str(part) for part in prepare()]
+    except Missing as e:
+        print(f'== {name} IS SKIPPED: {e}', flush=True)
+        return 0, 0, 0.0, f'SKIPPED: {e}'
     except (subprocess.CalledProcessError, OSError, SystemExit) as e:
         return 0, 1, 0.0, f'not prepared: {e}'
     print(f'== {name}', flush=True)

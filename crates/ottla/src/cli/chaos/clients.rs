@@ -201,7 +201,7 @@ pub(super) async fn watch(recorder: &Recorder) -> Result<()> {
         let Ok(offsets) = group::committed(&mut client, GROUP).await else { continue };
         for partition in 0..PARTITIONS {
             let (group, topic, complete) = (GROUP.to_owned(), TOPIC.to_owned(), recorder.now());
-            let offset = offsets.get(&(topic.clone(), partition)).copied().unwrap_or(-1);
+            let offset = offsets.get(&(topic.clone(), partition)).map_or(-1, |committed| committed.offset);
             recorder.write(&Event::Committed(Committed { group, topic, partition, offset, invoke, complete }))?;
         }
     }
