@@ -58,22 +58,16 @@ pub(crate) fn metrics(groups: &GroupLags, out: &mut Vec<Family>) {
 
 /// How many groups there are, by what Kafka calls each number.
 fn states(groups: &GroupLags, out: &mut Vec<Family>) {
-    let of_type = |wanted: &str| groups.states.iter().filter(move |((group_type, _), _)| *group_type == wanted);
     let sample = |label, value: &str, number| Sample { labels: vec![(label, value.to_owned())], value: count(number) };
-    let by_type =
-        ["classic", "consumer"].map(|name| sample("protocol", name, of_type(name).map(|(_, number)| *number).sum()));
+    let by_type = ["classic", "consumer"].map(|name| sample("protocol", name, number_of(groups, name, None)));
     out.push(Family {
         name: "kafka_server_group_coordinator_metrics_group_count".to_owned(),
         help: "Groups coordinated here, by protocol",
         kind: Kind::Gauge,
         samples: by_type.to_vec(),
     });
-    let of = |wanted: &str, state: &str| {
-        let mut found = of_type(wanted).filter(|((_, name), _)| *name == state);
-        found.next().map_or(0, |(_, number)| *number)
-    };
     let names = ["Empty", "Assigning", "Reconciling", "Stable", "Dead"];
-    let consumers = names.map(|name| sample("state", &name.to_lowercase(), of("consumer", name)));
+    let consumers = names.map(|name| sample("state", &name.to_lowercase(), number_of(groups, "consumer", Some(name))));
     out.push(Family {
         name: "kafka_server_group_coordinator_metrics_consumer_group_count".to_owned(),
         help: "Consumer groups coordinated here, by state",
@@ -82,7 +76,11 @@ fn states(groups: &GroupLags, out: &mut Vec<Family>) {
     });
     for name in ["PreparingRebalance", "CompletingRebalance", "Stable", "Dead", "Empty"] {
         let metric = format!("kafka_coordinator_group_groupmetadatamanager_numgroups{}", name.to_lowercase());
-        out.push(gauge(&metric, "Classic groups coordinated here in this state", count(of("classic", name))));
+        out.push(gauge(
+            &metric,
+            "Classic groups coordinated here in this state",
+            count(number_of(groups, "classic", Some(name))),
+        ));
     }
     for (name, help, number) in [
         ("group_completed_rebalance", "Generations of classic groups with members", groups.rebalances.classic),
@@ -91,6 +89,13 @@ fn states(groups: &GroupLags, out: &mut Vec<Family>) {
         let metric = format!("kafka_server_group_coordinator_metrics_{name}");
         out.push(Family::single(&metric, help, Kind::Counter, counted(number)));
     }
+}
+
+/// How many groups are of this type, and in this state where one is named.
+fn number_of(groups: &GroupLags, group_type: &str, state: Option<&str>) -> usize {
+    let wanted =
+        groups.states.iter().filter(|((of, name), _)| *of == group_type && state.is_none_or(|state| state == *name));
+    wanted.map(|(_, found)| *found).sum()
 }
 
 /// The same as JSON, by group; null is what is not known.
