@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use model::{Rule, Rules};
 use modelcheck::transactions::{self, Scenario, Tally};
 use modelcheck::{Model, Outcome};
 
@@ -51,10 +50,4 @@ fn random_walks_find_no_broken_transaction() {
         assert_eq!(walked.found, None, "{name}");
         assert!(walked.walks > 0 && walked.steps > 100, "{name}: {} steps", walked.steps);
     }
-}
-
-/// How many steps it takes a model to notice that a rule is switched off; None where it does not.
-fn noticed(rule: Rule, name: &str) -> Option<usize> {
-    let scenario = transactions::small().into_iter().find(|scenario| scenario.name == name).expect("a scenario");
-    explore(scenario.with(Rules::without(rule))).found.map(|found| found.steps.len())
 }

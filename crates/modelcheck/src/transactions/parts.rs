@@ -129,7 +129,7 @@ impl Transactions {
     fn granted(&mut self, to: u8, expected: Option<Who>, as_whom: Who) {
         let newer = |who: Who| who >= as_whom;
         let others = self.clients.iter().zip(0u8..).filter(|(_, number)| *number != to);
-        let robbed = others.filter_map(|(client, _)| client.who).any(|who| newer(&who));
+        let robbed = others.filter_map(|(client, _)| client.who).any(newer);
         // Who says whom it believes to be, and is not that any more, must not get it back.
         let successor = expected.is_some_and(|expected| {
             let holds = |who: Who| who > expected;
