@@ -27,7 +27,9 @@ class KafkaCluster(cluster.ProcessCluster):
         self.base = cluster.free_base_port()
         super().__init__(','.join(f'127.0.0.1:{self.base + i}' for i in range(3)), [1, 2, 3], prefix='compare-kafka-')
         self.extra, self.class_path = dict(extra), installs.kafka_class_path()
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip('=')
+        # Not one that begins with '-': it would be taken for an option.
+        identity = uuid.uuid4().bytes
+        cluster_id = base64.urlsafe_b64encode(bytes([identity[0] & 0x7F]) + identity[1:]).decode().rstrip('=')
         for node in self.nodes:
             home = self.directory / f'node-{node}'
             home.mkdir()

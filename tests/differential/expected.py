@@ -85,6 +85,8 @@ EXPECTED = [
     Expected('data', 'Produce', PRODUCED + 'ErrorCode', "'CORRUPT_MESSAGE'", "'INVALID_RECORD'",
              'what is too short for the header of a batch is none', 'short'),
     Expected('data', 'Fetch', FETCHED + 'AbortedTransactions', 'None', r'\[\]', 'no aborted transactions are an empty list'),
+    Expected('data transactions', 'Fetch', FETCHED + 'CurrentLeader', 'None', r'\{.*\}',
+             'whoever asks the wrong broker is told the leader from version 12 on, where the field begins'),
     # Groups.
     Expected('groups', 'DeleteGroups', r'Results\[\]\.ErrorCode', "'NONE'", "'GROUP_ID_NOT_FOUND'",
              'a join that was refused leaves no empty group behind'),

@@ -229,7 +229,7 @@ class Data:
         how = self.script.some([('next', 10), ('again', 1), ('ahead', 1), ('unknown', 1), ('close', 1), ('full', 1)])
         what = {'Partition': 0, 'FetchOffset': self.end(topic, 0), 'LogStartOffset': -1, 'PartitionMaxBytes': 2**20}
         parts = self.rng.choice([[], [], [what], [self.fetched(topic, 0)]])
-        forgotten = self.rng.choice([(), (), (), (0, )])
+        forgotten = () if parts else self.rng.choice([(), (), (), (0, )])
         number = {'next': epoch, 'again': epoch - 1, 'ahead': epoch + 1, 'unknown': epoch, 'close': -1, 'full': 0}[how]
         answer = self.ask_session(version, {'$': name, 'plus': 1} if how == 'unknown' else {'$': name},
                                   number,
