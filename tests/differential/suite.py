@@ -1,7 +1,7 @@
 """What Apache Kafka answered to recorded sequences, right requests and wrong ones, asked of Ottla again: no Kafka, no JVM.
 
-The recording is `recorded.jsonl.gz`, made by `differential.py --record FILE --first 8 --seeds 4`; what may differ stands in `expected.py`. The suite
-starts a cluster of its own, with the settings that Kafka was recorded with.
+The recording is `recorded.jsonl.gz`, made by `differential.py --record FILE --first 8 --seeds 4`; what may differ stands in
+`expected.py`. The suite starts a cluster of its own, with the settings that Kafka was recorded with.
 """
 import pathlib
 import sys
