@@ -88,6 +88,8 @@ EXPECTED = [
     Expected('data transactions', 'Fetch', FETCHED + 'CurrentLeader', 'None', r'\{.*\}',
              'whoever asks the wrong broker is told the leader from version 12 on, where the field begins'),
     # Groups.
+    Expected('groups transactions', 'OffsetFetch', r'.*\.(Lag|LagMs)', "'<absent>'|-1", r'-?\d+',
+             'the lag of a group is told in tagged fields that Kafka does not have'),
     Expected('groups', 'DeleteGroups', r'Results\[\]\.ErrorCode', "'NONE'", "'GROUP_ID_NOT_FOUND'",
              'a join that was refused leaves no empty group behind'),
     Expected('groups', 'ConsumerGroup(Describe|Heartbeat)', ASSIGNED, '.*', '.*', ASSIGNOR),
