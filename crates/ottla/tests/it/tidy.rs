@@ -18,7 +18,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("gateway", &["model", "protocol", "metadata", "broker"]),
     ("console", &["model", "metadata", "broker"]),
     ("chaos", &[]),
-    ("modelcheck", &["model", "metadata", "replication", "coordinator"]),
+    ("modelcheck", &["model", "metadata", "replication"]),
     (
         "ottla",
         &[
