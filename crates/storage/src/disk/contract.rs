@@ -192,6 +192,31 @@ fn a_crash_keeps_what_was_synced_and_may_lose_the_rest() {
 }
 
 #[test]
+fn a_name_that_waits_in_a_directory_goes_with_it_when_that_is_renamed() {
+    let disk = MemDisk::new();
+    disk.create_dir_all(Path::new("/d/old")).unwrap();
+    disk.create_dir_all(Path::new("/d/other")).unwrap();
+    disk.crash(Crash::KeepAll);
+    let put = |path: &str, text: &[u8]| {
+        let file = disk.open(Path::new(path), OpenMode::Create).unwrap();
+        write_all_at(&*file, &mut [IoSlice::new(text)], 0).unwrap();
+        file.sync_data().unwrap();
+    };
+    put("/d/old/f", b"of the old one");
+    put("/d/other/f", b"of the other");
+    disk.sync_dir(Path::new("/d/other")).unwrap();
+    disk.rename(Path::new("/d/old"), Path::new("/d/gone")).unwrap();
+    disk.rename(Path::new("/d/other"), Path::new("/d/old")).unwrap();
+    disk.sync_dir(Path::new("/d")).unwrap();
+    for (how, names) in [(Crash::KeepAll, 1), (Crash::LoseUnsynced, 0)] {
+        let fork = disk.fork();
+        fork.crash(how);
+        assert_eq!(content(&fork, Path::new("/d/old/f")), b"of the other", "{how:?}");
+        assert_eq!(fork.list(Path::new("/d/gone")).unwrap().len(), names, "{how:?}");
+    }
+}
+
+#[test]
 fn faults_and_a_full_disk_are_told_and_leave_what_was_there() {
     let disk = MemDisk::new();
     disk.create_dir_all(Path::new("/d")).unwrap();

@@ -330,14 +330,17 @@ impl State {
 
     /// Applies the waiting changes that `which` names to the durable image.
     fn settle(&mut self, which: impl Fn(&Change) -> bool) {
-        let durable = &mut self.durable;
-        self.unsynced.retain(|change| {
-            let now = which(change);
-            if now {
-                durable.apply(change);
+        for change in std::mem::take(&mut self.unsynced) {
+            if !which(&change) {
+                self.unsynced.push(change);
+                continue;
             }
-            !now
-        });
+            self.durable.apply(&change);
+            if let Change::Rename { from, to } = &change {
+                // What waits within a directory goes with it: another one may get its name.
+                self.unsynced.iter_mut().for_each(|waiting| waiting.follow(from, to));
+            }
+        }
     }
 
     fn room(&self, inode: u64, end: u64) -> u64 {
@@ -401,16 +404,34 @@ impl Image {
                 let moved: Vec<PathBuf> = self.names.keys().filter(|p| p.starts_with(from)).cloned().collect();
                 for path in moved {
                     let node = self.names.remove(&path).expect("the name was just listed");
-                    let rest = path.strip_prefix(from).expect("the name starts so");
-                    let new = if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) };
-                    self.names.insert(new, node);
+                    self.names.insert(renamed(&path, from, to).expect("the name starts so"), node);
                 }
             }
         }
     }
 }
 
+/// What `path` is called once `from` is called `to`.
+fn renamed(path: &Path, from: &Path, to: &Path) -> Option<PathBuf> {
+    let rest = path.strip_prefix(from).ok()?;
+    Some(if rest.as_os_str().is_empty() { to.to_path_buf() } else { to.join(rest) })
+}
+
 impl Change {
+    /// A directory that it is in has another name.
+    fn follow(&mut self, old: &Path, new: &Path) {
+        let paths = match self {
+            Change::Name { path, .. } | Change::Unname { path } => vec![path],
+            Change::Rename { from, to } => vec![from, to],
+            Change::Write { .. } | Change::Resize { .. } => Vec::new(),
+        };
+        for path in paths {
+            if let Some(moved) = renamed(path, old, new) {
+                *path = moved;
+            }
+        }
+    }
+
     /// The part of this change that fits into `budget` bytes of writes.
     fn within(self, budget: &mut u64) -> Option<Change> {
         if *budget == 0 {
