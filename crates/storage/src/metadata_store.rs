@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -50,6 +51,8 @@ pub enum StoreError {
 }
 
 const VERSION: &[u8] = b"1";
+/// How long a lock is waited for: far above what sled's threads need to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Entries' keys begin with this; those of the store itself do not.
 const ENTRY: u8 = b'e';
 const KEY_VERSION: &[u8] = b"version";
@@ -147,7 +150,7 @@ fn guarded<T>(job: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreErr
 
 fn open_db(path: &Path, lineage: &[u8]) -> Result<(sled::Db, u128, Option<StoredState>), StoreError> {
     let config = sled::Config::default().path(path).cache_capacity(16 << 20).flush_every_ms(Some(500));
-    let db = config.open()?;
+    let db = open_unlocked(&config)?;
     if db.is_empty() {
         return Ok((db, 0, None));
     }
@@ -169,6 +172,25 @@ fn open_db(path: &Path, lineage: &[u8]) -> Result<(sled::Db, u128, Option<Stored
         return Err(StoreError::Damaged("its digest is not that of its entries"));
     }
     Ok((db, digest, Some(StoredState { position: Bytes::copy_from_slice(&position), entries })))
+}
+
+/// A store of this process that was just closed may hold its lock for a moment: sled's threads let go of it last. Nobody else has
+/// it, as the directory above has a lock of its own.
+fn open_unlocked(config: &sled::Config) -> Result<sled::Db, StoreError> {
+    let since = Instant::now();
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if is_locked(&error) && since.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// sled gives the reason as text only.
+fn is_locked(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 fn write(
