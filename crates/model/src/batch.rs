@@ -262,8 +262,67 @@ impl std::error::Error for BatchError {}
 /// CRC32C (Castagnoli), as record batches use it.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    let wide = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
-    u32::try_from(wide & 0xffff_ffff).unwrap_or(0)
+    narrow(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes))
+}
+
+fn narrow(crc: u64) -> u32 {
+    u32::try_from(crc & 0xffff_ffff).unwrap_or(0)
+}
+
+/// The check of one batch whose bytes come piece by piece: that of [`check`], without all of it in memory.
+#[derive(Debug)]
+pub struct BatchCheck {
+    header: BatchHeader,
+    crc: crc_fast::Digest,
+    /// Bytes that were taken.
+    taken: usize,
+}
+
+impl BatchCheck {
+    /// Begins with at least the header, of a batch that has `available` bytes at most: everything of [`check`] but the CRC.
+    ///
+    /// # Errors
+    /// See [`BatchError`].
+    pub fn begin(bytes: &[u8], available: usize) -> Result<BatchCheck, BatchError> {
+        let header = check_header(bytes, available)?;
+        Ok(BatchCheck { header, crc: crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi), taken: 0 })
+    }
+
+    /// The fixed part; what it says is not known to be true before the end.
+    #[must_use]
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// Bytes of the batch that are still to be taken.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        self.header.size - self.taken
+    }
+
+    /// Takes the next bytes, those of the header included; what is behind the batch is left. Says how many were taken.
+    pub fn take(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.missing());
+        let uncovered = CRC_FROM.saturating_sub(self.taken).min(count);
+        self.crc.update(&bytes[uncovered..count]);
+        self.taken += count;
+        count
+    }
+
+    /// Compares, once all was taken.
+    ///
+    /// # Errors
+    /// `BadCrc`, or `Truncated` where something is missing.
+    pub fn end(self) -> Result<BatchHeader, BatchError> {
+        if self.missing() > 0 {
+            return Err(BatchError::Truncated { needed: self.header.size, available: self.taken });
+        }
+        let computed = narrow(self.crc.finalize());
+        if computed != self.header.crc {
+            return Err(BatchError::BadCrc { stored: self.header.crc, computed });
+        }
+        Ok(self.header)
+    }
 }
 
 /// One checked batch.
@@ -359,6 +418,11 @@ pub fn check(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
 /// # Errors
 /// See [`BatchError`].
 pub fn check_frame(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    check_header(bytes, bytes.len())
+}
+
+/// The same, where only the beginning of a batch is at hand and `available` bytes are there.
+fn check_header(bytes: &[u8], available: usize) -> Result<BatchHeader, BatchError> {
     if bytes.len() < HEADER_LEN {
         return Err(BatchError::Truncated { needed: HEADER_LEN, available: bytes.len() });
     }
@@ -370,8 +434,8 @@ pub fn check_frame(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     if header.size < HEADER_LEN {
         return Err(BatchError::BadLength(i32_at(bytes, 8)));
     }
-    if bytes.len() < header.size {
-        return Err(BatchError::Truncated { needed: header.size, available: bytes.len() });
+    if available < header.size {
+        return Err(BatchError::Truncated { needed: header.size, available });
     }
     if header.codec().is_none() {
         return Err(BatchError::UnknownCodec(header.attributes & 0x07));

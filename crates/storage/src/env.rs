@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -74,6 +74,12 @@ impl LogEnv {
     pub fn open_files(&self) -> usize {
         self.files.len()
     }
+
+    /// Reads whose records are lent to be sent from their files: each may hold one open that the pool has closed.
+    #[must_use]
+    pub fn lent_files(&self) -> usize {
+        self.files.lent.load(Ordering::Relaxed)
+    }
 }
 
 /// Whether a log directory still works, and has space. Once it failed it stays failed until the process starts again
@@ -126,6 +132,20 @@ pub(crate) struct FilePool {
     limit: usize,
     next_key: AtomicU64,
     open: Mutex<OpenFiles>,
+    /// Files that are held open beside the pool, at most half as many as it may have.
+    lent: AtomicUsize,
+}
+
+/// A file may be held open as long as this is, whatever the pool does.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pool: Arc<FilePool>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.lent.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -137,7 +157,16 @@ struct OpenFiles {
 
 impl FilePool {
     fn new(disk: Arc<dyn Disk>, limit: usize) -> Self {
-        Self { disk, limit: limit.max(1), next_key: AtomicU64::new(0), open: Mutex::default() }
+        let (next_key, lent) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Self { disk, limit: limit.max(1), next_key, open: Mutex::default(), lent }
+    }
+
+    /// Allows to hold a file open beside the pool, unless there are too many already.
+    pub(crate) fn lend(self: &Arc<Self>) -> Option<Lease> {
+        let most = self.limit / 2;
+        let one_more = |lent| (lent < most).then_some(lent + 1);
+        let taken = self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.is_ok().then(|| Lease { pool: Arc::clone(self) })
     }
 
     /// Keys for `count` files, the first of them.

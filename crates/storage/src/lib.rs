@@ -30,9 +30,9 @@ pub use data_dir::{Checkpoint, DataDir, DataDirError, FutureDir, MetaProperties,
 pub use env::{DirHealth, LogEnv};
 pub use log::{
     Aborted, AbortedTransaction, Appended, BatchTime, Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStats,
-    CleaningStep, ColdAborted, ColdRead, Deleted, EpochCheckpoint, Log, LogError, OpenHints, ProducerSnapshot, Read,
-    Recovered, Removal, SegmentTime, SwapEnd, SyncDone, SyncTicket, TimeLookup, TimeMatch, TimeRead, TimeSearch,
-    Verdict,
+    CleaningStep, ColdAborted, ColdRead, ColdRecords, Deleted, EpochCheckpoint, LEND_MIN, Log, LogError, OpenHints,
+    ProducerSnapshot, Read, RecordRange, Recovered, Removal, SegmentTime, SwapEnd, SyncDone, SyncTicket, TimeLookup,
+    TimeMatch, TimeRead, TimeSearch, Verdict,
 };
 pub use log_dirs::{LogDir, LogDirs, UnopenedDir};
 pub use metadata::configs::FlushPolicy;

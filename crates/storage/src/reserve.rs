@@ -14,13 +14,14 @@
 //! not overrun by a fast writer. Segment data never takes from the ballast.
 
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use model::Time;
 
-use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, SharedSync, is_out_of_space};
+use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, Sent, SharedSync, is_out_of_space};
 
 /// The file that holds the ballast.
 const FILE: &str = ".ottla-ballast";
@@ -253,6 +254,14 @@ impl DiskFile for ReservedFile {
 
     fn try_lock(&self) -> io::Result<bool> {
         self.inner.try_lock()
+    }
+
+    fn can_send(&self) -> bool {
+        self.inner.can_send()
+    }
+
+    fn send_to(&self, socket: BorrowedFd<'_>, position: u64, len: usize) -> io::Result<Sent> {
+        self.inner.send_to(socket, position, len)
     }
 }
 

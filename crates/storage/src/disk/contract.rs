@@ -1,6 +1,9 @@
 //! What every [`Disk`] promises, run against each of them.
 
 use super::*;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 fn on_each_disk(test: impl Fn(&dyn Disk, &Path)) {
@@ -32,6 +35,43 @@ fn bytes_read_back_where_they_were_written() {
         let short = read_exact_at(&*file, &mut all, 0).unwrap_err();
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
         file.sync_data().unwrap();
+    });
+}
+
+#[test]
+fn bytes_are_sent_to_a_socket_until_it_is_full_or_the_file_ends() {
+    on_each_disk(|disk, dir| {
+        let file = disk.open(&dir.join("a"), OpenMode::Create).unwrap();
+        let content: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_be_bytes).collect();
+        write_all_at(&*file, &mut [IoSlice::new(&content)], 0).unwrap();
+        let (from, mut to) = UnixStream::pair().unwrap();
+        from.set_nonblocking(true).unwrap();
+        let send = |position: usize, len| file.send_to(from.as_fd(), position as u64, len);
+        if !file.can_send() {
+            assert_eq!(send(0, 1).unwrap_err().kind(), io::ErrorKind::Unsupported);
+            return;
+        }
+        let (mut sent, mut received) = (5, Vec::new());
+        while sent < 3_000_005 {
+            match send(sent, 3_000_005 - sent) {
+                Ok(Sent::Bytes(count)) => sent += count,
+                Ok(Sent::NotCached) => {
+                    assert_eq!(file.read_at(&mut vec![0; content.len()], 0).unwrap(), content.len());
+                }
+                Err(e) => {
+                    assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+                    let mut taken = vec![0; sent - 5 - received.len()];
+                    to.read_exact(&mut taken).unwrap();
+                    received.extend(taken);
+                }
+            }
+        }
+        drop(from);
+        to.read_to_end(&mut received).unwrap();
+        assert_eq!(received, content[5..3_000_005]);
+        let (from, _to) = UnixStream::pair().unwrap();
+        let beyond = file.send_to(from.as_fd(), content.len() as u64, 10).unwrap_err();
+        assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
     });
 }
 

@@ -20,6 +20,7 @@ pub use real::RealDisk;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -107,6 +108,15 @@ pub trait SharedSync: Debug + Send + Sync {
     fn sync_all(&self) -> io::Result<()>;
 }
 
+/// What became of an attempt to send bytes of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sent {
+    /// So many were sent, at least one.
+    Bytes(usize),
+    /// None was: some of what is next is not in memory, and a disk would be waited for.
+    NotCached,
+}
+
 /// An open file; positions are given with each call.
 pub trait DiskFile: Debug + Send + Sync {
     /// Reads at `position` what there is, at most `into.len()` bytes; 0 at the end.
@@ -149,6 +159,19 @@ pub trait DiskFile: Debug + Send + Sync {
     /// # Errors
     /// As the system gives them.
     fn try_lock(&self) -> io::Result<bool>;
+    /// Whether [`DiskFile::send_to`] works.
+    fn can_send(&self) -> bool {
+        false
+    }
+    /// Sends some of the `len` bytes at `position` to a socket that does not block, without copying them, and without
+    /// waiting for the disk as far as that can be known.
+    ///
+    /// # Errors
+    /// `WouldBlock` where the socket takes nothing now; `UnexpectedEof` where the file ends before; `Unsupported` where
+    /// files have no descriptor; else as the system gives them.
+    fn send_to(&self, _socket: BorrowedFd<'_>, _position: u64, _len: usize) -> io::Result<Sent> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Writes all of `slices` at `position`, in one call where the system takes it.

@@ -1,7 +1,8 @@
 //! The machine's file system.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +10,16 @@ use std::time::SystemTime;
 
 use model::Time;
 use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{DirEntry, Disk, DiskFile, OpenMode, SharedSync};
+use super::{DirEntry, Disk, DiskFile, OpenMode, Sent, SharedSync};
 
 /// How many slices one pwritev takes (Linux's UIO_MAXIOV).
 const SLICES_MAX: usize = 1024;
+/// What one call sends at most: others want the thread too.
+const SEND_MAX: usize = 512 << 10;
+/// How far apart the bytes are whose pages are looked for in memory: the kernel reads, and forgets, more than a page at once.
+const LOOK_EVERY: usize = 128 << 10;
 
 /// The file system whose syncfs makes all durable and tells every error (statfs's `f_type`): ext4. XFS's does not: it empties
 /// the disk's cache only where its log has something new, and of a write in place within one tick of the clock it has not.
@@ -146,7 +152,7 @@ impl DiskFile for RealFile {
     fn preallocate(&self, size: u64) -> io::Result<()> {
         match rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, 0, size) {
             // A file system without it: the space is then taken as it is written.
-            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(Errno::OPNOTSUPP) => Ok(()),
             other => Ok(other?),
         }
     }
@@ -156,6 +162,38 @@ impl DiskFile for RealFile {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn can_send(&self) -> bool {
+        true
+    }
+
+    fn send_to(&self, socket: BorrowedFd<'_>, position: u64, len: usize) -> io::Result<Sent> {
+        let len = len.min(SEND_MAX);
+        for ahead in (0..len).step_by(LOOK_EVERY).chain(len.checked_sub(1)) {
+            if !self.is_cached(position + ahead as u64)? {
+                return Ok(Sent::NotCached);
+            }
+        }
+        let mut at = position;
+        match rustix::io::retry_on_intr(|| rustix::fs::sendfile(socket, &self.0, Some(&mut at), len))? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            sent => Ok(Sent::Bytes(sent)),
+        }
+    }
+}
+
+impl RealFile {
+    /// Whether the byte can be read without waiting for the disk; yes where the file system does not tell.
+    fn is_cached(&self, position: u64) -> io::Result<bool> {
+        let mut byte = [0];
+        let mut into = [IoSliceMut::new(&mut byte)];
+        match rustix::io::preadv2(&self.0, &mut into, position, ReadWriteFlags::NOWAIT) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::OPNOTSUPP) => Ok(true),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(e) => Err(e.into()),
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod relocation;
 mod retention;
 mod scan;
 mod segment;
+mod send;
 mod snapshots;
 mod sync;
 pub(crate) mod tail;
@@ -53,6 +54,7 @@ pub use epochs::EpochCheckpoint;
 pub use error::LogError;
 pub use read::{ColdRead, Read};
 pub use retention::{Deleted, Removal};
+pub use send::{ColdRecords, LEND_MIN, RecordRange};
 pub use snapshots::ProducerSnapshot;
 pub use sync::{SyncDone, SyncTicket};
 pub use times::{BatchTime, SegmentTime, TimeLookup, TimeMatch, TimeRead, TimeSearch};
@@ -151,6 +153,8 @@ pub struct Log {
     cleaned_to: Option<Offset>,
     /// How often the log's end was cut in this process: a cleaning that began before is void.
     truncations: u64,
+    /// No record at or above it was lent to be sent from its file.
+    lent_end: Offset,
 }
 
 /// A log that is gone leaves no file open: of one that is deleted, an open file keeps the space.

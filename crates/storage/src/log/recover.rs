@@ -165,6 +165,7 @@ impl Log {
             swap: None,
             damage_noted: false,
             cleaned_to: None,
+            lent_end: Offset::ZERO,
             truncations: 0,
         }
     }

@@ -5,18 +5,22 @@
 //! `truncation-checkpoint`, durably: a start after a crash takes the lower of the two. The note goes once the recovery
 //! point has passed that highest one again.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 
 use model::{BatchHeader, Offset};
 
 use super::identity::{self, Identity};
-use super::segment::{FileKind, Segment, parse_name};
+use super::segment::{FileKind, Segment, SegmentFiles, beside, parse_name};
 use super::sync::SyncState;
 use super::walk::{FAR, NEAR, Step, Walker};
 use super::{Condition, Log, LogError, Names, index};
 use crate::checkpoint;
-use crate::disk::{Disk, read_small_file, replace_file};
+use crate::disk::{Disk, OpenMode, read_exact_at, read_small_file, replace_file, write_all_at};
+use crate::env::FileKey;
+
+/// What is copied at once of a file that is replaced.
+const COPY: usize = 1 << 20;
 
 /// Where a segment is cut.
 struct Cut {
@@ -39,7 +43,8 @@ impl Log {
     /// the last batch that stays. In a lossy log this accepts the loss (`R29`). Blocks.
     ///
     /// # Errors
-    /// `OutOfRange` below the log start; anything else took the directory offline.
+    /// `OutOfRange` below the log start; `NoSpace` where a copy has to be made of what was lent ([`Log::lend`]); anything
+    /// else took the directory offline.
     pub fn truncate_to(&mut self, offset: Offset) -> Result<Offset, LogError> {
         self.usable()?;
         if offset < self.log_start {
@@ -58,7 +63,13 @@ impl Log {
         let keep = self.segments.partition_point(|segment| segment.base < offset).max(1).min(self.segments.len());
         // A batch that reaches over `offset` goes whole, and there may be a hole before it.
         let end = match keep.checked_sub(1) {
-            Some(last) => self.find_cut(last, offset)?.end(self.segments[last].base),
+            Some(last) => {
+                let cut = self.find_cut(last, offset)?;
+                if self.is_lent(offset) {
+                    self.copy_aside(last, cut.position)?;
+                }
+                cut.end(self.segments[last].base)
+            }
             None => self.log_end,
         };
         self.note_truncation(end.min(offset))?;
@@ -168,8 +179,12 @@ impl Log {
         let Cut { position, last, index_entries } = cut;
         let active = self.segments.last().expect("the caller has checked");
         let files = active.files(&self.env, &self.dir);
-        let log = files.create(FileKind::Log).map_err(&failed)?;
-        log.truncate(position).and_then(|()| log.sync_data()).map_err(&failed)?;
+        if self.is_lent(offset) {
+            self.put_aside_in_place(&files, active.key).map_err(&failed)?;
+        } else {
+            let log = files.create(FileKind::Log).map_err(&failed)?;
+            log.truncate(position).and_then(|()| log.sync_data()).map_err(&failed)?;
+        }
         let last_offset = last.map_or(active.base + -1, |last| last.last_offset());
         index::cut(&files, index_entries, last_offset).map_err(&failed)?;
         self.indexer = None;
@@ -188,6 +203,45 @@ impl Log {
         // An emptied segment says by its name where the log ends: there is no record between the last batch and it.
         self.lower_ends(cut.end(base));
         self.restore_max()
+    }
+
+    /// A `.log` whose bytes may be on their way to somebody is not cut in place: what is appended later would be sent in
+    /// their stead. A copy of what stays takes its name, and who has the file open keeps it as it was. It takes the time and
+    /// the space of a copy, and is rare: what was lent lies below the high watermark, where only an unclean election and
+    /// damage cut.
+    fn is_lent(&self, offset: Offset) -> bool {
+        offset < self.lent_end
+    }
+
+    /// Makes that copy of the first `size` bytes of segment `number`, aside.
+    fn copy_aside(&self, number: usize, size: u64) -> Result<(), LogError> {
+        let files = self.segments[number].files(&self.env, &self.dir);
+        let aside = aside(&files);
+        let copied = files.create(FileKind::Log).and_then(|from| {
+            let to = self.env.disk.open(&aside, OpenMode::Truncate)?;
+            let mut buffer = vec![0; usize::try_from(size).unwrap_or(COPY).min(COPY)];
+            let mut done = 0;
+            while done < size {
+                let step = buffer.len().min(usize::try_from(size - done).unwrap_or(usize::MAX));
+                read_exact_at(&*from, &mut buffer[..step], done)?;
+                write_all_at(&*to, &mut [IoSlice::new(&buffer[..step])], done)?;
+                done += step as u64;
+            }
+            to.sync_data()
+        });
+        copied.map_err(|e| {
+            // It is of no use, and the space is short, perhaps. A start removes it, too.
+            let _ = self.env.disk.remove_file(&aside);
+            LogError::write(&self.env.health, &aside, &e)
+        })
+    }
+
+    /// Puts the copy in the place of the active segment's `.log`.
+    fn put_aside_in_place(&self, files: &SegmentFiles, key: FileKey) -> io::Result<()> {
+        self.env.disk.rename(&aside(files), &files.path(FileKind::Log))?;
+        // After the rename: whoever opens it from here on, for whatever read, opens the copy.
+        self.env.files.close(key);
+        self.env.disk.sync_dir(&self.dir)
     }
 
     /// The largest timestamp of what the active segment still has.
@@ -319,6 +373,11 @@ pub(super) fn segment_bases(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Offse
     let mut bases: Vec<Offset> = disk.list(dir)?.iter().filter_map(|entry| parse_name(&entry.name, "log")).collect();
     bases.sort_unstable();
     Ok(bases)
+}
+
+/// Where the copy of a `.log` is made that is to take its place.
+fn aside(files: &SegmentFiles) -> PathBuf {
+    beside(&files.path(FileKind::Log), ".tmp")
 }
 
 fn note_path(dir: &Path) -> PathBuf {

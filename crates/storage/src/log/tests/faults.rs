@@ -79,6 +79,8 @@ impl Script {
         self.synced = self.synced.min(to);
         self.recovery_point = self.recovery_point.min(to);
         let end = self.world.log.truncate_to(to)?;
+        // The next time its file is replaced, not cut.
+        self.world.log.assume_lent();
         self.world.epochs.truncate_to(end);
         self.appended.retain(|batch| batch.header().base_offset < end);
         Ok(())

@@ -8,6 +8,7 @@ mod inspect;
 mod life;
 mod model_based;
 mod relocation;
+mod send;
 
 use std::path::Path;
 use std::sync::Arc;
