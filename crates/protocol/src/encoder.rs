@@ -5,6 +5,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::EncodeError;
+use crate::payload::Elsewhere;
 
 /// Payloads from this size on become chunks of their own; a smaller one is cheaper to copy than to send separately.
 pub const CHUNK_SIZE_MIN: usize = 1024;
@@ -14,14 +15,29 @@ pub const CHUNK_SIZE_MIN: usize = 1024;
 pub struct EncodedFrame {
     /// The bytes in order; none is empty.
     pub chunks: Vec<Bytes>,
-    /// How many bytes the chunks have together.
+    /// What comes between them, in order.
+    pub gaps: Vec<Gap>,
+    /// How many bytes chunks and gaps have together.
     pub len: usize,
+}
+
+/// A place where bytes go that lie elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// They come before the chunk of this index, or behind all.
+    pub before: usize,
+    /// Which bytes.
+    pub elsewhere: Elsewhere,
 }
 
 impl EncodedFrame {
     /// All bytes in one piece: a copy unless there is one chunk.
+    ///
+    /// # Panics
+    /// Where some lie elsewhere.
     #[must_use]
     pub fn into_bytes(mut self) -> Bytes {
+        assert!(self.gaps.is_empty(), "bytes that lie elsewhere are not here: {:?}", self.gaps);
         if self.chunks.len() <= 1 {
             return self.chunks.pop().unwrap_or_default();
         }
@@ -31,12 +47,18 @@ impl EncodedFrame {
     }
 }
 
+#[derive(Debug)]
+enum Payload {
+    Here(Bytes),
+    Elsewhere(Elsewhere),
+}
+
 /// Collects the bytes of a message.
 #[derive(Debug, Default)]
 pub struct Encoder {
     buffer: BytesMut,
     /// Payloads, each with its place: how many bytes of `buffer` precede it.
-    payloads: Vec<(usize, Bytes)>,
+    payloads: Vec<(usize, Payload)>,
     payload_size: usize,
 }
 
@@ -64,18 +86,21 @@ impl Encoder {
     pub fn finish(mut self) -> EncodedFrame {
         let len = self.len();
         let mut chunks = Vec::with_capacity(self.payloads.len() * 2 + 1);
-        let mut taken = 0;
+        let (mut gaps, mut taken) = (Vec::new(), 0);
         for (position, payload) in self.payloads {
             if position > taken {
                 chunks.push(self.buffer.split_to(position - taken).freeze());
                 taken = position;
             }
-            chunks.push(payload);
+            match payload {
+                Payload::Here(bytes) => chunks.push(bytes),
+                Payload::Elsewhere(elsewhere) => gaps.push(Gap { before: chunks.len(), elsewhere }),
+            }
         }
         if !self.buffer.is_empty() {
             chunks.push(self.buffer.freeze());
         }
-        EncodedFrame { chunks, len }
+        EncodedFrame { chunks, gaps, len }
     }
 
     /// What was written, where the first four bytes were left for the size of the rest.
@@ -96,7 +121,13 @@ impl Encoder {
             return self.put(payload);
         }
         self.payload_size += payload.len();
-        self.payloads.push((self.buffer.len(), payload.clone()));
+        self.payloads.push((self.buffer.len(), Payload::Here(payload.clone())));
+    }
+
+    /// Leaves a gap for bytes that lie elsewhere.
+    pub(crate) fn put_elsewhere(&mut self, elsewhere: Elsewhere) {
+        self.payload_size += elsewhere.len;
+        self.payloads.push((self.buffer.len(), Payload::Elsewhere(elsewhere)));
     }
 
     pub(crate) fn uvarint(&mut self, mut value: u32) {

@@ -104,7 +104,7 @@ mod tests {
         ApiVersionsRequest, ApiVersionsResponse, FetchResponse, MetadataResponse, ProduceRequest, fetch_response,
         metadata_response, produce_request,
     };
-    use crate::payload::Records;
+    use crate::payload::{Elsewhere, Records};
 
     fn fetched(records: Records) -> FetchResponse {
         let partition = fetch_response::PartitionData { records: Some(records), ..Default::default() };
@@ -127,6 +127,20 @@ mod tests {
             let (correlation_id, read) = decode_response::<FetchResponse>(bytes, version).unwrap();
             assert_eq!(correlation_id, 5);
             assert_eq!(read.responses[0].partitions[0].records, response.responses[0].partitions[0].records);
+        }
+    }
+
+    #[test]
+    fn records_that_lie_elsewhere_leave_a_gap_of_their_length() {
+        let bytes: Vec<u8> = (0..9_000_u32).flat_map(u32::to_be_bytes).collect();
+        let elsewhere = Elsewhere { number: 3, len: bytes.len() };
+        for version in ApiKey::Fetch.versions() {
+            let whole = encode_response(&fetched(Bytes::from(bytes.clone()).into()), version, 5).unwrap().into_bytes();
+            let frame = encode_response(&fetched(Records::lying_elsewhere(elsewhere)), version, 5).unwrap();
+            assert_eq!((frame.len, frame.gaps.len(), frame.gaps[0].elsewhere), (whole.len(), 1, elsewhere));
+            let (before, behind) = frame.chunks.split_at(frame.gaps[0].before);
+            let filled = [before.concat(), bytes.clone(), behind.concat()].concat();
+            assert!(filled == whole, "version {version}");
         }
     }
 

@@ -51,8 +51,8 @@ pub mod wire;
 
 pub use api::{ApiKey, Listener, request_header_version, response_header_version};
 pub use decoder::{Decoder, MEMORY_FLOOR, MEMORY_PER_BYTE};
-pub use encoder::{CHUNK_SIZE_MIN, EncodedFrame, Encoder};
+pub use encoder::{CHUNK_SIZE_MIN, EncodedFrame, Encoder, Gap};
 pub use error::{DecodeError, EncodeError};
 pub use frame::{RequestHead, decode_request_head, decode_response, encode_request, encode_response};
 pub use message::{Message, RecordKey, Request, Response};
-pub use payload::Records;
+pub use payload::{Elsewhere, Records};

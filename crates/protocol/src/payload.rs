@@ -1,13 +1,24 @@
 //! Record data on its way out.
 //!
-//! Invariants: no chunk is empty, and `len` is the sum of their lengths.
+//! Invariants: no chunk is empty, and `len` is the sum of their lengths and of what lies elsewhere.
 
 use bytes::Bytes;
 
-/// The records of a response: the batches as they lie in memory, one chunk or many, never joined.
+/// Bytes of a response that do not lie in memory: whoever sends it knows them by a number of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Elsewhere {
+    /// Which.
+    pub number: usize,
+    /// How many bytes, at least one.
+    pub len: usize,
+}
+
+/// The records of a response: the batches as they lie in memory, one chunk or many, never joined; or bytes that lie
+/// elsewhere.
 #[derive(Clone, Debug, Default)]
 pub struct Records {
     chunks: Vec<Bytes>,
+    elsewhere: Option<Elsewhere>,
     len: usize,
 }
 
@@ -18,6 +29,18 @@ impl Records {
         Records::default()
     }
 
+    /// Records that lie elsewhere.
+    #[must_use]
+    pub fn lying_elsewhere(elsewhere: Elsewhere) -> Self {
+        Self { chunks: Vec::new(), elsewhere: Some(elsewhere), len: elsewhere.len }
+    }
+
+    /// What lies elsewhere, before the chunks.
+    #[must_use]
+    pub fn elsewhere(&self) -> Option<Elsewhere> {
+        self.elsewhere
+    }
+
     /// Adds bytes at the end, without copying them.
     pub fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
@@ -26,7 +49,7 @@ impl Records {
         }
     }
 
-    /// The bytes in order.
+    /// The bytes that are in memory, in order.
     #[must_use]
     pub fn chunks(&self) -> &[Bytes] {
         &self.chunks
@@ -44,7 +67,7 @@ impl Records {
         self.len == 0
     }
 
-    /// All bytes in one piece: a copy unless there is one chunk.
+    /// All bytes that are in memory in one piece: a copy unless there is one chunk.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
         match self.chunks.as_slice() {
@@ -58,7 +81,8 @@ impl Records {
 /// Equal bytes are equal records, however they are cut.
 impl PartialEq for Records {
     fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.chunks.iter().flatten().eq(other.chunks.iter().flatten())
+        (self.len, self.elsewhere) == (other.len, other.elsewhere)
+            && self.chunks.iter().flatten().eq(other.chunks.iter().flatten())
     }
 }
 

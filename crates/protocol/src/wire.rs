@@ -147,6 +147,7 @@ impl Nullable for Records {
     }
     fn write_option(value: Option<&Self>, e: &mut Encoder, c: Context) -> Result<(), EncodeError> {
         e.length(value.map(Records::len), c.flexible, false)?;
+        value.and_then(Records::elsewhere).into_iter().for_each(|elsewhere| e.put_elsewhere(elsewhere));
         value.into_iter().flat_map(Records::chunks).for_each(|chunk| e.put_payload(chunk));
         Ok(())
     }
