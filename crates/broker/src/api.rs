@@ -1,7 +1,10 @@
 //! What a broker offers to the listeners in front of it: typed requests and results, without versions, names resolved to
 //! ids, one error code each.
 
+use std::fmt::Debug;
 use std::future::Future;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -142,8 +145,32 @@ pub struct FetchRequest {
     /// The client's rack, for reading from the nearest replica (KIP-392), empty where it has none; None: it knows of leaders
     /// only.
     pub rack: Option<String>,
+    /// Whether records may be given as [`FileRecords`].
+    pub by_file: bool,
     /// The partitions.
     pub partitions: Vec<FetchPartition>,
+}
+
+/// What [`FileRecords::load`] gives.
+pub type Loading = Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>;
+
+/// Whole batches that lie in a file, one after the other, to be sent from there. They were checked, and do not change: what
+/// becomes of the log meanwhile does not show in them. They take no memory, but hold a file open.
+#[expect(clippy::len_without_is_empty, reason = "there are no empty ones")]
+pub trait FileRecords: Debug + Send + Sync {
+    /// Bytes: there are some.
+    fn len(&self) -> usize;
+    /// What comes after the last record.
+    fn end(&self) -> Offset;
+    /// Sends some of what there is from byte `from` on, which is below `len`, to a socket that does not block; says how
+    /// many bytes. None: not without waiting for a disk, they are to be loaded.
+    ///
+    /// # Errors
+    /// `WouldBlock` where the socket takes nothing now. Anything else means that the rest will never be sent.
+    fn send_to(&self, socket: BorrowedFd<'_>, from: usize) -> io::Result<Option<usize>>;
+    /// Reads some of what there is from byte `from` on, not much more than half a mebibyte, and checks it anew: for a
+    /// connection that does not take files, and where `send_to` asks for it. None where that is not what it was.
+    fn load(&self, from: usize) -> Loading;
 }
 
 /// An aborted transaction that overlaps the records returned.
@@ -165,7 +192,7 @@ pub struct FetchAnswer {
 }
 
 /// What a fetch found in one partition.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Fetched {
     /// Which partition.
     pub partition: TopicPartition,
@@ -187,6 +214,25 @@ pub struct Fetched {
     pub aborted: Option<Vec<AbortedTransaction>>,
     /// Whole batches, uncopied; the first may start before `fetch_offset`.
     pub records: Vec<Bytes>,
+    /// The same in a file, in place of those.
+    pub in_file: Option<Arc<dyn FileRecords>>,
+}
+
+impl Fetched {
+    /// Bytes of records.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes_in_memory() + self.in_file.as_ref().map_or(0, |records| records.len())
+    }
+
+    pub(crate) fn bytes_in_memory(&self) -> usize {
+        self.records.iter().map(Bytes::len).sum()
+    }
+
+    pub(crate) fn clear_records(&mut self) {
+        self.records.clear();
+        self.in_file = None;
+    }
 }
 
 /// What ListOffsets can ask for.

@@ -5,6 +5,7 @@
 //! | a request frame of at most [`SMALL_FRAME`] | its size, from when it is announced until it is answered |
 //! | a larger one | what has arrived of it and what is read next, until it is answered |
 //! | the records of a fetch | what may be read, before it is read; then what was read, until it is written |
+//! | those that are sent from their file | nothing; where they have to be loaded after all, what is loaded, some at a time |
 //! | another response of 4 KiB or more | its size, until it is written |
 //! | records decompressed | as they come out, until they are looked through |
 //! | a replication stream that this broker leads | its window of what is not acknowledged, and a message, while it stands (`replica.fetch.response.max.bytes`, `R62`) |

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use model::{BrokerId, ErrorCode, Offset, TopicPartition};
+use storage::disk::Sent;
+use storage::{ColdRead, ColdRecords, RecordRange};
 
-use crate::api::{CurrentLeader, FetchAnswer, FetchPartition, FetchRequest, Fetched, Isolation};
+use crate::api::{CurrentLeader, FetchAnswer, FetchPartition, FetchRequest, Fetched, FileRecords, Isolation, Loading};
 use crate::budget::{Admission, Charge, PART_MIN};
 use crate::context::Context;
 use crate::partition::{Partition, PartitionRead, ReadResult};
@@ -27,6 +30,7 @@ pub(crate) fn unanswered(partition: TopicPartition, error: ErrorCode) -> Fetched
         current_leader: None,
         aborted: None,
         records: Vec::new(),
+        in_file: None,
     }
 }
 
@@ -48,7 +52,7 @@ struct Round {
 pub(crate) async fn fetch(context: &Arc<Context>, request: FetchRequest) -> FetchAnswer {
     let answer = fetch_enough(context, request).await;
     for part in &answer.partitions {
-        let bytes: usize = part.records.iter().map(Bytes::len).sum();
+        let bytes = part.bytes();
         if bytes > 0
             && let Some(partition) = context.partition(part.partition)
         {
@@ -83,10 +87,10 @@ async fn fetch_enough(context: &Arc<Context>, request: FetchRequest) -> FetchAns
 }
 
 impl Round {
-    /// Whoever waits for more holds no memory; says whether there was any, to be read again when the time is up.
+    /// Whoever waits for more holds no records; says whether there were any, to be read again when the time is up.
     fn let_go(&mut self) -> bool {
-        let held = self.answer.memory.bytes() > 0;
-        self.answer.partitions.iter_mut().for_each(|fetched| fetched.records.clear());
+        let held = self.answer.partitions.iter().any(|fetched| fetched.bytes() > 0);
+        self.answer.partitions.iter_mut().for_each(Fetched::clear_records);
         self.answer.memory.clear();
         held
     }
@@ -98,7 +102,7 @@ fn is_enough(round: &Round, request: &FetchRequest) -> bool {
     let speaks = |fetched: &Fetched| {
         !fetched.error.is_none() || fetched.diverging.is_some() || fetched.preferred_replica.is_some()
     };
-    let bytes: usize = answers.iter().flat_map(|fetched| &fetched.records).map(Bytes::len).sum();
+    let bytes: usize = answers.iter().map(Fetched::bytes).sum();
     round.cut_short || bytes >= request.min_bytes.min(request.max_bytes) || answers.iter().any(speaks)
 }
 
@@ -119,6 +123,7 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
             max_bytes: left,
             min_one: !any,
             from_follower: request.rack.is_some(),
+            by_file: request.by_file,
         };
         let Afforded { result, memory, cut_short } = afford(context, &partition, read, waiter).await;
         let (mut fetched, memory) = carry_out(context, &partition, position, result, memory).await;
@@ -126,15 +131,15 @@ async fn read_all(context: &Arc<Context>, request: &FetchRequest, waiter: Option
             partition.find_aborted(context, position.fetch_offset, &mut fetched).await;
         }
         if let Some(nearer) = nearest_replica(context, request, position.partition, &fetched) {
-            fetched.records.clear();
+            fetched.clear_records();
             fetched.preferred_replica = Some(nearer);
         }
-        let bytes: usize = fetched.records.iter().map(Bytes::len).sum();
+        let bytes = fetched.bytes();
         left = left.saturating_sub(bytes);
         any |= bytes > 0;
         round.cut_short |= cut_short && bytes > 0;
         if let Some(mut memory) = memory {
-            memory.set(len(bytes));
+            memory.set(len(fetched.bytes_in_memory()));
             round.answer.memory.absorb(memory);
         }
         round.answer.partitions.push(fetched);
@@ -153,7 +158,8 @@ struct Afforded {
 
 /// Looks at what there is to be read, and charges it before it is: an answer exists in memory from when it is read until the
 /// client has taken it. Only the first of a request that has anything waits for room, so nobody who waits holds any; it
-/// gets at least one batch. The others make do with what is left.
+/// gets at least one batch. The others make do with what is left. What may stay in its file is charged when it does not: then
+/// it is little.
 async fn afford(
     context: &Arc<Context>,
     partition: &Arc<Partition>,
@@ -161,6 +167,9 @@ async fn afford(
     waiter: Option<&Arc<FetchWaiter>>,
 ) -> Afforded {
     let result = partition.read(context, &read, waiter);
+    if result.cold.as_ref().is_some_and(ColdRead::is_lent) {
+        return Afforded { result, memory: Some(context.budget.charge(0)), cut_short: false };
+    }
     // The first batch is read whatever its size; one that may be very large does not take all memory before it is known.
     let batch_max = len(result.batch_max).min(context.budget.capacity() / 8);
     let first = if read.min_one { usize::try_from(batch_max).unwrap_or(usize::MAX) } else { 0 };
@@ -193,13 +202,60 @@ async fn carry_out(
 ) -> (Fetched, Option<Charge>) {
     let ReadResult { mut fetched, cold, .. } = result;
     let Some(cold) = cold else { return (fetched, memory) };
-    let (read, memory) = context.disk_pool.run(move || (cold.run(), memory)).await;
+    let (read, memory) = context.disk_pool.run(move || (cold.run_to_send(), memory)).await;
     match read {
-        Ok(bytes) if bytes.is_empty() => {}
-        Ok(bytes) => fetched.records = vec![bytes],
+        Ok(ColdRecords::Memory(bytes)) if bytes.is_empty() => {}
+        Ok(ColdRecords::Memory(bytes)) => fetched.records = vec![bytes],
+        Ok(ColdRecords::File(range)) => {
+            let (context, partition) = (Arc::clone(context), Arc::clone(partition));
+            let from = position.fetch_offset;
+            fetched.in_file = Some(Arc::new(Lent { range: Arc::new(range), context, partition, from }));
+        }
         Err(error) => fetched.error = partition.read_failed(context, position.fetch_offset, error).await,
     }
     (fetched, memory)
+}
+
+/// Records that stay in their file.
+#[derive(Debug)]
+struct Lent {
+    range: Arc<RecordRange>,
+    context: Arc<Context>,
+    partition: Arc<Partition>,
+    /// Where they were asked for.
+    from: Offset,
+}
+
+impl FileRecords for Lent {
+    fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    fn end(&self) -> Offset {
+        self.range.end()
+    }
+
+    fn send_to(&self, socket: BorrowedFd<'_>, from: usize) -> io::Result<Option<usize>> {
+        Ok(match self.range.send_to(socket, from)? {
+            Sent::Bytes(sent) => Some(sent),
+            Sent::NotCached => None,
+        })
+    }
+
+    fn load(&self, from: usize) -> Loading {
+        let (range, context, partition) =
+            (Arc::clone(&self.range), Arc::clone(&self.context), Arc::clone(&self.partition));
+        let offset = self.from;
+        Box::pin(async move {
+            match context.disk_pool.run(move || range.load(from)).await {
+                Ok(bytes) => Some(bytes),
+                Err(error) => {
+                    partition.read_failed(&context, offset, error).await;
+                    None
+                }
+            }
+        })
+    }
 }
 
 fn len(bytes: usize) -> u64 {

@@ -361,7 +361,9 @@ impl Replicas {
         let (job_dir, name) = (Arc::clone(&dir), Arc::clone(&topic));
         let opening = move || open(&job_dir, &name, job_dir.data().partition_path(&name, id.partition), hints);
         match self.context.disk_pool.run(opening).await {
-            Ok(found) => {
+            Ok(mut found) => {
+                // By what it was before.
+                found.log.assume_lent();
                 // Told once more: a leader may have asked for it to be in sync meanwhile.
                 self.context.replica_found_lossy(id);
                 self.context.reopened(id);

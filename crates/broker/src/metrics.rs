@@ -111,6 +111,8 @@ pub struct BrokerMetrics {
     pub tail_cache_bytes: usize,
     /// Files open in the pool.
     pub open_files: usize,
+    /// Answers on their way whose records are sent from their files: each may hold one open beside the pool.
+    pub lent_files: usize,
     /// Whether nothing is deleted by age, because the wall clock jumped.
     pub deletion_paused: bool,
     /// The log directories.
@@ -141,6 +143,7 @@ impl BrokerMetrics {
             offline: image.partitions().filter(|partition| partition.is_leaderless()).count(),
             tail_cache_bytes: env.tail_bytes(),
             open_files: env.open_files(),
+            lent_files: env.lent_files(),
             deletion_paused: context.clock_watch.is_paused(),
             directories: opened.chain(context.dirs.unopened().iter().map(unopened)).collect(),
             cleaner: context.cleaner.metrics(context.clock.monotonic(), &context.partitions()),

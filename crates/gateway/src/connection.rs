@@ -10,13 +10,14 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use broker::api::BrokerApi;
+use broker::api::{BrokerApi, FileRecords};
 use broker::budget::Charge;
 use protocol::{ApiKey, EncodedFrame};
 use tokio::net::TcpStream;
@@ -41,6 +42,8 @@ pub(crate) enum Answer {
     Frame {
         /// The response with its header and size.
         frame: EncodedFrame,
+        /// What its gaps are filled from, by their numbers.
+        files: Vec<Arc<dyn FileRecords>>,
         /// How many error codes it holds.
         errors: u64,
         /// What was charged to the budget for it already.
@@ -125,6 +128,9 @@ enum End {
     /// The answer is to hang up.
     #[error(transparent)]
     HangUp(#[from] HangUp),
+    /// Of an answer that was begun, records are not what they were.
+    #[error("records of an answer that was begun are gone, or damaged")]
+    RecordsGone,
     /// It was asked for.
     #[error("the broker closed it: {0:?}")]
     Ordered(Order),
@@ -183,6 +189,7 @@ impl<B: BrokerApi> Connection<B> {
                 tracing::warn!(%peer, %listener, "closing the connection of {peer}: {end}");
             }
             End::HangUp(HangUp::Unencodable(_)) => tracing::error!(%peer, %listener, "closing a connection: {end}"),
+            End::RecordsGone => tracing::warn!(%peer, %listener, "closing the connection of {peer}: {end}"),
             End::HangUp(HangUp::Unanswerable(_)) => tracing::info!(%peer, %listener, "closing a connection: {end}"),
             End::Ordered(Order::CloseStalled) => tracing::warn!(
                 %peer, %listener,
@@ -222,7 +229,7 @@ impl<B: BrokerApi> Connection<B> {
 
     /// Whether it is the client's turn to take or to send. What waits here is not its fault.
     fn is_amid_transfer(&self) -> bool {
-        !self.output.is_empty() || (self.reading && self.input.is_amid_frame())
+        (!self.output.is_empty() && !self.output.is_loading()) || (self.reading && self.input.is_amid_frame())
     }
 
     /// Whether the next request may not be started before the last one is answered.
@@ -271,9 +278,9 @@ impl<B: BrokerApi> Connection<B> {
     fn deliver(&mut self, api: ApiKey, since: Instant, answer: Answer) -> Result<(), End> {
         let metrics = self.shared.metrics.api(api);
         match answer {
-            Answer::Frame { frame, errors, charge } => {
+            Answer::Frame { frame, files, errors, charge } => {
                 metrics.answered(since.elapsed(), errors, u64::try_from(frame.len).unwrap_or(u64::MAX));
-                self.output.push(frame, charge);
+                self.output.push(frame, &files, charge);
                 Ok(())
             }
             Answer::Silent => {
@@ -316,6 +323,7 @@ impl<B: BrokerApi> Connection<B> {
                     self.moved += u64::try_from(written).unwrap_or(u64::MAX);
                     moved = true;
                 }
+                Poll::Ready(Err(e)) if e.kind() == ErrorKind::UnexpectedEof => return Err(End::RecordsGone),
                 Poll::Ready(Err(_)) => return Err(End::Gone),
                 Poll::Pending => break,
             }

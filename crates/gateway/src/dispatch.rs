@@ -143,7 +143,7 @@ pub(crate) fn start<B: BrokerApi>(
 /// Encodes a response.
 pub(crate) fn encoded<R: Response + ErrorCount>(response: &R, version: i16, correlation_id: i32) -> Answer {
     match encode_response(response, version, correlation_id) {
-        Ok(frame) => Answer::Frame { frame, errors: response.error_count(), charge: None },
+        Ok(frame) => Answer::Frame { frame, files: Vec::new(), errors: response.error_count(), charge: None },
         Err(error) => Answer::HangUp(error.into()),
     }
 }

@@ -186,6 +186,7 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
         ),
         ("ottla_log_tail_cache_bytes", "Bytes of recent batches in memory", metrics.tail_cache_bytes),
         ("ottla_log_open_files", "Log files open", metrics.open_files),
+        ("ottla_log_lent_files", "Answers on their way that are sent from a log file", metrics.lent_files),
         (
             "ottla_log_deletion_by_age_paused",
             "1 while nothing is deleted by age, because the wall clock jumped",

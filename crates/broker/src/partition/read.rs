@@ -32,6 +32,8 @@ pub(crate) struct PartitionRead {
     pub(crate) min_one: bool,
     /// The client can read from followers (it told its rack).
     pub(crate) from_follower: bool,
+    /// The records may stay in their file.
+    pub(crate) by_file: bool,
 }
 
 /// What a read found, and the rest of it that is on disk.
@@ -112,7 +114,12 @@ impl Partition {
                         }
                         fetched.records = batches;
                     }
-                    Ok(Read::Cold(cold)) => return ReadResult { fetched, cold: Some(cold), batch_max },
+                    Ok(Read::Cold(mut cold)) => {
+                        if request.by_file {
+                            inner.log.lend(&mut cold);
+                        }
+                        return ReadResult { fetched, cold: Some(cold), batch_max };
+                    }
                     Err(error) => {
                         self.log_failed(context, &mut inner, &error);
                         self.carry_out(context, &mut inner);
@@ -127,7 +134,8 @@ impl Partition {
     /// Finds which transactions of the records that were read from `from` on were aborted (`R43`). Where the log has changed
     /// meanwhile there are no records any more: the client asks again.
     pub(crate) async fn find_aborted(self: &Arc<Self>, context: &Arc<Context>, from: Offset, fetched: &mut Fetched) {
-        if let Some((end, _)) = last_of(&fetched.records) {
+        let end_in_file = fetched.in_file.as_ref().map(|records| records.end());
+        if let Some(end) = end_in_file.or_else(|| Some(last_of(&fetched.records)?.0)) {
             for _ in 0..GONE_MAX {
                 let asked = self.lock().log.aborted(from, end);
                 let found = match asked {
@@ -148,7 +156,7 @@ impl Partition {
                     }
                 }
             }
-            fetched.records.clear();
+            fetched.clear_records();
         }
         fetched.aborted = Some(Vec::new());
     }

@@ -602,6 +602,7 @@ pub(crate) fn fetch_request(id: TopicPartition, offset: i64) -> FetchRequest {
         max_bytes: 50 << 20,
         isolation: Isolation::ReadUncommitted,
         rack: None,
+        by_file: false,
         partitions: vec![FetchPartition {
             partition: id,
             current_leader_epoch: LeaderEpoch::NONE,

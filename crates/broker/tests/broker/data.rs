@@ -1,10 +1,16 @@
 //! Produce, fetch, offsets.
 
+use std::io::{IoSlice, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use broker::api::{Acks, BrokerApi, FetchAnswer, FetchRequest, ListOffsetsPartition, OffsetSpec};
+use broker::api::{
+    Acks, BrokerApi, FetchAnswer, FetchRequest, FileRecords, Isolation, ListOffsetsPartition, OffsetSpec,
+};
 use model::{ErrorCode, LeaderEpoch, Offset};
-use storage::disk::Crash;
+use storage::disk::{Crash, Disk as _, OpenMode, write_all_at};
 
 use crate::cluster::*;
 
@@ -473,4 +479,81 @@ async fn a_broker_below_its_reserve_hands_over_serves_reads_and_comes_back_by_it
     cluster.disk(1).leave_space(10 * RESERVE.unsigned_abs());
     cluster.wait_isr(id, &[1, 2, 3]).await;
     assert_eq!(values(cluster.broker(1), id, 0).await, ["a", "b"]);
+}
+
+/// All that a socket is sent of it.
+fn sent(records: &dyn FileRecords) -> Vec<u8> {
+    let (socket, mut client) = UnixStream::pair().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let (mut from, mut received) = (0, Vec::new());
+    while from < records.len() {
+        match records.send_to(socket.as_fd(), from) {
+            Ok(count) => from += count.expect("a disk in memory is not waited for"),
+            Err(e) => {
+                assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock);
+                let mut taken = vec![0; from - received.len()];
+                client.read_exact(&mut taken).unwrap();
+                received.extend(taken);
+            }
+        }
+    }
+    drop(socket);
+    client.read_to_end(&mut received).unwrap();
+    received
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_of_a_cold_log_is_given_in_its_file_and_takes_no_memory() {
+    let mut cluster = Cluster::start(0, 1).await;
+    cluster.tail_bytes = 0;
+    cluster.start_broker(1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    for byte in ["a", "b", "c", "d", "e"] {
+        produce_ok(cluster.broker(1), id, &[&byte.repeat(30_000)]).await;
+    }
+    let broker = cluster.broker(1);
+    let by_file = |max_bytes| FetchRequest { by_file: true, max_bytes, ..fetch_request(id, 0) };
+    let memory = broker.fetch(fetch_request(id, 0)).await;
+    let expected = memory.partitions[0].records.concat();
+    assert_eq!(memory.memory.bytes(), expected.len() as u64);
+    for isolation in [Isolation::ReadUncommitted, Isolation::ReadCommitted] {
+        let answer = broker.fetch(FetchRequest { isolation, ..by_file(1 << 20) }).await;
+        let fetched = &answer.partitions[0];
+        let records = fetched.in_file.as_ref().expect("they stay in their file");
+        assert_eq!((answer.memory.bytes(), fetched.records.len(), fetched.bytes()), (0, 0, expected.len()));
+        assert_eq!(records.end(), Offset(5));
+        assert_eq!(fetched.aborted.is_some(), isolation == Isolation::ReadCommitted);
+        assert!(sent(&**records) == expected);
+        assert!(
+            records.load(0).await.unwrap() == expected && records.load(70_000).await.unwrap() == expected[70_000..]
+        );
+    }
+    let little = broker.fetch(by_file(60_000)).await;
+    assert!(little.partitions[0].in_file.is_none() && !little.partitions[0].records.is_empty());
+    assert_eq!(little.memory.bytes(), little.partitions[0].bytes() as u64);
+    // Whoever waits for more than there is gets what there is, when the time is up.
+    let patient = FetchRequest { max_wait_ms: 50, min_bytes: 1 << 20, ..by_file(1 << 20) };
+    assert_eq!(broker.fetch(patient).await.partitions[0].bytes(), expected.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_rot_on_their_way_are_not_loaded() {
+    let mut cluster = Cluster::start(0, 1).await;
+    cluster.tail_bytes = 0;
+    cluster.start_broker(1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    for byte in ["a", "b", "c", "d", "e"] {
+        produce_ok(cluster.broker(1), id, &[&byte.repeat(30_000)]).await;
+    }
+    let request = || FetchRequest { by_file: true, ..fetch_request(id, 0) };
+    let records = cluster.broker(1).fetch(request()).await.partitions.remove(0).in_file.expect("in its file");
+    let file = Path::new("/data/t-0/00000000000000000000.log");
+    let file = cluster.disk(1).open(file, OpenMode::Existing).unwrap();
+    write_all_at(&*file, &mut [IoSlice::new(b"!")], 100_000).unwrap();
+    assert!(records.load(0).await.is_none());
+    // Who asks gets what is before it.
+    let before = cluster.broker(1).fetch(request()).await.partitions.remove(0);
+    assert!((90_000..100_000).contains(&before.bytes()), "{}", before.bytes());
 }

@@ -273,6 +273,7 @@ pub(crate) async fn committed(broker: &Broker, id: TopicPartition, from: i64, ma
         let mut request = FetchRequest {
             isolation: Isolation::ReadCommitted,
             rack: Some("none".to_owned()),
+            by_file: false,
             ..fetch_request(id, next)
         };
         request.max_bytes = max_bytes;

@@ -1,15 +1,16 @@
-//! Fetch: sessions (KIP-227), positions, and the records uncopied.
+//! Fetch: sessions (KIP-227), positions, and the records uncopied, or left in their files.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use broker::api::{self, BrokerApi, CurrentLeader, FetchAnswer, Fetched, Isolation};
+use broker::api::{self, BrokerApi, CurrentLeader, FetchAnswer, Fetched, FileRecords, Isolation};
 use broker::budget::Charge;
 use model::{BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicPartition};
 use protocol::messages::fetch_response::{
     AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
 };
 use protocol::messages::{FetchRequest, FetchResponse};
-use protocol::{Records, messages::fetch_request};
+use protocol::{Elsewhere, Records, messages::fetch_request};
 
 use crate::call::Call;
 use crate::connection::{Answer, Answering};
@@ -31,20 +32,30 @@ const HAS_ERROR: i16 = 7;
 /// charged.
 pub(crate) fn start<B: BrokerApi>(call: Call<B>, request: FetchRequest, correlation_id: i32) -> Answering {
     Box::pin(async move {
-        let mut charge = None;
-        let response = fetch(&call, request, &mut charge).await;
+        let mut read = Read::default();
+        let response = fetch(&call, request, &mut read).await;
+        let Read { charge, files } = read;
         let refused = |refusal: Refusal| FetchResponse { error_code: refusal.wire(), ..Default::default() };
         match dispatch::encoded(&response.unwrap_or_else(refused), call.version, correlation_id) {
-            Answer::Frame { frame, errors, .. } => Answer::Frame { frame, errors, charge },
+            Answer::Frame { frame, errors, .. } => Answer::Frame { frame, files, errors, charge },
             other => other,
         }
     })
 }
 
+/// What goes with the response.
+#[derive(Default)]
+struct Read {
+    /// What the records in memory are charged.
+    charge: Option<Charge>,
+    /// Those that are sent from files.
+    files: Vec<Arc<dyn FileRecords>>,
+}
+
 async fn fetch<B: BrokerApi>(
     call: &Call<B>,
     request: FetchRequest,
-    charge: &mut Option<Charge>,
+    beside: &mut Read,
 ) -> Result<FetchResponse, Refusal> {
     if request.replica_id >= 0 || request.replica_state.replica_id >= 0 {
         return Ok(all_refused(&request, &Refusal::FromReplica));
@@ -61,7 +72,7 @@ async fn fetch<B: BrokerApi>(
     let forgotten = forgotten(by_id, request.forgotten_topics_data);
     let (plan, wanted) =
         call.shared.sessions.begin(session, by_id, all_wanted(by_id, request.topics), forgotten, now_ms)?;
-    let found = read(call, &wanted, limits, isolation, rack, charge).await;
+    let found = read(call, &wanted, limits, isolation, rack, beside).await;
     let summaries: Vec<(&Wanted, Found)> = wanted.iter().zip(found.iter().map(summary)).collect();
     let told = plan.select(&summaries)?;
     let session_id = match plan {
@@ -105,7 +116,7 @@ async fn read<B: BrokerApi>(
     limits: Limits,
     isolation: Isolation,
     rack: Option<String>,
-    charge: &mut Option<Charge>,
+    beside: &mut Read,
 ) -> Vec<PartitionData> {
     let image = call.image();
     let resolve = |wanted: &Wanted| resolve::partition(&wanted.topic.find(&image), wanted.partition.0);
@@ -125,23 +136,24 @@ async fn read<B: BrokerApi>(
     let fetched = if partitions.is_empty() {
         Vec::new()
     } else {
-        let request = api::FetchRequest { max_wait_ms, min_bytes, max_bytes, isolation, rack, partitions };
+        let request =
+            api::FetchRequest { max_wait_ms, min_bytes, max_bytes, isolation, rack, by_file: true, partitions };
         let FetchAnswer { partitions, memory } = call.broker().fetch(request).await;
-        *charge = Some(memory);
+        beside.charge = Some(memory);
         partitions
     };
     let mut fetched = ByPartition::new(fetched, |fetched| fetched.partition);
     let answers = wanted.iter().zip(resolved).map(|(wanted, partition)| {
         let index = wanted.partition;
         match partition.and_then(|partition| fetched.take(partition)) {
-            Ok(fetched) => partition_data(index, fetched),
+            Ok(fetched) => partition_data(index, fetched, &mut beside.files),
             Err(refusal) => refused(index.0, &refusal),
         }
     });
     answers.collect()
 }
 
-fn partition_data(index: PartitionIndex, fetched: Fetched) -> PartitionData {
+fn partition_data(index: PartitionIndex, fetched: Fetched, files: &mut Vec<Arc<dyn FileRecords>>) -> PartitionData {
     let aborted = |transactions: Vec<api::AbortedTransaction>| {
         let aborted = |each: api::AbortedTransaction| AbortedTransaction {
             producer_id: each.producer_id.0,
@@ -153,6 +165,14 @@ fn partition_data(index: PartitionIndex, fetched: Fetched) -> PartitionData {
         |leader: CurrentLeader| LeaderIdAndEpoch { leader_id: leader.leader.0, leader_epoch: leader.leader_epoch.0 };
     // Offsets beside an error mean nothing to a client, and a session must tell them once the error is over.
     let beside = |offset: Offset| if fetched.error == ErrorCode::None { offset.0 } else { Offset::NONE.0 };
+    let records: Records = match fetched.in_file {
+        None => fetched.records.into_iter().collect(),
+        Some(in_file) => {
+            let elsewhere = Elsewhere { number: files.len(), len: in_file.len() };
+            files.push(in_file);
+            Records::lying_elsewhere(elsewhere)
+        }
+    };
     let diverging = fetched.diverging.map(|end| EpochEndOffset { epoch: end.epoch.0, end_offset: end.end.0 });
     PartitionData {
         partition_index: index.0,
@@ -162,7 +182,7 @@ fn partition_data(index: PartitionIndex, fetched: Fetched) -> PartitionData {
         log_start_offset: beside(fetched.log_start),
         aborted_transactions: fetched.aborted.map(aborted),
         preferred_read_replica: fetched.preferred_replica.unwrap_or(BrokerId::NONE).0,
-        records: Some(fetched.records.into_iter().collect::<Records>()),
+        records: Some(records),
         diverging_epoch: diverging.unwrap_or_default(),
         current_leader: fetched.current_leader.map(leader).unwrap_or_default(),
         ..Default::default()

@@ -1,5 +1,6 @@
 //! Order, limits, and what happens to connections that misbehave.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use model::ErrorCode;
 use protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use protocol::messages::*;
 use protocol::{ApiKey, encode_request};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
-use crate::fake::{Client, Served};
+use crate::fake::{Client, Filed, Served};
 
 fn produce(acks: i16, records: &[u8]) -> ProduceRequest {
     let partition_data = vec![PartitionProduceData { index: 0, records: Some(BytesMut::from(records)) }];
@@ -331,6 +332,74 @@ async fn a_large_request_and_a_large_answer_pass_whole() {
     let found = fetched.responses[0].partitions[0].records.as_ref().unwrap();
     assert!(found.to_bytes() == records);
     assert_eq!(served.budget.used(), 0, "all is given back once it is written");
+}
+
+/// A topic of which one partition is in memory and two are in files, and the bytes of each.
+fn filed(served: &Served, left: usize) -> Vec<u8> {
+    served.broker.topic("t", 3);
+    let records: Vec<u8> = (0..3_000_000u32).map(|at| (at / 3).to_le_bytes()[1]).collect();
+    served.broker.logs.lock().unwrap().insert(1, (1, vec![bytes::Bytes::copy_from_slice(&records)]));
+    let mut files = served.broker.files.lock().unwrap();
+    files.insert(0, Filed::new(&records, records.len()));
+    files.insert(2, Filed::new(&records, left));
+    records
+}
+
+fn fetch_of_three() -> FetchRequest {
+    let mut fetch = handlers_fetch(&["t"]);
+    fetch.max_wait_ms = 0;
+    let partition = fetch.topics[0].partitions[0].clone();
+    let of = |index| fetch_request::FetchPartition { partition: index, ..partition.clone() };
+    fetch.topics[0].partitions = (0..3).map(of).collect();
+    fetch
+}
+
+#[tokio::test]
+async fn records_in_files_and_in_memory_pass_whole_side_by_side_and_one_answer_after_the_other() {
+    let served = Served::start().await;
+    let records = filed(&served, 3_000_000);
+    let client = &mut served.client().await;
+    for _ in 0..2 {
+        client.send(&fetch_of_three(), 12).await;
+    }
+    for _ in 0..2 {
+        let (_, fetched) = client.receive::<FetchRequest>(12).await;
+        for partition in &fetched.responses[0].partitions {
+            assert!(partition.records.as_ref().unwrap().to_bytes() == records, "{}", partition.partition_index);
+        }
+    }
+    assert!(is_alive(client).await);
+    assert_eq!(served.budget.used(), 0, "all is given back once it is written");
+}
+
+#[tokio::test]
+async fn a_connection_whose_records_become_fewer_on_their_way_is_closed_before_anything_else_is_sent() {
+    let served = Served::start().await;
+    let records = filed(&served, 2_000_000);
+    let client = &mut served.client().await;
+    client.send(&fetch_of_three(), 12).await;
+    let mut received = Vec::new();
+    client.stream.read_to_end(&mut received).await.unwrap();
+    let (missing, sent) = (1_000_000, 3 * records.len());
+    assert!((sent - missing..sent - missing + 1_000).contains(&received.len()), "{}", received.len());
+    assert!(received.ends_with(&records[1_900_000..2_000_000]));
+    assert_eq!(served.budget.used(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_a_file_is_closed_when_it_is_idle() {
+    let served = Served::with(Limits { connection_idle_ms_max: Some(50), ..Limits::default() }).await;
+    served.broker.topic("t", 1);
+    let file = Filed::new(&vec![1; 50 << 20], 50 << 20);
+    served.broker.files.lock().unwrap().insert(0, Arc::clone(&file));
+    let client = &mut served.client().await;
+    let mut fetch = handlers_fetch(&["t"]);
+    fetch.max_wait_ms = 0;
+    client.send(&fetch, 12).await;
+    served.broker.files.lock().unwrap().clear();
+    while served.handle.metrics().connections_idle_closed.load(Ordering::Relaxed) == 0 || Arc::strong_count(&file) > 1 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

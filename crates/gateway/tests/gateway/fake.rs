@@ -1,7 +1,9 @@
 //! A broker that does what a test says, and a client that speaks to it through the gateway over a real socket.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -43,6 +45,8 @@ pub(crate) struct Fake {
     appended: mpsc::UnboundedSender<Appended>,
     /// What a fetch finds, by partition number: high watermark and records.
     pub(crate) logs: Mutex<BTreeMap<i32, (i64, Vec<Bytes>)>>,
+    /// The same, in a file.
+    pub(crate) files: Mutex<BTreeMap<i32, Arc<Filed>>>,
     pub(crate) fetches: AtomicUsize,
     pub(crate) last_fetch: Mutex<Option<FetchRequest>>,
     /// Whether fetches wait for ever.
@@ -61,6 +65,53 @@ pub(crate) struct Fake {
     pub(crate) markers: Mutex<Vec<(TransactionMarker, Vec<TopicPartition>)>>,
 }
 
+/// Records that are sent by who has them, as from a file; every third time they have to be loaded.
+#[derive(Debug)]
+pub(crate) struct Filed {
+    pub(crate) bytes: Bytes,
+    /// So many of them are there by now.
+    pub(crate) left: AtomicUsize,
+    pub(crate) turns: AtomicUsize,
+}
+
+impl Filed {
+    pub(crate) fn new(bytes: &[u8], left: usize) -> Arc<Filed> {
+        let (left, turns) = (left.into(), 0.into());
+        Arc::new(Filed { bytes: Bytes::copy_from_slice(bytes), left, turns })
+    }
+}
+
+impl FileRecords for Filed {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn end(&self) -> Offset {
+        Offset(1)
+    }
+
+    fn send_to(&self, socket: BorrowedFd<'_>, from: usize) -> std::io::Result<Option<usize>> {
+        let left = self.left.load(Ordering::SeqCst);
+        if from >= left {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if self.turns.fetch_add(1, Ordering::SeqCst) % 3 == 2 {
+            return Ok(None);
+        }
+        let mut socket = std::net::TcpStream::from(socket.try_clone_to_owned()?);
+        socket.write(&self.bytes[from..left.min(from + 300_000)]).map(Some)
+    }
+
+    fn load(&self, from: usize) -> Loading {
+        let left = self.left.load(Ordering::SeqCst);
+        let bytes = (from < left).then(|| self.bytes.slice(from..left.min(from + 100_000)));
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            bytes
+        })
+    }
+}
+
 impl Fake {
     fn new(budget: &Arc<MemoryBudget>) -> (Arc<Fake>, mpsc::UnboundedReceiver<Appended>) {
         let (appended, appends) = mpsc::unbounded_channel();
@@ -69,6 +120,7 @@ impl Fake {
             image: Mutex::new(Arc::new(cluster())),
             appended,
             logs: Mutex::default(),
+            files: Mutex::default(),
             fetches: AtomicUsize::new(0),
             last_fetch: Mutex::default(),
             fetch_waits: false.into(),
@@ -217,7 +269,7 @@ impl BrokerApi for Fake {
         if self.fetch_waits.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        let logs = self.logs.lock().unwrap().clone();
+        let (logs, files) = (self.logs.lock().unwrap().clone(), self.files.lock().unwrap().clone());
         let read = |asked: FetchPartition| {
             let (high_watermark, records) = logs.get(&asked.partition.partition.0).cloned().unwrap_or_default();
             let lost = asked.fetch_offset.0 > 1_000;
@@ -231,6 +283,7 @@ impl BrokerApi for Fake {
                 preferred_replica: None,
                 current_leader: None,
                 aborted: None,
+                in_file: files.get(&asked.partition.partition.0).cloned().map(|file| file as Arc<dyn FileRecords>),
                 records: if asked.fetch_offset.0 < high_watermark { records } else { Vec::new() },
             }
         };
