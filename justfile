@@ -54,6 +54,10 @@ syncs *ARGS:
 appends *ARGS:
     cargo run --release -p storage --example appends -- {{ARGS}}
 
+# What serving a log costs that is in no tail cache, from the page cache or the disk, beside bare sendfile
+cold *ARGS:
+    python3 benches/cold.py {{ARGS}}
+
 # What idle partitions cost one node, and what its start takes with them (minutes)
 idle *ARGS:
     python3 benches/idle.py {{ARGS}}

@@ -208,6 +208,30 @@ def ten_megabytes():
 
 
 @suite.check
+def cold_log():
+    """a log of more than a broker keeps in memory is read from its beginning and from its middle, checksums and all"""
+    name, many = topic(partitions=2, replicas=1), 1200
+    value = os.urandom(50_000)
+    for partition in (0, 1):
+        producer = Producer({'bootstrap.servers': B, 'linger.ms': 5})
+        for i in range(many):
+            producer.produce(name, b'%d/%d ' % (partition, i) + value, partition=partition)
+            producer.poll(0)
+            if i % 100 == 99:
+                equal(producer.flush(60), 0, 'records left unsent')
+    for offset in (0, 3, many // 2):
+        for config in ({}, {'fetch_message_max_bytes': 300_000}, {'isolation_level': 'read_uncommitted'}):
+            c = consumer(check_crcs=True, **config)
+            c.assign([TopicPartition(name, partition, offset) for partition in (0, 1)])
+            left = {0: offset, 1: offset}
+            for m in take(c, 2 * (many - offset), timeout=60):
+                if (m.offset(), m.value()) != (left[m.partition()], b'%d/%d ' % (m.partition(), m.offset()) + value):
+                    raise AssertionError(f'partition {m.partition()}: other bytes at offset {m.offset()}')
+                left[m.partition()] += 1
+            c.close()
+
+
+@suite.check
 def large_beyond_fetch_size():
     """a record larger than the consumer's fetch size is still delivered, so that the consumer moves on"""
     name = topic()
