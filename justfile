@@ -73,6 +73,10 @@ mutations *RULES:
 models *ARGS:
     tests/models/run.sh {{ARGS}}
 
+# Whole clusters in one thread with faults, one seed after the other: `just sim 1000`, `just sim 1000 --twice` (the same way twice?)
+sim SEEDS="100" *ARGS:
+    python3 tests/sim/run.py {{SEEDS}} {{ARGS}}
+
 # Hostile bytes: requests responses (the codec), recovery indexes epochs producers batches (the storage), two minutes a target (needs cargo-fuzz)
 fuzz TARGET="requests" SECONDS="120":
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}} -malloc_limit_mb=160 -rss_limit_mb=2048

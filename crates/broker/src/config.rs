@@ -53,4 +53,6 @@ pub struct BrokerConfig {
     pub groups: coordinator::GroupConfig,
     /// The transaction coordinator's own.
     pub transactions: coordinator::TransactionConfig,
+    /// Which rules its replicas hold: all, but for a test that shows that another one notices.
+    pub rules: model::Rules,
 }

@@ -236,7 +236,7 @@ impl Replicas {
                 lag_time_max_ms: self.context.config.replica_lag_time_max_ms,
                 window_bytes: self.context.config.replica_fetch_max_bytes,
                 opens_before: self.context.opens_before(),
-                rules: model::Rules::all(),
+                rules: self.context.config.rules,
             },
             dir: found.dir,
             log,

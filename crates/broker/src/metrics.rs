@@ -24,10 +24,14 @@ pub struct PartitionMetrics {
     pub topic: String,
     /// Whether it is led here.
     pub leads: bool,
+    /// The leader epoch in force here.
+    pub leader_epoch: i32,
     /// Bytes in its segments.
     pub size: u64,
     /// Its log's end.
     pub log_end: i64,
+    /// Its high watermark, as it is known here.
+    pub high_watermark: i64,
     /// When its appends are synced.
     pub flush_policy: FlushPolicy,
     /// Bytes that clients had appended here.
@@ -156,11 +160,12 @@ impl BrokerMetrics {
         };
         for partition in context.partitions() {
             let id = partition.id();
-            let (leads, size, log_end, isr, flush_policy) = {
+            let (leads, leader_epoch, size, log, isr, flush_policy) = {
                 let inner = partition.lock();
                 let leads = inner.replica.is_leader();
                 let isr = inner.replica.isr().to_vec();
-                (leads, inner.log.size_bytes(), inner.replica.log().end.0, isr, inner.log.flush_policy())
+                let epoch = inner.replica.leader_epoch().0;
+                (leads, epoch, inner.log.size_bytes(), inner.replica.log(), isr, inner.log.flush_policy())
             };
             if leads {
                 // A partition that grows is not under-replicated for it.
@@ -173,8 +178,10 @@ impl BrokerMetrics {
                 partition: id,
                 topic: partition.topic().to_string(),
                 leads,
+                leader_epoch,
                 size,
-                log_end,
+                log_end: log.end.0,
+                high_watermark: log.high_watermark.0,
                 flush_policy,
                 bytes_in: partition.traffic.bytes_in.get(),
                 messages_in: partition.traffic.messages_in.get(),

@@ -20,12 +20,12 @@ use std::time::Instant;
 use broker::api::{BrokerApi, FileRecords};
 use broker::budget::Charge;
 use protocol::{ApiKey, EncodedFrame};
-use tokio::net::TcpStream;
 
 use crate::call::{ConnectionInfo, Shared};
 use crate::dispatch::{self, BadRequest};
 use crate::input::{BadSize, Input, NextFrame};
 use crate::output::Output;
+use crate::stream::Stream;
 use crate::watch::{Order, PROGRESS_MIN, Standing, Watch};
 
 /// Requests that may be in flight.
@@ -141,7 +141,7 @@ pub(crate) struct Connection<B> {
     shared: Arc<Shared<B>>,
     info: Arc<ConnectionInfo>,
     watch: Arc<Watch>,
-    stream: TcpStream,
+    stream: Stream,
     input: Input,
     output: Output,
     in_flight: VecDeque<InFlight>,
@@ -155,7 +155,7 @@ pub(crate) struct Connection<B> {
 }
 
 impl<B: BrokerApi> Connection<B> {
-    pub(crate) fn new(shared: Arc<Shared<B>>, info: Arc<ConnectionInfo>, watch: Arc<Watch>, stream: TcpStream) -> Self {
+    pub(crate) fn new(shared: Arc<Shared<B>>, info: Arc<ConnectionInfo>, watch: Arc<Watch>, stream: Stream) -> Self {
         let input = Input::new(&shared.budget, shared.limits.request_bytes_max);
         let output = Output::new(&shared.budget);
         Self {

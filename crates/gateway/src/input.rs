@@ -12,7 +12,8 @@ use std::task::{Context, Poll, ready};
 use broker::budget::{Admission, Charge, MemoryBudget, SMALL_FRAME};
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::TcpStream;
+
+use crate::stream::Stream;
 
 /// The size that stands in front of a frame.
 const PREFIX: usize = size_of::<i32>();
@@ -164,8 +165,7 @@ impl Input {
     }
 
     /// Reads once. `Ready(0)`: the client has closed its side.
-    pub(crate) fn poll_read(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        // No memory is taken for a connection that sends nothing.
+    pub(crate) fn poll_read(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         ready!(stream.poll_read_ready(cx))?;
         self.poll_read_from(stream, cx)
     }

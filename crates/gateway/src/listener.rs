@@ -11,8 +11,6 @@ use broker::api::BrokerApi;
 use broker::budget::MemoryBudget;
 use futures_util::FutureExt;
 use metadata::configs::StaticConfig;
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -22,6 +20,7 @@ use crate::config::{ConnectionLimits, Limits};
 use crate::connection::Connection;
 use crate::metrics::GatewayMetrics;
 use crate::sessions::FetchSessions;
+use crate::stream::{Socket, Stream};
 use crate::watch::{Order, Watch};
 
 /// How often all connections are looked at, at most.
@@ -43,7 +42,7 @@ pub struct BoundListener {
     /// The listener's name; brokers register under it what clients of it are told.
     pub name: String,
     /// The socket.
-    pub socket: TcpListener,
+    pub socket: Socket,
 }
 
 /// What the gateway is started with.
@@ -93,7 +92,7 @@ impl Gateway {
             coarse_ms: AtomicU64::new(0),
         });
         let (stop, stopped) = watch::channel(false);
-        let addresses = listeners.iter().filter_map(|each| Some((each.name.clone(), each.socket.local_addr().ok()?)));
+        let addresses = listeners.iter().filter_map(|each| Some((each.name.clone(), each.socket.address()?)));
         let addresses = addresses.collect();
         let ready = ready.shared();
         for listener in listeners {
@@ -314,7 +313,7 @@ impl Drop for Place {
 
 struct Acceptor<B> {
     name: Arc<str>,
-    socket: TcpListener,
+    socket: Socket,
     shared: Arc<Shared<B>>,
     connections: Arc<Connections>,
 }
@@ -347,16 +346,14 @@ impl<B: BrokerApi> Acceptor<B> {
         }
     }
 
-    fn serve(&self, stream: TcpStream, peer: SocketAddr, slot: Slot) {
+    fn serve(&self, stream: Stream, peer: SocketAddr, slot: Slot) {
         self.shared.metrics.connections_accepted.fetch_add(1, Ordering::Relaxed);
         let Some(place) = self.connections.enter(peer.ip(), slot) else {
             self.shared.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             tracing::info!(%peer, listener = %self.name, "closing the connection of {peer}: max.connections.per.ip is reached");
             return;
         };
-        // Both only make things better; a socket that refuses them still works.
-        let _ = stream.set_nodelay(true);
-        let _ = SockRef::from(&stream).set_keepalive(true);
+        stream.set_up();
         let info = ConnectionInfo { listener: Arc::clone(&self.name), peer, principal: Principal::Anonymous };
         tracing::debug!(%peer, listener = %self.name, principal = %info.principal, "connection accepted");
         place.watch.touch(self.shared.coarse_ms.load(Ordering::Relaxed));

@@ -437,7 +437,8 @@ async fn start_broker(
         verifier: None,
     })
     .await?;
-    let listen = |(name, socket): (String, TcpSocket)| Ok(BoundListener { name, socket: socket.listen(BACKLOG)? });
+    let listen =
+        |(name, socket): (String, TcpSocket)| Ok(BoundListener { name, socket: socket.listen(BACKLOG)?.into() });
     let listeners = kafka.into_iter().map(listen).collect::<Result<_>>()?;
     let mut serves = broker.state();
     let gateway = Gateway::start(
@@ -490,6 +491,7 @@ fn broker_config(config: &NodeConfig, incarnation: Incarnation) -> Result<Broker
         file: config.given.clone(),
         groups: group_config(config)?,
         transactions: transaction_config(config)?,
+        rules: model::Rules::all(),
     })
 }
 

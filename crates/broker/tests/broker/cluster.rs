@@ -528,6 +528,7 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
         file: BTreeMap::new(),
         groups: coordinator::GroupConfig { initial_rebalance_delay_ms: 0, ..coordinator::GroupConfig::default() },
         transactions: coordinator::TransactionConfig::default(),
+        rules: model::Rules::all(),
     }
 }
 

@@ -498,7 +498,7 @@ impl Served {
         let address = socket.local_addr().unwrap();
         let file = [("log.retention.hours", "2"), ("broker.rack", "zone-1")];
         let file = file.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
-        let listeners = vec![BoundListener { name: LISTENER.to_owned(), socket }];
+        let listeners = vec![BoundListener { name: LISTENER.to_owned(), socket: socket.into() }];
         let (file, used) = (Arc::new(file), Arc::clone(&budget));
         let config = GatewayConfig { listeners, limits, file, session_seed: 42, budget };
         let handle = Gateway::start(config, Arc::clone(&broker), ready);

@@ -1,0 +1,120 @@
+//! A small Kafka client over the network of the run: it speaks the protocol as any client does, one request at a time a broker.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::BytesMut;
+use model::Uuid;
+use protocol::messages::metadata_request::MetadataRequestTopic;
+use protocol::messages::{MetadataRequest, MetadataResponse};
+use protocol::{Request, Response, decode_response, encode_request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::net::{Dialer, HostId, Socket};
+use crate::node::address;
+
+const TIMEOUT: Duration = Duration::from_secs(4);
+const ANSWER_MAX: usize = 64 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Client {
+    dialer: Dialer,
+    nodes: u8,
+    /// Which node is asked next for metadata.
+    next: u8,
+    connections: BTreeMap<String, Socket>,
+    correlation_id: i32,
+    /// The leaders of the topic's partitions as they were told last.
+    leaders: BTreeMap<i32, String>,
+    /// The topic's identity, once it is known.
+    pub topic_id: Uuid,
+}
+
+impl Client {
+    /// Of a cluster of so many nodes; `first` says which one it asks first.
+    #[must_use]
+    pub fn new(dialer: Dialer, nodes: u8, first: u8) -> Client {
+        Client {
+            dialer,
+            nodes,
+            next: first % nodes,
+            connections: BTreeMap::new(),
+            correlation_id: 0,
+            leaders: BTreeMap::new(),
+            topic_id: Uuid::nil(),
+        }
+    }
+
+    /// Asks the broker at `address`, in the newest version.
+    ///
+    /// # Errors
+    /// No answer: whether the request took effect is unknown.
+    pub async fn at<R: Request, A: Response>(&mut self, address: &str, request: &R) -> Result<A> {
+        // A connection is kept only after a whole exchange.
+        let before = self.connections.remove(address);
+        self.correlation_id += 1;
+        let (id, version) = (self.correlation_id, *R::API.versions().end());
+        let exchange = async {
+            let mut socket = match before {
+                Some(socket) => socket,
+                None => self.dialer.socket(address).await?,
+            };
+            let frame = encode_request(request, version, id, Some("sim"))?.into_bytes();
+            socket.write_all(&frame).await?;
+            let size = usize::try_from(socket.read_i32().await?)?;
+            ensure!(size <= ANSWER_MAX, "an answer of {size} bytes");
+            let mut answer = BytesMut::zeroed(size);
+            socket.read_exact(&mut answer).await?;
+            anyhow::Ok((socket, answer))
+        };
+        let (socket, answer) = tokio::time::timeout(TIMEOUT, exchange).await.context("no answer in time")??;
+        let (answered, answer) = decode_response(answer, version)?;
+        ensure!(answered == id, "another request was answered");
+        self.connections.insert(address.to_owned(), socket);
+        Ok(answer)
+    }
+
+    /// Asks any broker.
+    ///
+    /// # Errors
+    /// No answer of the one that was asked; the next call asks another.
+    pub async fn any<R: Request, A: Response>(&mut self, request: &R) -> Result<A> {
+        let asked = address(HostId(self.next + 1), "PLAINTEXT");
+        let answer = self.at(&asked, request).await;
+        if answer.is_err() {
+            self.next = (self.next + 1) % self.nodes;
+        }
+        answer
+    }
+
+    /// The leader of a partition of `topic`, asked for where it is not known.
+    ///
+    /// # Errors
+    /// Nobody tells, or there is none.
+    pub async fn leader(&mut self, topic: &str, partition: i32) -> Result<String> {
+        if let Some(leader) = self.leaders.get(&partition) {
+            return Ok(leader.clone());
+        }
+        let topics = vec![MetadataRequestTopic { name: Some(topic.to_owned()), ..Default::default() }];
+        let request = MetadataRequest { topics: Some(topics), allow_auto_topic_creation: false, ..Default::default() };
+        let answer: MetadataResponse = self.any(&request).await?;
+        // What one broker knows another may know better.
+        self.next = (self.next + 1) % self.nodes;
+        let brokers: BTreeMap<i32, String> =
+            answer.brokers.iter().map(|b| (b.node_id, format!("{}:{}", b.host, b.port))).collect();
+        let Some(found) = answer.topics.into_iter().find(|t| t.error_code == 0) else { bail!("no topic") };
+        self.topic_id = found.topic_id;
+        let led = found.partitions.iter().filter_map(|p| Some((p.partition_index, brokers.get(&p.leader_id)?.clone())));
+        self.leaders = led.collect();
+        self.leaders.get(&partition).cloned().context("no leader")
+    }
+
+    /// Whoever was told to lead does not, or cannot be reached.
+    pub fn forget_leader(&mut self, partition: i32) {
+        if let Some(address) = self.leaders.remove(&partition) {
+            self.connections.remove(&address);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The cluster of a run, and its time: the network delivers, then each machine does what it has to do in that millisecond.
+
+use std::collections::BTreeSet;
+
+use storage::disk::Crash;
+
+use crate::chance::Chance;
+use crate::clock::set_now;
+use crate::history::Shared;
+use crate::host::Host;
+use crate::invariants::{Leaders, Observer, Watermarks, check_images};
+use crate::net::{HostId, Net};
+use crate::node::{Node, Settings};
+use crate::tally::Tally;
+
+/// How often the replicas are looked at, in milliseconds.
+const LOOK_EVERY: u64 = 20;
+/// The clients' machine.
+pub const CLIENTS: HostId = HostId(0);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Milliseconds since the run's beginning.
+    pub now: u64,
+    /// The network.
+    pub net: Net,
+    /// The machines with nodes.
+    pub nodes: Vec<Node>,
+    /// What clients did.
+    pub history: Shared,
+    /// What the metadata came to.
+    pub observer: Observer,
+    /// What happened how often.
+    pub tally: Tally,
+    /// Whether acknowledged records are synced: then any number of disks may lose what is not.
+    pub synced: bool,
+    /// Any number of disks may lose something all the same: records are lost by right, and that has to be noticed.
+    pub careless: bool,
+    /// Nodes whose disk has lost what nobody had synced, and that have not caught up since.
+    in_debt: BTreeSet<HostId>,
+    clients: Host,
+    leaders: Leaders,
+    watermarks: Watermarks,
+}
+
+impl Cluster {
+    /// Machines on which nothing runs yet.
+    #[must_use]
+    pub fn new(settings: &Settings, synced: bool, seed: u64) -> Cluster {
+        let net = Net::new(Chance::of(seed, "network"));
+        let node = |id| Node::new(HostId(id), settings.clone(), net.clone(), seed);
+        Cluster {
+            now: 0,
+            nodes: (1..=settings.nodes).map(node).collect(),
+            net,
+            history: Shared::default(),
+            observer: Observer::default(),
+            tally: Tally::default(),
+            synced,
+            careless: false,
+            in_debt: BTreeSet::new(),
+            clients: Host::new(),
+            leaders: Leaders::default(),
+            watermarks: Watermarks::default(),
+        }
+    }
+
+    /// Begins a task on the clients' machine.
+    pub fn spawn_client(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.clients.spawn(task);
+    }
+
+    /// The node of a machine.
+    pub fn node(&mut self, id: HostId) -> &mut Node {
+        &mut self.nodes[usize::from(id.0) - 1]
+    }
+
+    /// Starts the node of a machine, if it does not run.
+    pub fn start(&mut self, id: HostId) {
+        let now = self.now;
+        let node = self.node(id);
+        if !node.is_up() {
+            node.start(now);
+            self.tally.starts += 1;
+        }
+    }
+
+    /// A millisecond passes.
+    pub fn step(&mut self) {
+        self.now += 1;
+        set_now(self.now);
+        self.net.deliver(self.now);
+        self.clients.step(1);
+        for node in &mut self.nodes {
+            node.step(self.now);
+        }
+        if self.now.is_multiple_of(1_000) {
+            tracing::debug!(now = self.now, acknowledged = self.history.lock().acknowledged, "a second has passed");
+        }
+        if self.now.is_multiple_of(LOOK_EVERY) {
+            self.look();
+        }
+    }
+
+    /// Ends a process, and with `power` its machine. Says no where that could lose acknowledged records by right.
+    pub fn crash(&mut self, id: HostId, power: bool, how: Crash) -> bool {
+        if how != Crash::KeepAll && !self.may_lose(id) {
+            return false;
+        }
+        if how != Crash::KeepAll {
+            self.in_debt.insert(id);
+        }
+        self.node(id).crash(power, how);
+        true
+    }
+
+    /// Whether this disk may lose what is not synced: always where acknowledged records are, else only one at a time. Who
+    /// has lost something counts until it is back in every ISR.
+    #[must_use]
+    pub fn may_lose(&self, id: HostId) -> bool {
+        self.synced || self.careless || self.in_debt.iter().all(|other| *other == id)
+    }
+
+    /// A disk will lose something, if it may.
+    pub fn loses(&mut self, id: HostId) -> bool {
+        let may = self.may_lose(id);
+        if may {
+            self.in_debt.insert(id);
+        }
+        may
+    }
+
+    /// Whether every partition has all of its replicas in sync, on processes that run now.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.nodes.iter().all(|node| self.is_in_sync(node))
+    }
+
+    fn is_in_sync(&self, node: &Node) -> bool {
+        let seen = self.observer.lock();
+        let id = model::BrokerId(i32::from(node.id.0));
+        let registered = seen.image.broker(id).is_some_and(|b| b.incarnation == node.incarnation && !b.fenced);
+        let member = |partition: &std::sync::Arc<metadata::records::Partition>| partition.isr.contains(&id);
+        registered && seen.image.partitions().count() > 0 && seen.image.partitions().all(member)
+    }
+
+    fn look(&mut self) {
+        let paid: Vec<HostId> =
+            self.nodes.iter().filter(|n| self.in_debt.contains(&n.id) && self.is_in_sync(n)).map(|n| n.id).collect();
+        self.in_debt.retain(|id| !paid.contains(id));
+        let mut found = Vec::new();
+        for node in &self.nodes {
+            let Some(metrics) = node.look(|running| running.broker.metrics()) else { continue };
+            for replica in &metrics.partitions {
+                found.extend(self.leaders.look(node.id, replica));
+                found.extend(self.watermarks.look(replica));
+                self.tally.look(node.id, replica);
+            }
+            self.tally.look_at_broker(node.id, node.incarnation, &metrics.isr);
+        }
+        let (compared, differ) = check_images(&self.nodes, &self.observer);
+        self.tally.images += compared;
+        found.extend(differ);
+        if !found.is_empty() {
+            self.history.lock().violations.append(&mut found);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What can go wrong, one file each: a fault begins, lasts, and ends.
+
+mod clock;
+mod crash;
+mod disk;
+mod links;
+mod pause;
+mod restart;
+
+use crate::chance::Chance;
+use crate::cluster::Cluster;
+use crate::net::HostId;
+
+/// Something that goes wrong for a while.
+pub trait Fault: std::fmt::Debug {
+    /// Its kind, as it is counted.
+    fn kind(&self) -> &'static str;
+    /// Begins, if it can now; says for how many milliseconds it lasts.
+    fn begin(&mut self, cluster: &mut Cluster, chance: &mut Chance) -> Option<u64>;
+    /// Ends.
+    fn end(&mut self, cluster: &mut Cluster);
+}
+
+/// All kinds, as they are counted.
+pub const KINDS: &[&str] = &[
+    "kill",
+    "power",
+    "restart",
+    "partition",
+    "one-way",
+    "isolated-leader",
+    "slow-link",
+    "broken-connections",
+    "io-error",
+    "disk-full",
+    "clock-jump",
+    "pause",
+];
+
+/// Faults that come and go.
+#[derive(Debug)]
+pub struct Faults {
+    chance: Chance,
+    next: u64,
+    active: Vec<(u64, Box<dyn Fault>)>,
+    only: Option<String>,
+}
+
+impl Faults {
+    /// None yet. With `only` all are of that kind.
+    #[must_use]
+    pub fn new(seed: u64, only: Option<String>) -> Faults {
+        Faults { chance: Chance::of(seed, "faults"), next: 0, active: Vec::new(), only }
+    }
+
+    /// Begins and ends what is due.
+    pub fn step(&mut self, cluster: &mut Cluster) {
+        let now = cluster.now;
+        let active = std::mem::take(&mut self.active).into_iter();
+        let (due, later): (Vec<_>, Vec<_>) = active.partition(|(until, _)| *until <= now);
+        self.active = later;
+        for (_, mut fault) in due {
+            tracing::info!(now, ?fault, "ends");
+            fault.end(cluster);
+        }
+        if now < self.next {
+            return;
+        }
+        self.next = now + self.chance.between(100, 2_500);
+        let mut fault = self.choose();
+        if let Some(lasts) = fault.begin(cluster, &mut self.chance) {
+            tracing::info!(now, ?fault, lasts, "begins");
+            cluster.tally.fault(fault.kind());
+            self.active.push((now + lasts, fault));
+        }
+    }
+
+    /// Everything is well again.
+    pub fn heal(&mut self, cluster: &mut Cluster) {
+        for (_, mut fault) in self.active.drain(..) {
+            fault.end(cluster);
+        }
+    }
+
+    fn choose(&mut self) -> Box<dyn Fault> {
+        let drawn = *self.chance.pick(KINDS);
+        let kind = self.only.as_deref().unwrap_or(drawn);
+        match kind {
+            "kill" => Box::new(crash::Crashed::kill()),
+            "power" => Box::new(crash::Crashed::power()),
+            "restart" => Box::new(restart::Restart::default()),
+            "partition" => Box::new(links::Cut::partition()),
+            "one-way" => Box::new(links::Cut::one_way()),
+            "isolated-leader" => Box::new(links::Cut::isolated_leader()),
+            "slow-link" => Box::new(links::Slow::default()),
+            "broken-connections" => Box::new(links::Broken),
+            "io-error" => Box::new(disk::Error),
+            "disk-full" => Box::new(disk::Full::default()),
+            "clock-jump" => Box::new(clock::Jump::default()),
+            _ => Box::new(pause::Pause::default()),
+        }
+    }
+}
+
+/// One of the nodes.
+fn any_node(cluster: &Cluster, chance: &mut Chance) -> HostId {
+    chance.pick(&cluster.nodes).id
+}
+
+/// One of those whose process runs.
+fn running_node(cluster: &Cluster, chance: &mut Chance) -> Option<HostId> {
+    let id = any_node(cluster, chance);
+    let runs = cluster.nodes.iter().any(|node| node.id == id && node.is_up() && !node.paused);
+    runs.then_some(id)
+}
