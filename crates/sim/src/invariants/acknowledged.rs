@@ -76,10 +76,15 @@ mod tests {
         history
     }
 
+    /// What lies in the log, what clients were told, and a part of what is said about it.
+    type Case = (&'static [&'static str], &'static [(&'static str, Outcome)], &'static str);
+
     #[test]
     fn each_anomaly_is_named() {
-        let acked = |offset| Outcome::Acknowledged(Some(offset));
-        let cases: [(&[&str], &[(&str, Outcome)], &str); 7] = [
+        const fn acked(offset: i64) -> Outcome {
+            Outcome::Acknowledged(Some(offset))
+        }
+        const CASES: [Case; 7] = [
             (&["a", "b", "c"], &[("a+b", acked(0)), ("c", Outcome::Unknown)], ""),
             (&["a"], &[("a", acked(0)), ("b", Outcome::Acknowledged(None))], "lost"),
             (&["a", "a"], &[("a", acked(0))], "are at"),
