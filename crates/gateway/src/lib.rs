@@ -30,4 +30,4 @@ mod metrics;
 pub use config::Limits;
 pub use listener::{BoundListener, Gateway, GatewayConfig, GatewayHandle};
 pub use metrics::{ApiMetrics, GatewayMetrics, LATENCY_BOUNDS_US};
-pub use stream::{Incoming, Link, Socket};
+pub use stream::{Incoming, Link, Port};

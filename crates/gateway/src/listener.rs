@@ -20,7 +20,7 @@ use crate::config::{ConnectionLimits, Limits};
 use crate::connection::Connection;
 use crate::metrics::GatewayMetrics;
 use crate::sessions::FetchSessions;
-use crate::stream::{Socket, Stream};
+use crate::stream::{Port, Stream};
 use crate::watch::{Order, Watch};
 
 /// How often all connections are looked at, at most.
@@ -42,7 +42,7 @@ pub struct BoundListener {
     /// The listener's name; brokers register under it what clients of it are told.
     pub name: String,
     /// The socket.
-    pub socket: Socket,
+    pub socket: Port,
 }
 
 /// What the gateway is started with.
@@ -313,7 +313,7 @@ impl Drop for Place {
 
 struct Acceptor<B> {
     name: Arc<str>,
-    socket: Socket,
+    socket: Port,
     shared: Arc<Shared<B>>,
     connections: Arc<Connections>,
 }

@@ -18,6 +18,8 @@ use protocol::EncodedFrame;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 
+use crate::stream::Stream;
+
 /// Chunks given to one write.
 const SLICES: usize = 64;
 /// Smaller answers are not charged: they are bounded by the requests in flight.
@@ -48,6 +50,20 @@ impl Socket for TcpStream {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 done => return Poll::Ready(done),
             }
+        }
+    }
+}
+
+impl Socket for Stream {
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        records: &dyn FileRecords,
+        from: usize,
+    ) -> Poll<io::Result<Option<usize>>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_send(cx, records, from),
+            Stream::Link(_) => Poll::Ready(Ok(None)),
         }
     }
 }

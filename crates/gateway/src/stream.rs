@@ -21,48 +21,48 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Link for T {}
 pub type Incoming = BoxStream<'static, (Box<dyn Link>, SocketAddr)>;
 
 /// A port that is open.
-pub enum Socket {
+pub enum Port {
     /// TCP.
     Tcp(TcpListener),
     /// What a simulation has.
     Links(Mutex<Incoming>),
 }
 
-impl std::fmt::Debug for Socket {
+impl std::fmt::Debug for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Socket::Tcp(listener) => listener.fmt(f),
-            Socket::Links(_) => f.write_str("Links"),
+            Port::Tcp(listener) => listener.fmt(f),
+            Port::Links(_) => f.write_str("Links"),
         }
     }
 }
 
-impl From<TcpListener> for Socket {
+impl From<TcpListener> for Port {
     fn from(listener: TcpListener) -> Self {
-        Socket::Tcp(listener)
+        Port::Tcp(listener)
     }
 }
 
-impl From<Incoming> for Socket {
+impl From<Incoming> for Port {
     fn from(incoming: Incoming) -> Self {
-        Socket::Links(Mutex::new(incoming))
+        Port::Links(Mutex::new(incoming))
     }
 }
 
-impl Socket {
+impl Port {
     /// Where it is bound, where there is such a place.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self {
-            Socket::Tcp(listener) => listener.local_addr().ok(),
-            Socket::Links(_) => None,
+            Port::Tcp(listener) => listener.local_addr().ok(),
+            Port::Links(_) => None,
         }
     }
 
     /// The next connection. Dropped before it is there, it is there for the next.
     pub(crate) async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         match self {
-            Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer)),
-            Socket::Links(links) => match links.lock().await.next().await {
+            Port::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer)),
+            Port::Links(links) => match links.lock().await.next().await {
                 Some((link, peer)) => Ok((Stream::Link(link), peer)),
                 // Nobody will come any more.
                 None => std::future::pending().await,
