@@ -93,7 +93,7 @@ mod tests {
             (&["a", "x"], &[("a", acked(0))], "nobody wrote"),
             (&["b"], &[("a+b", Outcome::Unknown)], "only a part"),
         ];
-        for (log, outcomes, expected) in cases {
+        for (log, outcomes, expected) in CASES {
             let found = check_written(&history(log, outcomes)).join("; ");
             assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{log:?}: {found}");
         }
