@@ -103,6 +103,12 @@ impl Cluster {
         }
     }
 
+    /// Whose process runs.
+    #[must_use]
+    pub fn running(&self) -> Vec<HostId> {
+        self.nodes.iter().filter(|node| node.is_up()).map(|node| node.id).collect()
+    }
+
     /// Ends a process, and with `power` its machine. Says no where that could lose acknowledged records by right.
     pub fn crash(&mut self, id: HostId, power: bool, how: Crash) -> bool {
         if how != Crash::KeepAll && !self.may_lose(id) {

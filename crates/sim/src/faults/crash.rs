@@ -1,5 +1,6 @@
 //! A process is killed, or a machine loses its power with what its disk had not synced: nothing of it stays, a part, or all but
-//! the end of a write.
+//! the end of a write. In a careless cluster all machines lose it at once, and all that is not synced: what a cluster does not
+//! survive.
 
 use storage::disk::Crash;
 
@@ -12,16 +13,16 @@ use crate::net::HostId;
 #[derive(Debug)]
 pub(super) struct Crashed {
     power: bool,
-    node: Option<HostId>,
+    nodes: Vec<HostId>,
 }
 
 impl Crashed {
     pub(super) fn kill() -> Crashed {
-        Crashed { power: false, node: None }
+        Crashed { power: false, nodes: Vec::new() }
     }
 
     pub(super) fn power() -> Crashed {
-        Crashed { power: true, node: None }
+        Crashed { power: true, nodes: Vec::new() }
     }
 
     fn how(&self, cluster: &mut Cluster, node: HostId, chance: &mut Chance) -> Crash {
@@ -44,12 +45,19 @@ impl Fault for Crashed {
 
     fn begin(&mut self, cluster: &mut Cluster, chance: &mut Chance) -> Option<u64> {
         let node = running_node(cluster, chance)?;
+        if self.power && cluster.careless {
+            self.nodes = cluster.running();
+            for node in &self.nodes {
+                cluster.crash(*node, true, Crash::LoseUnsynced);
+            }
+            return Some(chance.between(100, 8_000));
+        }
         let how = self.how(cluster, node, chance);
-        self.node = Some(node);
+        self.nodes.push(node);
         cluster.crash(node, self.power, how).then(|| chance.between(100, 8_000))
     }
 
     fn end(&mut self, cluster: &mut Cluster) {
-        self.node.into_iter().for_each(|node| cluster.start(node));
+        self.nodes.drain(..).for_each(|node| cluster.start(node));
     }
 }
