@@ -57,19 +57,28 @@ impl Lines {
     }
 
     /// The node at the other end of a connection. One that is not known yet has just been started, and is nowhere cut off.
-    fn owner(&self, peer: SocketAddr) -> Option<u16> {
+    fn owner(&self, connection: &TcpStream) -> Option<u16> {
         let nodes = self.nodes.lock().expect("nobody panics while holding it").clone();
-        let socket = format!("socket:[{}]", inode_of(&std::fs::read_to_string("/proc/net/tcp").ok()?, peer)?);
+        let (theirs, ours) = (connection.peer_addr().ok()?, connection.local_addr().ok()?);
+        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        let socket = format!("socket:[{}]", inode_of(&table, theirs, ours)?);
         nodes.into_iter().find(|(process, _)| owns(*process, &socket)).map(|(_, node)| node)
     }
 }
 
-/// The inode of the socket that is bound to an address, in the text of `/proc/net/tcp`.
-fn inode_of(table: &str, address: SocketAddr) -> Option<u64> {
+/// The inode of the socket that is connected from one address to another, in the text of `/proc/net/tcp`. Of connections that are
+/// over, from the same port to elsewhere, there may be lines, too.
+fn inode_of(table: &str, from: SocketAddr, to: SocketAddr) -> Option<u64> {
+    let (from, to) = (in_table(from)?, in_table(to)?);
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let found = table.lines().map(fields).find(|line| line.get(1) == Some(&from) && line.get(2) == Some(&to))?;
+    found.get(9)?.parse().ok()
+}
+
+/// An address as that table has it.
+fn in_table(address: SocketAddr) -> Option<String> {
     let SocketAddr::V4(address) = address else { return None };
-    let local = format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port());
-    let line = table.lines().find(|line| line.split_whitespace().nth(1) == Some(&local))?;
-    line.split_whitespace().nth(9)?.parse().ok()
+    Some(format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port()))
 }
 
 fn owns(process: u32, socket: &str) -> bool {
@@ -78,8 +87,8 @@ fn owns(process: u32, socket: &str) -> bool {
 }
 
 async fn serve(lines: Arc<Lines>, listener: TcpListener, node: u16, target: u16) {
-    while let Ok((connection, peer)) = listener.accept().await {
-        let from = lines.owner(peer).unwrap_or(node);
+    while let Ok((connection, _)) = listener.accept().await {
+        let from = lines.owner(&connection).unwrap_or(node);
         tokio::spawn(pass_on(Arc::clone(&lines), connection, (from, node), target));
     }
 }
@@ -119,10 +128,11 @@ mod tests {
     fn a_socket_is_found_in_the_table_of_the_kernel() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
                      0: 0100007F:2384 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1 0 100 0 0 10 0\n   \
-                     1: 0100007F:C350 0100007F:2384 01 00000000:00000000 00:00000000 00000000     0        0 222 1 0 20 4 30 10 -1\n";
+                     1: 0100007F:C350 0100007F:1F90 06 00000000:00000000 03:00000AD4 00000000     0        0 0 3 0\n   \
+                     2: 0100007F:C350 0100007F:2384 01 00000000:00000000 00:00000000 00000000     0        0 222 1 0 20 4 30 10 -1\n";
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        assert_eq!(inode_of(table, at(50_000)), Some(222));
-        assert_eq!(inode_of(table, at(50_001)), None);
+        assert_eq!(inode_of(table, at(50_000), at(0x2384)), Some(222), "the connection that stands, not one that was");
+        assert_eq!(inode_of(table, at(50_001), at(0x2384)), None);
     }
 
     #[tokio::test]
