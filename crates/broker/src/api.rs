@@ -315,13 +315,13 @@ pub struct ReplicaOnDisk {
     pub is_future: bool,
 }
 
-/// In which log directory a replica is wanted (AlterReplicaLogDirs).
+/// In which log directory a replica is wanted (AlterReplicaLogDirs). A request names few paths and topics for many partitions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplicaLogDir {
     /// The directory's path, as configured.
-    pub path: String,
+    pub path: Arc<str>,
     /// The topic's name: it need not exist yet.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// Which of its partitions.
     pub partition: PartitionIndex,
 }
@@ -548,7 +548,7 @@ pub trait BrokerApi: Send + Sync + 'static {
     fn describe_log_dirs(&self) -> Vec<LogDirDescription>;
 
     /// Has replicas moved to other log directories, in the background: one answer for each, in order.
-    fn alter_replica_log_dirs(&self, wanted: Vec<ReplicaLogDir>) -> Vec<ErrorCode>;
+    fn alter_replica_log_dirs(&self, wanted: &[ReplicaLogDir]) -> Vec<ErrorCode>;
 
     /// The producers that have state in a partition led here.
     fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription;

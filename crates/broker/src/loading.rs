@@ -250,6 +250,10 @@ impl Replicas {
         });
         self.resume_move(&partition).await;
         self.context.insert_partition(&partition);
+        if partition.wanted_move().is_some() {
+            // Who looked before it was there has found nothing.
+            self.context.moves.want(id);
+        }
         self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&(id, dir));
         let key = (topic.to_string(), id.partition);
         if self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {

@@ -73,9 +73,18 @@ pub(crate) enum Trace {
 impl Moves {
     /// A partition is to move; gives the number of its move.
     pub(crate) fn begin(&self, id: TopicPartition) -> u64 {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(id);
-        self.more.notify_one();
+        self.want(id);
         self.begun.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A partition's wish is to be looked at; it waits once at most.
+    pub(crate) fn want(&self, id: TopicPartition) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.contains(&id) {
+            waiting.push_back(id);
+        }
+        drop(waiting);
+        self.more.notify_one();
     }
 
     /// The directory that was wanted for a replica before it came, once.
@@ -114,8 +123,12 @@ impl Moves {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The next one that has no copy under way: the end of that one is waited for without a thread.
     fn next(&self) -> Option<TopicPartition> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = self.active();
+        let at = waiting.iter().position(|id| !active.contains(id))?;
+        waiting.remove(at)
     }
 
     fn active(&self) -> MutexGuard<'_, BTreeSet<TopicPartition>> {
@@ -145,11 +158,11 @@ impl Drop for Active {
 }
 
 /// Has a replica moved, or stay where it is: as Kafka answers AlterReplicaLogDirs.
-pub(crate) fn alter(context: &Arc<Context>, wanted: &ReplicaLogDir) -> ErrorCode {
+pub(crate) fn alter(context: &Arc<Context>, wanted: &ReplicaLogDir, cordoned: &[DirectoryId]) -> ErrorCode {
     if !is_movable(&wanted.topic, wanted.partition) {
         return ErrorCode::InvalidTopicException;
     }
-    let path = Path::new(&wanted.path);
+    let path = Path::new(&*wanted.path);
     let Some(dir) = context.dirs.at(path) else {
         let unopened = context.dirs.unopened().iter().any(|unopened| unopened.path == path);
         return if unopened { ErrorCode::KafkaStorageError } else { ErrorCode::LogDirNotFound };
@@ -157,7 +170,7 @@ pub(crate) fn alter(context: &Arc<Context>, wanted: &ReplicaLogDir) -> ErrorCode
     if !dir.works() {
         return ErrorCode::KafkaStorageError;
     }
-    if context.cordoned_directories().contains(&dir.id()) {
+    if cordoned.contains(&dir.id()) {
         return ErrorCode::InvalidReplicaAssignment;
     }
     let id = context.image().topic_id(&wanted.topic);
@@ -235,6 +248,8 @@ async fn relocate(context: Arc<Context>, id: TopicPartition) {
     }
     let (job_to, job_topic, config) = (Arc::clone(&to), Arc::clone(&topic), partition.log_config());
     let opened = context.disk_pool.run(move || Relocation::open(&job_to, &job_topic, id, config)).await;
+    // What an earlier process had copied there takes the space that this copy needs.
+    free(&context, Arc::clone(&to)).await;
     let ended = match opened {
         Ok(relocation) => copy_and_swap(&context, &partition, &wanted, Box::new(relocation)).await,
         Err(error) => Err(error),
@@ -253,8 +268,22 @@ async fn relocate(context: Arc<Context>, id: TopicPartition) {
         Err(error) => {
             tracing::error!(%topic, partition = %id.partition, %directory, %error, "cannot move a replica; it stays where it is");
             partition.move_ended(wanted.number);
+            forget_copy(&context, &to, &topic, id).await;
         }
     }
+}
+
+/// What was copied of a replica that stays goes: the next start would take it for a move that goes on.
+async fn forget_copy(context: &Context, to: &Arc<LogDir>, topic: &Arc<str>, id: TopicPartition) {
+    let (dir, name) = (Arc::clone(to), Arc::clone(topic));
+    let forgotten = context.disk_pool.run(move || match dir.data().future_path(&name, id) {
+        Some(path) if dir.works() => dir.data().delete_future(&path),
+        _ => Ok(()),
+    });
+    if let Err(error) = forgotten.await {
+        tracing::error!(%error, "cannot take what was copied of a replica out of use");
+    }
+    free(context, Arc::clone(to)).await;
 }
 
 /// Frees what a move has left behind.

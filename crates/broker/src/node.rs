@@ -386,8 +386,9 @@ impl BrokerApi for Broker {
         offsets::describe_log_dirs(&self.context)
     }
 
-    fn alter_replica_log_dirs(&self, wanted: Vec<ReplicaLogDir>) -> Vec<ErrorCode> {
-        wanted.iter().map(|wanted| moves::alter(&self.context, wanted)).collect()
+    fn alter_replica_log_dirs(&self, wanted: &[ReplicaLogDir]) -> Vec<ErrorCode> {
+        let cordoned = self.context.cordoned_directories();
+        wanted.iter().map(|wanted| moves::alter(&self.context, wanted, &cordoned)).collect()
     }
 
     fn describe_producers(&self, partition: TopicPartition) -> ProducersDescription {

@@ -176,6 +176,16 @@ impl Partition {
     /// See [`Partition::read_failed`]. Blocks.
     pub(super) fn judge_read(self: &Arc<Self>, context: &Arc<Context>, from: Offset, error: LogError) -> ErrorCode {
         self.handle(context, |inner, _| {
+            // A reader may have held files of the log for long: of a directory that it has left, or of a replica that is gone.
+            let outdated = inner.removed
+                || match &error {
+                    LogError::DirectoryOffline(_) => inner.dir.works(),
+                    LogError::Corrupt { path, .. } => path.parent() != Some(inner.log.dir()),
+                    _ => false,
+                };
+            if outdated {
+                return ErrorCode::None;
+            }
             let found = match error {
                 LogError::Gone(_) => inner.log.read_now(from, inner.log.log_end(), 1, true).map(drop),
                 other => Err(other),

@@ -148,8 +148,13 @@ impl Partition {
         let copied = match next {
             None => 0,
             Some(step) => {
-                let from = step.begins_at();
-                match step.read() {
+                let (from, cuts) = (step.begins_at(), step.cuts());
+                let read = step.read();
+                // What was read while the log was cut may be anything: a mixture of what was there and what came.
+                if self.lock().log.truncations() != cuts {
+                    return Ok(Copied::Bytes(0));
+                }
+                match read {
                     Ok(portion) => relocation.write(portion)?,
                     Err(error) => match self.judge_read(context, from, error.clone()) {
                         ErrorCode::None => return Ok(Copied::Bytes(0)),
@@ -244,7 +249,8 @@ impl Inner {
             self.dir = moving.wanted.to;
         }
         (self.snapshot_at, self.snapshot_written) = (end, self.log.bytes_written());
-        self.epochs_changed = false;
+        // A log without a directory has written none.
+        self.epochs_changed = !self.log.is_on_disk();
         let leads = self.replica.is_leader();
         self.log.keep_tail(leads);
     }

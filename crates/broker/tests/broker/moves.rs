@@ -15,8 +15,8 @@ use crate::directories::{one_in_each, place, placed, two_each};
 const RATE: &str = "replica.alter.log.dirs.io.max.bytes.per.second";
 
 fn alter_to(broker: &Broker, topic: &str, path: &str) -> ErrorCode {
-    let wanted = ReplicaLogDir { path: path.to_owned(), topic: topic.to_owned(), partition: PartitionIndex(0) };
-    broker.alter_replica_log_dirs(vec![wanted])[0]
+    let wanted = ReplicaLogDir { path: path.into(), topic: topic.into(), partition: PartitionIndex(0) };
+    broker.alter_replica_log_dirs(&[wanted])[0]
 }
 
 fn alter(cluster: &Cluster, broker: i32, topic: &str, to: usize) {

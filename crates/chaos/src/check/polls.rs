@@ -55,6 +55,11 @@ fn check_records(facts: &Facts<'_>, verdict: &mut Verdict) {
         if produce.outcome == Outcome::Failed {
             verdict.add(Class::AbortedRead, || format!("{}, which was refused before it was sent", text()));
         }
+        // Acknowledged ones are looked for anyway. What a consumer has seen was committed, whatever its producer knows.
+        let is_read_back = history.logs.contains_key(&(session.partition, Isolation::ReadUncommitted));
+        if produce.outcome == Outcome::Unknown && is_read_back && facts.places(polled.value).is_empty() {
+            verdict.add(Class::LostWrite, || format!("{}, which is nowhere any more", text()));
+        }
         if session.isolation == Isolation::ReadUncommitted || produce.transaction.is_none() {
             continue;
         }

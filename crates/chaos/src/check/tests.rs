@@ -326,6 +326,14 @@ fn a_refused_or_an_aborted_record_that_shows_is_found() {
 }
 
 #[test]
+fn a_record_of_unknown_outcome_that_a_consumer_saw_and_that_is_gone_is_found() {
+    plant(Plan::sound(), Class::LostWrite, &[], |plan| {
+        let seen = poll(19, &plan.produces[19].value);
+        plan.polls.push(seen);
+    });
+}
+
+#[test]
 fn a_record_that_is_read_before_its_transaction_was_to_commit_is_found() {
     let early = |complete| {
         move |plan: &mut Plan| {

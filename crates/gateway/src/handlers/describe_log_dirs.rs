@@ -12,16 +12,14 @@ use protocol::messages::{DescribeLogDirsRequest, DescribeLogDirsResponse};
 use crate::call::Call;
 
 /// The partitions asked for; `None`: all.
-type Filter = Option<BTreeSet<(String, i32)>>;
+type Filter = Option<BTreeMap<String, BTreeSet<i32>>>;
 
 /// Answers from the disk.
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: DescribeLogDirsRequest) -> DescribeLogDirsResponse {
     let filter: Filter = request.topics.map(|topics| {
-        let each = topics.into_iter().flat_map(|topic| {
-            let name = topic.topic;
-            topic.partitions.into_iter().map(move |index| (name.clone(), index))
-        });
-        each.collect()
+        let mut asked: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+        topics.into_iter().for_each(|topic| asked.entry(topic.topic).or_default().extend(topic.partitions));
+        asked
     });
     let image = call.image();
     let directories = call.broker().describe_log_dirs();
@@ -35,7 +33,7 @@ fn told(image: &MetadataImage, filter: &Filter, directory: LogDirDescription) ->
         // A topic that was deleted has no name any more; its files are about to go.
         let Some(topic) = image.topic(partition.topic_id) else { continue };
         let (name, index) = (topic.name.to_string(), partition.partition.0);
-        if filter.as_ref().is_some_and(|filter| !filter.contains(&(name.clone(), index))) {
+        if filter.as_ref().is_some_and(|filter| filter.get(&name).is_none_or(|asked| !asked.contains(&index))) {
             continue;
         }
         topics.entry(name).or_default().push(DescribeLogDirsPartition {

@@ -339,8 +339,8 @@ impl BrokerApi for Fake {
         }]
     }
 
-    fn alter_replica_log_dirs(&self, wanted: Vec<ReplicaLogDir>) -> Vec<ErrorCode> {
-        let known = |wanted: &ReplicaLogDir| wanted.path == "/data";
+    fn alter_replica_log_dirs(&self, wanted: &[ReplicaLogDir]) -> Vec<ErrorCode> {
+        let known = |wanted: &ReplicaLogDir| &*wanted.path == "/data";
         wanted.iter().map(|wanted| if known(wanted) { ErrorCode::None } else { ErrorCode::LogDirNotFound }).collect()
     }
 

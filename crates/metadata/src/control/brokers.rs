@@ -324,7 +324,9 @@ impl Draft<'_> {
         let wanted = |id: &TopicPartition| {
             let partition = self.image.partition(*id).filter(|partition| partition.awaits_recovery())?;
             let answered = self.soft().recoveries.get(id).and_then(|recovery| recovery.answers.get(&broker));
-            let wanted = partition.last_known().contains(&broker) && answered.is_none_or(|(by, _)| *by != epoch);
+            // Who cannot say anything of it must not keep others from being asked for.
+            let able = partition.last_known().contains(&broker) && self.image.is_eligible(partition, broker);
+            let wanted = able && answered.is_none_or(|(by, _)| *by != epoch);
             wanted.then_some(*id)
         };
         self.control.leaderless.iter().filter_map(wanted).take(RECOVERY_WANTED_MAX).collect()

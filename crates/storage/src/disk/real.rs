@@ -166,7 +166,10 @@ impl DiskFile for RealFile {
     }
 
     fn can_send(&self) -> bool {
-        true
+        // Where the system does not tell what is in memory, a send would wait for the disk.
+        let mut byte = [0];
+        let told = rustix::io::preadv2(&self.0, &mut [IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT);
+        !matches!(told, Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM))
     }
 
     fn send_to(&self, socket: BorrowedFd<'_>, position: u64, len: usize) -> io::Result<Sent> {
@@ -177,22 +180,25 @@ impl DiskFile for RealFile {
             }
         }
         let mut at = position;
-        match rustix::io::retry_on_intr(|| rustix::fs::sendfile(socket, &self.0, Some(&mut at), len))? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            sent => Ok(Sent::Bytes(sent)),
+        match rustix::io::retry_on_intr(|| rustix::fs::sendfile(socket, &self.0, Some(&mut at), len)) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(sent) => Ok(Sent::Bytes(sent)),
+            // Of the file, not of the socket: who loads it sees what it is (`R30`).
+            Err(Errno::IO | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(Sent::NotCached),
+            Err(error) => Err(error.into()),
         }
     }
 }
 
 impl RealFile {
-    /// Whether the byte can be read without waiting for the disk; yes where the file system does not tell.
+    /// Whether the byte can be read without waiting for the disk; no where the file system does not tell.
     fn is_cached(&self, position: u64) -> io::Result<bool> {
         let mut byte = [0];
         let mut into = [IoSliceMut::new(&mut byte)];
         match rustix::io::preadv2(&self.0, &mut into, position, ReadWriteFlags::NOWAIT) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::OPNOTSUPP) => Ok(true),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::IO) => Ok(false),
             Err(e) => Err(e.into()),
         }
     }

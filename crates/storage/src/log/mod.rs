@@ -243,6 +243,12 @@ impl Log {
         self.names != Names::Absent
     }
 
+    /// How often its end was cut in this process: what was read without its lock meanwhile may be anything.
+    #[must_use]
+    pub fn truncations(&self) -> u64 {
+        self.truncations
+    }
+
     /// Bytes of batches that were appended since it was opened.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {

@@ -42,7 +42,7 @@ pub(super) struct ColdSegment {
     files: SegmentFiles,
     pub(super) log: Arc<dyn DiskFile>,
     /// Of the same time as `log`: compaction may put other files in their place.
-    index: Option<Arc<dyn DiskFile>>,
+    pub(super) index: Option<Arc<dyn DiskFile>>,
     pub(super) size: u32,
     /// What comes after its last record: no batch of it reaches over that.
     end: Offset,

@@ -48,6 +48,8 @@ pub struct Relocation {
 #[derive(Debug)]
 pub struct CopyStep {
     from: Offset,
+    /// How often the current log had been cut when this was begun.
+    cuts: u64,
     dir: Arc<Path>,
     read: Read,
     aborted: Aborted,
@@ -65,6 +67,12 @@ impl CopyStep {
     #[must_use]
     pub fn begins_at(&self) -> Offset {
         self.from
+    }
+
+    /// How often the current log had been cut when this was begun ([`Log::truncations`]).
+    #[must_use]
+    pub fn cuts(&self) -> u64 {
+        self.cuts
     }
 
     /// Reads the current log. Blocks.
@@ -154,7 +162,7 @@ impl Relocation {
         // The log may start within the batch that is next.
         let from = copied.max(current.log_start());
         let (read, aborted) = (current.read(from, end, max_bytes, true)?, current.aborted(from, end)?);
-        Ok(Some(CopyStep { from, dir: Arc::clone(&current.dir), read, aborted }))
+        Ok(Some(CopyStep { from, cuts: current.truncations, dir: Arc::clone(&current.dir), read, aborted }))
     }
 
     /// Cuts the future log to what both have.

@@ -51,9 +51,10 @@ impl Log {
         }
     }
 
-    /// Whatever is there may have been lent: by the log that was opened before from this directory, in this process.
+    /// Whatever is there may have been lent: by the log that was opened before from this directory, in this process. Of one that
+    /// is whole, nothing lies behind its end.
     pub fn assume_lent(&mut self) {
-        self.lent_end = Offset(i64::MAX);
+        self.lent_end = if self.lossy_from().is_none() { self.log_end } else { Offset(i64::MAX) };
     }
 }
 
@@ -78,10 +79,11 @@ impl ColdRead {
         let mut window = self.window(&found, limit, WINDOW);
         let checked = self.check(&found, limit, &mut window)?;
         if checked.len < LEND_MIN {
-            return self.read_found(&found, limit).map(ColdRecords::Memory);
+            return self.read_found(&found, checked.len.max(found.first.size)).map(ColdRecords::Memory);
         }
         // From here on only what was found is looked at.
         let mut segment = self.segments.swap_remove(found.number);
+        segment.index = None;
         segment.size = u32::try_from(found.position + checked.len as u64).expect("it lies within its segment");
         self.segments = vec![segment];
         Ok(ColdRecords::File(RecordRange { read: self, position: found.position, checked }))
@@ -127,6 +129,8 @@ impl RecordRange {
             let what = "records that were sound before are not any more".to_owned();
             return Err(self.read.segments[0].corrupt(found.position + bytes.len() as u64, first.base_offset, what));
         }
-        Ok(bytes.slice(from - start..))
+        let rest = bytes.slice(from - start..);
+        // What is kept, and charged, is what is still to be sent.
+        Ok(if from - start > bytes.len() / 8 { Bytes::copy_from_slice(&rest) } else { rest })
     }
 }

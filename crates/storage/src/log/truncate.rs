@@ -143,6 +143,8 @@ impl Log {
     fn lower_ends(&mut self, end: Offset) {
         self.log_end = end;
         self.truncations += 1;
+        // What was lent from here on lies in files that were replaced, or are gone.
+        self.lent_end = self.lent_end.min(end);
         self.synced_end = self.synced_end.min(end);
         self.unpersisted_from = self.unpersisted_from.filter(|from| *from < end);
         if let SyncState::InFlight(upto) = &mut self.sync {

@@ -145,12 +145,18 @@ async fn send_once(client: &mut KafkaClient, partition: i32, records: bytes::Byt
 pub(super) async fn consume(recorder: &Recorder, partition: i32) -> Result<()> {
     let (mut client, process) = (recorder.client()?, format!("c{partition}"));
     let (mut next, mut committed, mut due) = (0, 0, Instant::now() + COMMIT);
+    let mut over_since = None;
     loop {
         let over = !recorder.goes_on();
+        let since = *over_since.get_or_insert_with(Instant::now);
+        if !over {
+            over_since = None;
+        }
         let invoke = recorder.now();
         // A leader that is gone or new is asked again.
         let (records, end) = fetch(&mut client, partition, next).await.unwrap_or((Vec::new(), None));
-        let done = over && end == Some(next);
+        // A log that ends below what was read never gets there: the judge will say so.
+        let done = over && (end == Some(next) || since.elapsed() >= PATIENCE);
         if let Some((last, _)) = records.last() {
             next = last + 1;
             let (process, group, topic, complete) =
