@@ -284,7 +284,9 @@ fn an_offset_that_is_another_ones_or_none_is_found() {
         (plan.produces[5].offset, plan.produces[5].invoke) = (Some(4), 40);
     });
     // Another one was read than is there at the end, and that one is nowhere.
-    plant(Plan::sound(), Class::InconsistentOffsets, &[Class::LostWrite], |plan| plan.poll_of(6).records[0].1 = "b9".to_owned());
+    plant(Plan::sound(), Class::InconsistentOffsets, &[Class::LostWrite], |plan| {
+        plan.poll_of(6).records[0].1 = "b9".to_owned()
+    });
     // In another partition than it was sent to.
     plant(Plan::sound(), Class::InconsistentOffsets, &[], |plan| {
         let records = vec![(0, "b9".to_owned())];
