@@ -315,7 +315,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         filled(&path);
-        let db = sled::open(&path).unwrap();
+        let db = open_unlocked(&sled::Config::default().path(&path)).unwrap();
         db.insert(b"eb", b"9").unwrap();
         db.flush().unwrap();
         drop(db);
