@@ -66,7 +66,9 @@ def send(name, values, keys=None, timestamps=None, **config):
 
 def listed(name, spec):
     partition = TopicPartition(name, 0)
-    return ADMIN.list_offsets({partition: spec})[partition].result(30).offset
+    # A client of its own: librdkafka goes on asking with the leader epoch that it learned first, whatever the broker says.
+    admin = AdminClient({'bootstrap.servers': B})
+    return admin.list_offsets({partition: spec})[partition].result(30).offset
 
 
 def earliest(name):
@@ -270,13 +272,17 @@ def compaction_lags():
 @suite.check
 def delete_retention_ms():
     """delete.retention.ms: a tombstone stays for so long after it was cleaned, and then goes"""
-    name = compactable(cleanup_policy='compact', min_cleanable_dirty_ratio=0.01, delete_retention_ms=3_600_000)
-    send(name, [None], keys=['k1'])
-    fill_others = lambda: [send(name, [b'x' * 30_000] * 9, keys=[f'k{i}' for i in range(10) if i != 1]) for _ in range(12)]  # noqa: E731
-    fill_others()
-    eventually(lambda: values_of(name, b'k1') == [None], 'only the tombstone to be left', 40)
-    alter(name, delete_retention_ms=0)
-    eventually(lambda: fill_others() and not values_of(name, b'k1'), 'the tombstone to go', 60)
+    def fill_others(name):
+        return [send(name, [b'x' * 30_000] * 9, keys=[f'k{i}' for i in range(10) if i != 1]) for _ in range(12)]
+
+    # How long it stays is decided when it is cleaned first (KIP-534): of a topic each.
+    stays, goes = (compactable(cleanup_policy='compact', min_cleanable_dirty_ratio=0.01, delete_retention_ms=ms) for ms in (3_600_000, 0))
+    for name in (stays, goes):
+        send(name, [None], keys=['k1'])
+    fill_others(stays)
+    eventually(lambda: values_of(stays, b'k1') == [None], 'only the tombstone to be left', 40)
+    eventually(lambda: fill_others(goes) and not values_of(goes, b'k1'), 'the tombstone to go', 60)
+    equal(values_of(stays, b'k1'), [None], 'the other tombstone')
 
 
 @suite.check
