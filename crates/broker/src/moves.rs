@@ -123,12 +123,14 @@ impl Moves {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next one that has no copy under way: the end of that one is waited for without a thread.
+    /// The next one that has no copy under way, which has one from now on. The end of a copy is waited for without a thread.
     fn next(&self) -> Option<TopicPartition> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let active = self.active();
+        let mut active = self.active();
         let at = waiting.iter().position(|id| !active.contains(id))?;
-        waiting.remove(at)
+        let id = waiting.remove(at)?;
+        active.insert(id);
+        Some(id)
     }
 
     fn active(&self) -> MutexGuard<'_, BTreeSet<TopicPartition>> {
@@ -140,15 +142,6 @@ impl Moves {
 struct Active {
     context: Arc<Context>,
     id: TopicPartition,
-}
-
-impl Active {
-    async fn claim(context: &Arc<Context>, id: TopicPartition) -> Active {
-        while !context.moves.active().insert(id) {
-            tokio::time::sleep(PAUSE).await;
-        }
-        Active { context: Arc::clone(context), id }
-    }
 }
 
 impl Drop for Active {
@@ -222,7 +215,7 @@ pub(crate) async fn run(context: Arc<Context>) {
     loop {
         while running.len() < threads {
             let Some(id) = context.moves.next() else { break };
-            running.spawn(relocate(Arc::clone(&context), id));
+            running.spawn(relocate(Active { context: Arc::clone(&context), id }));
         }
         // Dropping either is safe: the round looks at everything anew.
         tokio::select! {
@@ -235,8 +228,8 @@ pub(crate) async fn run(context: Arc<Context>) {
 }
 
 /// Moves one replica.
-async fn relocate(context: Arc<Context>, id: TopicPartition) {
-    let _active = Active::claim(&context, id).await;
+async fn relocate(active: Active) {
+    let (context, id) = (Arc::clone(&active.context), active.id);
     let Some(partition) = context.partition(id) else { return };
     let Some(wanted) = partition.wanted_move() else { return };
     let (from, to) = (partition.dir(), Arc::clone(&wanted.to));

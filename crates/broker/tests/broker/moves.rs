@@ -134,7 +134,6 @@ async fn a_move_is_held_back_and_can_be_given_up() {
     let (cluster, id) = slow_move().await;
     assert!(names(&cluster, 1, 1).iter().any(|name| name.starts_with("first-0.") && name.ends_with("-future")));
     produce_ok(cluster.broker(1), id, &["goes on"]).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(future(cluster.broker(1), id).is_some(), "2 MB take 2,000 seconds");
     alter(&cluster, 1, "first", 0);
     assert_eq!((future(cluster.broker(1), id), place(cluster.broker(1), id)), (None, Some(0)));
