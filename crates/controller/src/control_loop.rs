@@ -35,6 +35,8 @@ const QUEUE: usize = 1024;
 const TOGETHER: usize = 256;
 /// How often the loop looks at suspicions and at its tenure when nothing else happens.
 const LOOK: Duration = Duration::from_millis(50);
+/// Of more leaders that one batch recovered the log says how many.
+const TOLD_ONE_BY_ONE: usize = 20;
 /// How long a quorum may take to confirm the leadership (`R71`).
 pub(crate) const CONFIRMATION: Duration = Duration::from_millis(500);
 /// A suspect is asked twice, this long each (`R76`).
@@ -360,7 +362,7 @@ impl ControlLoop {
         }
         let decided = self.handle.lock().control.image().next_offset();
         assert_eq!(decided, base, "what was decided is not what was applied");
-        pending.events.iter().for_each(tell);
+        tell(&pending.events);
         count_elections(&self.handle.quorum.elections, &pending);
         // Records that were applied in this tenure prove that it was current when they were decided.
         let proven = !pending.records.is_empty();
@@ -456,7 +458,19 @@ fn in_parts(records: &[MetadataRecord]) -> Vec<&[MetadataRecord]> {
     parts
 }
 
-fn tell(event: &ControlEvent) {
+/// What a batch decided, for the log. Leaders that were recovered whole are told one by one only where they are few: after
+/// a power cut there may be a hundred thousand of them.
+fn tell(events: &[ControlEvent]) {
+    let is_whole = |event: &&ControlEvent| matches!(event, ControlEvent::UncleanElection { potential_loss: false, .. });
+    let whole = events.iter().filter(is_whole).count();
+    let together = whole > TOLD_ONE_BY_ONE;
+    if together {
+        tracing::info!(partitions = whole, "leaders were recovered; they have all acknowledged records");
+    }
+    events.iter().filter(|event| !(together && is_whole(event))).for_each(tell_one);
+}
+
+fn tell_one(event: &ControlEvent) {
     match event {
         ControlEvent::BrokerFenced { broker, epoch, reason } => {
             tracing::warn!(%broker, %epoch, ?reason, "a broker is fenced");

@@ -28,15 +28,8 @@ impl Draft<'_> {
         Ok(ControlResponse::Done)
     }
 
-    /// Elects where the recovery has waited long enough.
-    pub(super) fn recover_waiting(&mut self, now: Time) {
-        let waiting: Vec<TopicPartition> = self.control.leaderless.iter().copied().collect();
-        for id in waiting {
-            self.recover(id, now);
-        }
-    }
-
-    fn recover(&mut self, id: TopicPartition, now: Time) {
+    /// Elects where there is enough to do so (`R35`).
+    pub(super) fn recover(&mut self, id: TopicPartition, now: Time) {
         let Some(partition) = self.image.partition(id).cloned().filter(|partition| partition.awaits_recovery()) else {
             return;
         };

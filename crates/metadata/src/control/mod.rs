@@ -17,6 +17,7 @@ mod elections;
 pub mod messages;
 mod placement;
 mod reassign;
+mod recoveries;
 mod soft;
 mod topics;
 
@@ -204,18 +205,20 @@ impl ClusterControl {
         let leader = |image: &MetadataImage| touched.and_then(|id| image.partition(id)).map(|p| p.leader);
         let before = leader(&self.image);
         if let MetadataRecord::RemoveTopic { id } = record {
-            self.leaderless.retain(|partition| partition.topic_id != *id);
-            self.soft.recoveries.retain(|partition, _| partition.topic_id != *id);
+            for gone in self.leaderless.extract_if(.., |partition| partition.topic_id == *id) {
+                self.soft.recoveries.is_over(gone);
+            }
         }
         self.image.apply(record);
         let after = leader(&self.image);
         if let Some(id) = touched {
             if after == Some(BrokerId::NONE) {
                 self.leaderless.insert(id);
+                self.soft.recoveries.is_leaderless(id);
             } else {
                 // This one only: with each of a hundred thousand a look at all takes minutes.
                 self.leaderless.remove(&id);
-                self.soft.recoveries.remove(&id);
+                self.soft.recoveries.is_over(id);
             }
         }
         self.soft.replayed(record, &self.image, before, after);
@@ -225,13 +228,15 @@ impl ClusterControl {
     /// leaders that go back to the preferred replica. Changes soft state only.
     pub fn tick(&mut self, now: Time) -> Decision {
         self.soft.pass(now, self.stall_ms());
-        self.soft.note_recoveries(&self.image, &self.leaderless, now);
+        let recoverable = self.soft.recoveries.note(&self.image, now, self.settings.recovery_wait_ms);
         let rebalance = self.soft.rebalance_due(self.settings.leader_rebalance_ms, now);
         let mut draft = Draft::new(self);
         for broker in self.expired(now) {
             draft.fence(broker, FenceReason::SessionExpired);
         }
-        draft.recover_waiting(now);
+        for id in recoverable {
+            draft.recover(id, now);
+        }
         if rebalance {
             draft.rebalance_leaders();
         }
@@ -243,17 +248,7 @@ impl ClusterControl {
     pub fn next_deadline(&self) -> Time {
         let sessions =
             self.image.alive_brokers().map(|b| self.soft.last_contact(b) + (self.settings.session_timeout_ms + 1));
-        let recoveries = self.leaderless.iter().filter_map(|id| {
-            self.image.partition(*id).filter(|partition| partition.awaits_recovery())?;
-            // One that is not noted yet is noted at the next tick, which is due at once.
-            Some(
-                self.soft
-                    .recoveries
-                    .get(id)
-                    .map_or(Time::ZERO, |recovery| recovery.since + self.settings.recovery_wait_ms),
-            )
-        });
-        let recoveries = recoveries.filter(|due| *due == Time::ZERO || *due > self.soft.passed);
+        let recoveries = self.soft.recoveries.due(self.soft.passed, self.settings.recovery_wait_ms);
         let rebalance = self.settings.leader_rebalance_ms.map(|every| self.soft.rebalanced + every);
         // Seldom enough, but often enough that time which passes is not taken for a stall (R71).
         let idle = self.soft.passed + self.settings.session_timeout_ms / 4;

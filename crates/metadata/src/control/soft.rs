@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{BrokerEpoch, BrokerId, DirectoryId, Incarnation, MetadataOffset, Time, TopicPartition};
 
-use crate::control::messages::{Heartbeat, RecoveryAnswer, RecoveryReport, RegisterBroker, Suspect};
+use crate::control::messages::{Heartbeat, RecoveryReport, RegisterBroker, Suspect};
+use crate::control::recoveries::Recoveries;
 use crate::image::MetadataImage;
 use crate::records::{BrokerRegistration, MetadataRecord};
 
@@ -33,7 +34,7 @@ pub struct SoftState {
     /// The log directories that took no appends at a broker's last heartbeat, for want of space.
     pub(super) full: BTreeMap<BrokerId, (BrokerEpoch, Vec<DirectoryId>)>,
     /// What was answered for partitions that await recovery.
-    pub(super) recoveries: BTreeMap<TopicPartition, Recovery>,
+    pub(super) recoveries: Recoveries,
 }
 
 /// The last sign of life of a registered incarnation, in this tenure.
@@ -56,15 +57,6 @@ pub struct Suspicion {
     pub epoch: BrokerEpoch,
     /// Since when: a heartbeat that arrives later clears it.
     pub since: Time,
-}
-
-/// A recovery among the last known eligible leader replicas (`R35`).
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(super) struct Recovery {
-    /// Since when it waits.
-    pub(super) since: Time,
-    /// What was answered, with the registration that answered it.
-    pub(super) answers: BTreeMap<BrokerId, (BrokerEpoch, RecoveryAnswer)>,
 }
 
 impl SoftState {
@@ -165,17 +157,7 @@ impl SoftState {
         }
         for (id, answer) in &request.answers {
             if image.partition(*id).is_some_and(|partition| partition.awaits_recovery()) {
-                let recovery = self.recoveries.entry(*id).or_insert(Recovery { since: now, answers: BTreeMap::new() });
-                recovery.answers.insert(request.broker, (request.epoch, *answer));
-            }
-        }
-    }
-
-    /// Recoveries that nobody has answered yet wait from now on.
-    pub(super) fn note_recoveries(&mut self, image: &MetadataImage, leaderless: &BTreeSet<TopicPartition>, now: Time) {
-        for id in leaderless {
-            if image.partition(*id).is_some_and(|partition| partition.awaits_recovery()) {
-                self.recoveries.entry(*id).or_insert(Recovery { since: now, answers: BTreeMap::new() });
+                self.recoveries.answered(*id, request.broker, request.epoch, *answer, now);
             }
         }
     }
@@ -197,8 +179,12 @@ impl SoftState {
         after: Option<BrokerId>,
     ) {
         match record {
-            MetadataRecord::RegisterBroker(broker) => self.registered(broker.id, broker.incarnation),
+            MetadataRecord::RegisterBroker(broker) => {
+                self.recoveries.broker_changed();
+                self.registered(broker.id, broker.incarnation);
+            }
             MetadataRecord::BrokerChange(change) => {
+                self.recoveries.broker_changed();
                 if change.fenced == Some(true) {
                     self.suspicions.remove(&change.id);
                     self.shutdowns.remove(&change.id);
@@ -207,7 +193,10 @@ impl SoftState {
                     self.shutdowns.insert(change.id, image.next_offset());
                 }
             }
-            MetadataRecord::UnregisterBroker { id, .. } => self.forget(*id),
+            MetadataRecord::UnregisterBroker { id, .. } => {
+                self.recoveries.broker_changed();
+                self.forget(*id);
+            }
             MetadataRecord::PartitionChange(_) if before != after => {
                 if let Some(offset) = before.and_then(|leader| self.shutdowns.get_mut(&leader)) {
                     *offset = image.next_offset();
@@ -224,7 +213,7 @@ impl SoftState {
         self.suspicions.retain(|id, suspicion| registered(id).is_some_and(|b| b.epoch == suspicion.epoch));
         self.shutdowns.retain(|id, _| registered(id).is_some_and(|b| b.in_controlled_shutdown && !b.fenced));
         self.full.retain(|id, (epoch, _)| registered(id).is_some_and(|b| b.epoch == *epoch));
-        self.recoveries.retain(|id, _| leaderless.contains(id));
+        self.recoveries.prune(leaderless);
         for broker in image.alive_brokers().filter(|broker| broker.in_controlled_shutdown) {
             self.shutdowns.entry(broker.id).or_insert(image.next_offset());
         }

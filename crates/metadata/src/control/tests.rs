@@ -862,15 +862,58 @@ fn with_some_absent_the_last_leader_may_lead_after_the_wait() {
     cluster.start(last, BrokerEpoch::NONE);
     cluster.beat(last);
     cluster.report(last, id, answer(last, 0, 10));
-    for tick in 0..14 {
-        assert_eq!(cluster.shape(id).0, -1, "tick {tick}");
+    for round in 0..14 {
+        assert_eq!(cluster.shape(id).0, -1, "round {round}");
         cluster.now = cluster.now + SESSION / 4;
         cluster.beat(last);
-        let decision = cluster.control.tick(cluster.now);
-        cluster.take(decision);
+        tick(&mut cluster);
     }
     assert_eq!(cluster.shape(id).0, last);
     assert_eq!(cluster.partition(id).leader_recovery_state, LeaderRecoveryState::Recovering);
+}
+
+fn tick(cluster: &mut Cluster) {
+    let decision = cluster.control.tick(cluster.now);
+    cluster.take(decision);
+}
+
+#[test]
+fn the_wait_for_those_absent_begins_when_the_leader_is_gone_not_with_the_first_answer() {
+    // R35
+    let mut cluster = Cluster::of(3);
+    let id = all_killed(&mut cluster);
+    let last = cluster.partition(id).last_leader.0;
+    cluster.start(last, BrokerEpoch::NONE);
+    assert!(cluster.control.next_deadline() <= cluster.now);
+    let begun = cluster.now;
+    tick(&mut cluster);
+    assert!(cluster.control.next_deadline() > cluster.now);
+    for _ in 0..13 {
+        cluster.now = cluster.now + SESSION / 4;
+        cluster.beat(last);
+        tick(&mut cluster);
+    }
+    cluster.report(last, id, answer(last, 0, 10));
+    assert_eq!(cluster.shape(id).0, -1);
+    assert_eq!(cluster.control.next_deadline(), begun + 30_000);
+    cluster.now = begun + 30_000;
+    tick(&mut cluster);
+    assert_eq!(cluster.shape(id).0, last);
+}
+
+#[test]
+fn an_answer_of_one_that_may_not_lead_counts_as_soon_as_it_may() {
+    // R35
+    let mut cluster = Cluster::of(3);
+    let id = all_killed(&mut cluster);
+    cluster.start(3, BrokerEpoch::NONE);
+    cluster.report(3, id, RecoveryAnswer { synced_before_ack: true, ..answer(3, 0, 10) });
+    tick(&mut cluster);
+    assert_eq!(cluster.shape(id).0, -1, "it is fenced");
+    cluster.beat(3);
+    assert!(cluster.control.next_deadline() <= cluster.now);
+    tick(&mut cluster);
+    assert_eq!(cluster.shape(id).0, 3);
 }
 
 #[test]
@@ -888,8 +931,7 @@ fn with_some_absent_an_empty_or_lossy_last_leader_does_not_lead() {
         for _ in 0..30 {
             cluster.now = cluster.now + SESSION / 4;
             cluster.beat(last);
-            let decision = cluster.control.tick(cluster.now);
-            cluster.take(decision);
+            tick(&mut cluster);
         }
         assert_eq!(cluster.shape(id).0, -1);
         // An operator may take the loss on himself (R36).
@@ -1351,6 +1393,20 @@ fn check(cluster: &Cluster, before: &MetadataImage) {
     }
 }
 
+/// When all that was due is decided, a look at each partition finds no leader that the deadlines missed (`R35`).
+fn nobody_is_overlooked(cluster: &Cluster) {
+    let mut control = cluster.control.clone();
+    for _ in 0..8 {
+        if control.next_deadline() <= cluster.now {
+            let decision = control.tick(cluster.now);
+            decision.records.iter().for_each(|record| control.replay(record));
+        }
+    }
+    let mut draft = Draft::new(&control);
+    control.leaderless.iter().for_each(|id| draft.recover(*id, cluster.now));
+    assert_eq!(draft.decided(Ok(ControlResponse::Done)).records, vec![]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -1362,6 +1418,7 @@ proptest! {
             let before = cluster.control.image().clone();
             take(&mut cluster, step);
             check(&cluster, &before);
+            nobody_is_overlooked(&cluster);
         }
         // A snapshot gives the same image, and a control reset to it has the same partitions without a leader.
         let image = cluster.control.image();
