@@ -29,7 +29,7 @@ use crate::config::{CONTROLLER, INTERNAL, Listener, NodeConfig};
 use crate::status::NodeStatus;
 use crate::stop::StopSignal;
 
-/// Threads for fdatasync, cold reads and recovery.
+/// Threads for syncs, and as many for cold reads, recovery and all else that blocks.
 const DISK_THREADS: usize = 8;
 /// Files open at once in the logs' pool.
 const OPEN_FILES: usize = 1024;

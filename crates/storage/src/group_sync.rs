@@ -1,6 +1,6 @@
 //! Group commit: the syncs that are asked for at once in one log directory, as one decision.
 //!
-//! A ticket stands in its directory's line until a thread of the disk pool comes for it. A thread takes one, and syncs its
+//! A ticket stands in its directory's line until one of the disk pool's threads for syncs comes for it. A thread takes one, and syncs its
 //! files: syncs of different logs overlap, and each log is acknowledged as its own completes. At most [`ALONE_MAX`] go alone
 //! at once, so that those who come meanwhile gather; where [`SHARED_MIN`] or more have, one thread takes them all, and one
 //! sync of the file system covers them, if the disk has such a sync and says that it is worth it. Where it has none, or says
@@ -145,7 +145,7 @@ impl GroupSync {
         drop(line);
         for _ in 0..helpers {
             let (group, job_pool) = (Arc::clone(self), pool.clone());
-            pool.add(move || group.serve(last, &job_pool));
+            pool.add_sync(move || group.serve(last, &job_pool));
         }
     }
 
@@ -163,7 +163,7 @@ impl SyncTicket {
         let group = Arc::clone(&self.env().group);
         let (number, answered) = group.join(self);
         let job_pool = pool.clone();
-        let mut served = pin!(pool.run(move || group.serve(number, &job_pool)));
+        let mut served = pin!(pool.run_sync(move || group.serve(number, &job_pool)));
         let mut answer = pin!(async { answered.await.expect("who takes a ticket answers it") });
         // The thread may go on for others after this one is answered.
         tokio::select! {

@@ -1,8 +1,11 @@
-//! The only place of the project with threads for blocking work: fdatasync, cold reads, recovery.
+//! The only place of the project with threads for blocking work: cold reads, recovery, checkpoints; and, on threads of
+//! their own, syncs. An acknowledgement may wait for a sync, and a disk answers hundreds of reads in the time that a client
+//! is ready to wait: a sync that stood behind them in one line would be late however fast it is.
 //!
-//! Invariants: never more threads than told at the start; never more jobs waiting than [`QUEUE_MAX`]: whoever comes
-//! then waits without blocking its thread. A job that panics panics the task that asked for it. Of what takes long and
-//! cannot wait for its turn, no more runs in place than there are threads here.
+//! Invariants: never more threads than told at the start, in each of the two lines; never more jobs waiting in one than
+//! [`QUEUE_MAX`]: whoever comes then waits without blocking its thread. No sync waits for another kind of job. A job that
+//! panics panics the task that asked for it. Of what takes long and cannot wait for its turn, no more runs in place than
+//! there are threads in a line.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,7 +15,7 @@ use std::thread;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Semaphore, oneshot};
 
-/// Jobs that wait or run at most.
+/// Jobs that wait or run at most, in each line.
 pub const QUEUE_MAX: usize = 4096;
 
 /// A cheap handle to the pool; the threads end when the last handle is gone.
@@ -30,9 +33,16 @@ enum Kind {
 
 #[derive(Debug)]
 struct Threads {
+    jobs: Line,
+    syncs: Line,
+    in_place: Semaphore,
+}
+
+/// Jobs of one kind, first come first served, and the threads that do them.
+#[derive(Debug)]
+struct Line {
     shared: Arc<Shared>,
     room: Semaphore,
-    in_place: Semaphore,
 }
 
 #[derive(Default)]
@@ -54,19 +64,14 @@ impl std::fmt::Debug for Shared {
 }
 
 impl DiskPool {
-    /// A pool of `threads` threads, at least one.
+    /// A pool of `threads` threads for syncs and as many for all else, at least one each.
     ///
     /// # Errors
     /// Where the system gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let (room, in_place) = (Semaphore::new(QUEUE_MAX), Semaphore::new(threads.max(1)));
-        let pool = Threads { shared: Arc::clone(&shared), room, in_place };
-        for i in 0..threads.max(1) {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("disk-{i}")).spawn(move || work(&shared))?;
-        }
-        Ok(Self { kind: Kind::Threads(Arc::new(pool)) })
+        let threads = threads.max(1);
+        let (jobs, syncs) = (Line::new("disk", threads)?, Line::new("sync", threads)?);
+        Ok(Self { kind: Kind::Threads(Arc::new(Threads { jobs, syncs, in_place: Semaphore::new(threads) })) })
     }
 
     /// A pool without threads, that runs each job where it is asked for: deterministic, for simulation.
@@ -80,16 +85,18 @@ impl DiskPool {
     /// # Panics
     /// With the panic of the job.
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let Kind::Threads(threads) = &self.kind else { return job() };
-        let room = threads.room.acquire().await.expect("the semaphore is never closed");
-        let (answer, answered) = oneshot::channel();
-        // A caller that went away wants no answer.
-        let job = move || drop(answer.send(catch_unwind(AssertUnwindSafe(job))));
-        threads.shared.queue.lock().expect("no holder of the lock panics").jobs.push_back(Box::new(job));
-        threads.shared.wake.notify_one();
-        let outcome = answered.await.expect("every queued job runs");
-        drop(room);
-        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+        match &self.kind {
+            Kind::Inline => job(),
+            Kind::Threads(threads) => threads.jobs.run(job).await,
+        }
+    }
+
+    /// The same for a sync, on a thread that does nothing else.
+    pub(crate) async fn run_sync<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        match &self.kind {
+            Kind::Inline => job(),
+            Kind::Threads(threads) => threads.syncs.run(job).await,
+        }
     }
 
     /// Computes something that takes long in the place where it is needed, because an order hangs on it. The tasks of the
@@ -103,15 +110,46 @@ impl DiskPool {
         }
     }
 
-    /// Has a job done that a job of the pool could not do: it takes that one's place, so that nobody waits for room.
-    pub(crate) fn add(&self, job: impl FnOnce() + Send + 'static) {
-        let Kind::Threads(threads) = &self.kind else { return job() };
-        threads.shared.queue.lock().expect("no holder of the lock panics").jobs.push_back(Box::new(job));
-        threads.shared.wake.notify_one();
+    /// Has a sync done that another one could not do: it takes that one's place, so that nobody waits for room.
+    pub(crate) fn add_sync(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.kind {
+            Kind::Inline => job(),
+            Kind::Threads(threads) => threads.syncs.shared.push(Box::new(job)),
+        }
     }
 }
 
-impl Drop for Threads {
+impl Line {
+    fn new(name: &str, threads: usize) -> std::io::Result<Line> {
+        let shared = Arc::new(Shared::default());
+        // It is closed when this is dropped, also where one of the threads is not to be had.
+        let line = Line { shared: Arc::clone(&shared), room: Semaphore::new(QUEUE_MAX) };
+        for i in 0..threads {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(format!("{name}-{i}")).spawn(move || work(&shared))?;
+        }
+        Ok(line)
+    }
+
+    async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let room = self.room.acquire().await.expect("the semaphore is never closed");
+        let (answer, answered) = oneshot::channel();
+        // A caller that went away wants no answer.
+        self.shared.push(Box::new(move || drop(answer.send(catch_unwind(AssertUnwindSafe(job))))));
+        let outcome = answered.await.expect("every queued job runs");
+        drop(room);
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+impl Shared {
+    fn push(&self, job: Box<dyn FnOnce() + Send>) {
+        self.queue.lock().expect("no holder of the lock panics").jobs.push_back(job);
+        self.wake.notify_one();
+    }
+}
+
+impl Drop for Line {
     fn drop(&mut self) {
         self.shared.queue.lock().expect("no holder of the lock panics").closed = true;
         self.shared.wake.notify_all();
@@ -176,6 +214,25 @@ mod tests {
         let pool = DiskPool::new(1).unwrap();
         assert_eq!(runtime().block_on(async { pool.compute_in_place(|| 3) }), 3);
         assert_eq!(pool.compute_in_place(|| 4), 4);
+    }
+
+    #[test]
+    fn a_sync_waits_for_no_other_job() {
+        let pool = DiskPool::new(2).unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        runtime().block_on(async {
+            let mut reads = tokio::task::JoinSet::new();
+            for _ in 0..10 {
+                let (pool, held) = (pool.clone(), Arc::clone(&held));
+                // Each hangs until the other end is gone.
+                reads.spawn(async move { pool.run(move || held.lock().unwrap().recv().is_err()).await });
+            }
+            assert_eq!(pool.run_sync(|| 3).await, 3);
+            assert!(reads.try_join_next().is_none(), "the reads hang still");
+            drop(release);
+            assert!(reads.join_all().await.into_iter().all(|hung| hung));
+        });
     }
 
     #[test]

@@ -39,6 +39,8 @@ use crate::disks::Mounts;
 pub(crate) const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(77));
 /// What each broker keeps free, where its disk has an end.
 pub(crate) const RESERVE: i64 = 10_000;
+/// Threads of each broker's pool, for reads and for syncs.
+pub(crate) const DISK_THREADS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `look` finds something.
@@ -342,7 +344,7 @@ impl Cluster {
             },
             clock: Arc::new(SystemClock::new()),
             seed: 7,
-            disk_pool: DiskPool::new(2).unwrap(),
+            disk_pool: DiskPool::new(DISK_THREADS).unwrap(),
             dirs,
             controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
                 .unwrap(),

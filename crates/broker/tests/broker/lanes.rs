@@ -1,6 +1,7 @@
 //! The flow of replication (`R62`): the catch-up lane beside the tail's, and the window of a stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker::api::Acks;
@@ -72,6 +73,36 @@ async fn acks_of_partitions_in_sync_never_wait_for_another_ones_cold_read() {
     cluster.kill_and_fence(1, Crash::KeepAll).await;
     assert_eq!(cluster.wait_leader(cold).await, 2);
     assert_eq!(values(cluster.broker(2), cold, 0).await, written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_before_an_acknowledgement_waits_for_no_cold_read() {
+    let cluster = forgetful(1, 10 << 20).await;
+    let cold = cluster.topic("cold", &[1], &[]).await;
+    let synced = cluster.topic("synced", &[1], &[("flush.messages", "1")]).await;
+    cluster.wait_leader(cold).await;
+    cluster.wait_leader(synced).await;
+    let written = write_much(&cluster, cold).await;
+    let gate = cluster.disk(1).hold_reads("cold-0");
+    let read = || {
+        let broker = Arc::clone(cluster.broker(1));
+        tokio::spawn(async move { fetch(&broker, cold, 0).await })
+    };
+    // More than there are threads for them.
+    let readers: Vec<_> = (0..4 * DISK_THREADS).map(|_| read()).collect();
+    eventually("every thread for reads hangs", || (gate.waiting() == DISK_THREADS).then_some(())).await;
+    for n in 0..20 {
+        let before = cluster.disk(1).counters();
+        assert_eq!(produce_ok(cluster.broker(1), synced, &["synced"]).await, n);
+        let after = cluster.disk(1).counters();
+        assert!(after.data_syncs + after.all_syncs > before.data_syncs + before.all_syncs);
+    }
+    assert_eq!(gate.waiting(), DISK_THREADS, "all that time");
+    drop(gate);
+    for reader in readers {
+        assert_eq!(soon("a cold read", reader).await.unwrap().error, ErrorCode::None);
+    }
+    assert_eq!(values(cluster.broker(1), cold, 0).await, written);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -63,7 +63,7 @@ impl Logs {
         self.logs.iter_mut().map(|log| log.start_sync().unwrap().unwrap()).collect()
     }
 
-    /// Syncs all logs; the pool's only thread is busy until all stand in the line.
+    /// Syncs all logs; the only thread for syncs is busy until all stand in the line.
     fn sync_at_once(&mut self) -> Vec<Result<Offset, LogError>> {
         let (tickets, group) = (self.tickets(), Arc::clone(&self.env.group));
         let pool = DiskPool::new(1).unwrap();
@@ -71,7 +71,7 @@ impl Logs {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let done = runtime.block_on(async {
             let held = pool.clone();
-            let held = tokio::spawn(async move { held.run(move || gate.recv()).await });
+            let held = tokio::spawn(async move { held.run_sync(move || gate.recv()).await });
             tokio::task::yield_now().await;
             let (mut tasks, count) = (JoinSet::new(), tickets.len());
             for (at, ticket) in tickets.into_iter().enumerate() {
