@@ -7,6 +7,7 @@ import pathlib
 import struct
 import sys
 import time
+import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'lib'))
 import cluster as clusters  # noqa: E402
@@ -225,6 +226,20 @@ def values_of(name, key):
     return found
 
 
+def after_rounds_of_the_cleaner():
+    """Returns when all that there is now has been looked at, twice at least, and what was found to do is done: the next look comes
+    after that, as the cleaner has one thread."""
+    def rounds():
+        host, port = B.split(':')
+        with urllib.request.urlopen(f'http://{host}:{int(port) + 3000}/metrics', timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith('ottla_log_cleaner_rounds_total '))
+
+    before = rounds()
+    # The one that is under way may have seen less.
+    eventually(lambda: rounds() >= before + 3, 'three rounds of the cleaner', 60)
+
+
 @suite.check
 def cleanup_policy():
     """cleanup.policy: a topic that is set to compact keeps the last value of each key; set back to delete, it keeps all"""
@@ -237,7 +252,7 @@ def cleanup_policy():
     eventually(lambda: described(name, 'cleanup.policy') == 'delete', 'the config to be there')
     before = len(values_of(name, b'k1'))
     fill(name)
-    time.sleep(3)  # six rounds of the cleaner, which must do nothing
+    after_rounds_of_the_cleaner()
     equal(len(values_of(name, b'k1')), before + 12, 'values of a key')
     alter(name, cleanup_policy='compact,delete', retention_ms=100)
     eventually(lambda: earliest(name) == listed(name, OffsetSpec.latest()), 'both: retention takes what is old', 30)
@@ -251,7 +266,7 @@ def min_cleanable_dirty_ratio():
     alter(name, min_cleanable_dirty_ratio=1.0)
     eventually(lambda: described(name, 'min.cleanable.dirty.ratio') == '1.0', 'the config to be there')
     fill(name)
-    time.sleep(3)  # six rounds of the cleaner, which must do nothing
+    after_rounds_of_the_cleaner()
     assert len(values_of(name, b'k1')) >= 12
     alter(name, min_cleanable_dirty_ratio=0.01)
     eventually(lambda: len(values_of(name, b'k1')) < 6, 'the next compaction', 40)
@@ -261,7 +276,7 @@ def min_cleanable_dirty_ratio():
 def compaction_lags():
     """min.compaction.lag.ms keeps what is young as it is; max.compaction.lag.ms has it compacted whatever the ratio"""
     name = compactable(cleanup_policy='compact', min_cleanable_dirty_ratio=0.01, min_compaction_lag_ms=3_600_000)
-    time.sleep(3)  # six rounds of the cleaner, which must do nothing
+    after_rounds_of_the_cleaner()
     equal(len(values_of(name, b'k1')), 12, 'values of a key')
     alter(name, min_cleanable_dirty_ratio=1.0)
     alter(name, min_compaction_lag_ms=0)

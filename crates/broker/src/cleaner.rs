@@ -44,6 +44,8 @@ pub struct CleanerMetrics {
     pub uncleanable_partitions: usize,
     /// `LogCleanerManager.uncleanable-bytes`.
     pub uncleanable_bytes: u64,
+    /// How often it looked at all logs for one to clean.
+    pub rounds: u64,
     /// Cleanings that ended.
     pub cleanings: u64,
     /// Bytes that they read.
@@ -153,6 +155,7 @@ async fn choose(context: &Arc<Context>) -> Option<Claim> {
         }
     }
     context.cleaner.update(|metrics| {
+        metrics.rounds += 1;
         metrics.dirty_percent = dirtiest * 100.0;
         metrics.compaction_delay_secs = precise(latest) / 1000.0;
     });
