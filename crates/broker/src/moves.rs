@@ -377,3 +377,29 @@ async fn pace(context: &Context, partition: &Partition, number: u64, bytes: u64,
 fn rate_of(context: &Context) -> f64 {
     alter_log_dirs_rate(&context.image(), context.config.broker_id, &context.config.file)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{TopicId, Uuid};
+
+    fn id(partition: i32) -> TopicPartition {
+        TopicPartition { topic_id: TopicId(Uuid::from_u128(7)), partition: PartitionIndex(partition) }
+    }
+
+    #[test]
+    fn a_replica_waits_once_and_is_passed_over_while_a_copy_of_it_is_made() {
+        let moves = Moves::default();
+        for wish in [id(1), id(1), id(2), id(1)] {
+            moves.begin(wish);
+        }
+        assert_eq!([moves.next(), moves.next(), moves.next()], [Some(id(1)), Some(id(2)), None]);
+        // Wanted elsewhere meanwhile: for that it waits until the copy is over, and keeps no other one waiting.
+        for wish in [id(1), id(3), id(1)] {
+            moves.want(wish);
+        }
+        assert_eq!([moves.next(), moves.next()], [Some(id(3)), None]);
+        moves.active().remove(&id(1));
+        assert_eq!([moves.next(), moves.next()], [Some(id(1)), None]);
+    }
+}

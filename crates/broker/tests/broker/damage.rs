@@ -2,9 +2,12 @@
 
 use std::io::IoSlice;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker::api::{BrokerApi, FetchRequest, Fetched};
+use metadata::ControlRequest;
+use metadata::control::{DeleteTopics, TopicRef};
 use model::{ErrorCode, TopicPartition};
 use storage::disk::{Disk, OpenMode, read_exact_at, write_all_at};
 
@@ -45,6 +48,27 @@ fn rot(cluster: &Cluster, broker: i32, batch: u64) {
     read_exact_at(&*file, &mut byte, position).unwrap();
     byte[0] ^= 4;
     write_all_at(&*file, &mut [IoSlice::new(&byte)], position).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_reader_finds_damaged_of_a_replica_that_is_gone_is_none_of_its_directory() {
+    let (cluster, id, _) = cluster_with_records(2, 1).await;
+    let file = Path::new("/data/t-0/00000000000000000000.log");
+    let file = cluster.disk(1).open(file, OpenMode::Existing).unwrap();
+    let gate = cluster.disk(1).hold_reads("t-0/");
+    let broker = Arc::clone(cluster.broker(1));
+    let reading = tokio::spawn(async move { fetch(&broker, id, 0).await });
+    eventually("the read hangs", || (gate.waiting() == 1).then_some(())).await;
+    let deleted = DeleteTopics { topics: vec![TopicRef::Id(id.topic_id)] };
+    cluster.controller.ask(&ControlRequest::DeleteTopics(deleted));
+    let names = || cluster.disk(1).list(Path::new("/data")).unwrap();
+    let is_gone = || !names().iter().any(|entry| entry.name.starts_with("t-0"));
+    eventually("the replica is gone", || is_gone().then_some(())).await;
+    write_all_at(&*file, &mut [IoSlice::new(&[0xaa])], 100).unwrap();
+    drop(gate);
+    let fetched = soon("the read", reading).await.unwrap();
+    assert!(fetched.error != ErrorCode::CorruptMessage && fetched.records.is_empty(), "{fetched:?}");
+    assert_eq!(cluster.broker(1).describe_log_dirs()[0].error, ErrorCode::None);
 }
 
 /// As a consumer that may read from a follower.

@@ -1,5 +1,7 @@
 //! Moves of replicas between the log directories of a broker, while they are written to.
 
+use std::io::IoSlice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker::Broker;
@@ -7,9 +9,9 @@ use broker::api::{Acks, BrokerApi, Isolation, ListOffsetsPartition, OffsetSpec, 
 use metadata::control::{ConfigChange, ConfigOperation, IncrementalAlterConfigs};
 use metadata::{ConfigResource, ControlRequest};
 use model::{BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicPartition};
-use storage::disk::{Call, Crash, Disk, FaultKind};
+use storage::disk::{Call, Crash, Disk, DiskFile, FaultKind, OpenMode, write_all_at};
 
-use crate::cluster::{Cluster, batch, eventually, path_of, produce, produce_ok, soon, values};
+use crate::cluster::{Cluster, batch, eventually, fetch, path_of, produce, produce_ok, soon, values};
 use crate::directories::{one_in_each, place, placed, two_each};
 
 const RATE: &str = "replica.alter.log.dirs.io.max.bytes.per.second";
@@ -44,7 +46,7 @@ async fn moved(cluster: &Cluster, broker: i32, id: TopicPartition, to: usize) {
 }
 
 /// A new leader shows everything once it knows again how far it is committed.
-async fn wait_values(cluster: &Cluster, broker: i32, id: TopicPartition, from: i64, want: &[String]) {
+pub(crate) async fn wait_values(cluster: &Cluster, broker: i32, id: TopicPartition, from: i64, want: &[String]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
         let found = values(cluster.broker(broker), id, from).await;
@@ -242,6 +244,77 @@ async fn a_target_that_fails_leaves_the_replica_where_it_is() {
         assert_eq!(produce_ok(cluster.broker(1), id, &["b"]).await, 1);
         assert_eq!(values(cluster.broker(1), id, 0).await, ["a", "b"]);
     }
+}
+
+/// Broker 1 alone, with two directories and without a tail cache, and a partition with three batches in the first one; and its
+/// file.
+async fn read_from_disk() -> (Cluster, TopicPartition, Arc<dyn DiskFile>) {
+    let mut cluster = Cluster::start(0, 1).await;
+    (cluster.directories, cluster.tail_bytes) = (2, 0);
+    cluster.start_broker(1).await;
+    let [id, _] = one_in_each(&cluster, &[1], &[]).await;
+    for value in ["a", "b", "c"] {
+        produce_ok(cluster.broker(1), id, &[value]).await;
+    }
+    let file = path_of(0).join("first-0/00000000000000000000.log");
+    let file = cluster.disk_at(1, 0).open(&file, OpenMode::Existing).unwrap();
+    (cluster, id, file)
+}
+
+/// Changes the last byte of the first batch.
+fn rot(file: &dyn DiskFile) {
+    let position = file.size().unwrap() / 3 - 1;
+    write_all_at(file, &mut [IoSlice::new(&[0xaa])], position).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_reader_holds_of_a_directory_that_was_left_is_no_error_of_the_log_of_now() {
+    for rots in [true, false] {
+        let (cluster, id, file) = read_from_disk().await;
+        let gate = cluster.disk_at(1, 0).hold_reads("first-0/");
+        let broker = Arc::clone(cluster.broker(1));
+        let reading = tokio::spawn(async move { fetch(&broker, id, 0).await });
+        eventually("the read hangs", || (gate.waiting() == 1).then_some(())).await;
+        gate.let_others_pass();
+        alter(&cluster, 1, "first", 1);
+        moved(&cluster, 1, id, 1).await;
+        if rots {
+            rot(&*file);
+        } else {
+            cluster.disk_at(1, 0).fail(Call::Read, 0, FaultKind::Eio);
+        }
+        drop(gate);
+        assert_eq!(soon("the read", reading).await.unwrap().error, ErrorCode::None, "{rots}");
+        let errors: Vec<_> = cluster.broker(1).describe_log_dirs().iter().map(|dir| dir.error).collect();
+        let left = if rots { ErrorCode::None } else { ErrorCode::KafkaStorageError };
+        assert_eq!(errors, [left, ErrorCode::None]);
+        assert_eq!(produce_ok(cluster.broker(1), id, &["d"]).await, 3);
+        assert_eq!(values(cluster.broker(1), id, 0).await, ["a", "b", "c", "d"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_cannot_be_leaves_nothing_behind() {
+    let (cluster, id, file) = read_from_disk().await;
+    // The last batch: what is before it can be copied.
+    write_all_at(&*file, &mut [IoSlice::new(&[0xaa])], file.size().unwrap() - 1).unwrap();
+    alter(&cluster, 1, "first", 1);
+    eventually("the move is over", || future(cluster.broker(1), id).is_none().then_some(())).await;
+    assert_eq!(place(cluster.broker(1), id), Some(0));
+    let left = || names(&cluster, 1, 1).into_iter().find(|name| name.starts_with("first"));
+    eventually("nothing is left of the copy", || left().is_none().then_some(())).await;
+    assert_eq!(produce_ok(cluster.broker(1), id, &["d"]).await, 3, "it stays where it is");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_process_had_copied_is_freed_before_it_is_copied_anew() {
+    let (mut cluster, id) = slow_move().await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    cluster.start_broker(1).await;
+    let begun = || future(cluster.broker(1), id).filter(|(_, future)| future.size > 0);
+    eventually("the copy is begun anew", begun).await;
+    let copies: Vec<_> = names(&cluster, 1, 1).into_iter().filter(|name| name.starts_with("first")).collect();
+    assert!(copies.len() == 1 && copies[0].ends_with("-future"), "{copies:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -63,6 +63,7 @@ pub(crate) struct Fake {
     /// What the transaction coordinator answers to everything.
     pub(crate) transaction_error: Mutex<Option<ErrorCode>>,
     pub(crate) markers: Mutex<Vec<(TransactionMarker, Vec<TopicPartition>)>>,
+    pub(crate) wanted_dirs: Mutex<Vec<ReplicaLogDir>>,
 }
 
 /// Records that are sent by who has them, as from a file; every third time they have to be loaded.
@@ -134,6 +135,7 @@ impl Fake {
             asked_transaction: Mutex::default(),
             transaction_error: Mutex::default(),
             markers: Mutex::default(),
+            wanted_dirs: Mutex::default(),
         };
         (Arc::new(fake), appends)
     }
@@ -340,6 +342,7 @@ impl BrokerApi for Fake {
     }
 
     fn alter_replica_log_dirs(&self, wanted: &[ReplicaLogDir]) -> Vec<ErrorCode> {
+        self.wanted_dirs.lock().unwrap().extend_from_slice(wanted);
         let known = |wanted: &ReplicaLogDir| &*wanted.path == "/data";
         wanted.iter().map(|wanted| if known(wanted) { ErrorCode::None } else { ErrorCode::LogDirNotFound }).collect()
     }

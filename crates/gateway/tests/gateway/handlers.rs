@@ -1,5 +1,8 @@
 //! What single APIs answer where it is easy to get wrong.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use ::broker::api as broker_api;
 use bytes::{Bytes, BytesMut};
 use metadata::ControlRequest;
@@ -18,6 +21,26 @@ fn metadata_of(names: &[&str], create: bool) -> MetadataRequest {
     let topic = |name: &&str| metadata_request::MetadataRequestTopic { name: Some(owned(name)), ..Default::default() };
     let topics = Some(names.iter().map(topic).collect());
     MetadataRequest { topics, allow_auto_topic_creation: create, ..Default::default() }
+}
+
+#[tokio::test]
+async fn the_paths_and_topics_of_an_alter_replica_log_dirs_are_kept_once_for_all_their_partitions() {
+    use alter_replica_log_dirs_request::{AlterReplicaLogDir, AlterReplicaLogDirTopic};
+    let served = Served::start().await;
+    let partitions: Vec<i32> = (0..500).collect();
+    let topic = |name: &str| AlterReplicaLogDirTopic { name: owned(name), partitions: partitions.clone() };
+    let dir = |path: &str| AlterReplicaLogDir { path: owned(path), topics: vec![topic("a"), topic("b")] };
+    let request = AlterReplicaLogDirsRequest { dirs: vec![dir("/data"), dir("/else")] };
+    let response = served.client().await.ask(&request, 2).await;
+    let answered: Vec<_> = response.results.iter().map(|topic| topic.partitions.len()).collect();
+    assert_eq!(answered, [1000, 1000]);
+    let wanted = served.broker.wanted_dirs.lock().unwrap();
+    assert_eq!(wanted.len(), 2000);
+    // Each partition is named in four bytes; a text of its own for each would weigh thousands of times the request.
+    let texts = |text: fn(&broker_api::ReplicaLogDir) -> &Arc<str>| {
+        wanted.iter().map(|each| Arc::as_ptr(text(each)).cast::<u8>()).collect::<BTreeSet<_>>().len()
+    };
+    assert_eq!((texts(|each| &each.path), texts(|each| &each.topic)), (2, 4));
 }
 
 fn told(response: &MetadataResponse) -> Vec<(&str, ErrorCode)> {

@@ -67,6 +67,22 @@ fn a_new_replica_goes_to_the_directory_with_the_fewest_and_the_first_of_equals()
 }
 
 #[test]
+fn what_a_replica_has_is_asked_only_where_its_directory_works() {
+    // R35: so many are asked for at once, and those that a broker cannot answer for would be asked for for ever.
+    let mut cluster = cluster();
+    let ids = ["failed", "works"].map(|name| cluster.assigned(name, &[1]));
+    assert_eq!(ids.map(|id| cluster.directory_of(id, 1)), [101, 102].map(directory));
+    cluster.lose_all_but(&[2, 3]);
+    let mut request = cluster.registration(1, BrokerEpoch::NONE);
+    (request.directories, request.offline_directories) = ([101, 102].map(directory).to_vec(), vec![directory(101)]);
+    let registered = cluster.ask(ControlRequest::RegisterBroker(request)).response;
+    assert!(matches!(registered, ControlResponse::RegisterBroker { .. }), "{registered:?}");
+    cluster.beat(1);
+    assert!(ids.iter().all(|id| cluster.partition(*id).awaits_recovery()));
+    assert_eq!(cluster.beat(1).recovery_wanted, ids[1..]);
+}
+
+#[test]
 fn cordoned_full_and_failed_directories_take_no_new_replicas() {
     let mut cluster = cluster();
     beat_with(&mut cluster, |beat| beat.cordoned_directories = vec![directory(101)]);
