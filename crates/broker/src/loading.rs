@@ -17,14 +17,14 @@ use model::{
 use replication::producers::{EndedTransaction, ProducerBatch, ProducerTable};
 use replication::{AckRule, Member, PartitionState, ReplicaConfig};
 use storage::{
-    AbortedTransaction, Checkpoint, DataDirError, FutureDir, Log, LogDir, LogError, OpenHints, PartitionDir, Recovered,
-    Verdict,
+    AbortedTransaction, Checkpoint, DataDirError, DiskPool, FutureDir, Log, LogDir, LogError, OpenHints, PartitionDir,
+    Recovered, Verdict,
 };
 
 use crate::context::{Context, Lost};
 use crate::directories;
 use crate::housekeeping::write_checkpoints;
-use crate::partition::{Checkpointed, Partition, Parts};
+use crate::partition::{Checkpointed, Partition, Parts, SHORTAGE_PAUSE};
 use crate::topic_settings::TopicSettings;
 
 /// A log that was found on disk and recovered, waiting for the metadata to claim it.
@@ -62,7 +62,13 @@ impl Replicas {
     /// # Errors
     /// Where no directory can be read.
     pub(crate) async fn recover(context: &Arc<Context>, clean: bool) -> Result<Replicas, DataDirError> {
-        let surveys = survey(context)?;
+        let surveys = loop {
+            match survey(context) {
+                // What cannot be seen for want of file descriptors is there all the same.
+                Err(error) if error.is_out_of_descriptors() => tokio::time::sleep(SHORTAGE_PAUSE).await,
+                surveyed => break surveyed?,
+            }
+        };
         let total = surveys.iter().map(|survey| survey.partitions.len()).sum();
         let mut lost = promised_in(&surveys);
         let elsewhere = promised_elsewhere(&surveys);
@@ -78,9 +84,8 @@ impl Replicas {
                 let told = [None, partition.topic_id].map(|topic_id| elsewhere.get(&(key.clone(), topic_id)).copied());
                 let elsewhere = told.into_iter().flatten().fold(Elsewhere::NOTHING, Elsewhere::and);
                 let (pool, dir, checkpoints) = (context.disk_pool.clone(), Arc::clone(&dir), Arc::clone(&checkpoints));
-                jobs.spawn(async move {
-                    pool.run(move || recover_one(dir, &checkpoints, elsewhere, &partition, clean)).await
-                });
+                let recover = move || recover_one(&dir, &checkpoints, elsewhere, &partition, clean);
+                jobs.spawn(async move { when_possible(&pool, recover).await.ok().flatten() });
             }
         }
         let found = collect(jobs, total).await;
@@ -322,16 +327,19 @@ impl Replicas {
                     tracing::error!(%error, "taking a directory out of use");
                     if let Err(error) = dir.data().delete_partition(&name, id.partition) {
                         tracing::error!(%error, "cannot take a directory out of use");
+                        if error.is_out_of_descriptors() {
+                            return Err(LogError::NoDescriptor(path));
+                        }
                     }
                     open(&dir, &name, path, hints)
                 }
                 other => other,
             }
         };
-        self.context.disk_pool.run(opening).await
+        when_possible(&self.context.disk_pool, opening).await
     }
 
-    /// Opens replicas anew that a read found damaged, once the metadata says that they count for nothing: they are found
+    /// Opens replicas anew that a read found damaged, or that could not go on for want of a file descriptor, once the metadata says that they count for nothing: they are found
     /// lossy as at a start, and fetch again what they have lost (`R29`).
     pub(crate) async fn reopen_damaged(&mut self, image: &MetadataImage) {
         let me = self.context.config.broker_id;
@@ -355,6 +363,7 @@ impl Replicas {
         self.context.remove_partition(id);
         partition.stop(&self.context, true);
         partition.settled().await;
+        partition.close();
         let hints = OpenHints {
             topic_id: id.topic_id,
             recovery_point: held.recovery_point,
@@ -364,7 +373,7 @@ impl Replicas {
         };
         let (job_dir, name) = (Arc::clone(&dir), Arc::clone(&topic));
         let opening = move || open(&job_dir, &name, job_dir.data().partition_path(&name, id.partition), hints);
-        match self.context.disk_pool.run(opening).await {
+        match when_possible(&self.context.disk_pool, opening).await {
             Ok(mut found) => {
                 // By what it was before.
                 found.log.assume_lent();
@@ -397,6 +406,7 @@ impl Replicas {
                 partition.stop(&self.context, true);
                 // A job that is under way would miss its files.
                 partition.settled().await;
+                partition.close();
                 names.push((partition.dir(), Arc::clone(partition.topic()), id.partition));
             }
             let left = self.context.moves.forget(*id);
@@ -475,6 +485,7 @@ fn survey(context: &Context) -> Result<Vec<Survey>, DataDirError> {
             Ok((checkpoints, partitions, futures)) => {
                 surveys.push(Survey { dir: Arc::clone(dir), checkpoints, partitions, futures });
             }
+            Err(error) if error.is_out_of_descriptors() => return Err(error),
             Err(error) => {
                 tracing::error!(%error, "a log directory cannot be read: it is offline");
                 dir.failed(&error);
@@ -575,16 +586,33 @@ async fn collect(
     }
 }
 
+/// Does what opens a log, as soon as there are file descriptors for it: what cannot be opened for want of them is not gone, and
+/// a log that was made anew in its place would be taken for all that there is.
+async fn when_possible<T: Send + 'static>(
+    pool: &DiskPool,
+    open: impl Fn() -> Result<T, LogError> + Send + Sync + 'static,
+) -> Result<T, LogError> {
+    let open = Arc::new(open);
+    loop {
+        let job = Arc::clone(&open);
+        match pool.run(move || job()).await {
+            Err(LogError::NoDescriptor(_)) => tokio::time::sleep(SHORTAGE_PAUSE).await,
+            opened => return opened,
+        }
+    }
+}
+
+/// The only error is that there is no file descriptor.
 fn recover_one(
-    dir: Arc<LogDir>,
+    dir: &Arc<LogDir>,
     checkpoints: &Checkpoints,
     elsewhere: Elsewhere,
     directory: &PartitionDir,
     clean: bool,
-) -> Option<(TopicPartition, Found)> {
+) -> Result<Option<(TopicPartition, Found)>, LogError> {
     let Some(topic_id) = directory.topic_id else {
         tracing::error!(directory = %directory.path.display(), "partition.metadata is missing or damaged; this replica is fetched again where the metadata places one");
-        return None;
+        return Ok(None);
     };
     let key = (directory.topic.clone(), directory.partition);
     let hint = |offsets: &BTreeMap<_, Offset>| offsets.get(&key).copied().unwrap_or(Offset::ZERO);
@@ -596,14 +624,15 @@ fn recover_one(
         high_watermark: hint(&checkpoints.high_watermarks).max(elsewhere.high_watermark),
     };
     let synced_since = checkpoints.synced.get(&(topic_id.to_string(), directory.partition)).copied();
-    match open(&dir, &directory.topic, directory.path.clone(), hints) {
+    match open(dir, &directory.topic, directory.path.clone(), hints) {
         Ok(found) => {
             let found = Found { synced_since, ..found };
-            Some((TopicPartition { topic_id, partition: directory.partition }, found))
+            Ok(Some((TopicPartition { topic_id, partition: directory.partition }, found)))
         }
+        Err(error @ LogError::NoDescriptor(_)) => Err(error),
         Err(error) => {
             tracing::error!(directory = %directory.path.display(), %error, "cannot open a partition's log");
-            None
+            Ok(None)
         }
     }
 }

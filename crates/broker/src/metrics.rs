@@ -117,6 +117,8 @@ pub struct BrokerMetrics {
     pub open_files: usize,
     /// Answers on their way whose records are sent from their files: each may hold one open beside the pool.
     pub lent_files: usize,
+    /// How often no file descriptor was to be had.
+    pub descriptor_shortages: u64,
     /// Whether nothing is deleted by age, because the wall clock jumped.
     pub deletion_paused: bool,
     /// The log directories.
@@ -148,6 +150,7 @@ impl BrokerMetrics {
             tail_cache_bytes: env.tail_bytes(),
             open_files: env.open_files(),
             lent_files: env.lent_files(),
+            descriptor_shortages: env.descriptor_shortages(),
             deletion_paused: context.clock_watch.is_paused(),
             directories: opened.chain(context.dirs.unopened().iter().map(unopened)).collect(),
             cleaner: context.cleaner.metrics(context.clock.monotonic(), &context.partitions()),

@@ -36,8 +36,8 @@ use crate::partition::{Copied, Partition, Wanted};
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks, while a move is held back, whether it still is.
 const NAP: Duration = Duration::from_millis(200);
-/// Before it is tried again after the disk was full.
-const NO_SPACE_PAUSE: Duration = Duration::from_secs(1);
+/// Before it is tried again after the disk was full, or the process had too many files open.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// Directories remembered for replicas that are not here yet.
 const PREFERRED_MAX: usize = 10_000;
 /// Steps that fail one after the other before a move is given up.
@@ -327,11 +327,11 @@ async fn copy_and_swap(
                 abandon(context, &wanted.to, relocation).await;
                 return Ok(End::GivenUp);
             }
-            Err(error @ LogError::NoSpace(_)) => {
+            Err(error) if error.is_shortage() && !relocation.is_unfinished() => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(topic = %partition.topic(), partition = %partition.id().partition, %error, "a move waits");
                 }
-                tokio::time::sleep(NO_SPACE_PAUSE).await;
+                tokio::time::sleep(SHORTAGE_PAUSE).await;
             }
             Err(error) if failures < FAILURES_MAX && may_pass(&error) => {
                 failures += 1;

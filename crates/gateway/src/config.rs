@@ -18,6 +18,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// `max.connections.per.ip`: over it connections of that address are closed.
     pub connections_per_ip_max: usize,
+    /// So many connections the system's limit of open files has descriptors for; over it they are closed. Not in the file.
+    pub descriptors: Descriptors,
     /// `connections.max.idle.ms`; `None`: for ever.
     pub connection_idle_ms_max: Option<u64>,
     /// `fetch.max.bytes`.
@@ -42,6 +44,7 @@ impl Limits {
             memory_bytes: u64::try_from(integer(file, "queued.max.request.bytes")).unwrap_or(MEMORY_DEFAULT),
             connections_max: size(file, "max.connections"),
             connections_per_ip_max: size(file, "max.connections.per.ip"),
+            descriptors: Descriptors::UNLIMITED,
             connection_idle_ms_max: u64::try_from(integer(file, "connections.max.idle.ms")).ok(),
             fetch_bytes_max: size(file, "fetch.max.bytes"),
             fetch_sessions_max: size(file, "max.incremental.fetch.session.cache.slots"),
@@ -50,6 +53,20 @@ impl Limits {
             delete_topics: typed(file, "delete.topic.enable") == Typed::Boolean(true),
         }
     }
+}
+
+/// What the system's limit of open files leaves to connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Descriptors {
+    /// The limit of the process (RLIMIT_NOFILE).
+    pub limit: usize,
+    /// What is left of it for connections of clients.
+    pub connections: usize,
+}
+
+impl Descriptors {
+    /// No limit.
+    pub const UNLIMITED: Descriptors = Descriptors { limit: usize::MAX, connections: usize::MAX };
 }
 
 /// How many connections there may be: what an operator may change while the broker runs.

@@ -27,7 +27,7 @@ mod sessions;
 mod handlers;
 mod metrics;
 
-pub use config::Limits;
+pub use config::{Descriptors, Limits};
 pub use listener::{BoundListener, Gateway, GatewayConfig, GatewayHandle};
 pub use metrics::{ApiMetrics, GatewayMetrics, LATENCY_BOUNDS_US};
 pub use stream::{Incoming, Link, Port};

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::call::{ConnectionInfo, Principal, Shared};
-use crate::config::{ConnectionLimits, Limits};
+use crate::config::{ConnectionLimits, Descriptors, Limits};
 use crate::connection::Connection;
 use crate::metrics::GatewayMetrics;
 use crate::sessions::FetchSessions;
@@ -78,6 +78,7 @@ impl Gateway {
         let connections = Arc::new(Connections {
             metrics: Arc::clone(&metrics),
             open: Mutex::new(Open::new(connection_limits(&*broker, &limits))),
+            descriptors: limits.descriptors,
             none_left: Notify::new(),
             room: Notify::new(),
         });
@@ -153,6 +154,7 @@ fn connection_limits<B: BrokerApi>(broker: &B, limits: &Limits) -> ConnectionLim
 struct Connections {
     metrics: Arc<GatewayMetrics>,
     open: Mutex<Open>,
+    descriptors: Descriptors,
     none_left: Notify,
     /// A connection ended, or there may be more of them.
     room: Notify,
@@ -180,6 +182,20 @@ impl Open {
     fn new(limits: ConnectionLimits) -> Open {
         Open { limits, taken: 0, next_id: 0, stopping: false, by_id: BTreeMap::new(), per_ip: BTreeMap::new() }
     }
+}
+
+/// Why a connection that was accepted is closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+enum Refused {
+    #[error("the broker stops")]
+    Stopping,
+    #[error("max.connections.per.ip is reached")]
+    PerIp,
+    #[error(
+        "the process may have {} files open (RLIMIT_NOFILE), which leaves {} to connections: raise that limit",
+        .0.limit, .0.connections
+    )]
+    NoDescriptor(Descriptors),
 }
 
 /// One of `max.connections`, given back when dropped.
@@ -230,20 +246,26 @@ impl Connections {
         }
     }
 
-    /// A place for a connection from `ip`, unless there are too many from there or the gateway stops.
-    fn enter(self: &Arc<Self>, ip: IpAddr, slot: Slot) -> Option<Place> {
+    /// A place for a connection from `ip`, or why there is none.
+    fn enter(self: &Arc<Self>, ip: IpAddr, slot: Slot) -> Result<Place, Refused> {
         let watch = Arc::new(Watch::default());
         let id = self.with_open(|open| {
-            if open.stopping || open.per_ip.get(&ip).copied().unwrap_or(0) >= open.limits.per_ip {
-                return None;
+            if open.stopping {
+                return Err(Refused::Stopping);
+            }
+            if open.by_id.len() >= self.descriptors.connections {
+                return Err(Refused::NoDescriptor(self.descriptors));
+            }
+            if open.per_ip.get(&ip).copied().unwrap_or(0) >= open.limits.per_ip {
+                return Err(Refused::PerIp);
             }
             *open.per_ip.entry(ip).or_default() += 1;
             open.next_id += 1;
             open.by_id.insert(open.next_id, Entry { ip, watch: Arc::clone(&watch), abort: None });
-            Some(open.next_id)
+            Ok(open.next_id)
         })?;
         self.metrics.connections.fetch_add(1, Ordering::Relaxed);
-        Some(Place { connections: Arc::clone(self), id, watch, _slot: slot })
+        Ok(Place { connections: Arc::clone(self), id, watch, _slot: slot })
     }
 
     fn set_abort(&self, id: u64, abort: AbortHandle) {
@@ -348,10 +370,13 @@ impl<B: BrokerApi> Acceptor<B> {
 
     fn serve(&self, stream: Stream, peer: SocketAddr, slot: Slot) {
         self.shared.metrics.connections_accepted.fetch_add(1, Ordering::Relaxed);
-        let Some(place) = self.connections.enter(peer.ip(), slot) else {
-            self.shared.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%peer, listener = %self.name, "closing the connection of {peer}: max.connections.per.ip is reached");
-            return;
+        let place = match self.connections.enter(peer.ip(), slot) {
+            Ok(place) => place,
+            Err(why) => {
+                self.shared.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(%peer, listener = %self.name, "closing the connection of {peer}: {why}");
+                return;
+            }
         };
         stream.set_up();
         let info = ConnectionInfo { listener: Arc::clone(&self.name), peer, principal: Principal::Anonymous };

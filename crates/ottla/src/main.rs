@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod demo;
+mod descriptors;
 mod group_status;
 mod http;
 mod kafka_client;

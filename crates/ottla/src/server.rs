@@ -26,13 +26,12 @@ use storage::{DataDir, DiskPool, LogDirs, LogEnv, MetaProperties};
 use tokio::net::TcpSocket;
 
 use crate::config::{CONTROLLER, INTERNAL, Listener, NodeConfig};
+use crate::descriptors::Descriptors;
 use crate::status::NodeStatus;
 use crate::stop::StopSignal;
 
 /// Threads for syncs, and as many for cold reads, recovery and all else that blocks.
 const DISK_THREADS: usize = 8;
-/// Files open at once in the logs' pool.
-const OPEN_FILES: usize = 1024;
 /// Paces nothing: where the system's own choice is bbr, that costs a local network more than half of its throughput.
 const CONGESTION_DEFAULT: &str = "cubic";
 /// Connections that may wait to be accepted.
@@ -51,11 +50,11 @@ pub(crate) fn run(file: &Path, overrides: &[String], parent: Option<i32>) -> Res
     rustix::thread::disable_transparent_huge_pages(true)?;
     let config = NodeConfig::load(file, overrides)?;
     start_logging(&config);
-    raise_open_files();
+    let descriptors = Descriptors::raise();
     abort_on_panic();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(threads(&config)?).enable_all().thread_name("ottla").build()?;
-    let outcome = runtime.block_on(serve(config).boxed_local());
+    let outcome = runtime.block_on(serve(config, descriptors).boxed_local());
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
@@ -79,15 +78,6 @@ fn end_with(parent: i32) -> Result<()> {
         "process {parent} started this one and is gone"
     );
     Ok(())
-}
-
-/// Each connection and each open log file is a descriptor: all that the system allows are wanted.
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        tracing::warn!(%error, open_files = ?limit.current, "the limit of open files cannot be raised");
-    }
 }
 
 fn start_logging(config: &NodeConfig) {
@@ -139,9 +129,9 @@ pub(crate) struct Directories {
     metadata_id: DirectoryId,
 }
 
-fn open_directories(config: &NodeConfig) -> Result<Directories> {
+fn open_directories(config: &NodeConfig, descriptors: Descriptors) -> Result<Directories> {
     let tail_bytes = config.number("ottla.tail.cache.bytes", storage::env::TAIL_BYTES_DEFAULT)?;
-    let env = LogEnv::new(Arc::new(storage::disk::RealDisk), OPEN_FILES, tail_bytes);
+    let env = LogEnv::new(Arc::new(storage::disk::RealDisk), descriptors.files, tail_bytes);
     let reserve = config.number("ottla.disk.reserve.bytes", -1)?;
     let shared = config.is_controller && config.log_dirs.contains(&config.metadata_dir);
     let needed = shared.then_some(config.metadata_dir.as_path());
@@ -182,7 +172,7 @@ fn identify_metadata(config: &NodeConfig, logs: &LogDirs, metadata: &DataDir) ->
 /// The metadata files of a node that is stopped, whose directories stay locked while the first value lives.
 pub(crate) fn quorum_files(config: &NodeConfig) -> Result<(Directories, controller::recovery::QuorumFiles)> {
     ensure!(config.is_controller, "process.roles of this node has no controller: it holds no metadata of its own");
-    let directories = open_directories(config)?;
+    let directories = open_directories(config, Descriptors::raise())?;
     let voter = config.voters.iter().find(|voter| voter.id == config.node_id);
     let advertised = || config.advertised.iter().find(|listener| listener.name == CONTROLLER);
     let address = voter.map(|voter| format!("{}:{}", voter.host, voter.port));
@@ -269,13 +259,13 @@ async fn resolve(what: &str, address: &str) -> Result<SocketAddr> {
     found.into_iter().next().with_context(|| format!("{what}: {address} has no address"))
 }
 
-async fn serve(config: NodeConfig) -> Result<()> {
+async fn serve(config: NodeConfig, descriptors: Descriptors) -> Result<()> {
     let mut stop = StopSignal::new()?;
-    let directories = open_directories(&config)?;
+    let directories = open_directories(&config, descriptors)?;
     // Only who holds the directories says so.
     let _pid = config.pid_file.as_deref().map(PidFile::write);
     let running = tokio::select! {
-        running = Running::start(&config, directories) => running?,
+        running = Running::start(&config, directories, descriptors) => running?,
         // A start that is given up is a crash, and every start copes with those.
         () = stop.received() => return Ok(()),
     };
@@ -298,7 +288,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(config: &NodeConfig, directories: Directories) -> Result<Running> {
+    async fn start(config: &NodeConfig, directories: Directories, descriptors: Descriptors) -> Result<Running> {
         let sockets = Sockets::reserve(config).await?;
         let status = NodeStatus::new(config.node_id, config.is_broker);
         if let Some(socket) = sockets.http {
@@ -319,8 +309,9 @@ impl Running {
         }
         let mut serving = None;
         if let Some(internal) = sockets.internal {
-            serving =
-                Some(start_broker(config, directories.logs, incarnation, (internal, sockets.kafka), &status).await?);
+            let limits = limits(config, descriptors);
+            let sockets = (internal, sockets.kafka);
+            serving = Some(start_broker((config, limits), directories.logs, incarnation, sockets, &status).await?);
         }
         Ok(Running { controller, serving })
     }
@@ -415,14 +406,18 @@ fn random_seed() -> Result<u64> {
     Ok(u64::from_be_bytes(random_id()?.as_bytes()[..8].try_into()?))
 }
 
+fn limits(config: &NodeConfig, descriptors: Descriptors) -> Limits {
+    let Descriptors { limit, connections, .. } = descriptors;
+    Limits { descriptors: gateway::Descriptors { limit, connections }, ..Limits::from_file(&config.given) }
+}
+
 async fn start_broker(
-    config: &NodeConfig,
+    (config, limits): (&NodeConfig, Limits),
     dirs: LogDirs,
     incarnation: Incarnation,
     (internal, kafka): (TcpSocket, Vec<(String, TcpSocket)>),
     status: &Arc<NodeStatus>,
 ) -> Result<(Arc<Broker>, GatewayHandle)> {
-    let limits = Limits::from_file(&config.given);
     let budget = MemoryBudget::new(limits.memory_bytes);
     let broker = Broker::start(BrokerParts {
         config: broker_config(config, incarnation)?,

@@ -202,6 +202,11 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
             "Proposed in-sync replicas were refused, or got no answer",
             metrics.isr.failed,
         ),
+        (
+            "ottla_log_descriptor_shortages",
+            "A file could not be opened, as the process has as many open as it may",
+            metrics.descriptor_shortages,
+        ),
     ] {
         out.push(counter(name, help, value));
     }

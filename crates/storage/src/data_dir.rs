@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicId, TopicPartition, Uuid};
 
 use crate::checkpoint;
-use crate::disk::{DirEntry, Disk, DiskFile, OpenMode, read_small_file, replace_file, write_all_at};
+use crate::disk::{
+    DirEntry, Disk, DiskFile, OpenMode, is_out_of_descriptors, read_small_file, replace_file, write_all_at,
+};
 use crate::env::LogEnv;
 use crate::log::identity::{self, Identity};
 use crate::reserve::{Ballast, reserve_of};
@@ -86,6 +88,14 @@ pub enum DataDirError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+impl DataDirError {
+    /// Whether no file descriptor was to be had: nothing is wrong with the directory.
+    #[must_use]
+    pub fn is_out_of_descriptors(&self) -> bool {
+        matches!(self, DataDirError::Io { source, .. } if is_out_of_descriptors(source))
+    }
 }
 
 /// `meta.properties`: whose directory this is.

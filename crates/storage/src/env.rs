@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::descriptors::GivenBack;
+use crate::disk::{Disk, DiskFile, OpenMode, is_out_of_descriptors};
 use crate::group_sync::GroupSync;
 use crate::log::tail::TailBudget;
 use crate::reserve::{Ballast, ReservedDisk, Space, SpaceGauge};
@@ -16,11 +17,15 @@ use crate::reserve::{Ballast, ReservedDisk, Space, SpaceGauge};
 pub const TAIL_BYTES_DEFAULT: usize = 64 << 20;
 /// Files open at once, unless told otherwise.
 pub const OPEN_FILES_DEFAULT: usize = 512;
+/// So many files the pool gives back at once where descriptors are short, if nobody uses them.
+const GIVEN_BACK: usize = 32;
 
 /// See the module. A cheap handle.
 #[derive(Clone, Debug)]
 pub struct LogEnv {
     pub(crate) disk: Arc<dyn Disk>,
+    /// The same for the pool of open files, but for the data of segments.
+    pub(crate) pooled: Arc<dyn Disk>,
     pub(crate) files: Arc<FilePool>,
     pub(crate) tail: Arc<TailBudget>,
     pub(crate) health: Arc<DirHealth>,
@@ -33,7 +38,9 @@ impl LogEnv {
     pub fn new(disk: Arc<dyn Disk>, open_files: usize, tail_bytes: usize) -> Self {
         let files = Arc::new(FilePool::new(Arc::clone(&disk), open_files));
         let tail = Arc::new(TailBudget::new(tail_bytes));
-        Self { disk, files, tail, health: Arc::default(), group: Arc::default() }
+        let pooled = Arc::clone(&disk);
+        let disk = GivenBack::over(disk, Arc::clone(&files));
+        Self { disk, pooled, files, tail, health: Arc::default(), group: Arc::default() }
     }
 
     /// The same, for another log directory: its health is its own, and so are what is kept for a full disk and the line of
@@ -41,8 +48,9 @@ impl LogEnv {
     #[must_use]
     pub fn for_directory(&self, ballast: Arc<Ballast>) -> Self {
         let group = Arc::new(GroupSync::new(self.disk.shared_sync(ballast.dir())));
-        let disk = ReservedDisk::over(Arc::clone(&self.disk), ballast);
-        Self { disk, health: Arc::default(), group, ..self.clone() }
+        let pooled = ReservedDisk::over(Arc::clone(&self.pooled), ballast);
+        let disk = GivenBack::over(Arc::clone(&pooled), Arc::clone(&self.files));
+        Self { disk, pooled, health: Arc::default(), group, ..self.clone() }
     }
 
     /// The disk.
@@ -73,6 +81,12 @@ impl LogEnv {
     #[must_use]
     pub fn open_files(&self) -> usize {
         self.files.len()
+    }
+
+    /// How often no file descriptor was to be had, also after the pool gave some back.
+    #[must_use]
+    pub fn descriptor_shortages(&self) -> u64 {
+        self.files.shortages.load(Ordering::Relaxed)
     }
 
     /// Reads whose records are lent to be sent from their files: each may hold one open that the pool has closed.
@@ -134,6 +148,8 @@ pub(crate) struct FilePool {
     open: Mutex<OpenFiles>,
     /// Files that are held open beside the pool, at most half as many as it may have.
     lent: AtomicUsize,
+    /// How often there was no descriptor for what was to be opened.
+    shortages: AtomicU64,
 }
 
 /// A file may be held open as long as this is, whatever the pool does.
@@ -157,8 +173,8 @@ struct OpenFiles {
 
 impl FilePool {
     fn new(disk: Arc<dyn Disk>, limit: usize) -> Self {
-        let (next_key, lent) = (AtomicU64::new(0), AtomicUsize::new(0));
-        Self { disk, limit: limit.max(1), next_key, open: Mutex::default(), lent }
+        let (next_key, lent, shortages) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+        Self { disk, limit: limit.max(1), next_key, open: Mutex::default(), lent, shortages }
     }
 
     /// Allows to hold a file open beside the pool, unless there are too many already.
@@ -197,10 +213,32 @@ impl FilePool {
             let Some((_, oldest)) = open.by_use.pop_first() else { break };
             open.by_key.remove(&oldest);
         }
-        let file = disk.unwrap_or(&self.disk).open(&path(), mode)?;
+        let (disk, path) = (disk.unwrap_or(&self.disk), path());
+        let opened = match disk.open(&path, mode) {
+            Err(error) if is_out_of_descriptors(&error) && open.give_back() => disk.open(&path, mode),
+            other => other,
+        };
+        let file = opened.inspect_err(|error| self.note_shortage(error))?;
         open.by_key.insert(key, (tick, Arc::clone(&file)));
         open.by_use.insert(tick, key);
         Ok(file)
+    }
+
+    /// Closes some of the files that nobody uses, for others who need descriptors; false where there is none.
+    pub(crate) fn give_back(&self) -> bool {
+        self.open.lock().expect("no holder of the lock panics").give_back()
+    }
+
+    /// Counts an error that says that there is no descriptor, and tells of it: each time that it has happened twice as often,
+    /// as it may happen at every request.
+    pub(crate) fn note_shortage(&self, error: &io::Error) {
+        if !is_out_of_descriptors(error) {
+            return;
+        }
+        let times = self.shortages.fetch_add(1, Ordering::Relaxed) + 1;
+        if times.is_power_of_two() {
+            tracing::error!(times, %error, "a file cannot be opened; nothing is lost, and it will be tried again");
+        }
     }
 
     /// Closes the file, if it is open.
@@ -213,5 +251,19 @@ impl FilePool {
 
     fn len(&self) -> usize {
         self.open.lock().expect("no holder of the lock panics").by_key.len()
+    }
+}
+
+impl OpenFiles {
+    /// The files that were used longest ago, and that nobody else holds: to close another one would free no descriptor.
+    fn give_back(&mut self) -> bool {
+        let is_idle = |key: &&FileKey| self.by_key.get(*key).is_some_and(|(_, file)| Arc::strong_count(file) == 1);
+        let idle: Vec<FileKey> = self.by_use.values().filter(is_idle).take(GIVEN_BACK).copied().collect();
+        for key in &idle {
+            if let Some((used, _)) = self.by_key.remove(key) {
+                self.by_use.remove(&used);
+            }
+        }
+        !idle.is_empty()
     }
 }

@@ -73,10 +73,12 @@ impl LogDir {
         self.health().failure().is_none()
     }
 
-    /// Takes it offline after an error of one of its own files; one that only says that it is full is none (`R30`).
+    /// Takes it offline after an error of one of its own files; one that only says that it is full, or that the process has
+    /// too many files open, is none (`R30`).
     pub fn failed(&self, error: &DataDirError) {
         if let DataDirError::Io { what, path, source } = error
             && !crate::disk::is_out_of_space(source)
+            && !crate::disk::is_out_of_descriptors(source)
         {
             self.health().fail(path, &format!("cannot {what}"), source);
         }
@@ -228,12 +230,14 @@ impl LogDirs {
     /// called before anything else is done (`R10`). Blocks.
     ///
     /// # Errors
-    /// Where that fails in each: then nothing may be started. One where it fails is offline from then on.
+    /// Where that fails in each, or for want of file descriptors: then nothing may be started. One where it fails is offline
+    /// from then on.
     pub fn take_clean_shutdown(&self) -> Result<Option<BrokerEpoch>, DataDirError> {
         let (mut epochs, mut last_error) = (Vec::new(), None);
         for dir in &self.dirs {
             match dir.data.take_clean_shutdown() {
                 Ok(epoch) => epochs.push(epoch),
+                Err(error) if error.is_out_of_descriptors() => return Err(error),
                 Err(error) => {
                     dir.failed(&error);
                     last_error = Some(error);
@@ -288,8 +292,8 @@ fn open_one(
             let joined = AtomicBool::new(meta.cluster_id.is_some());
             Ok(Opened::Works(LogDir { id: meta.directory_id, data, joined }, meta.cluster_id))
         }
-        // The disk may be broken; what says that it is another's is not to be started with.
-        Err(error @ DataDirError::Io { .. }) => Ok(Opened::Unopened(error)),
+        // The disk may be broken; what says that it is another's is not to be started with, nor without descriptors.
+        Err(error @ DataDirError::Io { .. }) if !error.is_out_of_descriptors() => Ok(Opened::Unopened(error)),
         Err(error) => Err(error),
     }
 }
@@ -415,6 +419,31 @@ mod tests {
         assert!(dirs.write_clean_shutdown(BrokerEpoch(8)).is_err());
         drop(dirs);
         assert_eq!(open(&disk).unwrap().take_clean_shutdown().unwrap(), None);
+    }
+
+    #[test]
+    fn a_process_without_descriptors_does_not_take_its_directories_for_broken() {
+        let disk = MemDisk::new();
+        let dirs = open(&disk).unwrap();
+        dirs.write_clean_shutdown(BrokerEpoch(7)).unwrap();
+        disk.set_descriptors(Some(0));
+        let dir = dirs.iter().next().unwrap();
+        for error in [
+            dir.data().partitions().unwrap_err(),
+            dir.data().write_checkpoint(crate::Checkpoint::LogStart, []).unwrap_err(),
+            dirs.join(CLUSTER).unwrap_err(),
+            // R10: what is not taken away may not be passed over.
+            dirs.take_clean_shutdown().unwrap_err(),
+        ] {
+            assert!(error.is_out_of_descriptors(), "{error}");
+            dir.failed(&error);
+        }
+        assert_eq!(dirs.offline(), []);
+        disk.set_descriptors(None);
+        assert_eq!(dirs.take_clean_shutdown().unwrap(), Some(BrokerEpoch(7)));
+        drop(dirs);
+        disk.set_descriptors(Some(0));
+        assert!(open(&disk).unwrap_err().is_out_of_descriptors(), "a start without descriptors is none");
     }
 
     #[test]

@@ -366,14 +366,15 @@ impl Partition {
         })
     }
 
-    /// What an error of the log means: where there is no space the log is as it was, reads go on, and writes are refused
-    /// until there is space again; anything else ends this replica.
+    /// What an error of the log means: where there is no space, or no file descriptor, the log is as it was, and what was asked
+    /// for is refused until there is again (the storage tells of descriptors, for all logs); anything else ends this replica.
     pub(super) fn log_failed(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) {
         match error {
             LogError::NoSpace(_) if std::mem::replace(&mut inner.no_space, true) => {}
             LogError::NoSpace(_) => {
                 tracing::warn!(topic = %self.topic, partition = %self.id.partition, %error, "writes are refused");
             }
+            LogError::NoDescriptor(_) if !inner.log.is_unfinished() => {}
             LogError::Corrupt { offset, .. } => self.found_damage(context, inner, *offset, error),
             _ => self.fail(context, inner, error),
         }
@@ -422,6 +423,10 @@ impl Partition {
         }
         tracing::error!(topic = %self.topic, partition = %self.id.partition, %error, "the log failed; this replica serves no longer");
         inner.failed = Some(error.to_string());
+        if inner.log.is_unfinished() {
+            // Nothing is lost: it is opened anew, as after a crash, once the controller has heard.
+            context.replica_damaged(self.id);
+        }
         self.forget_unverified(inner, ErrorCode::KafkaStorageError);
         inner.produce_waiters.fail_all(ErrorCode::KafkaStorageError);
         inner.fetch_waiters.wake();

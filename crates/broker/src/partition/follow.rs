@@ -5,13 +5,12 @@ use std::sync::Arc;
 use model::{ErrorCode, RecordBatch, Time};
 use replication::{Answer, BatchInfo, DataHeader, DataVerdict, Lane};
 use rpc::replication as wire;
-use storage::LogError;
 
 use super::{Inner, Partition};
 use crate::context::Context;
 
-/// How long a follower whose disk is full waits before it asks for records again.
-const NO_SPACE_PAUSE_MS: u64 = 1000;
+/// How long a follower whose disk is full, or whose process has too many files open, waits before it asks for records again.
+const SHORTAGE_PAUSE_MS: u64 = 1000;
 
 impl Partition {
     /// The open to send on a stream that stands, if a session is wanted and may be opened now; `handle` names it there.
@@ -20,7 +19,7 @@ impl Partition {
         let open = self.handle(context, |inner, now| {
             if inner.dir.health().is_full() && !inner.settings.log.may_use_reserve {
                 // It could take nothing; and a replica without a session is not proposed into the ISR.
-                inner.reopen_at = Some(now + NO_SPACE_PAUSE_MS);
+                inner.reopen_at = Some(now + SHORTAGE_PAUSE_MS);
                 return None;
             }
             let open = inner.replica.open_request()?;
@@ -111,11 +110,11 @@ impl Partition {
                 inner.append_times.note_frame(from, end, header.leader_log_end, now);
                 inner.replica.handle_follower_append(header);
             }
-            Err(error @ LogError::NoSpace(_)) => {
+            Err(error) if error.is_shortage() && !inner.log.is_unfinished() => {
                 self.log_failed(context, inner, &error);
                 // The session ends, and another one waits: what does not fit now does not fit at once.
                 inner.replica.handle_session_lost();
-                inner.reopen_at = Some(now + NO_SPACE_PAUSE_MS);
+                inner.reopen_at = Some(now + SHORTAGE_PAUSE_MS);
             }
             Err(error) => {
                 self.log_failed(context, inner, &error);

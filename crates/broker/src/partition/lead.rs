@@ -8,7 +8,7 @@ use replication::{Ack, Answer, Lane, Open, Room, SendPlan, Session};
 use rpc::replication as wire;
 use storage::{ColdRead, LogError, Read};
 
-use super::{Inner, Link, Partition, kind_of};
+use super::{Inner, Link, Partition, SHORTAGE_PAUSE, kind_of};
 use crate::context::Context;
 use crate::leader_streams::LeaderStream;
 
@@ -173,7 +173,7 @@ impl Partition {
         match inner.log.read_memory(plan.prev_offset, plan.leader_log_end, turn.max_bytes(), turn.min_one()) {
             Ok(Some(batches)) => self.sent(context, &mut inner, stream, &turn, batches),
             Ok(None) => self.next_on_disk(context, &mut inner, stream, turn),
-            Err(error) => self.cannot_read(context, &mut inner, &error),
+            Err(error) => self.cannot_read(context, &mut inner, &turn, &error),
         }
     }
 
@@ -197,12 +197,26 @@ impl Partition {
                 let (partition, stream) = (Arc::clone(self), Arc::clone(stream));
                 NextData::Cold(Box::new(ColdData { partition, stream, turn, read }))
             }
-            Err(error) => self.cannot_read(context, inner, &error),
+            Err(error) => self.cannot_read(context, inner, &turn, &error),
         }
     }
 
-    fn cannot_read(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner, error: &LogError) -> NextData {
+    fn cannot_read(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        turn: &Turn,
+        error: &LogError,
+    ) -> NextData {
         self.log_failed(context, inner, error);
+        if error.is_shortage() {
+            // Not at once: files have to be closed first.
+            let (partition, follower) = (Arc::clone(self), turn.follower);
+            context.runtime.spawn(async move {
+                tokio::time::sleep(SHORTAGE_PAUSE).await;
+                partition.queue_ready(&mut partition.lock(), follower);
+            });
+        }
         self.carry_out(context, inner);
         NextData::Nothing
     }

@@ -26,6 +26,7 @@ mod transactions;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use metadata::control::RecoveryAnswer;
 use model::{
@@ -56,6 +57,9 @@ pub(crate) use read::{PartitionRead, ReadResult};
 pub(crate) use relocate::{Copied, Wanted};
 pub(crate) use times::FoundByTime;
 pub(crate) use transactions::{Verification, Verifying};
+
+/// Before a file is asked for again that could not be opened because the process has too many.
+pub(crate) const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug)]
@@ -341,6 +345,12 @@ impl Partition {
 }
 
 impl Partition {
+    /// It was taken off this broker, and no job is under way: its files are closed, though answers that are on their way may
+    /// hold it for long. Each of those holds the one file that it is sent from.
+    pub(crate) fn close(&self) {
+        self.lock().log.close_files();
+    }
+
     /// Returns when no job of the disk pool writes in this log's directory.
     pub(crate) async fn settled(&self) {
         self.wait_until(|inner| inner.jobs == 0).await;

@@ -8,7 +8,7 @@ use replication::{Divergence, FetchPosition};
 use storage::{Aborted, ColdRead, LogError, Read};
 
 use super::lead::last_of;
-use super::{Inner, Partition};
+use super::{Inner, Partition, SHORTAGE_PAUSE};
 use crate::api::{
     AbortedTransaction, EpochEndOffset, FetchPartition, Fetched, Isolation, ProducerDescription, ProducersDescription,
     ReplicaOnDisk,
@@ -219,10 +219,20 @@ impl Partition {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let read = self.lock().log.read(from, upto, max_bytes, true)?;
+            let (read, is_unfinished) = {
+                let inner = self.lock();
+                (inner.log.read(from, upto, max_bytes, true), inner.log.is_unfinished())
+            };
             let cold = match read {
-                Read::Memory(batches) => return Ok(batches),
-                Read::Cold(cold) => cold,
+                Ok(Read::Memory(batches)) => return Ok(batches),
+                Ok(Read::Cold(cold)) => cold,
+                // A coordinator that could not load would be none until another leadership.
+                Err(error) if error.is_shortage() && !is_unfinished => {
+                    tokio::time::sleep(SHORTAGE_PAUSE).await;
+                    attempts = 0;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             match context.disk_pool.run(move || cold.run()).await {
                 // Other files may have come in the place of those that were found: the log knows which.

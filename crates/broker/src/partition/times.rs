@@ -101,10 +101,14 @@ impl Partition {
             if inner.failed.is_some() || inner.removed {
                 return None;
             }
-            match housekeep(inner, judged) {
+            let done = housekeep(inner, judged);
+            if inner.failed.is_none() {
+                // Also where it was broken off on its way.
+                let start = inner.log.log_start();
+                inner.replica.handle_log_start(start);
+            }
+            match done {
                 Ok(removal) => {
-                    let start = inner.log.log_start();
-                    inner.replica.handle_log_start(start);
                     inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
                     inner.jobs += u32::from(removal.is_some());
                     removal

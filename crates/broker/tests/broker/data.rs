@@ -9,6 +9,8 @@ use std::time::Duration;
 use broker::api::{
     Acks, BrokerApi, FetchAnswer, FetchRequest, FileRecords, Isolation, ListOffsetsPartition, OffsetSpec,
 };
+use metadata::ControlRequest;
+use metadata::control::{DeleteTopics, TopicRef};
 use model::{ErrorCode, LeaderEpoch, Offset};
 use storage::disk::{Crash, Disk as _, OpenMode, write_all_at};
 
@@ -535,6 +537,32 @@ async fn much_of_a_cold_log_is_given_in_its_file_and_takes_no_memory() {
     // Whoever waits for more than there is gets what there is, when the time is up.
     let patient = FetchRequest { max_wait_ms: 50, min_bytes: 1 << 20, ..by_file(1 << 20) };
     assert_eq!(broker.fetch(patient).await.partitions[0].bytes(), expected.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_on_its_way_keeps_one_file_of_a_deleted_topic_open_and_no_other() {
+    let mut cluster = Cluster::start(0, 1).await;
+    cluster.tail_bytes = 0;
+    cluster.start_broker(1).await;
+    let id = cluster.topic("t", &[1], &[("segment.bytes", "1048576")]).await;
+    cluster.wait_leader(id).await;
+    let open = || cluster.disk(1).counters().open_now;
+    let before = open();
+    for _ in 0..4 {
+        produce_ok(cluster.broker(1), id, &[&"a".repeat(600_000)]).await;
+    }
+    for offset in 0..4 {
+        assert_eq!(fetch(cluster.broker(1), id, offset).await.error, ErrorCode::None);
+    }
+    let request = FetchRequest { by_file: true, ..fetch_request(id, 0) };
+    let records = cluster.broker(1).fetch(request).await.partitions.remove(0).in_file.expect("in its file");
+    assert!(open() >= before + 4, "of each segment one at least");
+    let delete = DeleteTopics { topics: vec![TopicRef::Id(id.topic_id)] };
+    cluster.controller.ask(&ControlRequest::DeleteTopics(delete));
+    eventually("only what is on its way is open", || (open() == before + 1).then_some(())).await;
+    assert_eq!(sent(&*records).len(), records.len(), "and it goes on");
+    drop(records);
+    eventually("nothing is left", || (open() == before).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,7 @@ use model::{BrokerId, ErrorCode, TopicPartition};
 use storage::disk::{Call, Crash, Disk, FaultKind, MemDisk, OpenMode, replace_file};
 
 use crate::cluster::{Cluster, batch, begin_produce, eventually, path_of, produce, produce_ok, soon, values};
+use crate::moves::wait_values;
 
 /// Brokers with two directories each.
 pub(crate) async fn two_each(brokers: i32, min_isr: u32) -> Cluster {
@@ -111,6 +112,69 @@ async fn one_directory_fails_under_load_and_nothing_acknowledged_is_lost() {
         let refused = produce(cluster.broker(1), first, Acks::All, batch(&["y"])).await;
         assert!(refused.error != ErrorCode::None);
         assert_eq!(*cluster.broker(1).state().borrow(), BrokerState::Running);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_without_file_descriptors_keeps_its_directory_and_all_that_it_acknowledged() {
+    // R30: nothing is wrong with the disk.
+    let mut cluster = Cluster::on_disk_only(1, 1, &[("log.retention.check.interval.ms", "50")]).await;
+    let mut ids = Vec::new();
+    for name in ["t", "u", "v"] {
+        let id = cluster.topic(name, &[1], &[]).await;
+        cluster.wait_leader(id).await;
+        cluster.disk(1).set_descriptors(Some(0));
+        let refused = produce(cluster.broker(1), id, Acks::All, batch(&["refused"])).await;
+        assert_eq!(refused.error, ErrorCode::KafkaStorageError, "{name}");
+        cluster.disk(1).set_descriptors(None);
+        assert_eq!(produce_ok(cluster.broker(1), id, &["a"]).await, 0);
+        ids.push(id);
+    }
+    assert!(cluster.broker(1).metrics().descriptor_shortages >= 3);
+    assert_eq!(describe(cluster.broker(1))[0].error, ErrorCode::None);
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    cluster.start_broker(1).await;
+    for id in ids {
+        cluster.wait_leader(id).await;
+        wait_values(&cluster, 1, id, 0, &["a".to_owned()]).await;
+        assert_eq!(produce_ok(cluster.broker(1), id, &["b"]).await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_before_an_acknowledgement_that_finds_no_descriptor_is_made_up_for() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[("flush.messages", "1")]).await;
+    cluster.wait_leader(id).await;
+    // The first sync of a log opens its directory. Others who sync one, for a checkpoint, may meet some of these.
+    (0..6).for_each(|_| cluster.disk(1).fail(Call::SyncDir, 0, FaultKind::Emfile));
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    assert_eq!(cluster.disk(1).faults_waiting(), 0, "it was not acknowledged before it was synced");
+    assert!(cluster.broker(1).metrics().descriptor_shortages > 0);
+    assert_eq!(describe(cluster.broker(1))[0].error, ErrorCode::None);
+    cluster.kill_and_fence(1, Crash::LoseUnsynced).await;
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    wait_values(&cluster, 1, id, 0, &["a".to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_without_file_descriptors_waits_and_takes_no_replica_for_lost() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    // Before a log directory is in use there is no start. Then come its checkpoints, a look into it, whose its partitions are,
+    // and the files of each.
+    for (call, which) in [(Call::Open, &[3, 7, 8, 11][..]), (Call::List, &[0, 2])] {
+        for skip in which.iter().copied() {
+            (0..2).for_each(|_| cluster.disk(1).fail(call, skip, FaultKind::Emfile));
+            cluster.start_broker(1).await;
+            cluster.wait_leader(id).await;
+            wait_values(&cluster, 1, id, 0, &["a".to_owned()]).await;
+            cluster.kill_and_fence(1, Crash::KeepAll).await;
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use gateway::Limits;
+use gateway::{Descriptors, Limits};
 use metadata::records::{ConfigResource, MetadataRecord};
 use model::ErrorCode;
 use protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
@@ -422,6 +422,20 @@ async fn an_address_has_only_so_many_connections() {
     let three = &mut served.client().await;
     assert!(is_alive(three).await, "there is room again");
     assert!(is_alive(two).await);
+}
+
+#[tokio::test]
+async fn connections_that_the_systems_limit_has_no_descriptors_for_are_closed() {
+    let descriptors = Descriptors { limit: 100, connections: 2 };
+    let served = Served::with(Limits { descriptors, ..Limits::default() }).await;
+    let (one, two) = (&mut served.client().await, &mut served.client().await);
+    assert!(is_alive(one).await && is_alive(two).await);
+    assert!(served.client().await.is_closed().await);
+    assert_eq!(served.handle.metrics().connections_refused.load(Ordering::Relaxed), 1);
+    one.stream.shutdown().await.unwrap();
+    assert!(one.is_closed().await);
+    let three = &mut served.client().await;
+    assert!(is_alive(three).await && is_alive(two).await, "there is room again");
 }
 
 #[tokio::test]

@@ -110,8 +110,21 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts it and waits until it serves.
     pub(crate) fn start(nodes: u16, arguments: &[&str]) -> Cluster {
+        Cluster::start_by(ottla(&[]), nodes, arguments)
+    }
+
+    /// The same, where each process may have so many files open.
+    pub(crate) fn start_with_open_files(limit: u32, nodes: u16, arguments: &[&str]) -> Cluster {
+        let mut shell = Command::new("sh");
+        let limited = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
+        shell.args(["-c", &limited, env!("CARGO_BIN_EXE_ottla")]).env_remove("OTTLA_LOG").stdin(Stdio::null());
+        Cluster::start_by(shell, nodes, arguments)
+    }
+
+    fn start_by(mut program: Command, nodes: u16, arguments: &[&str]) -> Cluster {
         let (base_port, count) = (free_base_port(nodes), nodes.to_string());
-        let mut process = ottla(&["local", "--nodes", &count, "--base-port", &base_port.to_string()])
+        let mut process = program
+            .args(["local", "--nodes", &count, "--base-port", &base_port.to_string()])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
@@ -159,6 +172,14 @@ impl Cluster {
             answer
         };
         (0..self.nodes).map(ask).collect()
+    }
+
+    /// The sum of all samples of a metric.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let of =
+            metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        of.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     pub(crate) fn bootstrap(&self) -> String {

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 
-use rustix::process::{Signal, kill_process, test_kill_process};
+use rustix::process::{Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process};
 
 use crate::cluster::{Cluster, TempDir, eventually, free_base_port, json_lines, ottla, run, stdout, terminate};
 
@@ -61,6 +61,50 @@ fn a_leader_dies_under_load_comes_back_by_hand_and_the_cluster_stops_cleanly() {
     for node in 1..=3 {
         assert_eq!(cluster.pid(node), None, "node {node} runs no longer");
     }
+}
+
+/// From now on the node may open so many files; what is open stays.
+fn limit_open_files(cluster: &Cluster, limit: u64) {
+    let limit = Rlimit { current: Some(limit), maximum: Some(512) };
+    prlimit(cluster.pid(1), Resource::Nofile, limit).expect("it is ours");
+}
+
+#[test]
+fn a_node_with_few_descriptors_refuses_connections_and_takes_no_disk_for_broken() {
+    let data = TempDir::new("descriptors");
+    let cluster = Cluster::start_with_open_files(512, 1, &["--data", &data.path("cluster")]);
+    cluster.json(&["topic", "create", "load", "--config", "segment.bytes=1048576"]);
+    let log = || fs::read_to_string(cluster.node_file(1, "ottla.log")).unwrap_or_default();
+    // 128 log files, 64 that are sent from, a reserve of 160.
+    let connect = || TcpStream::connect(("127.0.0.1", cluster.base_port)).expect("it listens");
+    let held: Vec<TcpStream> = (0..200).map(|_| connect()).collect();
+    eventually("who is too many is refused", || {
+        (cluster.metric("ottla_connections_refused_total") >= 40.0).then_some(())
+    });
+    assert!(log().contains("may have 512 files open (RLIMIT_NOFILE), which leaves 160 to connections"), "{}", log());
+    drop(held);
+    let open = || cluster.metric("kafka_server_socketservermetrics_connectioncount");
+    eventually("they have left", || (open() < 10.0).then_some(()));
+
+    let mut producer = cluster.command(&["produce", "load"]).stdin(Stdio::piped()).spawn().expect("the binary runs");
+    let mut lines = producer.stdin.take().expect("piped");
+    writeln!(lines, "first").expect("it reads");
+    eventually("it is there", || (cluster.metric("kafka_log_log_logendoffset") >= 1.0).then_some(()));
+    // None at all: what is open is written to, a new segment is not to be had, nor a checkpoint.
+    limit_open_files(&cluster, 3);
+    let count = 61;
+    let writer = std::thread::spawn(move || {
+        (1..count).for_each(|_| writeln!(lines, "{}", "x".repeat(100_000)).expect("it reads"));
+    });
+    eventually("it says so", || log().contains("a file cannot be opened").then_some(()));
+    limit_open_files(&cluster, 512);
+    writer.join().expect("all is written");
+    assert!(producer.wait().expect("it ends").success());
+    let read = cluster.run(&["consume", "load", "--from-beginning", "--max-messages", &count.to_string(), "--json"]);
+    assert_eq!(json_lines(&read).len(), count, "each once");
+    assert_eq!(cluster.metric("kafka_log_log_logendoffset"), f64::from(u32::try_from(count).expect("few")));
+    assert_eq!(cluster.metric("kafka_log_logmanager_offlinelogdirectorycount"), 0.0);
+    assert!(cluster.metric("ottla_log_descriptor_shortages_total") > 0.0);
 }
 
 #[test]

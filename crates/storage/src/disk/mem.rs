@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use model::Time;
 
-use super::{DirEntry, Disk, DiskFile, OpenMode, Sent, SharedSync};
+use super::{DirEntry, Disk, DiskFile, OpenMode, Sent, SharedSync, opening};
 
 /// What is sent at once: so little that whoever sends has to go on.
 const SEND_MAX: usize = 100_000;
@@ -37,6 +37,7 @@ pub enum Crash {
 #[expect(missing_docs, reason = "each names a method of Disk or DiskFile")]
 pub enum Call {
     Open,
+    List,
     Read,
     Write,
     SyncData,
@@ -54,6 +55,8 @@ pub enum FaultKind {
     Eio,
     /// No space left; nothing is written.
     Enospc,
+    /// No file descriptor is left; nothing happens.
+    Emfile,
     /// Only so many bytes are written; the call succeeds.
     ShortWrite(usize),
     /// A sync says that it is done, and nothing is.
@@ -93,6 +96,8 @@ struct State {
     faults: Vec<Fault>,
     gates: Vec<Arc<Barrier>>,
     capacity: Option<u64>,
+    /// How many files may be open at once.
+    descriptors: Option<u64>,
     /// Bytes reserved for files, beyond what they hold.
     reserved: BTreeMap<u64, u64>,
     counters: Counters,
@@ -222,6 +227,12 @@ impl MemDisk {
         self.lock().capacity = bytes;
     }
 
+    /// From now on so many files may be open at once, and directories need one to be looked at or synced; None is without
+    /// limit.
+    pub fn set_descriptors(&self, most: Option<u64>) {
+        self.lock().descriptors = most;
+    }
+
     /// From now on the files may take so many bytes more than they do.
     pub fn leave_space(&self, bytes: u64) {
         let mut state = self.lock();
@@ -326,11 +337,20 @@ impl State {
         self.check_sync(call).map(drop)
     }
 
+    /// For a call that opens something.
+    fn check_opening(&mut self, call: Call) -> io::Result<bool> {
+        if self.descriptors.is_some_and(|most| self.counters.open_now >= most) {
+            return Err(opening(no_descriptor()));
+        }
+        self.check_sync(call).map_err(opening)
+    }
+
     /// Whether the sync is to be done.
     fn check_sync(&mut self, call: Call) -> io::Result<bool> {
         match self.fault(call) {
             Some(FaultKind::Eio) => Err(io::Error::from_raw_os_error(5)),
             Some(FaultKind::Enospc) => Err(io::Error::from_raw_os_error(28)),
+            Some(FaultKind::Emfile) => Err(no_descriptor()),
             Some(FaultKind::Lie) => Ok(false),
             Some(FaultKind::ShortWrite(_)) | None => Ok(true),
         }
@@ -424,6 +444,11 @@ impl Image {
     }
 }
 
+/// What the system says where a process has as many files open as it may.
+fn no_descriptor() -> io::Error {
+    io::Error::from_raw_os_error(24)
+}
+
 /// What `path` is called once `from` is called `to`.
 fn renamed(path: &Path, from: &Path, to: &Path) -> Option<PathBuf> {
     let rest = path.strip_prefix(from).ok()?;
@@ -487,7 +512,7 @@ impl Disk for MemDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.lock();
         state.counters.opens += 1;
-        state.check(Call::Open)?;
+        state.check_opening(Call::Open)?;
         let inode = match state.live.names.get(path) {
             Some(Node::File(inode)) => *inode,
             Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
@@ -537,7 +562,8 @@ impl Disk for MemDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.check_opening(Call::List)?;
         if state.live.names.get(dir) != Some(&Node::Dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -574,7 +600,7 @@ impl Disk for MemDisk {
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        state.check(Call::Remove)?;
+        state.check_opening(Call::Remove)?;
         if !state.live.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -591,7 +617,7 @@ impl Disk for MemDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.counters.dir_syncs += 1;
-        if state.check_sync(Call::SyncDir)? {
+        if state.check_opening(Call::SyncDir)? {
             state.settle(|change| change.is_name_in(dir));
         }
         Ok(())
@@ -650,6 +676,7 @@ impl DiskFile for MemFile {
         match state.fault(Call::Write) {
             Some(FaultKind::Eio) => return Err(io::Error::from_raw_os_error(5)),
             Some(FaultKind::Enospc) => return Err(io::Error::from_raw_os_error(28)),
+            Some(FaultKind::Emfile) => return Err(no_descriptor()),
             Some(FaultKind::ShortWrite(length)) => bytes.truncate(length),
             Some(FaultKind::Lie) | None => {}
         }

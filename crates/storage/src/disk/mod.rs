@@ -25,6 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use model::Time;
+use rustix::io::Errno;
 
 /// How a file is opened: for reading and writing, but for one mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -245,8 +246,41 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<
     }
 }
 
+/// What stands for the system's word that there is no file descriptor. Only an open has it ([`opening`]).
+#[derive(Debug, thiserror::Error)]
+#[error("no file descriptor is left: raise the limit of open files (RLIMIT_NOFILE), or have fewer connections")]
+struct NoDescriptor;
+
+/// What an open failed with. That there was no descriptor is kept apart from all other errors, whatever the system says of
+/// another call: nothing was read, written or synced, and nothing is wrong with the disk (`R30`).
+pub(crate) fn opening(error: io::Error) -> io::Error {
+    let none = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+    if none.contains(&error.raw_os_error()) { io::Error::other(NoDescriptor) } else { error }
+}
+
+/// Whether the error says that no file descriptor was to be had: what was asked for did not happen.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<NoDescriptor>())
+}
+
 /// Whether the error says that there is no space left.
 #[must_use]
 pub fn is_out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_open_is_without_a_descriptor() {
+        for errno in [Errno::MFILE, Errno::NFILE] {
+            let error = || io::Error::from_raw_os_error(errno.raw_os_error());
+            assert!(is_out_of_descriptors(&opening(error())));
+            assert!(!is_out_of_descriptors(&error()), "of another call it is an error like any other");
+        }
+        assert!(!is_out_of_descriptors(&opening(io::ErrorKind::NotFound.into())));
+    }
 }

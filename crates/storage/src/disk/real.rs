@@ -12,7 +12,7 @@ use model::Time;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{DirEntry, Disk, DiskFile, OpenMode, Sent, SharedSync};
+use super::{DirEntry, Disk, DiskFile, OpenMode, Sent, SharedSync, opening};
 
 /// How many slices one pwritev takes (Linux's UIO_MAXIOV).
 const SLICES_MAX: usize = 1024;
@@ -50,7 +50,7 @@ impl Disk for RealDisk {
             OpenMode::Create => options.create(true).truncate(false),
             OpenMode::Truncate => options.create(true).truncate(true),
         };
-        Ok(Arc::new(RealFile(options.open(path)?)))
+        Ok(Arc::new(RealFile(options.open(path).map_err(opening)?)))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -59,7 +59,7 @@ impl Disk for RealDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         let mut entries = Vec::new();
-        for entry in fs::read_dir(dir)? {
+        for entry in fs::read_dir(dir).map_err(opening)? {
             let entry = entry?;
             let is_dir = entry.file_type()?.is_dir();
             if let Ok(name) = entry.file_name().into_string() {
@@ -79,7 +79,7 @@ impl Disk for RealDisk {
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir_all(path)
+        fs::remove_dir_all(path).map_err(opening)
     }
 
     fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
@@ -88,7 +88,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        File::open(dir).map_err(opening)?.sync_all()
     }
 
     fn shared_sync(&self, dir: &Path) -> Option<Arc<dyn SharedSync>> {

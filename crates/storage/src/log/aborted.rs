@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use model::{Offset, ProducerId};
 
-use super::segment::{FileKind, SegmentFiles, parse_name};
+use super::segment::{FileKind, Segment, SegmentFiles, parse_name};
 use super::{Log, LogError, Names};
 use crate::disk::{DiskFile, read_exact_at, write_all_at};
 
@@ -141,7 +141,7 @@ impl Log {
     /// A transaction was aborted, by a marker that is in this log. One that the log was told of before is left alone.
     ///
     /// # Errors
-    /// Took the directory offline. Where there is no space, the entry waits in memory.
+    /// Took the directory offline. Where there is no space or no descriptor, the entry waits in memory.
     pub fn note_aborted(&mut self, entry: AbortedTransaction) -> Result<(), LogError> {
         self.usable()?;
         assert!(entry.last_offset < self.log_end, "a marker at {} in a log to {}", entry.last_offset, self.log_end);
@@ -154,8 +154,8 @@ impl Log {
         self.aborted.unwritten += 1;
         if self.aborted.unwritten >= UNWRITTEN_MAX {
             match self.flush_aborted() {
-                Ok(()) | Err(LogError::NoSpace(_)) => {}
-                Err(error) => return Err(error),
+                Err(error) if !error.is_shortage() => return Err(error),
+                _ => {}
             }
         }
         self.aborted.trim();
@@ -249,26 +249,33 @@ impl Log {
     pub(super) fn sync_aborted(&mut self) -> Result<(), LogError> {
         self.flush_aborted()?;
         let failed = self.failed("cannot sync the aborted transactions in");
-        let mut any = false;
-        for segment in self.segments.iter_mut().filter(|segment| segment.aborted.dirty) {
+        let dirty = || self.segments.iter().filter(|segment| segment.aborted.dirty);
+        for segment in dirty() {
             let file = segment.files(&self.env, &self.dir).open(FileKind::TxnIndex).map_err(&failed)?;
             file.sync_data().map_err(&failed)?;
-            segment.aborted.dirty = false;
-            any = true;
         }
-        if any { self.sync_names() } else { Ok(()) }
+        if dirty().next().is_some() {
+            self.sync_names()?;
+            self.segments.iter_mut().for_each(|segment| segment.aborted.dirty = false);
+        }
+        Ok(())
     }
 
     /// The files of the index that have to be synced before a snapshot of the producers relies on them.
     pub(super) fn take_unsynced_aborted(&mut self) -> Result<Vec<Arc<dyn DiskFile>>, LogError> {
         self.flush_aborted()?;
         let failed = self.failed("cannot open the aborted transactions in");
-        let mut files = Vec::new();
-        for segment in self.segments.iter_mut().filter(|segment| segment.aborted.dirty) {
-            files.push(segment.files(&self.env, &self.dir).open(FileKind::TxnIndex).map_err(&failed)?);
-            segment.aborted.dirty = false;
-        }
+        let dirty = self.segments.iter().filter(|segment| segment.aborted.dirty);
+        let open = |segment: &Segment| segment.files(&self.env, &self.dir).open(FileKind::TxnIndex).map_err(&failed);
+        let files = dirty.map(open).collect::<Result<Vec<_>, _>>()?;
+        self.segments.iter_mut().for_each(|segment| segment.aborted.dirty = false);
         Ok(files)
+    }
+
+    /// What was taken could not be synced, for want of a descriptor.
+    pub(super) fn put_back_unsynced_aborted(&mut self) {
+        let written = self.segments.iter_mut().filter(|segment| segment.aborted.count() > 0);
+        written.for_each(|segment| segment.aborted.dirty = true);
     }
 
     /// Removes the entries with markers from `offset` on.

@@ -26,7 +26,8 @@ impl Log {
     /// Writes batches behind the log's end, in order, holes allowed: all or none. Blocks on the page cache only.
     ///
     /// # Errors
-    /// `OutOfOrder`, `Lossy` and `NoSpace` leave the log as it was; anything else took the directory offline (`R30`).
+    /// `OutOfOrder`, `Lossy`, `NoSpace` and `NoDescriptor` leave the log as it was; anything else took the directory offline
+    /// (`R30`). Where batches that were written could not be taken back for want of a descriptor, the log is unfinished.
     pub fn append(&mut self, batches: &[RecordBatch]) -> Result<Appended, LogError> {
         self.usable()?;
         if let Condition::Lossy(first_bad) = self.condition {
@@ -39,7 +40,11 @@ impl Log {
         let before = self.log_end;
         let written = self.write(batches);
         if let Err(error) = written {
-            self.undo(before)?;
+            // An open that found no descriptor was before the first write.
+            if self.log_end > before || !matches!(error, LogError::NoDescriptor(_)) {
+                let undone = self.undo(before);
+                self.ended(undone)?;
+            }
             return Err(error);
         }
         self.tail.append(batches);
@@ -294,7 +299,11 @@ impl Log {
         }
         // A full buffer of index entries, or a policy that leaves the disk in peace: then memory is worth more.
         if self.indexer.as_ref().is_some_and(|indexer| indexer.is_full()) {
-            self.flush_indexes()?;
+            match self.flush_indexes() {
+                // The records are there, and the entries wait for the next time.
+                Ok(()) | Err(LogError::NoDescriptor(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use model::{LeaderEpoch, Offset, TopicId};
 
-use crate::disk::is_out_of_space;
+use crate::disk::{is_out_of_descriptors, is_out_of_space};
 use crate::env::DirHealth;
 
 /// See the module.
@@ -21,6 +21,11 @@ pub enum LogError {
     /// No space; the log is as it was before the call, and the call may be made again later.
     #[error("no space is left for {}: free some, or move partitions away", .0.display())]
     NoSpace(PathBuf),
+    /// No file descriptor was to be had for something in there. The disk is as good as it was, the log is as it was before
+    /// the call, and the call may be made again later; but where [`Log::is_unfinished`](super::Log::is_unfinished) says so, a
+    /// change was begun that cannot be gone on with here.
+    #[error("no file descriptor is left for {}: raise the limit of open files, or have fewer connections", .0.display())]
+    NoDescriptor(PathBuf),
     /// Bytes on disk are not what was written. Nothing of them is served.
     #[error("{} is corrupt at byte {position}: {what}", path.display())]
     Corrupt {
@@ -79,8 +84,17 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// An I/O error at `path`: takes the directory offline (`R30`).
+    /// Whether the log is as it was: something was short that may be there again later.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, LogError::NoSpace(_) | LogError::NoDescriptor(_))
+    }
+
+    /// An I/O error at `path`: takes the directory offline (`R30`). That a process has too many files open is none.
     pub(crate) fn fatal(health: &DirHealth, path: &Path, what: &str, error: &io::Error) -> LogError {
+        if is_out_of_descriptors(error) {
+            return LogError::NoDescriptor(path.to_owned());
+        }
         health.fail(path, what, error);
         LogError::DirectoryOffline(health.failure().unwrap_or_default().to_owned())
     }

@@ -96,14 +96,17 @@ impl Indexer {
     /// Writes what waits, and gives its memory back.
     pub(super) fn flush(&mut self, files: &SegmentFiles) -> io::Result<()> {
         if !self.pending.is_empty() {
+            // Opened before anything is taken: where there is no descriptor, the entries wait for the next time.
+            let file = files.create(FileKind::Index)?;
             let pending = std::mem::take(&mut self.pending);
             let bytes: Vec<u8> =
                 pending.iter().flat_map(|(o, p)| [o.to_be_bytes(), p.to_be_bytes()].concat()).collect();
             let position = u64::from(self.written) * ENTRY as u64;
-            write_all_at(&*files.create(FileKind::Index)?, &mut [IoSlice::new(&bytes)], position)?;
+            write_all_at(&*file, &mut [IoSlice::new(&bytes)], position)?;
             self.written += u32::try_from(pending.len()).unwrap_or(0);
         }
         if !self.pending_times.is_empty() {
+            let file = files.create(FileKind::TimeIndex)?;
             let pending = std::mem::take(&mut self.pending_times);
             let mut bytes = Vec::with_capacity(pending.len() * TIME_ENTRY);
             for (timestamp, relative) in &pending {
@@ -111,7 +114,7 @@ impl Indexer {
                 bytes.extend_from_slice(&relative.to_be_bytes());
             }
             let position = u64::from(self.times_written) * TIME_ENTRY as u64;
-            write_all_at(&*files.create(FileKind::TimeIndex)?, &mut [IoSlice::new(&bytes)], position)?;
+            write_all_at(&*file, &mut [IoSlice::new(&bytes)], position)?;
             self.times_written += u32::try_from(pending.len()).unwrap_or(0);
         }
         Ok(())

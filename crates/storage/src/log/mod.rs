@@ -12,6 +12,7 @@
 //! owns the epoch cache and the high watermark, the log persists the one and is told the other.
 //!
 //! Calls block on the disk where they say so; none spawns anything. After `DirectoryOffline` every call gives that (`R30`).
+//! Where there is no file descriptor, each gives `NoDescriptor`, and the directory stays in use.
 
 mod aborted;
 mod append;
@@ -155,17 +156,19 @@ pub struct Log {
     truncations: u64,
     /// No record at or above it was lent to be sent from its file.
     lent_end: Offset,
+    /// A change of its files was begun and could not be gone on with, for want of a file descriptor.
+    unfinished: bool,
 }
 
 /// A log that is gone leaves no file open: of one that is deleted, an open file keeps the space.
 impl Drop for Log {
     fn drop(&mut self) {
-        self.segments.iter().for_each(|segment| segment.files(&self.env, &self.dir).close_all());
+        self.close_files();
     }
 }
 
 /// Whether the names of the log's files are durable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Names {
     /// There is no directory yet.
     Absent,
@@ -293,8 +296,27 @@ impl Log {
         }
     }
 
+    /// Closes its files, where it goes and somebody may hold it still: of a deleted one, an open file keeps the space.
+    pub fn close_files(&self) {
+        self.segments.iter().for_each(|segment| segment.files(&self.env, &self.dir).close_all());
+    }
+
+    /// Whether a change was begun and not ended, for want of a file descriptor: the files are as a crash would leave them,
+    /// which every start copes with. This log gives `NoDescriptor` from now on, and is to be opened anew.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// The outcome of a change that must not stay half done.
+    fn ended<T>(&mut self, outcome: Result<T, LogError>) -> Result<T, LogError> {
+        self.unfinished |= matches!(outcome, Err(LogError::NoDescriptor(_)));
+        outcome
+    }
+
     fn usable(&self) -> Result<(), LogError> {
         match self.env.health.failure() {
+            None if self.unfinished => Err(LogError::NoDescriptor(self.dir.to_path_buf())),
             None => Ok(()),
             Some(reason) => Err(LogError::DirectoryOffline(reason.to_owned())),
         }
@@ -311,7 +333,7 @@ impl Log {
         LogError::fatal(&self.env.health, path, what, error)
     }
 
-    /// An error somewhere in the log's directory that ends its use.
+    /// An error somewhere in the log's directory that ends its use, unless there was no descriptor.
     fn failed(&self, what: &'static str) -> impl Fn(io::Error) -> LogError + use<> {
         let (health, dir) = (Arc::clone(&self.env.health), Arc::clone(&self.dir));
         move |error| LogError::fatal(&health, &dir, what, &error)

@@ -167,6 +167,7 @@ impl Log {
             cleaned_to: None,
             lent_end: Offset::ZERO,
             truncations: 0,
+            unfinished: false,
         }
     }
 

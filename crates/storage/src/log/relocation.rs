@@ -21,6 +21,7 @@ use model::{EpochCache, Offset, RecordBatch, Time, TopicPartition};
 
 use super::{Aborted, AbortedTransaction, Log, LogError, OpenHints, Read};
 use crate::config::LogConfig;
+use crate::disk::is_out_of_descriptors;
 use crate::log_dirs::LogDir;
 
 /// Bytes copied at a time, at most.
@@ -121,14 +122,17 @@ impl Relocation {
     pub fn open(to: &LogDir, topic: &str, id: TopicPartition, config: Arc<LogConfig>) -> Result<Self, LogError> {
         let path = to.data().partition_path(topic, id.partition);
         let future = to.data().future_path(topic, id).ok_or_else(|| LogError::Gone(path.clone()))?;
-        let offline = |error: crate::DataDirError| {
+        let failed = |error: crate::DataDirError| {
+            if error.is_out_of_descriptors() {
+                return LogError::NoDescriptor(path.clone());
+            }
             to.failed(&error);
             LogError::DirectoryOffline(error.to_string())
         };
-        if to.data().has_partition(topic, id.partition).map_err(offline)? {
+        if to.data().has_partition(topic, id.partition).map_err(failed)? {
             return Err(LogError::Gone(path));
         }
-        to.data().delete_future(&future).map_err(offline)?;
+        to.data().delete_future(&future).map_err(failed)?;
         let hints = OpenHints {
             topic_id: id.topic_id,
             recovery_point: Offset::ZERO,
@@ -140,6 +144,12 @@ impl Relocation {
         // Nobody reads it, and the memory is others'.
         future.keep_tail(false);
         Ok(Self { future, topic: topic.to_owned(), id, path, compared: None, synced: 0 })
+    }
+
+    /// Whether the future log cannot be gone on with ([`Log::is_unfinished`]): it is to be given up.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.future.is_unfinished()
     }
 
     /// How far the future log goes, and its bytes.
@@ -284,9 +294,15 @@ impl Log {
     pub(super) fn rename_to(&mut self, path: &std::path::Path) -> Result<(), LogError> {
         self.usable()?;
         if self.is_on_disk() {
-            let renamed = self.env.disk.rename(&self.dir, path);
-            let above = || path.parent().map_or(Ok(()), |above| self.env.disk.sync_dir(above));
-            renamed.and_then(|()| above()).map_err(self.failed("cannot rename"))?;
+            let failed = self.failed("cannot rename");
+            self.env.disk.rename(&self.dir, path).map_err(&failed)?;
+            if let Err(error) = path.parent().map_or(Ok(()), |above| self.env.disk.sync_dir(above)) {
+                if is_out_of_descriptors(&error) {
+                    // A crash before the old name is durable again leaves two copies, and the greater one counts.
+                    self.env.disk.rename(path, &self.dir).map_err(&failed)?;
+                }
+                return Err(failed(error));
+            }
         }
         self.dir = Arc::from(path);
         Ok(())

@@ -135,7 +135,7 @@ impl SegmentFiles {
     fn open_as(&self, kind: FileKind, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let key = FileKey(self.key.0 + kind.number());
         // What is small and makes the log whole may use up the ballast; the data may not.
-        let ballast = (kind != FileKind::Log).then_some(&self.env.disk);
+        let ballast = (kind != FileKind::Log).then_some(&self.env.pooled);
         self.env.files.get(key, mode, ballast, || self.path(kind))
     }
 

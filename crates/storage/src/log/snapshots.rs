@@ -70,9 +70,14 @@ impl Log {
     /// of records that are gone. Its name becomes durable in its own time: a snapshot that is lost is a hint lost.
     ///
     /// # Errors
-    /// What went wrong while it was written; anything but `NoSpace` took the directory offline.
+    /// What went wrong while it was written; anything but `NoSpace` and `NoDescriptor` took the directory offline.
     pub fn finish_producer_snapshot(&mut self, done: ProducerSnapshot) -> Result<bool, LogError> {
-        done.result?;
+        if let Err(error) = done.result {
+            if matches!(error, LogError::NoDescriptor(_)) && !done.aborted.is_empty() {
+                self.put_back_unsynced_aborted();
+            }
+            return Err(error);
+        }
         self.usable()?;
         let failed = self.failed("cannot put a producer snapshot into");
         if done.cuts != self.cuts {

@@ -37,6 +37,8 @@ pub struct SyncTicket {
 #[must_use = "the log waits for the outcome of its sync"]
 pub struct SyncDone {
     result: Result<(), LogError>,
+    /// What was to be made durable of the names.
+    names: Names,
 }
 
 impl Log {
@@ -59,6 +61,7 @@ impl Log {
         if self.sync_flushes_indexes() {
             self.flush_indexes()?;
         }
+        // All are opened before anything is taken off: where there is no descriptor, the next sync begins where this one did.
         let failed = self.failed("cannot open a file in");
         let mut ticket = SyncTicket {
             env: self.env.clone(),
@@ -68,20 +71,24 @@ impl Log {
             indexes: Vec::new(),
             names: self.names,
         };
-        for segment in &mut self.segments {
+        for segment in &self.segments {
             let files = segment.files(&self.env, &self.dir);
-            if std::mem::take(&mut segment.indexes_dirty) {
+            if segment.indexes_dirty {
                 for kind in [FileKind::Index, FileKind::TimeIndex] {
                     ticket.indexes.push(files.create(kind).map_err(&failed)?);
                 }
             }
-            if std::mem::take(&mut segment.dirty) {
+            if segment.dirty {
                 let log = files.open(FileKind::Log).map_err(&failed)?;
-                if std::mem::take(&mut segment.inherited) {
+                if segment.inherited {
                     ticket.inherited.push(Arc::clone(&log));
                 }
                 ticket.logs.push((files, log));
             }
+        }
+        for segment in &mut self.segments {
+            segment.inherited &= !segment.dirty;
+            (segment.dirty, segment.indexes_dirty) = (false, false);
         }
         self.names = Names::Durable;
         self.sync = SyncState::InFlight(self.log_end);
@@ -91,12 +98,19 @@ impl Log {
     /// Takes the outcome of the sync that runs, and gives the offset below which everything is synced now.
     ///
     /// # Errors
-    /// `DirectoryOffline` where the sync failed: it is never tried again (`R30`).
+    /// `DirectoryOffline` where the sync failed: it is never tried again (`R30`). `NoDescriptor` where the directory of new
+    /// names could not be opened to be synced: no sync has failed, and the next one makes up for it.
     pub fn finish_sync(&mut self, done: SyncDone) -> Result<Offset, LogError> {
         let SyncState::InFlight(upto) = std::mem::replace(&mut self.sync, SyncState::Idle) else {
             return Ok(self.synced_end);
         };
-        done.result?;
+        if let Err(error) = done.result {
+            if matches!(error, LogError::NoDescriptor(_)) {
+                // The files were synced before; their names were not.
+                self.names = self.names.min(done.names);
+            }
+            return Err(error);
+        }
         self.usable()?;
         self.synced_end = self.synced_end.max(upto);
         self.raise_recovery_point()?;
@@ -133,10 +147,11 @@ impl SyncTicket {
     /// Syncs all files of the ticket, and the directories where names are new. Blocks.
     pub fn run(self) -> SyncDone {
         if let Some(reason) = self.env.health.failure() {
-            return SyncDone { result: Err(LogError::DirectoryOffline(reason.to_owned())) };
+            let result = Err(LogError::DirectoryOffline(reason.to_owned()));
+            return SyncDone { result, names: self.names };
         }
         let result = self.sync().map_err(|e| LogError::fatal(&self.env.health, &self.dir, "cannot sync a file in", &e));
-        SyncDone { result }
+        SyncDone { result, names: self.names }
     }
 
     /// What the logs of a directory share.
@@ -158,13 +173,14 @@ impl SyncTicket {
         if health.failure().is_none()
             && let Err(error) = synced.and_then(|()| witness())
         {
-            drop(LogError::fatal(health, &first.dir, "cannot sync files with that in", &error));
+            // Nothing is opened on the way: whatever it says, a sync has failed.
+            health.fail(&first.dir, "cannot sync files with that in", &error);
         }
         let outcome = || match health.failure() {
             Some(reason) => Err(LogError::DirectoryOffline(reason.to_owned())),
             None => Ok(()),
         };
-        tickets.iter().map(|_| SyncDone { result: outcome() }).collect()
+        tickets.iter().map(|ticket| SyncDone { result: outcome(), names: ticket.names }).collect()
     }
 
     fn sync_inherited(&self) -> io::Result<()> {
@@ -175,6 +191,7 @@ impl SyncTicket {
         self.logs.first().map(|(_, log)| log).or(self.indexes.first()).map(|file| &**file)
     }
 
+    /// The names come last: where there is no descriptor to open their directory by, all else was synced.
     fn sync(&self) -> io::Result<()> {
         for index in &self.indexes {
             index.sync_data()?;

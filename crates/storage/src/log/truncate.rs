@@ -43,10 +43,15 @@ impl Log {
     /// the last batch that stays. In a lossy log this accepts the loss (`R29`). Blocks.
     ///
     /// # Errors
-    /// `OutOfRange` below the log start; `NoSpace` where a copy has to be made of what was lent ([`Log::lend`]); anything
-    /// else took the directory offline.
+    /// `OutOfRange` below the log start; `NoSpace` where a copy has to be made of what was lent ([`Log::lend`]);
+    /// `NoDescriptor`, and the log is unfinished; anything else took the directory offline.
     pub fn truncate_to(&mut self, offset: Offset) -> Result<Offset, LogError> {
         self.usable()?;
+        let cut = self.cut_to(offset);
+        self.ended(cut)
+    }
+
+    fn cut_to(&mut self, offset: Offset) -> Result<Offset, LogError> {
         if offset < self.log_start {
             return Err(LogError::OutOfRange { offset, log_start: self.log_start, log_end: self.log_end });
         }
@@ -93,9 +98,14 @@ impl Log {
     /// Drops everything and goes on at `offset` (`R26`), durably. Blocks.
     ///
     /// # Errors
-    /// Took the directory offline.
+    /// `NoDescriptor`, and the log is unfinished; anything else took the directory offline.
     pub fn reset_to(&mut self, offset: Offset) -> Result<(), LogError> {
         self.usable()?;
+        let reset = self.begin_at(offset);
+        self.ended(reset)
+    }
+
+    fn begin_at(&mut self, offset: Offset) -> Result<(), LogError> {
         if self.names == Names::Absent && offset == Offset::ZERO {
             return Ok(());
         }
@@ -328,10 +338,11 @@ impl Log {
         if offset >= self.recovery_point_max {
             return Ok(());
         }
-        let offset = match (self.truncation_noted, read_note(&*self.env.disk, &self.dir)) {
-            (true, Ok(Some(noted))) => noted.min(offset),
-            _ => offset,
+        let noted = match self.truncation_noted {
+            true => read_note(&*self.env.disk, &self.dir).map_err(self.failed("cannot read a note in"))?,
+            false => None,
         };
+        let offset = noted.map_or(offset, |noted| noted.min(offset));
         let text = checkpoint::format([offset.to_string()].into_iter());
         let written = replace_file(&*self.env.disk, &note_path(&self.dir), text.as_bytes());
         written.map_err(|e| self.fatal(&self.dir, "cannot note a truncation in", &e))?;

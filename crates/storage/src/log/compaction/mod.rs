@@ -178,7 +178,7 @@ impl Log {
     /// sync of the directory; the rest is [`start_swap_end`](Log::start_swap_end)'s.
     ///
     /// # Errors
-    /// `NoSpace` leaves the log as it was; anything else took the directory offline.
+    /// `NoSpace` and `NoDescriptor` leave the log as it was, unless it is unfinished; anything else took the directory offline.
     pub fn swap_cleaned(&mut self, cleaned: Cleaned, wall: Time) -> Result<CleanedSwap, LogError> {
         self.usable()?;
         self.complete_swap()?;
@@ -191,7 +191,7 @@ impl Log {
         match self.put_in_place(cleaned, sources, wall) {
             Ok(()) => Ok(CleanedSwap::Done),
             Err(error) => {
-                if matches!(error, LogError::NoSpace(_)) {
+                if error.is_shortage() && !self.unfinished {
                     files.remove().map_err(&failed)?;
                 }
                 Err(error)
@@ -209,7 +209,7 @@ impl Log {
     /// was full.
     ///
     /// # Errors
-    /// `NoSpace`: then it is forgotten, and done again. Anything else took the directory offline.
+    /// `NoSpace`, `NoDescriptor`: then it is forgotten, and done again. Anything else took the directory offline.
     pub fn finish_cleaning(&mut self, cleaning: &Cleaning) -> Result<bool, LogError> {
         self.usable()?;
         let covered = cleaning.filter.covered.min(cleaning.end);

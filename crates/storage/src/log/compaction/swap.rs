@@ -64,7 +64,10 @@ impl Log {
         let disk = &*self.env.disk;
         let made = disk.open(&marker, OpenMode::Create);
         made.map_err(|e| LogError::write(&self.env.health, &marker, &e))?;
-        disk.sync_dir(&self.dir).map_err(&failed)?;
+        if let Err(error) = disk.sync_dir(&self.dir) {
+            // The marker may be durable or not: whichever it is, a start goes by it.
+            return self.ended(Err(failed(error)));
+        }
         for segment in &self.segments[sources.clone()] {
             segment.files(&self.env, &self.dir).close_all();
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::disk::{Call, FaultKind, OpenMode};
-use crate::log::{LogError, Verdict};
+use crate::log::{LogError, Read, Verdict};
 use model::{EpochCache, Time};
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ struct Script {
     /// What the checkpoints of a broker would say.
     recovery_point: Offset,
     log_start: Offset,
+    /// How often the log was opened anew, for want of descriptors.
+    reopened: u32,
     /// For the message of a failure.
     steps: Vec<String>,
 }
@@ -34,7 +36,8 @@ impl Script {
         let config = LogConfig { file_delete_delay_ms: 0, ..small_segments() };
         let world = World::with_tail(config, 0);
         let zero = Offset::ZERO;
-        Self { world, appended: Vec::new(), synced: zero, recovery_point: zero, log_start: zero, steps: Vec::new() }
+        let (appended, steps) = (Vec::new(), Vec::new());
+        Self { world, appended, synced: zero, recovery_point: zero, log_start: zero, reopened: 0, steps }
     }
 
     fn append(&mut self, epoch: i32) -> Result<(), LogError> {
@@ -128,6 +131,10 @@ impl Script {
             match done {
                 Ok(()) => {}
                 Err(LogError::NoSpace(_)) => failed += 1,
+                Err(LogError::NoDescriptor(_)) => {
+                    failed += 1;
+                    self.go_on();
+                }
                 Err(LogError::DirectoryOffline(_)) => {
                     let again = self.append(9);
                     assert!(matches!(again, Err(LogError::DirectoryOffline(_))), "R30: {again:?}");
@@ -139,17 +146,48 @@ impl Script {
         failed
     }
 
+    /// There was no file descriptor: the log is as it was, or opened anew in this process, as a broker does.
+    fn go_on(&mut self) {
+        assert_eq!(self.world.env.health().failure(), None, "nothing is wrong with the disk");
+        if self.world.log.is_unfinished() {
+            let again = self.append(9);
+            assert!(matches!(again, Err(LogError::NoDescriptor(_))), "{again:?}");
+            let hints = self.hints();
+            while let Err(error) = self.world.try_reopen(hints) {
+                assert!(matches!(error, LogError::NoDescriptor(_)), "{error:?}");
+                assert_eq!(self.world.env.health().failure(), None);
+            }
+            self.reopened += 1;
+            self.synced = self.synced.max(self.world.log.synced_end());
+            // Whether a cut has happened is open until it says so.
+            let end = self.world.log.log_end();
+            assert!(end >= self.synced, "{end} {}, {:#?}", self.synced, self.steps);
+            self.appended.retain(|batch| batch.header().base_offset < end);
+        }
+        if self.world.disk.faults_waiting() == 0 {
+            self.check_content();
+        }
+    }
+
+    /// All that was appended is there, and nothing else.
+    fn check_content(&self) {
+        let start = self.world.log.log_start();
+        let appended = self.appended.iter().filter(|batch| batch.header().next_offset() > start);
+        assert_eq!(self.world.all(), appended.cloned().collect::<Vec<_>>(), "{:#?}", self.steps);
+    }
+
+    /// What the checkpoints of a broker say.
+    fn hints(&self) -> OpenHints {
+        let (recovery_point, log_start) = (self.recovery_point, self.log_start);
+        OpenHints { recovery_point, high_watermark: recovery_point, log_start, ..hints() }
+    }
+
     /// What the next process finds after `crash`: all that was synced, a prefix of what was appended, and nothing else.
     fn check(&self, crash: Crash, what: &str) {
         let disk = self.world.disk.fork();
         disk.crash(crash);
         let mut found = World { disk, ..World::new(self.world.config.clone()) };
-        let hints = OpenHints {
-            recovery_point: self.recovery_point,
-            high_watermark: self.recovery_point,
-            log_start: self.log_start,
-            ..hints()
-        };
+        let hints = self.hints();
         let recovered = found.reopen(hints);
         // Writes that reached the disk without the ones before them look like a gap: the replica says so (R29).
         let scattered = matches!(crash, Crash::Scatter(_));
@@ -195,7 +233,7 @@ fn a_disk_that_fails_at_any_call_loses_nothing_that_was_synced_and_serves_nothin
                 FaultKind::Eio => true,
                 FaultKind::ShortWrite(_) => call == Call::Write,
                 FaultKind::Enospc => matches!(call, Call::Open | Call::Write | Call::Rename),
-                FaultKind::Lie => false,
+                FaultKind::Emfile | FaultKind::Lie => false,
             };
             if !sensible {
                 continue;
@@ -221,6 +259,94 @@ fn a_disk_that_fails_at_any_call_loses_nothing_that_was_synced_and_serves_nothin
         "disk faults: {tried} tried, {noticed} told to the caller, 0 records lost that were synced, 0 served that were not appended"
     );
     assert!(tried > 400, "{tried}");
+}
+
+#[test]
+fn a_process_without_descriptors_at_any_open_keeps_its_directory_and_loses_nothing() {
+    let (mut tried, mut told, mut unfinished) = (0, 0, 0);
+    for call in [Call::Open, Call::List, Call::SyncDir] {
+        // Once: the pool gives back what is idle. More often: whoever asks hears of it, and asks again.
+        for times in [1, 2, 6] {
+            for skip in 0.. {
+                let mut script = Script::new();
+                (0..times).for_each(|_| script.world.disk.fail(call, skip, FaultKind::Emfile));
+                let before = script.world.log.dir().to_owned();
+                let failed = script.run();
+                if script.world.disk.faults_waiting() > 0 {
+                    break;
+                }
+                assert_eq!(script.world.log.dir(), before);
+                assert_eq!(script.world.env.health().failure(), None, "{call:?} {skip} {times}");
+                script.check_content();
+                (tried, told) = (tried + 1, told + u32::from(failed > 0));
+                unfinished += u32::from(script.reopened > 0);
+                for crash in [Crash::KeepAll, Crash::LoseUnsynced, Crash::Scatter(skip)] {
+                    script.check(crash, &format!("no descriptor at {call:?} {skip}, {times} times"));
+                }
+            }
+        }
+    }
+    println!("no descriptor: {tried} tried, {told} told to the caller, {unfinished} logs opened anew, 0 records lost");
+    assert!(tried > 300 && told > 100 && unfinished > 10, "{tried} {told} {unfinished}");
+}
+
+#[test]
+fn files_that_nobody_uses_are_closed_where_descriptors_are_short() {
+    let mut world = World::with_tail(small_segments(), 0);
+    for _ in 0..20 {
+        world.append_records(0, 2);
+    }
+    world.checkpoint();
+    let all = world.all();
+    let open = world.disk.counters().open_now;
+    assert!(open >= 10, "the pool keeps files: {open}");
+    world.disk.set_descriptors(Some(open));
+    // By the pool, and beside it: what is kept open is given back for both.
+    world.checkpoint();
+    world.append_records(0, 2);
+    world.log.roll(world.log.log_end()).unwrap();
+    assert_eq!(world.all()[..all.len()], all);
+    assert_eq!(world.env.descriptor_shortages(), 0);
+    // Where there is none at all, who asks is told, and nothing else happens.
+    let read = world.log.read(Offset(0), world.log.log_end(), 300, true).unwrap();
+    world.disk.set_descriptors(Some(0));
+    world.log.close_files();
+    let end = world.log.log_end();
+    assert!(matches!(world.log.read_now(Offset(0), end, 300, true), Err(LogError::NoDescriptor(_))));
+    assert!(matches!(world.log.append(&[batch(end.0, 0, 2, 0)]), Err(LogError::NoDescriptor(_))));
+    assert!(matches!(world.log.sync_now(), Err(LogError::NoDescriptor(_))));
+    assert!(matches!(world.log.write_epoch_checkpoint(&world.epochs), Err(LogError::NoDescriptor(_))));
+    let Read::Cold(read) = read else { panic!("it is cold") };
+    assert!(!read.run().unwrap().is_empty(), "what is open can be read");
+    assert!(world.env.descriptor_shortages() >= 4);
+    world.disk.set_descriptors(None);
+    world.append_records(0, 2);
+    world.checkpoint();
+    assert_eq!((world.log.log_end(), world.env.health().failure()), (end + 2, None));
+    let recovered = world.crash_and_reopen(Crash::LoseUnsynced, hints());
+    assert_eq!((recovered.verdict, world.all().len()), (Verdict::Sound, 22));
+}
+
+#[test]
+fn a_sync_that_finds_no_descriptor_is_made_up_for_and_one_that_failed_never() {
+    // R30, R31: the names of a log that is new are synced last.
+    for call in [Call::Open, Call::SyncDir] {
+        let mut world = World::new(LogConfig::default());
+        world.append_records(0, 2);
+        let ticket = world.log.start_sync().unwrap().unwrap();
+        (0..2).for_each(|_| world.disk.fail(call, 0, FaultKind::Emfile));
+        let done = world.log.finish_sync(ticket.run());
+        assert!(matches!(done, Err(LogError::NoDescriptor(_))), "{done:?}");
+        assert_eq!((world.log.synced_end(), world.disk.faults_waiting()), (Offset(0), 0));
+        assert!(world.log.needs_sync());
+        assert_eq!(world.log.sync_now(), Ok(Offset(2)));
+        world.crash_and_reopen(Crash::LoseUnsynced, OpenHints { high_watermark: Offset(2), ..hints() });
+        assert_eq!(world.all().len(), 1, "{call:?}");
+    }
+    let mut world = World::new(LogConfig::default());
+    world.append_records(0, 2);
+    world.disk.fail(Call::SyncData, 0, FaultKind::Emfile);
+    assert!(matches!(world.log.sync_now(), Err(LogError::DirectoryOffline(_))), "whatever the error's name is");
 }
 
 /// What reads a hint may do without it.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use model::{Codec, EpochCache, LeaderEpoch, Offset, Record, RecordBatch, TopicId, Uuid, encode_batch, encode_records};
 
-use super::{Log, OpenHints, Recovered};
+use super::{Log, LogError, OpenHints, Recovered};
 use crate::config::LogConfig;
 use crate::disk::{Crash, Disk, MemDisk};
 use crate::env::LogEnv;
@@ -72,12 +72,16 @@ impl World {
 
     /// The log as another process finds it.
     fn reopen(&mut self, hints: OpenHints) -> Recovered {
+        self.try_reopen(hints).unwrap()
+    }
+
+    fn try_reopen(&mut self, hints: OpenHints) -> Result<Recovered, LogError> {
         self.env = LogEnv::new(Arc::new(self.disk.clone()), 16, self.tail_bytes);
         let config = Arc::new(self.config.clone());
-        let (log, recovered) = Log::open(&self.env, Path::new(DIR), config, hints).unwrap();
+        let (log, recovered) = Log::open(&self.env, Path::new(DIR), config, hints)?;
         self.log = log;
         self.epochs = recovered.epochs.clone();
-        recovered
+        Ok(recovered)
     }
 
     fn crash_and_reopen(&mut self, how: Crash, hints: OpenHints) -> Recovered {

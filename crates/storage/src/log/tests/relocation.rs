@@ -343,6 +343,40 @@ fn a_crash_at_any_call_of_the_disk_leaves_a_whole_log_with_the_name() {
     assert!(tried > 200 && places.iter().all(|count| *count > 0), "{tried} {places:?}");
 }
 
+#[test]
+fn a_move_that_finds_no_descriptor_anywhere_leaves_a_log_that_can_be_moved() {
+    let world = Machine::new();
+    let before = world.all();
+    let (mut tried, mut refused) = (0, 0);
+    for call in [Call::Open, Call::List, Call::SyncDir] {
+        for skip in 0.. {
+            let mut machine = Machine::start(&world.disk.fork());
+            machine.checkpoint();
+            (0..2).for_each(|_| machine.disk.fail(call, skip, FaultKind::Emfile));
+            let outcome = machine.relocate();
+            if machine.disk.faults_waiting() > 0 {
+                assert!(skip > 0, "{call:?} is never called");
+                break;
+            }
+            let case = format!("{call:?} {skip} {outcome:?}");
+            assert!(matches!(outcome, Ok(()) | Err(LogError::NoDescriptor(_))), "{case}");
+            assert!(machine.dirs.offline().is_empty(), "{case}");
+            assert_eq!(machine.all(), before, "{case}");
+            machine.append(2, 1);
+            machine.checkpoint();
+            let whole = machine.all();
+            (tried, refused) = (tried + 1, refused + u32::from(outcome.is_err()));
+            if outcome.is_err() {
+                machine.relocate().unwrap();
+                assert_eq!(machine.all(), whole, "{case}");
+            }
+            let machine = machine.crashed(Crash::LoseUnsynced);
+            assert_eq!(machine.all(), whole, "{case}");
+        }
+    }
+    assert!(tried > 30 && refused > 10, "{tried} {refused}");
+}
+
 #[derive(Clone, Debug)]
 enum Happening {
     Append(i32),
