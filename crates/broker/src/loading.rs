@@ -339,8 +339,8 @@ impl Replicas {
         when_possible(&self.context.disk_pool, opening).await
     }
 
-    /// Opens replicas anew that a read found damaged, or that could not go on for want of a file descriptor, once the metadata says that they count for nothing: they are found
-    /// lossy as at a start, and fetch again what they have lost (`R29`).
+    /// Opens replicas anew that a read found damaged, or that could not go on for want of a file descriptor, once the metadata
+    /// says that they count for nothing: they are found as at a start, and fetch again what they have lost (`R29`).
     pub(crate) async fn reopen_damaged(&mut self, image: &MetadataImage) {
         let me = self.context.config.broker_id;
         for id in self.context.damaged_and_told() {

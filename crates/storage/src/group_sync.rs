@@ -1,10 +1,10 @@
 //! Group commit: the syncs that are asked for at once in one log directory, as one decision.
 //!
-//! A ticket stands in its directory's line until one of the disk pool's threads for syncs comes for it. A thread takes one, and syncs its
-//! files: syncs of different logs overlap, and each log is acknowledged as its own completes. At most [`ALONE_MAX`] go alone
-//! at once, so that those who come meanwhile gather; where [`SHARED_MIN`] or more have, one thread takes them all, and one
-//! sync of the file system covers them, if the disk has such a sync and says that it is worth it. Where it has none, or says
-//! that it is not, all go alone.
+//! A ticket stands in its directory's line until one of the disk pool's threads for syncs comes for it. A thread takes one,
+//! and syncs its files: syncs of different logs overlap, and each log is acknowledged as its own completes. At most
+//! [`ALONE_MAX`] go alone at once, so that those who come meanwhile gather; where [`SHARED_MIN`] or more have, one thread takes
+//! them all, and one sync of the file system covers them, if the disk has such a sync and says that it is worth it. Where it
+//! has none, or says that it is not, all go alone.
 //!
 //! Invariants: a ticket is answered by a sync that began after it was taken out of the line, and all that it covers was
 //! written before it came there. One shared sync of a directory at a time: an error is told once by the system. Any error

@@ -1,8 +1,9 @@
 //! Everything on disk: partition logs, their recovery and retention, checkpoints, data directories.
 //!
 //! Reading order: [`disk`] (the file system as a trait), [`pool`] (threads for blocking work), [`config`], [`mod@env`] (what
-//! logs share), `descriptors` (where the system has none left), `group_sync` (syncs that are asked for at once), [`reserve`] (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside
-//! it), [`compression`], [`data_dir`] (one log directory), [`LogDirs`] (all of them).
+//! logs share), `descriptors` (where the system has none left), `group_sync` (syncs that are asked for at once), [`reserve`]
+//! (what is kept of a disk that fills up), [`log`](mod@log) (one partition's log; its parts beside it), [`compression`],
+//! [`data_dir`] (one log directory), [`LogDirs`] (all of them).
 //! The metadata quorum: [`quorum_log`], [`quorum_vote`], [`quorum_snapshot`], and its image in [`metadata_store`].
 //!
 //! Invariants: nothing here knows of leadership; a [`Log`] is a plain struct with `&mut self` methods, without locks and

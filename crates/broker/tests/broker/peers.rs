@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use broker::api::Acks;
+use broker::api::{Acks, BrokerApi};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metadata::ControlRequest;
@@ -19,7 +19,7 @@ use rpc::replication::{
     Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LaneKind, LeaderFrame, LeaderFrames,
     LeaderSource, Open, OpenAnswer, ReplicationServer, dial,
 };
-use storage::disk::Crash;
+use storage::disk::{Call, Crash, FaultKind};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -481,6 +481,37 @@ async fn what_the_next_leader_does_not_have_is_cut_off() {
     stream.answer(&session, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }).await;
     let session = stream.opened().await;
     assert_eq!((session.log_start, session.log_end, session.last_epoch), (Offset(50), Offset(50), LeaderEpoch(-1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_that_finds_no_descriptor_is_made_over_a_log_that_was_opened_anew() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[PLAYED, 1], &[]).await;
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    stream.accept(&session).await;
+    for offset in 0..3 {
+        let epoch = if offset == 0 { -1 } else { 0 };
+        let frame = data(&Open { log_end: Offset(offset), last_epoch: LeaderEpoch(epoch), ..session }, Bytes::new());
+        stream.data(Data { batches: vec![written(&["v"], offset, 0)], ..frame }).await;
+    }
+    let all = |frame: FollowerFrame| frame.acks.iter().any(|ack| ack.log_end == Offset(3)).then_some(());
+    stream.next("the last acknowledgement", all).await;
+    stream.answer(&session, Answer::Refused(ErrorCode::OffsetOutOfRange.code())).await;
+    let session = stream.opened().await;
+    // What is to go is looked for in the directory; the log that is opened anew looks there too, and has to wait.
+    (0..3).for_each(|_| cluster.disk(1).fail(Call::List, 0, FaultKind::Emfile));
+    let diverging = Answer::Diverging { epoch: LeaderEpoch(0), end: Offset(1) };
+    stream.answer(&session, diverging).await;
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_end, session.last_epoch), (Offset(3), LeaderEpoch(0)), "nothing is lost");
+    assert_eq!(cluster.disk(1).faults_waiting(), 0);
+    stream.answer(&session, diverging).await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_end, session.last_epoch), (Offset(1), LeaderEpoch(0)));
+    assert_eq!(cluster.broker(1).describe_log_dirs()[0].error, ErrorCode::None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -354,10 +354,11 @@ fn a_move_that_finds_no_descriptor_anywhere_leaves_a_log_that_can_be_moved() {
             machine.checkpoint();
             (0..2).for_each(|_| machine.disk.fail(call, skip, FaultKind::Emfile));
             let outcome = machine.relocate();
-            if machine.disk.faults_waiting() > 0 {
+            if machine.disk.faults_waiting() == 2 {
                 assert!(skip > 0, "{call:?} is never called");
                 break;
             }
+            machine.disk.forgive();
             let case = format!("{call:?} {skip} {outcome:?}");
             assert!(matches!(outcome, Ok(()) | Err(LogError::NoDescriptor(_))), "{case}");
             assert!(machine.dirs.offline().is_empty(), "{case}");
