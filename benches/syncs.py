@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What sync before ack costs through a whole node: one partition, and a thousand that are written at once.
 
-  syncs.py [--rounds 30] [--partitions 1000]
+  syncs.py [--rounds 30] [--partitions 1000] [--flush-ms 20]
 
 One node of its own (RF 1, fresh data). In turns, over one connection each and a record of 1,000 bytes a partition: a produce
 to one partition that is synced before it is acknowledged (flush.messages=1); one request to all partitions of such a topic;
 the same to a topic of the page cache; and, by this program, a write with fdatasync on the same disk. Medians and ratios.
-Needs target/release/ottla (or OTTLA).
+With --flush-ms on a disk of its own whose flushes take so long, as those of a disk in a network do: an ext4 on a loop device over
+the disks of tests/powercut (root). Needs target/release/ottla (or OTTLA).
 """
 import argparse
 import os
@@ -14,13 +15,16 @@ import pathlib
 import shutil
 import statistics
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / 'tests/lib'))
+sys.path.insert(0, str(HERE.parent / 'tests/powercut'))
 import cluster as clusters  # noqa: E402
+import disks  # noqa: E402
 import installs  # noqa: E402
 import wire  # noqa: E402
 from checks import eventually  # noqa: E402
@@ -61,13 +65,28 @@ def bare(file, position):
     return (time.monotonic() - begun) * 1e3
 
 
+def slow_disk(home, flush_ms):
+    """Where such a disk is mounted, and what it is taken away with."""
+    devices = disks.Devices(home / 'device')
+    file = devices.ask({'make': ['slow'], 'bytes': 8 << 30})['files']['slow']
+    mount = home / 'slow'
+    mount.mkdir()
+    loop = devices.attach('slow', file, mount)
+    subprocess.run(['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'nodiscard', loop], check=True)
+    subprocess.run(['mount', loop, mount], check=True)
+    devices.ask({'flush_ms': flush_ms})
+    return mount, devices
+
+
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument('--rounds', type=int, default=30)
     arguments.add_argument('--partitions', type=int, default=1000)
+    arguments.add_argument('--flush-ms', type=float, default=0)
     given = arguments.parse_args()
     home = pathlib.Path(tempfile.mkdtemp(prefix='ottla-syncs-', dir=installs.CACHE))
-    cluster = clusters.OttlaCluster(home, nodes=1)
+    place, devices = slow_disk(home, given.flush_ms) if given.flush_ms else (home, None)
+    cluster = clusters.OttlaCluster(place, nodes=1)
     synced = {'flush.messages': '1'}
     topics = {'one': (1, synced), 'many': (given.partitions, synced), 'cached': (given.partitions, {})}
     times = {'bare': [], **{topic: [] for topic in topics}}
@@ -77,7 +96,7 @@ def main():
             admin.create_topics([NewTopic(topic, partitions, 1, config=config)])[topic].result(60)
             eventually(lambda: all(leader == 1 for leader, _, _ in cluster.partitions(topic).values()), topic, 60)
         requests = {topic: body(topic, partitions) for topic, (partitions, _) in topics.items()}
-        file = os.open(home / 'bare', os.O_RDWR | os.O_CREAT)
+        file = os.open(place / 'bare', os.O_RDWR | os.O_CREAT)
         connections = {topic: wire.Connection(cluster.addresses[1], 60) for topic in topics}
         for number in range(given.rounds + 2):
             for small in range(SMALL):
@@ -102,6 +121,8 @@ def main():
               f'the page cache; what the sync adds is {sync:.2f} ms')
     finally:
         cluster.close()
+        if devices:
+            devices.close()
         shutil.rmtree(home, ignore_errors=True)
     os._exit(0)
 

@@ -6,12 +6,14 @@ two flushes a disk may keep, lose, or tear at any sector each write, in any comb
 disks in the same instant, into images of a next generation. Nothing else is kept: the page cache above is as lost as in a
 real cut, because only what reached the device is here. After a cut the old disks take writes and forget them.
 
-A disk can also go bad: it then answers every read, write and flush with EIO, until it is mended.
+A disk can also go bad: it then answers every read, write and flush with EIO, until it is mended. And flushes can be slow, as
+those of disks in a network are: each is answered so much later, while the disk takes other requests.
 
 This is stricter than a copy of the backing file of a loop device, which would always keep every write that the device was
 given. It does not model: a disk that lies about flushes, and single sectors that go bad.
 
-Commands on standard input, one JSON object a line, answered by one line: {"make": [names], "bytes": n}, {"cut": seed}, {"bad": name}, {"mend": name}.
+Commands on standard input, one JSON object a line, answered by one line: {"make": [names], "bytes": n}, {"cut": seed}, {"bad": name}, {"mend": name},
+{"flush_ms": n}.
 """
 import ctypes
 import errno
@@ -88,6 +90,8 @@ class Device:
     def __init__(self, home):
         self.home, self.files, self.generation = pathlib.Path(home), [], 0
         self.current = {}
+        # What a flush takes in seconds, and the answers that are still to be given, with their times.
+        self.flush_takes, self.later = 0, []
         self.fuse = os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
         self.mount = self.home / 'disks'
         self.mount.mkdir(parents=True, exist_ok=True)
@@ -176,9 +180,23 @@ class Device:
     def told(self, command):
         if 'cut' in command:
             return self.cut(command['cut'])
+        if 'flush_ms' in command:
+            self.flush_takes = command['flush_ms'] / 1000
+            return {}
         if 'make' in command:
             return self.make(command['make'], command['bytes'])
         return self.turn(command.get('bad') or command['mend'], 'bad' in command)
+
+    def say(self, unique, said):
+        error, said = (said, b'') if isinstance(said, int) else (0, said)
+        os.writev(self.fuse, [struct.pack('<IiQ', 16 + len(said), error, unique), said])
+
+    def answer_later(self):
+        """Gives the answers that are due; milliseconds until the next one is, or None."""
+        while self.later and self.later[0][0] <= time.monotonic():
+            _, unique, said = self.later.pop(0)
+            self.say(unique, said)
+        return max(0, self.later[0][0] - time.monotonic()) * 1000 if self.later else None
 
     def serve(self):
         """One thing after the other: a cut falls between two requests, for all disks at once."""
@@ -187,15 +205,17 @@ class Device:
             waiting.register(descriptor, select.POLLIN)
         view = memoryview(buffer)
         while True:
-            for descriptor, _ in waiting.poll():
+            for descriptor, _ in waiting.poll(self.answer_later()):
                 if descriptor == self.fuse:
                     length = os.readv(self.fuse, [buffer])
                     _, opcode, unique, node = struct.unpack_from('<IIQQ', buffer)
                     if opcode in (FORGET, BATCH_FORGET, INTERRUPT):
                         continue
                     said = self.answer(opcode, node, view[40:length])
-                    error, said = (said, b'') if isinstance(said, int) else (0, said)
-                    os.writev(self.fuse, [struct.pack('<IiQ', 16 + len(said), error, unique), said])
+                    if opcode == FSYNC and self.flush_takes:
+                        self.later.append((time.monotonic() + self.flush_takes, unique, said))
+                    else:
+                        self.say(unique, said)
                 else:
                     line = sys.stdin.readline()
                     if not line:

@@ -3,8 +3,8 @@
 //! A ticket stands in its directory's line until one of the disk pool's threads for syncs comes for it. A thread takes one,
 //! and syncs its files: syncs of different logs overlap, and each log is acknowledged as its own completes. At most
 //! [`ALONE_MAX`] go alone at once, so that those who come meanwhile gather; where [`SHARED_MIN`] or more have, one thread takes
-//! them all, and one sync of the file system covers them, if the disk has such a sync and says that it is worth it. Where it
-//! has none, or says that it is not, all go alone.
+//! them all, and one sync of the file system covers them, if the disk has such a sync and says that it is worth it, by what a
+//! sync alone took lately. Where it has none, or says that it is not, all go alone.
 //!
 //! Invariants: a ticket is answered by a sync that began after it was taken out of the line, and all that it covers was
 //! written before it came there. One shared sync of a directory at a time: an error is told once by the system. Any error
@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -46,6 +47,8 @@ struct Line {
     left: bool,
     /// Tickets below this go alone: a shared sync of them was found not to be worth it.
     alone_below: u64,
+    /// What a sync alone takes, as the last ones did.
+    alone_takes: Duration,
 }
 
 #[derive(Debug)]
@@ -108,7 +111,7 @@ impl GroupSync {
                 return Turn::Nothing;
             }
             if waiting >= SHARED_MIN {
-                if shared.is_worth(waiting) {
+                if shared.is_worth(waiting, line.alone_takes) {
                     line.shared_runs = true;
                     return Turn::All(line.waiting.drain(..).collect());
                 }
@@ -120,9 +123,14 @@ impl GroupSync {
     }
 
     fn sync_alone(&self, waiting: Waiting) {
+        let began = Instant::now();
+        let done = waiting.ticket.run();
+        let took = began.elapsed();
         // Who went away wants no answer.
-        drop(waiting.answer.send(waiting.ticket.run()));
-        self.line().alone -= 1;
+        drop(waiting.answer.send(done));
+        let mut line = self.line();
+        line.alone -= 1;
+        line.alone_takes = (line.alone_takes * 7 + took) / 8;
     }
 
     /// One sync for all of them.

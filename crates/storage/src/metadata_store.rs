@@ -51,6 +51,9 @@ pub enum StoreError {
 }
 
 const VERSION: &[u8] = b"1";
+/// Between two flushes. After each sled cleans its file, and with a large image it finds a page or two to write anew every time:
+/// that is half a percent of a processor for ever where it flushes as often as by default.
+const FLUSH_MS: u64 = 2_000;
 /// How long a lock is waited for: far above what sled's threads need to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Entries' keys begin with this; those of the store itself do not.
@@ -149,7 +152,7 @@ fn guarded<T>(job: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreErr
 }
 
 fn open_db(path: &Path, lineage: &[u8]) -> Result<(sled::Db, u128, Option<StoredState>), StoreError> {
-    let config = sled::Config::default().path(path).cache_capacity(16 << 20).flush_every_ms(Some(500));
+    let config = sled::Config::default().path(path).cache_capacity(16 << 20).flush_every_ms(Some(FLUSH_MS));
     let db = open_unlocked(&config)?;
     if db.is_empty() {
         return Ok((db, 0, None));

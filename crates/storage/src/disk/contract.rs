@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 fn on_each_disk(test: impl Fn(&dyn Disk, &Path)) {
     let dir = tempfile::tempdir().unwrap();
@@ -310,7 +311,10 @@ fn a_sync_of_all_is_there_for_disks_that_lose_nothing_by_it() {
         disk.create_dir_all(&dir.join("new")).unwrap();
         let file = disk.open(&dir.join("new/file"), OpenMode::Create).unwrap();
         write_all_at(&*file, &mut [IoSlice::new(b"abc")], 0).unwrap();
-        assert!(shared.is_worth(usize::MAX), "so much dirty data that it costs more than syncs of all files there are");
+        assert!(
+            shared.is_worth(usize::MAX, Duration::ZERO),
+            "so much dirty data that it costs more than syncs of all files there are"
+        );
         shared.sync_all().unwrap();
         assert_eq!(content(disk, &dir.join("new/file")), b"abc");
     });

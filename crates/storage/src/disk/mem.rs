@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use model::Time;
 
@@ -634,7 +635,7 @@ impl Disk for MemDisk {
 }
 
 impl SharedSync for MemDisk {
-    fn is_worth(&self, _files: usize) -> bool {
+    fn is_worth(&self, _files: usize, _each: Duration) -> bool {
         true
     }
 

@@ -23,6 +23,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::Time;
 use rustix::io::Errno;
@@ -100,8 +101,8 @@ pub trait Disk: Debug + Send + Sync {
 
 /// A sync of all files of a file system in one call. One call at a time: an error is told to one of several.
 pub trait SharedSync: Debug + Send + Sync {
-    /// Whether it costs no more than the syncs of so many files: little else is dirty.
-    fn is_worth(&self, files: usize) -> bool;
+    /// Whether it costs no more than the syncs of so many files, where each took so long lately: little else is dirty.
+    fn is_worth(&self, files: usize, each: Duration) -> bool;
     /// Makes durable what was written before the call: content, sizes and names.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use model::Time;
 use rustix::fs::FallocateFlags;
@@ -26,9 +26,12 @@ const LOOK_EVERY: usize = 128 << 10;
 const SYNCFS_RELIABLE: u64 = 0xef53;
 /// The first kernel whose syncfs tells the errors of write-back.
 const SYNCFS_TELLS_ERRORS: (u32, u32) = (5, 8);
-/// A sync of all is worth it with at most so much dirty data of others for each file that is to be synced: about what one
-/// fdatasync costs.
+/// A sync of all is worth it with at most so much dirty data of others for each file that is to be synced: what is written in
+/// the time of one fdatasync of a fast disk.
 const DIRTY_KIB_PER_FILE: u64 = 64;
+/// On a disk whose flushes are slow it may be more: so many KiB for each millisecond that a file's own sync takes. That is 200
+/// MB/s, for eight that are synced at once.
+const DIRTY_KIB_PER_MS: u64 = 25;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -107,13 +110,14 @@ fn kernel() -> Option<(u32, u32)> {
 }
 
 impl SharedSync for RealSharedSync {
-    fn is_worth(&self, files: usize) -> bool {
+    fn is_worth(&self, files: usize, each: Duration) -> bool {
         // Of the whole machine: a directory's own is not told. Where it cannot be read, it may be any amount.
         let Ok(text) = fs::read_to_string("/proc/meminfo") else { return false };
         let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
         let waiting =
             ["Dirty:", "Writeback:"].map(|name| text.lines().find(|line| line.starts_with(name)).and_then(kib));
-        let allowed = DIRTY_KIB_PER_FILE.saturating_mul(u64::try_from(files).unwrap_or(u64::MAX));
+        let each = u64::try_from(each.as_millis()).unwrap_or(u64::MAX).saturating_mul(DIRTY_KIB_PER_MS);
+        let allowed = each.max(DIRTY_KIB_PER_FILE).saturating_mul(u64::try_from(files).unwrap_or(u64::MAX));
         matches!(waiting, [Some(dirty), Some(writeback)] if dirty.saturating_add(writeback) <= allowed)
     }
 

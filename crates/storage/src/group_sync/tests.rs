@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use model::{ClientBatches, Codec, LeaderEpoch, Offset, Record, TopicId, Uuid, encode_batch, encode_records};
 use tokio::task::JoinSet;
@@ -214,7 +215,7 @@ struct Held {
 }
 
 impl SharedSync for Held {
-    fn is_worth(&self, _files: usize) -> bool {
+    fn is_worth(&self, _files: usize, _each: Duration) -> bool {
         self.asked.fetch_add(1, Ordering::Relaxed);
         self.worth
     }
