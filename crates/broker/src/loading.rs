@@ -424,9 +424,13 @@ impl Replicas {
         }
         // The checkpoints know names only: what they say of these would be taken for another topic's of that name.
         write_checkpoints(&self.context).await;
+        let mut by_dir: BTreeMap<DirectoryId, (Arc<LogDir>, Vec<(Arc<str>, PartitionIndex)>)> = BTreeMap::new();
         for (dir, topic, partition) in names.into_iter().filter(|(dir, ..)| dir.works()) {
             tracing::info!(%topic, %partition, directory = %dir.data().path().display(), "deleting a replica");
-            delete(&self.context, dir, &topic, partition).await;
+            by_dir.entry(dir.id()).or_insert_with(|| (dir, Vec::new())).1.push((topic, partition));
+        }
+        for (dir, partitions) in by_dir.into_values() {
+            delete(&self.context, dir, partitions).await;
         }
     }
 
@@ -719,16 +723,24 @@ async fn forget(context: &Context, dir: Arc<LogDir>, future: FutureDir) {
     }
 }
 
-/// Takes a partition's files out of use on the disk pool, then frees their space.
-async fn delete(context: &Arc<Context>, dir: Arc<LogDir>, topic: &str, partition: PartitionIndex) {
-    let topic = topic.to_owned();
-    let deleted = context.disk_pool.run(move || {
-        dir.data().delete_partition(&topic, partition)?;
-        dir.data().free_deleted()
+/// Takes the files of partitions in one directory out of use on the disk pool.
+/// They have other names when this returns; their space is freed later, so that what follows in the metadata does not wait.
+async fn delete(context: &Arc<Context>, dir: Arc<LogDir>, partitions: Vec<(Arc<str>, PartitionIndex)>) {
+    let job_dir = Arc::clone(&dir);
+    let renamed = context.disk_pool.run(move || {
+        let names: Vec<_> = partitions.iter().map(|(topic, partition)| (&**topic, *partition)).collect();
+        job_dir.data().delete_partitions(&names)
     });
-    if let Err(error) = deleted.await {
-        tracing::error!(%error, "cannot delete a partition's files");
+    if let Err(error) = renamed.await {
+        tracing::error!(%error, "cannot delete the files of partitions");
+        return;
     }
+    let pool = context.disk_pool.clone();
+    tokio::spawn(async move {
+        if let Err(error) = pool.run(move || dir.data().free_deleted()).await {
+            tracing::error!(%error, "cannot free the space of deleted partitions");
+        }
+    });
 }
 
 impl Found {

@@ -1,4 +1,5 @@
-//! Who waits for a high watermark: produce requests with acks=all, consumers in a long poll.
+//! Who waits for a high watermark: produce requests with acks=all, consumers in a long poll. Under sync before ack those with
+//! acks=1 wait in the same way for the leader's own sync.
 //!
 //! Invariant: an acks=all result is released at one place only, [`ProduceWaiters::release`], called when a partition's
 //! high watermark moved or its leadership ended (architecture invariant 6).
@@ -104,7 +105,7 @@ impl PendingProduce {
     }
 }
 
-/// Those who wait for one partition's high watermark with records of theirs, by rising offset.
+/// Those who wait for one partition's high watermark, or for its syncs, with records of theirs, by rising offset.
 #[derive(Debug, Default)]
 pub(crate) struct ProduceWaiters {
     waiting: VecDeque<ProduceWaiter>,

@@ -30,7 +30,7 @@ use crate::descriptors::Descriptors;
 use crate::status::NodeStatus;
 use crate::stop::StopSignal;
 
-/// Threads for syncs, and as many for cold reads, recovery and all else that blocks.
+/// Threads for cold reads, recovery and all else that blocks; for syncs there are more.
 const DISK_THREADS: usize = 8;
 /// Paces nothing: where the system's own choice is bbr, that costs a local network more than half of its throughput.
 const CONGESTION_DEFAULT: &str = "cubic";

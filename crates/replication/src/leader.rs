@@ -149,6 +149,17 @@ impl Replica {
         }
     }
 
+    /// What to answer to an acks=1 produce whose last record is before `end`: under sync before ack the leader's own records
+    /// count once they are durable, as in Kafka, whose append with `flush.messages=1` ends with a sync.
+    #[must_use]
+    pub fn leader_verdict(&self, end: Offset) -> ProduceVerdict {
+        match &self.role {
+            Role::Leader(_) if self.core.counted_end() < end => ProduceVerdict::Pending,
+            Role::Leader(_) => ProduceVerdict::Done(ErrorCode::None),
+            _ => ProduceVerdict::Done(ErrorCode::NotLeaderOrFollower),
+        }
+    }
+
     /// A follower opens a session (`R57`, with the checks of `R8`, `R23`, `R24`, `R26`).
     pub fn handle_open(&mut self, follower: BrokerId, session: Session, open: Open, now: Time) -> OpenVerdict {
         let core = &mut self.core;
@@ -818,10 +829,17 @@ mod tests {
         append(&mut replica, 12, T0);
         acks_durably(&mut replica, B2, 1, 12, T0);
         assert_eq!(hw(&replica), 10);
+        assert_eq!(replica.leader_verdict(Offset(12)), ProduceVerdict::Pending);
         assert!(drain(&mut replica).contains(&Action::Sync));
         let point = replica.sync_point();
         replica.handle_synced(point, T0);
         assert_eq!(hw(&replica), 12);
+        assert_eq!(replica.leader_verdict(Offset(12)), ProduceVerdict::Done(ErrorCode::None));
+        // Where it is no longer asked for, nobody waits for it.
+        append(&mut replica, 14, T0);
+        assert_eq!(replica.leader_verdict(Offset(14)), ProduceVerdict::Pending);
+        replica.handle_sync_before_ack(false, T0);
+        assert_eq!(replica.leader_verdict(Offset(14)), ProduceVerdict::Done(ErrorCode::None));
     }
 
     /// What a leader counts of a follower that has not heard yet that its topic is to be synced before ack.

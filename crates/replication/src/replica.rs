@@ -175,6 +175,12 @@ impl Replica {
         }
     }
 
+    /// The end of what this replica vouches for by itself: under sync before ack what is durable (`R18`).
+    #[must_use]
+    pub fn counted_end(&self) -> Offset {
+        self.core.counted_end()
+    }
+
     /// What a sync that starts now covers.
     #[must_use]
     pub fn sync_point(&self) -> SyncPoint {

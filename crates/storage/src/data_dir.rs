@@ -5,7 +5,7 @@
 //! before anything else happens (`R10`). Every file is replaced whole (`R31`). A damaged checkpoint is a hint lost, not a
 //! failed start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -380,7 +380,7 @@ impl DataDir {
     /// The disk's.
     pub fn delete_future(&self, path: &Path) -> Result<(), DataDirError> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        self.take_away(name).map(drop)
+        self.take_away(&[name.to_owned()]).map(drop)
     }
 
     /// Takes a partition's directory out of use, durably, under a name that nobody opens; its space is freed with
@@ -389,31 +389,38 @@ impl DataDir {
     /// # Errors
     /// The disk's.
     pub fn delete_partition(&self, topic: &str, partition: PartitionIndex) -> Result<bool, DataDirError> {
-        self.take_away(&format!("{topic}-{partition}"))
+        Ok(self.delete_partitions(&[(topic, partition)])? > 0)
     }
 
-    fn take_away(&self, name: &str) -> Result<bool, DataDirError> {
-        let path = self.path.join(name);
-        let names = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
-        if !names.iter().any(|entry| entry.name == name) {
-            return Ok(false);
+    /// The same for many at once, with one look at the directory and one sync of it; says how many there were.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn delete_partitions(&self, partitions: &[(&str, PartitionIndex)]) -> Result<usize, DataDirError> {
+        let names: Vec<String> = partitions.iter().map(|(topic, partition)| format!("{topic}-{partition}")).collect();
+        self.take_away(&names)
+    }
+
+    fn take_away(&self, names: &[String]) -> Result<usize, DataDirError> {
+        let entries = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
+        let mut there: BTreeSet<String> = entries.into_iter().map(|entry| entry.name).collect();
+        let mut taken = 0;
+        for name in names.iter().filter(|name| there.contains(*name)).collect::<Vec<_>>() {
+            let away = free_name(&there, name);
+            let path = self.path.join(name);
+            self.disk().rename(&path, &self.path.join(&away)).map_err(io_error("rename", &path))?;
+            there.remove(name);
+            there.insert(away);
+            taken += 1;
         }
-        let mut number = 0u64;
-        let away = loop {
-            let suffix = format!(".{number}{DELETED}");
-            let kept = name.len().min(NAME_MAX - suffix.len());
-            let away = format!("{}{suffix}", name.get(..kept).unwrap_or("topic"));
-            if !names.iter().any(|entry| entry.name == away) {
-                break away;
-            }
-            number += 1;
-        };
-        self.disk().rename(&path, &self.path.join(away)).map_err(io_error("rename", &path))?;
-        self.disk().sync_dir(&self.path).map_err(io_error("sync", &self.path))?;
-        Ok(true)
+        if taken > 0 {
+            self.disk().sync_dir(&self.path).map_err(io_error("sync", &self.path))?;
+        }
+        Ok(taken)
     }
 
-    /// Frees the space of deleted partitions, also of those that an earlier process left; says how many. Blocks for long.
+    /// Frees the space of deleted partitions, also of those that an earlier process left; says how many. Blocks for long, and
+    /// may run beside another one.
     ///
     /// # Errors
     /// The disk's.
@@ -422,8 +429,11 @@ impl DataDir {
         for entry in self.disk().list(&self.path).map_err(io_error("list", &self.path))? {
             if entry.is_dir && entry.name.ends_with(DELETED) && parse_partition(&entry.name).is_none() {
                 let path = self.path.join(&entry.name);
-                self.disk().remove_dir_all(&path).map_err(io_error("remove", &path))?;
-                freed += 1;
+                match self.disk().remove_dir_all(&path) {
+                    Ok(()) => freed += 1,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(io_error("remove", &path)(error)),
+                }
             }
         }
         Ok(freed)
@@ -440,6 +450,16 @@ impl DataDir {
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
         replace_file(self.disk(), path, content).map_err(io_error("write", path))
     }
+}
+
+/// The name under which a directory is deleted: one that is not there.
+fn free_name(there: &BTreeSet<String>, name: &str) -> String {
+    let numbered = |number: u64| {
+        let suffix = format!(".{number}{DELETED}");
+        let kept = name.len().min(NAME_MAX - suffix.len());
+        format!("{}{suffix}", name.get(..kept).unwrap_or("topic"))
+    };
+    (0..).map(numbered).find(|away| !there.contains(away)).expect("there are more numbers than files")
 }
 
 fn holder(pid: Option<&u32>) -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::descriptors::GivenBack;
 use crate::disk::{Disk, DiskFile, OpenMode, is_out_of_descriptors};
@@ -167,6 +167,10 @@ impl Drop for Lease {
 #[derive(Debug, Default)]
 struct OpenFiles {
     tick: u64,
+    /// How many are being opened.
+    opening: usize,
+    /// How often a file was closed because what it is of was over.
+    closes: u64,
     by_key: BTreeMap<FileKey, (u64, Arc<dyn DiskFile>)>,
     by_use: BTreeMap<u64, FileKey>,
 }
@@ -198,35 +202,43 @@ impl FilePool {
         disk: Option<&Arc<dyn Disk>>,
         path: impl FnOnce() -> PathBuf,
     ) -> io::Result<Arc<dyn DiskFile>> {
-        let mut open = self.open.lock().expect("no holder of the lock panics");
-        open.tick += 1;
-        let tick = open.tick;
-        if let Some((used, file)) = open.by_key.get_mut(&key) {
-            let file = Arc::clone(file);
-            let before = std::mem::replace(used, tick);
-            open.by_use.remove(&before);
-            open.by_use.insert(tick, key);
-            return Ok(file);
-        }
-        // Room first, so that the bound holds at every moment.
-        while open.by_key.len() >= self.limit {
-            let Some((_, oldest)) = open.by_use.pop_first() else { break };
-            open.by_key.remove(&oldest);
-        }
+        let (closes, evicted) = {
+            let mut open = self.lock();
+            if let Some(file) = open.used(key) {
+                return Ok(file);
+            }
+            // Room first, so that the bound holds at every moment.
+            open.opening += 1;
+            (open.closes, open.make_room(self.limit))
+        };
+        // Neither closing nor opening is done with the lock held: the files of other log directories are in this pool, too, and
+        // a disk that hangs must not hold up theirs.
+        drop(evicted);
         let (disk, path) = (disk.unwrap_or(&self.disk), path());
         let opened = match disk.open(&path, mode) {
-            Err(error) if is_out_of_descriptors(&error) && open.give_back() => disk.open(&path, mode),
+            Err(error) if is_out_of_descriptors(&error) && self.give_back() => disk.open(&path, mode),
             other => other,
         };
-        let file = opened.inspect_err(|error| self.note_shortage(error))?;
-        open.by_key.insert(key, (tick, Arc::clone(&file)));
-        open.by_use.insert(tick, key);
+        let opened = opened.inspect_err(|error| self.note_shortage(error));
+        let mut open = self.lock();
+        open.opening -= 1;
+        let file = opened?;
+        // What was opened before a close may be the file of a name that means another one now: nobody else is to get it.
+        if open.closes == closes {
+            open.keep(key, &file);
+        }
         Ok(file)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OpenFiles> {
+        self.open.lock().expect("no holder of the lock panics")
     }
 
     /// Closes some of the files that nobody uses, for others who need descriptors; false where there is none.
     pub(crate) fn give_back(&self) -> bool {
-        self.open.lock().expect("no holder of the lock panics").give_back()
+        // They are closed when the lock is free again.
+        let idle = self.lock().give_back();
+        !idle.is_empty()
     }
 
     /// Counts an error that says that there is no descriptor, and tells of it: each time that it has happened twice as often,
@@ -243,27 +255,119 @@ impl FilePool {
 
     /// Closes the file, if it is open.
     pub(crate) fn close(&self, key: FileKey) {
-        let mut open = self.open.lock().expect("no holder of the lock panics");
-        if let Some((used, _)) = open.by_key.remove(&key) {
-            open.by_use.remove(&used);
-        }
+        let closed = {
+            let mut open = self.lock();
+            open.closes += 1;
+            open.take(key)
+        };
+        drop(closed);
     }
 
     fn len(&self) -> usize {
-        self.open.lock().expect("no holder of the lock panics").by_key.len()
+        self.lock().by_key.len()
     }
 }
 
 impl OpenFiles {
+    /// An open file, which is used now.
+    fn used(&mut self, key: FileKey) -> Option<Arc<dyn DiskFile>> {
+        let (used, file) = self.by_key.get_mut(&key)?;
+        self.tick += 1;
+        let before = std::mem::replace(used, self.tick);
+        let file = Arc::clone(file);
+        self.by_use.remove(&before);
+        self.by_use.insert(self.tick, key);
+        Some(file)
+    }
+
+    /// A file was opened, by one or by several at once.
+    fn keep(&mut self, key: FileKey, file: &Arc<dyn DiskFile>) {
+        if !self.by_key.contains_key(&key) {
+            self.tick += 1;
+            self.by_key.insert(key, (self.tick, Arc::clone(file)));
+            self.by_use.insert(self.tick, key);
+        }
+    }
+
+    /// The files that were used longest ago, until those that are being opened have room.
+    fn make_room(&mut self, limit: usize) -> Vec<Arc<dyn DiskFile>> {
+        let mut evicted = Vec::new();
+        while self.by_key.len() + self.opening > limit {
+            let Some((_, oldest)) = self.by_use.pop_first() else { break };
+            evicted.extend(self.by_key.remove(&oldest).map(|(_, file)| file));
+        }
+        evicted
+    }
+
+    fn take(&mut self, key: FileKey) -> Option<Arc<dyn DiskFile>> {
+        let (used, file) = self.by_key.remove(&key)?;
+        self.by_use.remove(&used);
+        Some(file)
+    }
+
     /// The files that were used longest ago, and that nobody else holds: to close another one would free no descriptor.
-    fn give_back(&mut self) -> bool {
+    fn give_back(&mut self) -> Vec<Arc<dyn DiskFile>> {
         let is_idle = |key: &&FileKey| self.by_key.get(*key).is_some_and(|(_, file)| Arc::strong_count(file) == 1);
         let idle: Vec<FileKey> = self.by_use.values().filter(is_idle).take(GIVEN_BACK).copied().collect();
-        for key in &idle {
-            if let Some((used, _)) = self.by_key.remove(key) {
-                self.by_use.remove(&used);
-            }
+        idle.into_iter().filter_map(|key| self.take(key)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::thread;
+
+    use super::*;
+    use crate::disk::MemDisk;
+
+    const FILES: [&str; 2] = ["/one/file", "/two/file"];
+
+    fn pool(limit: usize) -> (MemDisk, FilePool) {
+        let disk = MemDisk::new();
+        for path in FILES {
+            disk.create_dir_all(Path::new(path).parent().unwrap()).unwrap();
+            drop(disk.open(Path::new(path), OpenMode::Create).unwrap());
         }
-        !idle.is_empty()
+        let pool = FilePool::new(Arc::new(disk.clone()), limit);
+        assert_eq!(pool.keys(2), FileKey(0));
+        (disk, pool)
+    }
+
+    fn get(pool: &FilePool, key: u64, path: &str) -> Arc<dyn DiskFile> {
+        pool.get(FileKey(key), OpenMode::Existing, None, || path.into()).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_hangs_while_it_is_opened_holds_up_no_other() {
+        let (disk, pool) = pool(4);
+        let gate = disk.hold_opens("/one/");
+        thread::scope(|scope| {
+            scope.spawn(|| get(&pool, 0, FILES[0]));
+            while gate.waiting() == 0 {
+                thread::yield_now();
+            }
+            get(&pool, 1, FILES[1]);
+            pool.close(FileKey(1));
+            assert_eq!(gate.waiting(), 1, "all that time");
+            drop(gate);
+        });
+        assert_eq!(pool.len(), 0, "what was opened before a close is kept for nobody else");
+    }
+
+    #[test]
+    fn what_is_being_opened_has_its_place_in_the_pool() {
+        let (disk, pool) = pool(1);
+        drop(get(&pool, 1, FILES[1]));
+        let gate = disk.hold_opens("/one/");
+        thread::scope(|scope| {
+            scope.spawn(|| get(&pool, 0, FILES[0]));
+            while gate.waiting() == 0 {
+                thread::yield_now();
+            }
+            assert_eq!(pool.len(), 0);
+            drop(gate);
+        });
+        assert_eq!(pool.len(), 1);
     }
 }

@@ -2,10 +2,10 @@
 //! their own, syncs. An acknowledgement may wait for a sync, and a disk answers hundreds of reads in the time that a client
 //! is ready to wait: a sync that stood behind them in one line would be late however fast it is.
 //!
-//! Invariants: never more threads than told at the start, in each of the two lines; never more jobs waiting in one than
+//! Invariants: no more threads than at the start, in each of the two lines; never more jobs waiting in one than
 //! [`QUEUE_MAX`]: whoever comes then waits without blocking its thread. No sync waits for another kind of job. A job that
 //! panics panics the task that asked for it. Of what takes long and cannot wait for its turn, no more runs in place than
-//! there are threads in a line.
+//! there are threads for jobs.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -17,6 +17,10 @@ use tokio::sync::{Semaphore, oneshot};
 
 /// Jobs that wait or run at most, in each line.
 pub const QUEUE_MAX: usize = 4096;
+
+/// Threads for syncs to one for all else. They wait for the disk and not for a processor, and syncs of files that come to a
+/// disk at once share its flushes: the more, the sooner all are done.
+const SYNCS_TO_ONE: usize = 4;
 
 /// A cheap handle to the pool; the threads end when the last handle is gone.
 #[derive(Clone, Debug)]
@@ -64,13 +68,13 @@ impl std::fmt::Debug for Shared {
 }
 
 impl DiskPool {
-    /// A pool of `threads` threads for syncs and as many for all else, at least one each.
+    /// A pool of `threads` threads, at least one, and some for each of them that do nothing but syncs.
     ///
     /// # Errors
     /// Where the system gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
-        let (jobs, syncs) = (Line::new("disk", threads)?, Line::new("sync", threads)?);
+        let (jobs, syncs) = (Line::new("disk", threads)?, Line::new("sync", threads * SYNCS_TO_ONE)?);
         Ok(Self { kind: Kind::Threads(Arc::new(Threads { jobs, syncs, in_place: Semaphore::new(threads) })) })
     }
 

@@ -83,7 +83,7 @@ impl Partition {
             Action::LeaderStopped => {
                 inner.leadership.0 += 1;
                 self.forget_unverified(inner, ErrorCode::NotLeaderOrFollower);
-                inner.produce_waiters.fail_all(ErrorCode::NotLeaderOrFollower);
+                inner.fail_waiters(ErrorCode::NotLeaderOrFollower);
                 inner.fetch_waiters.wake();
                 context.leadership_changed(self, false);
             }
@@ -428,7 +428,7 @@ impl Partition {
             context.replica_damaged(self.id);
         }
         self.forget_unverified(inner, ErrorCode::KafkaStorageError);
-        inner.produce_waiters.fail_all(ErrorCode::KafkaStorageError);
+        inner.fail_waiters(ErrorCode::KafkaStorageError);
         inner.fetch_waiters.wake();
         inner.replica.handle_stop();
         context.replica_failed(self.id, &inner.dir);
@@ -463,6 +463,23 @@ impl Inner {
     pub(super) fn handle_synced(&mut self, point: SyncPoint, now: Time) {
         self.replica.handle_synced(point, now);
         self.sync_history.synced(self.replica.log().synced_end);
+        self.counted_end_moved();
+    }
+
+    /// Requests with acks=1 hear of it.
+    pub(super) fn counted_end_moved(&mut self) {
+        let replica = &self.replica;
+        self.sync_waiters.release(replica.counted_end(), |end| match replica.leader_verdict(end) {
+            ProduceVerdict::Done(error) => error,
+            // The waiter is below what counts, so the core has a verdict.
+            ProduceVerdict::Pending => ErrorCode::UnknownServerError,
+        });
+    }
+
+    /// Whoever waits for an answer of this leader gets this one.
+    fn fail_waiters(&mut self, error: ErrorCode) {
+        self.produce_waiters.fail_all(error);
+        self.sync_waiters.fail_all(error);
     }
 
     /// The session is void: the follower is told.

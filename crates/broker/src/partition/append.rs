@@ -89,7 +89,7 @@ impl Partition {
         })
     }
 
-    /// Says on `request` what became of an append: at once, or when the high watermark covers it. `promised` is the place
+    /// Says on `request` what became of an append: at once, or when the high watermark covers it, or for acks=1 the leader's sync. `promised` is the place
     /// of a result that was pushed before.
     pub(super) fn answer(
         &self,
@@ -104,7 +104,8 @@ impl Partition {
                 // R21: weaker acks change when the answer goes out, and nothing of what is appended and replicated.
                 let verdict = match acks {
                     Acks::All => inner.replica.produce_verdict(end),
-                    Acks::None | Acks::Leader => ProduceVerdict::Done(ErrorCode::None),
+                    Acks::Leader => inner.replica.leader_verdict(end),
+                    Acks::None => ProduceVerdict::Done(ErrorCode::None),
                 };
                 let mut result = self.result(ErrorCode::None, None);
                 result.base_offset = base_offset;
@@ -134,7 +135,8 @@ impl Partition {
             }
         };
         if let Some(end) = waits_for {
-            inner.produce_waiters.push(end, request, index);
+            let waiters = if acks == Acks::All { &mut inner.produce_waiters } else { &mut inner.sync_waiters };
+            waiters.push(end, request, index);
         }
     }
 

@@ -86,6 +86,8 @@ pub(crate) struct Inner {
     leader: BrokerId,
     leadership: Leadership,
     produce_waiters: ProduceWaiters,
+    /// Requests with acks=1 that wait for a sync of this log.
+    sync_waiters: ProduceWaiters,
     fetch_waiters: FetchWaiters,
     append_times: AppendTimes,
     /// Batches that wait for a coordinator's word (`R50`).
@@ -219,6 +221,7 @@ impl Partition {
             leader: BrokerId::NONE,
             leadership: Leadership(0),
             produce_waiters: ProduceWaiters::default(),
+            sync_waiters: ProduceWaiters::default(),
             fetch_waiters: FetchWaiters::default(),
             append_times: AppendTimes::default(),
             unverified: BTreeMap::new(),
@@ -298,6 +301,7 @@ impl Partition {
             if inner.failed.is_none() {
                 let sync_before_ack = inner.sync_history.in_force();
                 inner.replica.handle_metadata(&PartitionState { sync_before_ack, ..state.clone() }, now);
+                inner.counted_end_moved();
             }
         });
     }
@@ -312,6 +316,7 @@ impl Partition {
         self.handle(context, |inner, now| {
             inner.sync_history.forgotten(inner.log.log_end());
             inner.replica.handle_sync_before_ack(inner.sync_history.in_force(), now);
+            inner.counted_end_moved();
         });
     }
 

@@ -463,6 +463,20 @@ async fn a_topic_is_synced_at_the_interval_that_it_asks_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_sync_before_ack_the_leader_alone_acknowledges_what_it_has_synced() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[("flush.messages", "1")]).await;
+    cluster.wait_leader(id).await;
+    for n in 0..20 {
+        let syncs = || cluster.disk(1).counters().data_syncs + cluster.disk(1).counters().all_syncs;
+        let before = syncs();
+        let produced = produce(cluster.broker(1), id, Acks::Leader, batch(&["x"])).await;
+        assert_eq!((produced.error, produced.base_offset), (ErrorCode::None, Offset(n)));
+        assert!(syncs() > before, "record {n} was acknowledged first");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_below_its_reserve_hands_over_serves_reads_and_comes_back_by_itself() {
     let mut cluster = Cluster::start(3, 2).await;
     let id = cluster.topic("t", &[1, 2, 3], &[]).await;

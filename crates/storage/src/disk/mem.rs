@@ -135,7 +135,7 @@ struct Fault {
     kind: FaultKind,
 }
 
-/// While it lives, reads of some files of a [`MemDisk`] hang.
+/// While it lives, reads of some files of a [`MemDisk`] hang, or their opening does.
 #[derive(Debug)]
 pub struct Gate {
     disk: MemDisk,
@@ -145,6 +145,8 @@ pub struct Gate {
 #[derive(Debug)]
 struct Barrier {
     files: String,
+    /// At it hangs who opens such a file, else who reads it.
+    opening: bool,
     state: Mutex<Hanging>,
     opened: Condvar,
 }
@@ -152,7 +154,7 @@ struct Barrier {
 #[derive(Debug, Default)]
 struct Hanging {
     open: bool,
-    reads: usize,
+    calls: usize,
 }
 
 #[derive(Debug)]
@@ -211,8 +213,18 @@ impl MemDisk {
     /// From now on reads of files whose path contains `files` hang, until the gate is dropped.
     #[must_use]
     pub fn hold_reads(&self, files: &str) -> Gate {
+        self.hold(files, false)
+    }
+
+    /// From now on whoever opens a file whose path contains `files` hangs, until the gate is dropped.
+    #[must_use]
+    pub fn hold_opens(&self, files: &str) -> Gate {
+        self.hold(files, true)
+    }
+
+    fn hold(&self, files: &str, opening: bool) -> Gate {
         let files = files.to_owned();
-        let barrier = Arc::new(Barrier { files, state: Mutex::default(), opened: Condvar::new() });
+        let barrier = Arc::new(Barrier { files, opening, state: Mutex::default(), opened: Condvar::new() });
         self.lock().gates.push(Arc::clone(&barrier));
         Gate { disk: self.clone(), barrier }
     }
@@ -278,7 +290,7 @@ impl MemDisk {
 }
 
 impl Gate {
-    /// From now on only the reads hang that do so already.
+    /// From now on only those hang that do so already.
     pub fn let_others_pass(&self) {
         self.forget();
     }
@@ -287,10 +299,10 @@ impl Gate {
         self.disk.lock().gates.retain(|gate| !Arc::ptr_eq(gate, &self.barrier));
     }
 
-    /// How many reads hang.
+    /// How many calls hang.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.barrier.lock().reads
+        self.barrier.lock().calls
     }
 }
 
@@ -306,11 +318,11 @@ impl Barrier {
     /// Returns when the gate is open.
     fn pass(&self) {
         let mut state = self.lock();
-        state.reads += 1;
+        state.calls += 1;
         while !state.open {
             state = self.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.reads -= 1;
+        state.calls -= 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, Hanging> {
@@ -319,9 +331,10 @@ impl Barrier {
 }
 
 impl State {
-    /// The gate that a read of this file has to pass.
-    fn gate(&self, path: &Path) -> Option<Arc<Barrier>> {
-        self.gates.iter().find(|gate| path.to_string_lossy().contains(&gate.files)).cloned()
+    /// The gate that who opens or reads this file has to pass.
+    fn gate(&self, path: &Path, opening: bool) -> Option<Arc<Barrier>> {
+        let holds = |gate: &&Arc<Barrier>| gate.opening == opening && path.to_string_lossy().contains(&gate.files);
+        self.gates.iter().find(holds).cloned()
     }
 
     fn fault(&mut self, call: Call) -> Option<FaultKind> {
@@ -516,6 +529,10 @@ impl Change {
 
 impl Disk for MemDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let gate = self.lock().gate(path, true);
+        if let Some(gate) = gate {
+            gate.pass();
+        }
         let mut state = self.lock();
         state.counters.opens += 1;
         state.check_opening(Call::Open)?;
@@ -661,7 +678,7 @@ impl MemFile {
 
 impl DiskFile for MemFile {
     fn read_at(&self, into: &mut [u8], position: u64) -> io::Result<usize> {
-        let gate = self.state()?.gate(&self.path);
+        let gate = self.state()?.gate(&self.path, false);
         if let Some(gate) = gate {
             gate.pass();
         }
