@@ -24,6 +24,7 @@ import disks  # noqa: E402
 import installs  # noqa: E402
 import wire  # noqa: E402
 import history as histories  # noqa: E402
+from gap import Prober  # noqa: E402
 from workload import Workload  # noqa: E402
 
 from confluent_kafka import Producer  # noqa: E402
@@ -88,13 +89,20 @@ def kill_all(cluster, load):
 
 
 def pause_leader(cluster, load):
-    """SIGSTOP of a leader for longer than its session, then SIGCONT: it is deposed, finds out, and follows"""
-    node = cluster.leader_of(load.topic, 0)
-    load.history.fault('pause', node)
-    stopped = time.monotonic()
-    cluster.pause(node)
+    """SIGSTOP of a leader for longer than its session, then SIGCONT: it is deposed (R76), finds out, and follows"""
+    topic = wire.unique('gap')
+    assert wire.create_topic(cluster.addresses[cluster.nodes[0]], topic, 1, 3) == wire.NONE
+    cluster.wait_full_isr(topic)
+    node = cluster.leader_of(topic, 0)
     try:
-        clusters.eventually(lambda: cluster.partitions(load.topic, skip=(node,))[0][0] not in (node, -1), 'another leader', 60)
+        with Prober(cluster.addresses, topic, 0) as prober:
+            assert prober.wait_acked(time.monotonic(), 30), 'nothing is acknowledged before the fault'
+            load.history.fault('pause', node)
+            stopped = time.monotonic()
+            cluster.pause(node)
+            again = prober.wait_acked(stopped, SESSION_SECONDS, other_than=node)
+            assert again, 'another leader only after a session'
+            print(f'  a paused leader: {prober.gap(stopped, again):.2f} s without an acknowledgement', flush=True)
         load.progress()
         # The length of the pause is the fault itself.
         time.sleep(max(0.0, SESSION_SECONDS + 3 - (time.monotonic() - stopped)))

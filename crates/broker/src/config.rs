@@ -4,6 +4,11 @@ use metadata::Listener;
 use metadata::configs::StaticConfig;
 use model::{BrokerId, Incarnation};
 
+/// The default of `ottla.peer.keepalive.ms`.
+pub const PEER_KEEPALIVE_MS: u64 = 200;
+/// The default of `ottla.peer.silence.ms`.
+pub const PEER_SILENCE_MS: u64 = 250;
+
 /// See the module. Field `a_b` is Kafka's `a.b`.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
@@ -27,6 +32,10 @@ pub struct BrokerConfig {
     pub num_replica_fetchers: u32,
     /// `broker.heartbeat.interval.ms`.
     pub broker_heartbeat_interval_ms: u64,
+    /// `ottla.peer.keepalive.ms`: between two signs of life, asked of other brokers and given to the controller (`R76`).
+    pub peer_keepalive_ms: u64,
+    /// `ottla.peer.silence.ms`: how long another broker may owe such a sign before it is reported.
+    pub peer_silence_ms: u64,
     /// `log.retention.check.interval.ms`.
     pub log_retention_check_interval_ms: u64,
     /// `producer.id.expiration.ms`.

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use metadata::configs::cordoned_log_dirs;
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, Time, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
 use rpc::net::Network;
 use storage::{DiskPool, LogDir, LogDirs};
@@ -83,11 +83,20 @@ pub(crate) struct Context {
     /// Held while the checkpoints are written.
     pub(crate) checkpoints: Mutex<()>,
     pub(crate) cleaner: CleanerState,
+    /// When a controller answered last.
+    answered: AtomicU64,
+    /// Counts up as long as the threads that serve requests get anywhere.
+    pub(crate) turns: AtomicU64,
+    /// They have not for long: this broker is of no use as a leader, although its heartbeats go on.
+    pub(crate) stuck: AtomicBool,
     /// Wakes the heartbeat before its time.
     pub(crate) heartbeat_wanted: Notify,
     /// The controller has heard of damaged replicas.
     pub(crate) reopening_wanted: Notify,
 }
+
+/// A broker that has had no answer of a controller for so long, of which it wants several a second, is cut off.
+const CUT_OFF_MS: u64 = 1_500;
 
 /// By replica and directory: the topic's name, and what the checkpoints hold.
 pub(crate) type Unclaimed = BTreeMap<(TopicPartition, DirectoryId), (Arc<str>, Checkpointed)>;
@@ -152,6 +161,9 @@ impl Context {
             misplaced: Misplaced::default(),
             checkpoints: Mutex::new(()),
             cleaner: CleanerState::default(),
+            answered: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
             heartbeat_wanted: Notify::new(),
         })
     }
@@ -161,7 +173,16 @@ impl Context {
     /// # Errors
     /// No answer in time: what became of the request is unknown.
     pub(crate) async fn ask(&self, request: ControlRequest, timeout: Duration) -> Result<ControlResponse, CallError> {
-        self.controller.call(request, tokio::time::Instant::now() + timeout).await
+        let answer = self.controller.call(request, tokio::time::Instant::now() + timeout).await;
+        if answer.is_ok() {
+            self.answered.store(self.clock.monotonic().0, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Whether no controller has answered for so long that another leader may have been elected wherever one could be (`R76`).
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.clock.monotonic().since(Time(self.answered.load(Ordering::Relaxed))) > CUT_OFF_MS
     }
 
     /// The newest metadata applied here.

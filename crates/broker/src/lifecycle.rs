@@ -14,6 +14,7 @@ use metadata::control::{
 };
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use rpc::controller::MetadataEvent;
+use rpc::net::Keepalive;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -25,6 +26,14 @@ const FENCED_INTERVAL: Duration = Duration::from_millis(100);
 /// Between heartbeats of a broker that wants to stop.
 const STOPPING_INTERVAL: Duration = Duration::from_millis(50);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a sign of life may be under way before the next one is due all the same.
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the threads that serve requests show that they get somewhere.
+const TURN: Duration = Duration::from_millis(100);
+/// They are stuck when they have not for so long, in which this process ran.
+const STUCK_MS: u64 = 5_000;
+/// How long a peer may take to be watched anew.
+const WATCH_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an unreachable peer is not reported again.
 const SUSPECT_PAUSE: Duration = Duration::from_millis(200);
 /// R77: how long a stopping broker waits for an active controller, and in all.
@@ -246,7 +255,7 @@ async fn heartbeat(
         broker: context.config.broker_id,
         epoch,
         next_offset,
-        want_fence: false,
+        want_fence: context.stuck.load(Ordering::Relaxed),
         want_shutdown: lifecycle.stops(),
         offline_directories: context.dirs.offline(),
         cordoned_directories: context.cordoned_directories(),
@@ -268,6 +277,52 @@ async fn heartbeat(
             tracing::debug!(%error, "no answer to a heartbeat");
             Err(HeartbeatError::NoAnswer)
         }
+    }
+}
+
+/// Tells the controller that this process lives, as often as its peers ask for a sign of life (`R76`). One is under way at a
+/// time: who hears no answers tells nothing, and is not taken for alive by what it sends.
+pub(crate) async fn keep_alive(context: Arc<Context>) {
+    let interval = Duration::from_millis(context.config.peer_keepalive_ms);
+    let mut standstill = Standstill::default();
+    loop {
+        let stuck = standstill.look(context.turns.load(Ordering::Relaxed), context.config.peer_keepalive_ms);
+        if context.stuck.swap(stuck, Ordering::Relaxed) != stuck {
+            tracing::warn!(stuck, "whether nothing was served for {STUCK_MS} ms, so that another broker is to lead");
+            context.heartbeat_wanted.notify_one();
+        }
+        if let Some((epoch, _)) = context.registration() {
+            let alive = ControlRequest::Alive { broker: context.config.broker_id, epoch };
+            if let Err(error) = context.ask(alive, ALIVE_TIMEOUT).await {
+                tracing::debug!(%error, "a sign of life was not heard");
+            }
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// Counts the turns of the threads that serve requests.
+pub(crate) async fn count_turns(context: Arc<Context>) {
+    loop {
+        context.turns.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(TURN).await;
+    }
+}
+
+/// Whether the threads that serve requests stand still, say on a disk that hangs, while this process runs: then another
+/// broker is to lead. Looks are counted, not time: one that was paused as a whole has no thread that stands still.
+#[derive(Default)]
+struct Standstill {
+    turns: u64,
+    looks: u64,
+}
+
+impl Standstill {
+    /// Whether they are stuck, where a look is taken every `every_ms`.
+    fn look(&mut self, turns: u64, every_ms: u64) -> bool {
+        self.looks = if turns == self.turns { self.looks + 1 } else { 0 };
+        self.turns = turns;
+        self.looks * every_ms >= STUCK_MS
     }
 }
 
@@ -385,10 +440,14 @@ pub(crate) async fn watch_peers(context: Arc<Context>) {
 
 /// Until the metadata has another registration of `broker`.
 async fn watch_peer(context: Arc<Context>, broker: BrokerId, epoch: BrokerEpoch) {
+    let keepalive = Keepalive {
+        interval: Duration::from_millis(context.config.peer_keepalive_ms),
+        silence: Duration::from_millis(context.config.peer_silence_ms),
+    };
     loop {
         if let Some((address, _)) = context.internal_address(broker)
             && let Ok((probe, mut watch)) =
-                rpc::broker::watch(&context.network, &address, Duration::from_millis(500)).await
+                rpc::broker::watch(&context.network, &address, keepalive, WATCH_TIMEOUT).await
         {
             if probe.broker_id == broker && probe.broker_epoch > epoch {
                 return;
@@ -414,5 +473,20 @@ async fn report_suspects(context: &Arc<Context>, image: &MetadataImage) {
                 tracing::debug!(%broker, %error, "a suspicion was not heard");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_makes_no_turn_for_many_looks_is_stuck_until_the_next_turn() {
+        let mut standstill = Standstill::default();
+        let every_ms = 200;
+        assert!(!standstill.look(1, every_ms));
+        let stuck = (1..=STUCK_MS / every_ms).map(|_| standstill.look(1, every_ms)).collect::<Vec<_>>();
+        assert_eq!(stuck.iter().position(|stuck| *stuck), Some(stuck.len() - 1));
+        assert!(!standstill.look(2, every_ms));
     }
 }

@@ -15,6 +15,7 @@ use rpc::broker::{BrokerPeer, Probe};
 use rpc::controller::{CallError, ControllerClient};
 use rpc::net::{Listening, Network};
 use storage::{DiskPool, LogDirs};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -49,6 +50,9 @@ use crate::{
 /// same.
 const IMAGE_WAIT: Duration = Duration::from_millis(500);
 
+/// How often a produce that waits looks whether this broker may still lead.
+const LEADERSHIP_LOOK: Duration = Duration::from_millis(500);
+
 /// What a broker stands on.
 #[derive(Debug)]
 pub struct BrokerParts {
@@ -66,6 +70,9 @@ pub struct BrokerParts {
     pub controller: ControllerClient,
     /// Over which it reaches other brokers.
     pub network: Network,
+    /// Where heartbeats, signs of life and the watch over other brokers run (`R76`): not where requests are served, so that
+    /// load there does not make this broker look dead. None: where all else does.
+    pub control: Option<Handle>,
     /// The INTERNAL listener, bound.
     pub internal: Listening,
     /// What this broker may hold in memory for others, the tail cache included.
@@ -141,6 +148,7 @@ impl Broker {
             previous_epoch,
             _tail_cache: context.budget.stand_beside(tail_bytes),
         });
+        let control = parts.control.unwrap_or_else(Handle::current);
         broker.serve_peers(parts.internal);
         broker.spawn(isr::run(Arc::clone(&context)));
         broker.spawn(timers::run(Arc::clone(&context)));
@@ -152,8 +160,10 @@ impl Broker {
         broker.spawn(housekeeping::retain(Arc::clone(&context)));
         broker.spawn(cleaner::run(Arc::clone(&context)));
         broker.spawn(lifecycle::follow_metadata(Arc::clone(&context), Arc::clone(&lifecycle), replicas));
-        broker.spawn(lifecycle::watch_peers(Arc::clone(&context)));
-        broker.spawn(lifecycle::keep_registered(context, lifecycle, previous_epoch, lossy));
+        broker.spawn(lifecycle::count_turns(Arc::clone(&context)));
+        broker.spawn_on(&control, lifecycle::watch_peers(Arc::clone(&context)));
+        broker.spawn_on(&control, lifecycle::keep_alive(Arc::clone(&context)));
+        broker.spawn_on(&control, lifecycle::keep_registered(context, lifecycle, previous_epoch, lossy));
         broker.spawn(Arc::clone(&groups).follow_leaderships());
         broker.spawn(Arc::clone(&groups).follow_topics());
         broker.spawn(groups.keep_time());
@@ -165,7 +175,11 @@ impl Broker {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(task.boxed()));
+        self.spawn_on(&Handle::current(), task);
+    }
+
+    fn spawn_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(runtime.spawn(task.boxed()));
     }
 
     fn serve_peers(self: &Arc<Self>, listener: Listening) {
@@ -256,6 +270,24 @@ impl Broker {
     }
 }
 
+/// Waits until every result is final, for at most `timeout`; then, says what the others are answered with. What ends is only
+/// the waiting: the records stay, and what became of them stays open (`R20`). A leader that is cut off is in all likelihood
+/// none any more, and nothing will be acknowledged here: its clients are better off looking for the next one.
+async fn wait_acknowledged(context: &Context, pending: &PendingProduce, timeout: Duration) -> ErrorCode {
+    let mut left = timeout;
+    while !left.is_zero() {
+        let turn = left.min(LEADERSHIP_LOOK);
+        if tokio::time::timeout(turn, pending.wait()).await.is_ok() {
+            break;
+        }
+        left -= turn;
+        if context.is_cut_off() {
+            return ErrorCode::NotLeaderOrFollower;
+        }
+    }
+    ErrorCode::RequestTimedOut
+}
+
 fn coordinators_topic(config: &BrokerConfig, kind: CoordinatorKind) -> CreateTopic {
     let (name, partitions, replication_factor, mut configs) = match kind {
         CoordinatorKind::Group => (
@@ -340,12 +372,14 @@ impl BrokerApi for Broker {
             transactions::verify(&self.context, &self.verifier, &id, request.transactions, unverified);
         }
         let timeout = Duration::from_millis(request.timeout_ms);
+        let context = Arc::clone(&self.context);
         async move {
-            if !pending.is_done() {
-                // What is cut off is only the waiting: the records stay, and what became of them stays open (R20).
-                let _ = tokio::time::timeout(timeout, pending.wait()).await;
-            }
-            pending.take()
+            let otherwise = if pending.is_done() {
+                ErrorCode::RequestTimedOut
+            } else {
+                wait_acknowledged(&context, &pending, timeout).await
+            };
+            pending.take(otherwise)
         }
     }
 

@@ -278,7 +278,7 @@ impl<K: Kind> Shards<K> {
         let (shards, shard) = (Arc::clone(self), Arc::clone(shard));
         tokio::spawn(async move {
             pending.wait().await;
-            let result = pending.take().into_iter().next();
+            let result = pending.take(ErrorCode::RequestTimedOut).into_iter().next();
             let mut inner = shard.lock();
             match result {
                 Some(result) if result.error.is_none() || result.error == ErrorCode::NotEnoughReplicasAfterAppend => {

@@ -200,7 +200,7 @@ impl MarkerWriter {
             .collect();
         // What is cut off is only the waiting.
         let _ = tokio::time::timeout_at(until, pending.wait()).await;
-        let mut appended = pending.take().into_iter();
+        let mut appended = pending.take(ErrorCode::RequestTimedOut).into_iter();
         let mut written = Vec::with_capacity(writing.len());
         for partitions in writing {
             let mut results = Vec::with_capacity(partitions.len());

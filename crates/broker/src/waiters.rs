@@ -92,12 +92,12 @@ impl PendingProduce {
         }
     }
 
-    /// The results; those that still wait get REQUEST_TIMED_OUT, which leaves open what became of them (`R20`).
-    pub(crate) fn take(&self) -> Vec<Produced> {
+    /// The results; those that still wait get `error`, one of those that leave open what became of them (`R20`).
+    pub(crate) fn take(&self, error: ErrorCode) -> Vec<Produced> {
         let mut state = lock(&self.state);
         for index in 0..state.results.len() {
             if std::mem::replace(&mut state.open[index], false) {
-                state.results[index].error = ErrorCode::RequestTimedOut;
+                state.results[index].error = error;
             }
         }
         state.left = 0;
@@ -236,7 +236,7 @@ mod tests {
         assert!(!request.is_done());
         waiters.release(Offset(20), |_| ErrorCode::NotEnoughReplicasAfterAppend);
         request.wait().await;
-        let errors: Vec<_> = request.take().iter().map(|r| r.error).collect();
+        let errors: Vec<_> = request.take(ErrorCode::RequestTimedOut).iter().map(|r| r.error).collect();
         assert_eq!(errors, [ErrorCode::None, ErrorCode::NotEnoughReplicasAfterAppend]);
     }
 
@@ -245,7 +245,7 @@ mod tests {
         let request = PendingProduce::new(1);
         let mut waiters = ProduceWaiters::default();
         waiters.push(Offset(10), &request, request.push(produced(), true));
-        let results = request.take();
+        let results = request.take(ErrorCode::RequestTimedOut);
         waiters.release(Offset(10), |_| ErrorCode::None);
         assert_eq!(results[0].error, ErrorCode::RequestTimedOut);
     }
@@ -256,7 +256,7 @@ mod tests {
         let mut waiters = ProduceWaiters::default();
         waiters.push(Offset(10), &request, request.push(produced(), true));
         waiters.fail_all(ErrorCode::NotLeaderOrFollower);
-        assert_eq!(request.take()[0].error, ErrorCode::NotLeaderOrFollower);
+        assert_eq!(request.take(ErrorCode::RequestTimedOut)[0].error, ErrorCode::NotLeaderOrFollower);
     }
 
     #[tokio::test]

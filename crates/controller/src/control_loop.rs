@@ -39,8 +39,10 @@ const LOOK: Duration = Duration::from_millis(50);
 const TOLD_ONE_BY_ONE: usize = 20;
 /// How long a quorum may take to confirm the leadership (`R71`).
 pub(crate) const CONFIRMATION: Duration = Duration::from_millis(500);
-/// A suspect is asked twice, this long each (`R76`).
-const PROBE: Duration = Duration::from_millis(250);
+/// In such steps the time is counted that a suspect has to answer (`R76`).
+const STEP: Duration = Duration::from_millis(20);
+/// No probe takes longer by the clock, however seldom this thread runs.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Monotonic time as the core counts it.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +102,8 @@ pub(crate) struct ControlLoop {
     supervision: Arc<Supervision>,
     network: rpc::net::Network,
     internal_listener: String,
+    /// How long a probe waits.
+    probe: Duration,
     cluster_id: Option<ClusterId>,
     random: Random,
     probing: BTreeSet<(BrokerId, model::BrokerEpoch)>,
@@ -132,6 +136,8 @@ pub(crate) struct ControlConfig {
     pub(crate) network: rpc::net::Network,
     /// The name of the listener at which brokers are probed.
     pub(crate) internal_listener: String,
+    /// How long each of two probes may take.
+    pub(crate) probe: Duration,
     /// The identity that a new cluster gets; a random one where there is none.
     pub(crate) cluster_id: Option<ClusterId>,
     pub(crate) settings: metadata::control::ControlSettings,
@@ -212,6 +218,7 @@ impl ControlLoop {
             supervision,
             network: config.network,
             internal_listener: config.internal_listener,
+            probe: config.probe,
             cluster_id: config.cluster_id,
             random,
             probing: BTreeSet::new(),
@@ -420,9 +427,9 @@ impl ControlLoop {
             }
             let address = format!("{}:{}", listener.host, listener.port);
             let (incarnation, inputs) = (broker.incarnation, self.handle.inputs.clone());
-            let network = self.network.clone();
+            let (network, patience) = (self.network.clone(), self.probe);
             tokio::spawn(async move {
-                let gone = is_gone(&network, &address, suspicion, incarnation).await;
+                let gone = is_gone(&network, &address, patience, suspicion, incarnation).await;
                 // A loop that has ended needs no answer.
                 drop(inputs.send(Input::Probed { suspicion, gone }).await);
             });
@@ -431,13 +438,34 @@ impl ControlLoop {
 }
 
 /// Whether a suspect is gone: refused, another incarnation, or silent twice (`R76`).
-async fn is_gone(network: &rpc::net::Network, address: &str, suspicion: Suspicion, incarnation: Incarnation) -> bool {
+async fn is_gone(
+    network: &rpc::net::Network,
+    address: &str,
+    patience: Duration,
+    suspicion: Suspicion,
+    incarnation: Incarnation,
+) -> bool {
     for _ in 0..2 {
-        if let Ok(probe) = rpc::broker::probe(network, address, PROBE).await {
+        let answer = tokio::select! {
+            // A probe that is given up has no effect anywhere.
+            answer = rpc::broker::probe(network, address, PROBE_LIMIT) => answer.ok(),
+            () = live_through(patience) => None,
+        };
+        if let Some(probe) = answer {
             return probe.incarnation != incarnation && probe.broker_epoch != suspicion.epoch;
         }
     }
     true
+}
+
+/// As long as `span`, of time in which this thread runs: who is blamed for a silence must have been listened to. What arrived
+/// while this thread stood still is looked at before the rest of the time is over.
+async fn live_through(span: Duration) {
+    let mut left = span;
+    while !left.is_zero() {
+        tokio::time::sleep(STEP.min(left)).await;
+        left = left.saturating_sub(STEP);
+    }
 }
 
 /// Cuts a batch into entries that can be sent and synced within a heartbeat interval (`R67`).
@@ -532,6 +560,21 @@ mod tests {
         count_elections(&elections, &Pending { records, ..Pending::default() });
         let counted = (elections.all.load(Ordering::Relaxed), elections.unclean.load(Ordering::Relaxed));
         assert_eq!(counted, (1, 0));
+    }
+
+    /// R76: a controller that stood still blames nobody for what it did not hear meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn a_standstill_of_this_thread_counts_as_one_step() {
+        let span = Duration::from_millis(200);
+        let begun = Instant::now();
+        live_through(span).await;
+        assert_eq!(begun.elapsed(), span);
+        let begun = Instant::now();
+        let waits = tokio::spawn(live_through(span));
+        tokio::task::yield_now().await;
+        tokio::time::advance(10 * span).await;
+        waits.await.unwrap();
+        assert_eq!(begun.elapsed(), 10 * span + span - STEP);
     }
 
     #[test]

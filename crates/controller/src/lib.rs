@@ -274,6 +274,7 @@ async fn serve(
     let control = ControlConfig {
         network: config.network.clone(),
         internal_listener: config.internal_listener.clone(),
+        probe: config.timeouts.probe,
         cluster_id: config.cluster_id,
         settings: config.settings.clone(),
     };

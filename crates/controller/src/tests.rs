@@ -635,6 +635,39 @@ async fn a_suspect_that_is_gone_is_fenced_and_one_that_lives_is_not() {
     assert_eq!(fenced, [true, false, false]);
 }
 
+/// R76: neither what peers say nor a probe without an answer is enough while the suspect says that it lives.
+#[tokio::test]
+async fn a_suspect_that_answers_no_probe_is_fenced_only_when_its_signs_of_life_cease() {
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    let client = cluster.client();
+    // Connections are taken, and nobody answers, as it is with a process that is paused or gets no processor.
+    let silent = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let alive = serve_broker().await;
+    let mut epochs = Vec::new();
+    for (broker, port) in (1..).zip([silent.local_addr().unwrap().port(), alive, alive]) {
+        epochs.push(register(&client, broker, port).await);
+        let answer = client.call(heartbeat(broker, epochs[epochs.len() - 1]), Instant::now() + PATIENCE).await;
+        assert!(matches!(&answer, Ok(ControlResponse::Heartbeat(now)) if !now.is_fenced), "{answer:?}");
+    }
+    let (leader, _) = cluster.active().await;
+    let handle = cluster.handle(leader).clone();
+    let fenced = || handle.quorum.image().broker(BrokerId(1)).is_some_and(|broker| broker.fenced);
+    let (broker, epoch) = (BrokerId(1), epochs[0]);
+    let suspect = ControlRequest::Suspect(Suspect { broker, epoch, reporter: BrokerId(3) });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1_500) {
+        client.call(suspect.clone(), Instant::now() + PATIENCE).await.unwrap();
+        client.call(ControlRequest::Alive { broker, epoch }, Instant::now() + PATIENCE).await.unwrap();
+        assert!(!fenced(), "fenced after {:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    client.call(suspect, Instant::now() + PATIENCE).await.unwrap();
+    let since = Instant::now();
+    until("the fence", fenced).await;
+    said("silence to fence", since.elapsed());
+}
+
 /// A broker that says it is the incarnation that registered.
 async fn serve_broker() -> u16 {
     struct Peer;

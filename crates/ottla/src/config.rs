@@ -15,7 +15,10 @@ use crate::properties;
 pub(crate) const OWN: &[(&str, &str)] = &[
     ("ottla.http.listener", "host:port of metrics and health, or empty for none"),
     ("ottla.log.format", "text or json"),
+    ("ottla.peer.keepalive.ms", "between two signs of life among brokers, and to the controller (R76)"),
+    ("ottla.peer.silence.ms", "how long a broker may owe such a sign before it is suspected (R76)"),
     ("ottla.pid.file", "where to write the process id while the node runs"),
+    ("ottla.probe.timeout.ms", "how long each of two probes of a suspected broker waits before it is fenced (R76)"),
     ("ottla.recovery.wait.ms", "how long recovery among the last known replicas waits for absent ones (R35)"),
     ("ottla.tail.cache.bytes", "memory for recent record batches, shared by all partitions"),
     ("ottla.tcp.congestion.control", "for what listeners send, or empty for the system's own choice"),

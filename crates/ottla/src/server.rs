@@ -1,8 +1,9 @@
 //! `ottla server`: one node put together from its configuration, run until SIGTERM or Ctrl-C.
 //!
 //! Order of the start: logging, the directories' locks and identities, the ports (a taken one is told before anything else
-//! happens), the HTTP port, the controller on a runtime of its own, the broker, the gateway. Order of the
-//! stop (`R77`): the broker hands over and flushes, the gateway closes, the controller ends last.
+//! happens), the HTTP port, the controller on a runtime of its own, the broker (what keeps it registered has one, too:
+//! `R76`), the gateway. Order of the stop (`R77`): the broker hands over and flushes, the gateway closes, the controller ends
+//! last.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use metadata::records::SecurityProtocol;
 use model::{BrokerId, DirectoryId, Incarnation, Uuid};
 use storage::{DataDir, DiskPool, LogDirs, LogEnv, MetaProperties};
 use tokio::net::TcpSocket;
+use tokio::runtime::Handle;
 
 use crate::config::{CONTROLLER, INTERNAL, Listener, NodeConfig};
 use crate::descriptors::Descriptors;
@@ -52,10 +54,14 @@ pub(crate) fn run(file: &Path, overrides: &[String], parent: Option<i32>) -> Res
     start_logging(&config);
     let descriptors = Descriptors::raise();
     abort_on_panic();
+    // What is served does not keep this one waiting (R76).
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let control = builder.worker_threads(1).enable_all().thread_name("control").build()?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(threads(&config)?).enable_all().thread_name("ottla").build()?;
-    let outcome = runtime.block_on(serve(config, descriptors).boxed_local());
+    let outcome = runtime.block_on(serve(config, descriptors, control.handle().clone()).boxed_local());
     runtime.shutdown_timeout(Duration::from_secs(1));
+    control.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
@@ -259,13 +265,13 @@ async fn resolve(what: &str, address: &str) -> Result<SocketAddr> {
     found.into_iter().next().with_context(|| format!("{what}: {address} has no address"))
 }
 
-async fn serve(config: NodeConfig, descriptors: Descriptors) -> Result<()> {
+async fn serve(config: NodeConfig, descriptors: Descriptors, control: Handle) -> Result<()> {
     let mut stop = StopSignal::new()?;
     let directories = open_directories(&config, descriptors)?;
     // Only who holds the directories says so.
     let _pid = config.pid_file.as_deref().map(PidFile::write);
     let running = tokio::select! {
-        running = Running::start(&config, directories, descriptors) => running?,
+        running = Running::start(&config, directories, descriptors, control) => running?,
         // A start that is given up is a crash, and every start copes with those.
         () = stop.received() => return Ok(()),
     };
@@ -288,7 +294,12 @@ struct Running {
 }
 
 impl Running {
-    async fn start(config: &NodeConfig, directories: Directories, descriptors: Descriptors) -> Result<Running> {
+    async fn start(
+        config: &NodeConfig,
+        directories: Directories,
+        descriptors: Descriptors,
+        control: Handle,
+    ) -> Result<Running> {
         let sockets = Sockets::reserve(config).await?;
         let status = NodeStatus::new(config.node_id, config.is_broker);
         if let Some(socket) = sockets.http {
@@ -309,9 +320,10 @@ impl Running {
         }
         let mut serving = None;
         if let Some(internal) = sockets.internal {
-            let limits = limits(config, descriptors);
             let sockets = (internal, sockets.kafka);
-            serving = Some(start_broker((config, limits), directories.logs, incarnation, sockets, &status).await?);
+            let limits = limits(config, descriptors);
+            let broker = start_broker((config, limits), directories.logs, incarnation, sockets, control, &status);
+            serving = Some(broker.await?);
         }
         Ok(Running { controller, serving })
     }
@@ -382,13 +394,38 @@ async fn controller_config(
             leader_rebalance_ms: rebalance.then_some(rebalance_ms),
             ..defaults
         },
-        timeouts: Timeouts::default(),
+        timeouts: timeouts(config)?,
         seed: random_seed()?,
         on_fatal: Arc::new(|reason| {
             tracing::error!(reason, "the controller cannot go on; this process ends and must be started again");
             std::process::abort();
         }),
     })
+}
+
+/// An election takes one of these timeouts and a part of it, whatever a sync takes as long as it is shorter than a heartbeat
+/// interval.
+fn timeouts(config: &NodeConfig) -> Result<Timeouts> {
+    let defaults = Timeouts::default();
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let election = "controller.quorum.election.timeout.ms";
+    let election_ms = positive(config, election, millis(defaults.election_max))?;
+    ensure!(election_ms >= 100, "{election} is {election_ms}; a sync of the metadata log needs 100 or more");
+    let election_max = Duration::from_millis(election_ms);
+    Ok(Timeouts {
+        heartbeat: election_max / 4,
+        election_min: election_max / 2,
+        election_max,
+        probe: Duration::from_millis(positive(config, "ottla.probe.timeout.ms", millis(defaults.probe))?),
+        ..defaults
+    })
+}
+
+/// A time that is not 0.
+fn positive(config: &NodeConfig, name: &str, default: u64) -> Result<u64> {
+    let given = config.number(name, default)?;
+    ensure!((1..=600_000).contains(&given), "{name} is {given}; 1 to 600000 is possible");
+    Ok(given)
 }
 
 /// The disk of the quorum's files: on a full one they may use up what is kept in the directory that they lie in.
@@ -416,6 +453,7 @@ async fn start_broker(
     dirs: LogDirs,
     incarnation: Incarnation,
     (internal, kafka): (TcpSocket, Vec<(String, TcpSocket)>),
+    control: Handle,
     status: &Arc<NodeStatus>,
 ) -> Result<(Arc<Broker>, GatewayHandle)> {
     let budget = MemoryBudget::new(limits.memory_bytes);
@@ -425,8 +463,9 @@ async fn start_broker(
         seed: random_seed()?,
         disk_pool: DiskPool::new(DISK_THREADS)?,
         dirs,
-        controller: rpc::controller::ControllerClient::new(&voters(config))?,
+        controller: controller_client(config, &control)?,
         network: rpc::net::Network::Tcp,
+        control: Some(control),
         internal: internal.listen(BACKLOG)?.into(),
         budget: Arc::clone(&budget),
         verifier: None,
@@ -448,6 +487,12 @@ async fn start_broker(
     );
     status.set_broker(Arc::clone(&broker), gateway.metrics());
     Ok((broker, gateway))
+}
+
+/// Its connections are kept where heartbeats come from.
+fn controller_client(config: &NodeConfig, control: &Handle) -> Result<rpc::controller::ControllerClient> {
+    let _within = control.enter();
+    Ok(rpc::controller::ControllerClient::new(&voters(config))?)
 }
 
 fn metadata_listener(listener: &Listener) -> MetadataListener {
@@ -473,6 +518,8 @@ fn broker_config(config: &NodeConfig, incarnation: Incarnation) -> Result<Broker
         replica_fetch_response_max_bytes: config.number("replica.fetch.response.max.bytes", 10 << 20)?,
         num_replica_fetchers: config.number("num.replica.fetchers", 1)?,
         broker_heartbeat_interval_ms: config.number("broker.heartbeat.interval.ms", 2_000)?,
+        peer_keepalive_ms: positive(config, "ottla.peer.keepalive.ms", broker::config::PEER_KEEPALIVE_MS)?,
+        peer_silence_ms: positive(config, "ottla.peer.silence.ms", broker::config::PEER_SILENCE_MS)?,
         log_retention_check_interval_ms: config.number("log.retention.check.interval.ms", 300_000)?,
         producer_id_expiration_ms: config.number("producer.id.expiration.ms", 86_400_000)?,
         offsets_topic_num_partitions: config.number("offsets.topic.num.partitions", 50)?,

@@ -10,7 +10,7 @@ use model::{BrokerEpoch, BrokerId, ClusterId, Incarnation};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use crate::net::Network;
+use crate::net::{Keepalive, Network};
 use crate::wire::broker as wire;
 use crate::{INTERNAL_VERSION, RpcError, check_version, uuid_bytes, uuid_from};
 
@@ -40,14 +40,20 @@ pub async fn probe(network: &Network, address: &str, timeout: Duration) -> Resul
     tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err(late(address)))
 }
 
-/// Follows the process at `host:port`: yields who it is, and returns from the second `next` only when it is gone or
-/// silent (HTTP/2 keepalive).
+/// Follows the process at `host:port`: yields who it is, and a watch that ends when it is gone, or silent by `keepalive`
+/// (HTTP/2).
 ///
 /// # Errors
 /// [`RpcError::Unavailable`] where nobody answers within `timeout`.
-pub async fn watch(network: &Network, address: &str, timeout: Duration) -> Result<(Probe, Watch), RpcError> {
+pub async fn watch(
+    network: &Network,
+    address: &str,
+    keepalive: Keepalive,
+    timeout: Duration,
+) -> Result<(Probe, Watch), RpcError> {
     let asked = async {
-        let mut client = wire::broker_peer_client::BrokerPeerClient::new(network.connect(address).await?);
+        let channel = network.connect_watched(address, keepalive).await?;
+        let mut client = wire::broker_peer_client::BrokerPeerClient::new(channel);
         let answer = client.watch(wire::ProbeRequest { version: INTERNAL_VERSION }).await;
         let mut stream = answer.map_err(|status| RpcError::of(address, &status))?.into_inner();
         let first = stream.message().await.map_err(|status| RpcError::of(address, &status))?;

@@ -5,6 +5,7 @@
 //! has seen and hears nothing of a lower one (`R69`); records come in whole batches (`R70`); what may have taken effect is
 //! asked again only where that is harmless.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -161,11 +162,14 @@ const SNAPSHOT_PART: usize = 1 << 20;
 const SILENCE: Duration = Duration::from_secs(1);
 /// A call that is not answered for so long is tried elsewhere.
 const CALL_SILENCE: Duration = Duration::from_secs(5);
+/// One that did not answer is not asked again for so long where others are left, although they may name it: whoever has
+/// lost its leader names it until another one is elected.
+const AVOIDED: Duration = Duration::from_millis(500);
 /// Controllers that are remembered at most.
 const CONTROLLERS_MAX: usize = 64;
 /// The pause after all controllers were tried in vain, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(160);
+const PAUSE_MAX: Duration = Duration::from_millis(80);
 
 /// Sends to a follower of the metadata.
 #[derive(Clone, Debug)]
@@ -382,6 +386,22 @@ struct ClientState {
     newest: Option<Tenure>,
     /// Which controller answered last, or is said to be active.
     current: usize,
+    /// When a controller was found silent or gone last.
+    silent: BTreeMap<usize, Instant>,
+}
+
+impl ClientState {
+    /// The one at `at` is not to be asked now: another one is, which is `named` where that is of use.
+    fn go_on(&mut self, at: usize, named: Option<usize>, count: usize) {
+        if self.current != at {
+            return;
+        }
+        self.silent.retain(|_, since| since.elapsed() < AVOIDED);
+        let others = named.into_iter().chain((1..count).map(|step| (at + step) % count));
+        let answers = |other: &usize| *other != at && !self.silent.contains_key(other);
+        let next = others.clone().find(answers).or(named.filter(|named| *named != at));
+        self.current = next.unwrap_or((at + 1) % count);
+    }
 }
 
 impl ControllerClient {
@@ -531,7 +551,10 @@ impl ControllerClient {
 
     async fn call_once(&self, at: usize, request: Bytes, left: Duration) -> Result<Attempt, RpcError> {
         let outcome = self.attempt(at, request, left).await;
-        if let Err(error) = &outcome {
+        // One that refuses a request is there, and the others would too.
+        if let Err(error) = &outcome
+            && !matches!(error, RpcError::Refused { .. })
+        {
             self.failed(at, error);
         }
         outcome
@@ -544,8 +567,7 @@ impl ControllerClient {
             .max_encoding_message_size(net::MAX_MESSAGE);
         let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         let asked = client.call(wire::CallRequest { version: INTERNAL_VERSION, request, timeout_ms });
-        let late = || RpcError::Unavailable { peer: controller.address.clone(), reason: "silence".to_owned() };
-        let answer = match tokio::time::timeout(left, asked).await.map_err(|_| late())? {
+        let answer = match tokio::time::timeout(left, asked).await.map_err(|_| silence(&controller.address))? {
             Ok(answer) => answer.into_inner(),
             Err(status) => {
                 let error = RpcError::of(&controller.address, &status);
@@ -598,11 +620,14 @@ impl ControllerClient {
     fn accept(&self, at: usize, tenure: Tenure) -> bool {
         let mut state = self.state();
         if state.newest.is_some_and(|newest| tenure < newest) {
-            state.current = (at + 1) % self.count();
+            let count = self.count();
+            state.current = at;
+            state.go_on(at, None, count);
             return false;
         }
         state.newest = Some(tenure);
         state.current = at;
+        state.silent.remove(&at);
         true
     }
 
@@ -610,23 +635,26 @@ impl ControllerClient {
     fn redirect(&self, at: usize, not: &wire::NotController) {
         let leader = self.position(not);
         let count = self.count();
-        let mut state = self.state();
-        if state.current == at {
-            state.current = leader.filter(|leader| *leader != at).unwrap_or((at + 1) % count);
-        }
+        self.state().go_on(at, leader, count);
     }
 
     fn failed(&self, at: usize, error: &RpcError) {
         tracing::debug!(%error, "a controller did not answer");
+        let count = self.count();
         let mut state = self.state();
-        if state.current == at {
-            state.current = (at + 1) % self.count();
+        if matches!(error, RpcError::Unavailable { .. }) {
+            state.silent.insert(at, Instant::now());
         }
+        state.go_on(at, None, count);
     }
 
     fn state(&self) -> MutexGuard<'_, ClientState> {
         self.shared.state.lock().expect("no holder of the lock panics")
     }
+}
+
+fn silence(peer: &str) -> RpcError {
+    RpcError::Unavailable { peer: peer.to_owned(), reason: "silence".to_owned() }
 }
 
 /// What came of asking one controller once.
@@ -713,7 +741,7 @@ impl Follow {
         match tokio::time::timeout(SILENCE, client.follow(request)).await {
             Ok(Ok(stream)) => self.stream = Some((at, stream.into_inner())),
             Ok(Err(status)) => self.client.failed(at, &RpcError::of(&controller.address, &status)),
-            Err(_) => self.client.failed(at, &RpcError::Invalid("silence")),
+            Err(_) => self.client.failed(at, &silence(&controller.address)),
         }
     }
 
@@ -728,7 +756,7 @@ impl Follow {
         let mut snapshot = Vec::new();
         loop {
             let message = tokio::time::timeout(SILENCE, stream.message()).await;
-            let message = message.map_err(|_| RpcError::Invalid("silence"))?;
+            let message = message.map_err(|_| silence(&client.controller(at).address))?;
             let message = message.map_err(|status| RpcError::of(&client.controller(at).address, &status))?;
             let message = message.ok_or(RpcError::Invalid("the stream ended"))?;
             check_version(message.version)?;
@@ -947,6 +975,16 @@ mod tests {
         ControlRequest::AllocateProducerIds { broker: BrokerId(1), epoch: model::BrokerEpoch(1) }
     }
 
+    impl ControllerClient {
+        /// Asks the one at `at`, which gives no answer; which one is asked next.
+        async fn attempt_at(&self, at: usize, request: ControlRequest) -> usize {
+            self.state().current = at;
+            let bytes = Bytes::from(metadata::wire::encode_request(&request));
+            assert!(self.call_once(at, bytes, CALL_SILENCE).await.is_err());
+            self.state().current
+        }
+    }
+
     fn in_ms(ms: u64) -> Instant {
         Instant::now() + Duration::from_millis(ms)
     }
@@ -969,6 +1007,24 @@ mod tests {
         assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
         let described = client.describe(in_ms(20_000)).await.unwrap();
         assert_eq!((described.active, described.voters[0].log_end, described.voters[0].node), (true, 7, node(1)));
+    }
+
+    /// R69: one that is paused or cut off is named by the others until they have elected.
+    #[tokio::test]
+    async fn a_controller_that_is_silent_is_not_asked_again_and_again_because_others_name_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (_, second) = serve(None, Some((BrokerId(1), address.clone()))).await;
+        let (third, last) = serve(None, Some((BrokerId(1), address.clone()))).await;
+        let voters = [(BrokerId(1), address), (BrokerId(2), second), (BrokerId(3), last)];
+        let client = ControllerClient::new(&voters).unwrap();
+        // The connection is taken, and nobody answers.
+        assert_eq!(client.attempt_at(0, repeatable()).await, 1);
+        assert_eq!(client.call(repeatable(), in_ms(300)).await, Err(CallError::Timeout));
+        let asked = third.asked.load(Ordering::Relaxed);
+        assert!(asked > 2, "the others were asked {asked} times");
+        *third.tenure.lock().unwrap() = Some(tenure(5, 3));
+        assert_eq!(client.call(repeatable(), in_ms(20_000)).await, Ok(ControlResponse::Done));
     }
 
     #[tokio::test]

@@ -35,8 +35,17 @@ const WINDOW: u32 = 4 << 20;
 /// way.
 pub const STREAM_BYTES: u64 = (8 * FRAME + WINDOW) as u64;
 
-const KEEPALIVE: Duration = Duration::from_millis(300);
+const KEEPALIVE: Keepalive = Keepalive { interval: Duration::from_millis(300), silence: Duration::from_millis(300) };
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// When a connection is asked whether its other end is there, and when it is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keepalive {
+    /// A ping goes out when nothing has come for so long.
+    pub interval: Duration,
+    /// Where nothing has come for so long after it, the connection is closed.
+    pub silence: Duration,
+}
 
 /// A connection between two nodes, in either direction's order.
 pub trait Link: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -97,8 +106,16 @@ impl std::fmt::Debug for Network {
 impl Network {
     /// As [`connect`].
     pub(crate) async fn connect(&self, address: &str) -> Result<Channel, RpcError> {
-        let Network::Other(dial) = self else { return connect(address).await };
-        let connected = endpoint(address)?.connect_with_connector(connector(dial, address)).await;
+        self.connect_watched(address, KEEPALIVE).await
+    }
+
+    /// The same, with a keepalive of its own.
+    pub(crate) async fn connect_watched(&self, address: &str, keepalive: Keepalive) -> Result<Channel, RpcError> {
+        let endpoint = endpoint(address, keepalive)?;
+        let connected = match self {
+            Network::Tcp => endpoint.connect().await,
+            Network::Other(dial) => endpoint.connect_with_connector(connector(dial, address)).await,
+        };
         connected.map_err(|error| RpcError::Unavailable { peer: address.to_owned(), reason: chain(&error) })
     }
 
@@ -106,7 +123,9 @@ impl Network {
     pub(crate) fn connect_lazy(&self, address: &str) -> Result<Channel, RpcError> {
         match self {
             Network::Tcp => connect_lazy(address),
-            Network::Other(dial) => Ok(endpoint(address)?.connect_with_connector_lazy(connector(dial, address))),
+            Network::Other(dial) => {
+                Ok(endpoint(address, KEEPALIVE)?.connect_with_connector_lazy(connector(dial, address)))
+            }
         }
     }
 }
@@ -127,10 +146,7 @@ fn connector(
 /// # Errors
 /// [`RpcError::Unavailable`] where nothing answers within a second.
 pub async fn connect(address: &str) -> Result<Channel, RpcError> {
-    endpoint(address)?
-        .connect()
-        .await
-        .map_err(|error| RpcError::Unavailable { peer: address.to_owned(), reason: chain(&error) })
+    Network::Tcp.connect(address).await
 }
 
 /// A connection to `host:port` that dials at its first call, and again after each loss.
@@ -138,10 +154,10 @@ pub async fn connect(address: &str) -> Result<Channel, RpcError> {
 /// # Errors
 /// [`RpcError::Unavailable`] where `address` is no `host:port`.
 pub fn connect_lazy(address: &str) -> Result<Channel, RpcError> {
-    Ok(endpoint(address)?.connect_lazy())
+    Ok(endpoint(address, KEEPALIVE)?.connect_lazy())
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, RpcError> {
+fn endpoint(address: &str, keepalive: Keepalive) -> Result<Endpoint, RpcError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| RpcError::Unavailable { peer: address.to_owned(), reason: error.to_string() })?;
     Ok(endpoint
@@ -149,8 +165,8 @@ fn endpoint(address: &str) -> Result<Endpoint, RpcError> {
         .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .http2_keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.silence)
         .keep_alive_while_idle(true))
 }
 
@@ -191,8 +207,8 @@ fn server(routes: Routes) -> Router {
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
         .max_concurrent_streams(1024)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_keepalive_interval(Some(KEEPALIVE.interval))
+        .http2_keepalive_timeout(Some(KEEPALIVE.silence))
         .add_routes(routes)
 }
 

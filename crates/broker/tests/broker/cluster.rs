@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -67,6 +67,8 @@ pub(crate) struct Controller {
     next: watch::Sender<MetadataOffset>,
     /// Nothing new is told to those who follow while this is set.
     held: watch::Sender<bool>,
+    /// Nobody is answered while this is set.
+    pub(crate) refuses: AtomicBool,
     clock: SystemClock,
     pub(crate) address: String,
 }
@@ -76,6 +78,8 @@ struct ControllerState {
     control: ClusterControl,
     batches: Vec<(MetadataOffset, Vec<MetadataRecord>)>,
     decisions: u128,
+    /// Probes of suspects that came to nothing.
+    unanswered: usize,
 }
 
 fn tenure() -> Tenure {
@@ -96,9 +100,10 @@ impl Controller {
         control.begin_tenure(clock.monotonic());
         let first = control.first_records(CLUSTER);
         let controller = Arc::new(Controller {
-            state: Mutex::new(ControllerState { control, batches: Vec::new(), decisions: 0 }),
+            state: Mutex::new(ControllerState { control, batches: Vec::new(), decisions: 0, unanswered: 0 }),
             next: watch::Sender::new(MetadataOffset(0)),
             held: watch::Sender::new(false),
+            refuses: AtomicBool::new(false),
             clock,
             address: listener.local_addr().unwrap().to_string(),
         });
@@ -115,6 +120,10 @@ impl Controller {
 
     pub(crate) fn image(&self) -> MetadataImage {
         self.lock().control.image().clone()
+    }
+
+    pub(crate) fn unanswered_probes(&self) -> usize {
+        self.lock().unanswered
     }
 
     /// Holds up the metadata streams, or lets them go on.
@@ -174,6 +183,7 @@ impl Controller {
         if answer.is_ok_and(|probe| probe.broker_epoch == suspicion.epoch) {
             state.control.clear_suspicion(suspicion);
         } else {
+            state.unanswered += 1;
             let fenced = state.control.fence_suspect(suspicion, self.clock.monotonic());
             self.take(&mut state, fenced);
         }
@@ -182,6 +192,9 @@ impl Controller {
 
 impl ControllerServer for Controller {
     async fn call(self: Arc<Self>, request: ControlRequest, _: Duration) -> Reply<Answered> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Reply::NotController { leader: None, undecided: true };
+        }
         let response = self.ask(&request);
         Reply::Active(tenure(), Answered { response, next_offset: self.image().next_offset() })
     }
@@ -270,6 +283,10 @@ pub(crate) struct Cluster {
     pub(crate) window_bytes: u64,
     /// Between heartbeats of a running broker that is started from now on.
     pub(crate) heartbeat_ms: u64,
+    /// Where brokers started from now on keep themselves registered, if not where they serve.
+    pub(crate) control: Option<tokio::runtime::Handle>,
+    /// Where they serve, if not where the test runs.
+    pub(crate) serving: Option<tokio::runtime::Handle>,
     /// What brokers started from now on ask about transactions.
     pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
     /// Their files.
@@ -312,6 +329,8 @@ impl Cluster {
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
             window_bytes: 10 << 20,
             heartbeat_ms: 500,
+            control: None,
+            serving: None,
             verifier,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         };
@@ -346,18 +365,27 @@ impl Cluster {
             seed: 7,
             disk_pool: DiskPool::new(DISK_THREADS).unwrap(),
             dirs,
-            controller: rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())])
-                .unwrap(),
+            controller: self.controller_client(),
             network: rpc::net::Network::Tcp,
+            control: self.control.clone(),
             internal: internal.into(),
             budget: Arc::clone(&budget),
             verifier: self.verifier.clone(),
         });
-        let broker = broker.await.unwrap();
+        let broker = match &self.serving {
+            Some(serving) => serving.spawn(broker).await.unwrap().unwrap(),
+            None => broker.await.unwrap(),
+        };
         self.budgets.insert(id, budget);
         let mut state = broker.state();
         soon("a broker to serve", state.wait_for(|state| *state == BrokerState::Running)).await.unwrap();
         self.brokers.insert(id, broker);
+    }
+
+    /// Its connections are kept where the broker keeps itself registered.
+    fn controller_client(&self) -> rpc::controller::ControllerClient {
+        let _within = self.control.as_ref().map(tokio::runtime::Handle::enter);
+        rpc::controller::ControllerClient::new(&[(BrokerId(1), self.controller.address.clone())]).unwrap()
     }
 
     pub(crate) fn broker(&self, id: i32) -> &Arc<Broker> {
@@ -517,6 +545,8 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
         replica_fetch_response_max_bytes: 10 << 20,
         num_replica_fetchers: 1,
         broker_heartbeat_interval_ms: 500,
+        peer_keepalive_ms: broker::config::PEER_KEEPALIVE_MS,
+        peer_silence_ms: broker::config::PEER_SILENCE_MS,
         log_retention_check_interval_ms: 50,
         producer_id_expiration_ms: 86_400_000,
         offsets_topic_num_partitions: 2,

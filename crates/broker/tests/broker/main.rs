@@ -16,6 +16,7 @@ mod moves;
 mod peers;
 mod reassign;
 mod restarts;
+mod starved;
 mod times;
 mod timestamps;
 mod transactions;

@@ -66,6 +66,8 @@ pub struct Timeouts {
     pub election_max: Duration,
     /// How long a voter whose disk was wiped must be silent before its successor replaces it (`R74`).
     pub replace_after: Duration,
+    /// How long each of two probes of a broker that is believed gone may take (`R76`).
+    pub probe: Duration,
     /// Log entries between two snapshots.
     pub snapshot_every: u64,
     /// Log entries kept behind a snapshot.
@@ -80,6 +82,7 @@ impl Default for Timeouts {
             election_min: Duration::from_millis(200),
             election_max: Duration::from_millis(400),
             replace_after: Duration::from_secs(9),
+            probe: Duration::from_millis(200),
             snapshot_every: 5_000,
             snapshot_keep: 1_000,
         }

@@ -22,6 +22,13 @@ pub enum ControlRequest {
     RegisterController(ControllerRegistration),
     /// A node believes that a broker is gone (`R76`).
     Suspect(Suspect),
+    /// A sign of life between heartbeats, of a thread that does little else (`R76`).
+    Alive {
+        /// Who.
+        broker: BrokerId,
+        /// Its registration.
+        epoch: BrokerEpoch,
+    },
     /// A leader proposes ISR changes (`R13`).
     AlterPartitions(AlterPartitions),
     /// A broker says what its replicas of leaderless partitions hold (`R35`).
@@ -68,6 +75,7 @@ impl ControlRequest {
             | ControlRequest::Heartbeat(_)
             | ControlRequest::RegisterController(_)
             | ControlRequest::Suspect(_)
+            | ControlRequest::Alive { .. }
             | ControlRequest::AlterPartitions(_)
             | ControlRequest::RecoveryReport(_)
             | ControlRequest::AssignReplicas(_)
@@ -88,7 +96,13 @@ impl ControlRequest {
     /// late answer to it does no harm: there the lease of the tenure is enough (`R68`).
     #[must_use]
     pub fn wants_current_answer(&self) -> bool {
-        !matches!(self, ControlRequest::Heartbeat(_) | ControlRequest::Suspect(_) | ControlRequest::RecoveryReport(_))
+        !matches!(
+            self,
+            ControlRequest::Heartbeat(_)
+                | ControlRequest::Suspect(_)
+                | ControlRequest::Alive { .. }
+                | ControlRequest::RecoveryReport(_)
+        )
     }
 }
 
@@ -97,8 +111,8 @@ impl ControlRequest {
 pub enum ControlResponse {
     /// The request as a whole was refused.
     Refused(ControlError),
-    /// Done; there is nothing more to say: `RegisterController`, `Suspect`, `RecoveryReport`, `AssignReplicas`,
-    /// `UnregisterBroker`, a tick.
+    /// Done; there is nothing more to say: `RegisterController`, `Suspect`, `Alive`, `RecoveryReport`,
+    /// `AssignReplicas`, `UnregisterBroker`, a tick.
     Done,
     /// The broker's epoch.
     RegisterBroker {

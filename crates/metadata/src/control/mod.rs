@@ -152,6 +152,7 @@ impl ClusterControl {
             ControlRequest::RegisterBroker(register) => self.soft.registering(&self.image, register, now),
             ControlRequest::Heartbeat(heartbeat) => self.soft.heartbeat(&self.image, heartbeat, now),
             ControlRequest::Suspect(suspect) => self.soft.suspect(&self.image, *suspect, now),
+            ControlRequest::Alive { broker, epoch } => self.soft.alive(&self.image, *broker, *epoch, now),
             ControlRequest::RecoveryReport(report) => self.soft.report(&self.image, report, now),
             ControlRequest::RegisterController(_)
             | ControlRequest::AlterPartitions(_)
@@ -177,7 +178,7 @@ impl ClusterControl {
             ControlRequest::RegisterBroker(request) => draft.register_broker(request, now),
             ControlRequest::Heartbeat(request) => draft.heartbeat(request),
             ControlRequest::RegisterController(request) => draft.register_controller(request),
-            ControlRequest::Suspect(_) => Ok(ControlResponse::Done),
+            ControlRequest::Suspect(_) | ControlRequest::Alive { .. } => Ok(ControlResponse::Done),
             ControlRequest::AlterPartitions(request) => draft.alter_partitions(request),
             ControlRequest::RecoveryReport(request) => draft.recovery_report(request, now),
             ControlRequest::CreateTopics(request) => draft.create_topics(request, entropy),
@@ -255,20 +256,20 @@ impl ClusterControl {
         sessions.chain(recoveries).chain(rebalance).fold(idle, Time::min)
     }
 
-    /// Who is believed gone (`R76`): to be probed over a new connection. Nobody where more than half of the brokers are.
+    /// Who is believed gone (`R76`): to be probed over a new connection.
     #[must_use]
     pub fn suspects(&self, now: Time) -> Vec<Suspicion> {
-        let suspects = self.soft.standing(&self.image, now);
-        if self.too_many(suspects.len()) { Vec::new() } else { suspects }
+        self.soft.standing(&self.image, now)
     }
 
-    /// A suspect was found gone: fences it, unless a heartbeat of it arrived since the suspicion (`R76`).
+    /// A suspect was found gone: fences it, unless a sign of life of it arrived since the suspicion, or more than half of the
+    /// brokers are suspected still: those that live have answered their probes by then (`R76`).
     #[must_use]
     pub fn fence_suspect(&self, suspicion: &Suspicion, now: Time) -> Decision {
         let mut draft = Draft::new(self);
         let standing = self.suspects(now);
         let stands = standing.contains(suspicion) || !self.settings.rules.hold(Rule::R76HeartbeatClears);
-        if stands && self.image.broker_epoch(suspicion.broker) == suspicion.epoch {
+        if stands && !self.too_many(standing.len()) && self.image.broker_epoch(suspicion.broker) == suspicion.epoch {
             draft.fence(suspicion.broker, FenceReason::FoundGone);
         }
         draft.decided(Ok(ControlResponse::Done))

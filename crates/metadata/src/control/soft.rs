@@ -55,7 +55,7 @@ pub struct Suspicion {
     pub broker: BrokerId,
     /// Its registration.
     pub epoch: BrokerEpoch,
-    /// Since when: a heartbeat that arrives later clears it.
+    /// Since when: a sign of life that arrives later clears it.
     pub since: Time,
 }
 
@@ -122,6 +122,16 @@ impl SoftState {
         } else {
             self.full.insert(request.broker, (request.epoch, request.full_directories.clone()));
         }
+    }
+
+    /// As a heartbeat, which tells nothing else.
+    pub(super) fn alive(&mut self, image: &MetadataImage, broker: BrokerId, epoch: BrokerEpoch, now: Time) {
+        let Some(known) = image.broker(broker).filter(|known| known.epoch == epoch) else { return };
+        let incarnation = known.incarnation;
+        let before = self.contacts.get(&broker).filter(|contact| contact.incarnation == incarnation);
+        let next_offset = before.and_then(|contact| contact.next_offset);
+        self.contacts.insert(broker, Contact { incarnation, at: now, next_offset });
+        self.suspicions.remove(&broker);
     }
 
     pub(super) fn suspect(&mut self, image: &MetadataImage, request: Suspect, now: Time) {

@@ -499,14 +499,43 @@ fn a_heartbeat_since_the_suspicion_clears_it() {
 }
 
 #[test]
-fn when_more_than_half_are_suspected_only_the_session_counts() {
-    // R76
+fn a_sign_of_life_since_the_suspicion_clears_it_as_a_heartbeat_does() {
+    // R76: whoever has a thread left that says so is not gone, whatever its peers and the probe say.
     let mut cluster = Cluster::of(3);
+    let epoch = cluster.control.image().broker_epoch(BrokerId(1));
+    let heard = cluster.control.soft.next_offset(cluster.control.image().broker(BrokerId(1)).unwrap());
+    cluster.ask(ControlRequest::Suspect(Suspect { broker: BrokerId(1), epoch, reporter: BrokerId(2) }));
+    let suspicion = cluster.control.suspects(cluster.now)[0];
+    cluster.now = cluster.now + 200;
+    cluster.ask(ControlRequest::Alive { broker: BrokerId(1), epoch: BrokerEpoch(epoch.0 - 1) });
+    assert!(!cluster.control.fence_suspect(&suspicion, cluster.now).records.is_empty(), "that was an earlier process");
+    cluster.ask(ControlRequest::Alive { broker: BrokerId(1), epoch });
+    assert_eq!(cluster.control.fence_suspect(&suspicion, cluster.now).records, vec![]);
+    assert_eq!(cluster.control.suspects(cluster.now), vec![]);
+    let broker = cluster.control.image().broker(BrokerId(1)).unwrap();
+    assert_eq!(cluster.control.soft.last_contact(broker), cluster.now);
+    assert_eq!(cluster.control.soft.next_offset(broker), heard, "it says nothing of the metadata");
+}
+
+fn fenced_with_two_of_three_suspected(mut cluster: Cluster) -> bool {
     for id in [1, 2] {
         let epoch = cluster.control.image().broker_epoch(BrokerId(id));
         cluster.ask(ControlRequest::Suspect(Suspect { broker: BrokerId(id), epoch, reporter: BrokerId(3) }));
     }
-    assert_eq!(cluster.control.suspects(cluster.now), vec![]);
+    // They are probed all the same; whoever answers is suspected no longer.
+    let suspects = cluster.control.suspects(cluster.now);
+    assert_eq!(suspects.iter().map(|s| s.broker.0).collect::<Vec<_>>(), vec![1, 2]);
+    let fenced = !cluster.control.fence_suspect(&suspects[0], cluster.now).records.is_empty();
+    cluster.control.clear_suspicion(&suspects[1]);
+    assert!(!cluster.control.fence_suspect(&suspects[0], cluster.now).records.is_empty());
+    fenced
+}
+
+#[test]
+fn while_more_than_half_are_suspected_only_the_session_counts() {
+    // R76
+    assert!(!fenced_with_two_of_three_suspected(Cluster::of(3)));
+    assert!(fenced_with_two_of_three_suspected(Cluster::without(Rule::R76MoreThanHalf)));
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub(super) fn request_to_wire(request: &ControlRequest) -> Kind {
         ControlRequest::Suspect(r) => {
             Kind::Suspect(wire::Suspect { broker: r.broker.0, epoch: r.epoch.0, reporter: r.reporter.0 })
         }
+        ControlRequest::Alive { broker, epoch } => Kind::Alive(wire::Alive { broker: broker.0, epoch: epoch.0 }),
         ControlRequest::AlterPartitions(r) => Kind::AlterPartitions(wire::AlterPartitions {
             broker: r.broker.0,
             epoch: r.epoch.0,
@@ -99,6 +100,7 @@ pub(super) fn request_from_wire(kind: Kind) -> Result<ControlRequest, WireError>
             epoch: BrokerEpoch(r.epoch),
             reporter: BrokerId(r.reporter),
         }),
+        Kind::Alive(r) => ControlRequest::Alive { broker: BrokerId(r.broker), epoch: BrokerEpoch(r.epoch) },
         Kind::AlterPartitions(r) => ControlRequest::AlterPartitions(AlterPartitions {
             broker: BrokerId(r.broker),
             epoch: BrokerEpoch(r.epoch),

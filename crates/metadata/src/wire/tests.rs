@@ -162,6 +162,7 @@ fn broker_requests() -> Vec<ControlRequest> {
         }),
         ControlRequest::RegisterController(controller()),
         ControlRequest::Suspect(Suspect { broker, epoch, reporter: BrokerId::NONE }),
+        ControlRequest::Alive { broker, epoch },
         ControlRequest::AlterPartitions(AlterPartitions {
             broker,
             epoch,
