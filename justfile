@@ -58,6 +58,14 @@ appends *ARGS:
 cold *ARGS:
     python3 benches/cold.py {{ARGS}}
 
+# How long a partition stands still when its leader is killed, paused or cut off (root, minutes)
+failover *ARGS:
+    python3 benches/failover.py {{ARGS}}
+
+# Whether a broker that gets too little of the processors is taken for dead: half an hour of full load, or --minutes
+starved *ARGS:
+    python3 benches/starved.py {{ARGS}}
+
 # What idle partitions cost one node, and what its start takes with them (minutes)
 idle *ARGS:
     python3 benches/idle.py {{ARGS}}

@@ -285,7 +285,9 @@ commits, transactions with a read_committed reader. Faults follow each other, dr
 Everything is read back, and the files of all replicas are looked at; `ottla chaos check` judges each round. *Lost* is of
 acknowledged records, *duplicated* of idempotent producers, *other* every other class of anomaly and every round that did not end.
 *Without acknowledgement* is the longest time without one in one partition, from the start of the fault until all replicas were in
-sync again; a pause or a partition is in it as long as it lasts where nobody else could lead. With disks, every topic is in
+sync again; a pause or a partition is in it as long as it lasts where nobody else could lead, and as long as librdkafka waits for the
+broker's answer (here 10 s, `socket.timeout.ms`) where another one leads long since: what the cluster itself takes stands in
+[benchmarks.md](../benchmarks.md). With disks, every topic is in
 *sync before ack*, and a power cut begins when the power is back. The machine has two processors, and is not always alone.
 
 | commit | first seed | what | rounds | faults | acknowledged | unknown | transactions | lost | duplicated | other | without acknowledgement: median | worst |
