@@ -322,8 +322,12 @@ fn end_and_bump(
     end(known, request.commit, c)
 }
 
-/// Whether this is the producer of the transaction that was completed last, which has not heard of the new epoch.
+/// Whether this is the producer of the transaction that was completed last, which has not heard of the new epoch. The
+/// transaction of an older client has left its epoch in force: who has the one before was fenced by that client.
 fn is_repeated(known: &TransactionMetadata, producer: Producer) -> bool {
+    if known.client_version < EPOCH_BUMP_VERSION {
+        return false;
+    }
     let overflowed = known.previous_producer_id == producer.id
         && known.producer_id != producer.id
         && producer.epoch == ProducerEpoch(i16::MAX - 1)

@@ -114,6 +114,20 @@ fn an_end_that_repeats_nothing_is_fenced_in_an_empty_or_open_transaction() {
 }
 
 #[test]
+fn an_end_is_no_repetition_of_an_older_clients_transaction() {
+    for commit in [true, false] {
+        let mut c = Context::new();
+        let old = c.init(None).unwrap();
+        let mine = c.init(None).unwrap();
+        assert_eq!(c.add(mine, &[0]), ErrorCode::None);
+        assert_eq!(c.end_at(0, mine, commit), Ok(Producer::NONE));
+        c.write_markers();
+        assert_eq!(c.end(old, commit), Err(ErrorCode::ProducerFenced), "its epoch is the one before, and not its own");
+        assert_eq!(c.end_at(0, mine, commit), Ok(Producer::NONE));
+    }
+}
+
+#[test]
 fn an_empty_transaction_of_an_old_client_cannot_be_ended() {
     let mut c = Context::at_version(0);
     let mine = c.init(None).unwrap();
