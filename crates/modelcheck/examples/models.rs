@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use model::{Rule, Rules};
-use modelcheck::{Model, Outcome, Scenario, Step, Violation, scenario};
+use modelcheck::{Model, Outcome, Setting, scenario, transactions};
 
 const STATES_MAX: usize = 400_000_000;
 /// A rule that is not noticed in so many steps of a model counts as not noticed by it.
@@ -18,10 +18,17 @@ fn main() {
     // A core that panics has noticed: what it says is in the outcome.
     std::panic::set_hook(Box::new(|_| {}));
     let is_fine = match words.as_slice() {
-        ["exhaust", done, rest @ ..] => exhaust(&read(done), rest),
-        ["walk", seconds] => walk(seconds.parse().expect("seconds")),
+        ["exhaust", done, rest @ ..] => {
+            let done = read(done);
+            // Both, whatever comes of the first.
+            exhaust(all(), &done, rest) & exhaust(all_of_transactions(), &done, rest)
+        }
+        ["walk", seconds] => {
+            let seconds = seconds.parse().expect("seconds");
+            walk(scenario::endless(), seconds) & walk(transactions::endless(), seconds)
+        }
         ["mutations", done, rest @ ..] => mutations(&read(done), rest),
-        ["trace", rule, name] => trace(rule, name),
+        ["trace", rule, name] => trace(all(), rule, name) || trace(all_of_transactions(), rule, name),
         _ => {
             eprintln!("models exhaust DONE [NAME...] | walk SECONDS | mutations DONE [RULE...] | trace RULE NAME");
             false
@@ -35,14 +42,18 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-fn all() -> Vec<Scenario> {
+fn all() -> Vec<modelcheck::Scenario> {
     [scenario::small(), scenario::large()].concat()
 }
 
-fn exhaust(done: &str, names: &[&str]) -> bool {
+fn all_of_transactions() -> Vec<transactions::Scenario> {
+    [transactions::small(), transactions::large()].concat()
+}
+
+fn exhaust<S: Setting>(scenarios: Vec<S>, done: &str, names: &[&str]) -> bool {
     let mut is_fine = true;
-    for scenario in all() {
-        let name = scenario.name;
+    for scenario in scenarios {
+        let name = scenario.name();
         if done.contains(&format!("| {name} |")) || (!names.is_empty() && !names.contains(&name)) {
             continue;
         }
@@ -61,16 +72,15 @@ fn exhaust(done: &str, names: &[&str]) -> bool {
     is_fine
 }
 
-fn bounds_of(scenario: &Scenario) -> String {
-    let text = format!("{:?}", scenario.bounds);
-    let inner = text.trim_start_matches("Bounds { ").trim_end_matches(" }");
-    inner.split(", ").filter(|part| !part.ends_with(": 0")).collect::<Vec<_>>().join(", ")
+fn bounds_of<S: Setting>(scenario: &S) -> String {
+    let text = scenario.bounds().replace("Bounds { ", "").replace(" }", "");
+    text.split(", ").filter(|part| !part.ends_with(": 0")).collect::<Vec<_>>().join(", ")
 }
 
-fn walk(seconds: u64) -> bool {
+fn walk<S: Setting>(scenarios: Vec<S>, seconds: u64) -> bool {
     let mut is_fine = true;
-    for scenario in scenario::endless() {
-        let (name, model, began) = (scenario.name, Model::new(scenario), Instant::now());
+    for scenario in scenarios {
+        let (name, model, began) = (scenario.name(), Model::new(scenario), Instant::now());
         let walked = model.walk(1, Duration::from_secs(seconds));
         let verdict = match &walked.found {
             Some(found) => format!("**{:?}** after {} steps", found.violation, found.steps.len()),
@@ -90,51 +100,58 @@ fn walk(seconds: u64) -> bool {
 fn mutations(done: &str, names: &[&str]) -> bool {
     for rule in Rule::ALL {
         let name = format!("{rule:?}");
-        let asked = if names.is_empty() { scenario::asks(*rule) } else { names.contains(&name.as_str()) };
-        if !asked || done.contains(&format!("| {name} |")) {
+        let named = names.is_empty() || names.contains(&name.as_str());
+        if !named || done.contains(&format!("| {name} |")) {
             continue;
         }
-        println!("{}", mutation(*rule, &name));
+        if transactions::asks(*rule) {
+            println!("{}", mutation(all_of_transactions(), transactions::endless(), *rule, &name));
+        } else if !names.is_empty() || scenario::asks(*rule) {
+            println!("{}", mutation(all(), scenario::endless(), *rule, &name));
+        }
     }
     true
 }
 
-fn mutation(rule: Rule, name: &str) -> String {
+fn mutation<S: Setting>(scenarios: Vec<S>, endless: Vec<S>, rule: Rule, name: &str) -> String {
     let began = Instant::now();
-    for scenario in all() {
-        let model = Model::new(scenario.clone().with(Rules::without(rule)));
+    for scenario in scenarios {
+        let called = scenario.name();
+        let model = Model::new(scenario.under(Rules::without(rule)));
         if let Some(found) = model.explore(MUTANT_STATES_MAX, Duration::from_secs(60)).found {
             let kind = kind_of(&found.violation);
-            return format!("| {name} | {} | {} | {kind} |", scenario.name, found.steps.len());
+            return format!("| {name} | {called} | {} | {kind} |", found.steps.len());
         }
     }
     // Deeper than can be explored: what can be left out of a walk is left out, which is not yet a shortest path.
-    for scenario in scenario::endless() {
-        let model = Model::new(scenario.clone().with(Rules::without(rule)));
+    for scenario in endless {
+        let called = scenario.name();
+        let model = Model::new(scenario.under(Rules::without(rule)));
         if let Some(found) = model.walk(1, Duration::from_secs(MUTANT_WALK_SECONDS)).found {
             let kind = kind_of(&found.violation);
-            return format!("| {name} | {}, at random | ≤ {} | {kind} |", scenario.name, found.steps.len());
+            return format!("| {name} | {called}, at random | ≤ {} | {kind} |", found.steps.len());
         }
     }
     format!("| {name} | – | – | not noticed in {} s |", began.elapsed().as_secs())
 }
 
-fn kind_of(violation: &Violation) -> String {
+fn kind_of(violation: &impl std::fmt::Debug) -> String {
     let text = format!("{violation:?}");
     text.split('(').next().unwrap_or_default().to_owned()
 }
 
-fn trace(rule: &str, name: &str) -> bool {
-    let scenario = all().into_iter().find(|scenario| scenario.name == name).expect("a scenario");
-    let model = Model::new(scenario.with(Rules::without_named(rule)));
+/// Shows how it comes to a violation; false where there is no model of that name.
+fn trace<S: Setting>(scenarios: Vec<S>, rule: &str, name: &str) -> bool {
+    let Some(scenario) = scenarios.into_iter().find(|scenario| scenario.name() == name) else { return false };
+    let model = Model::new(scenario.under(Rules::without_named(rule)));
     let found = model.clone().explore(STATES_MAX, Duration::from_secs(600)).found;
-    let steps: Vec<Step> = found.map(|found| found.steps).unwrap_or_default();
+    let steps: Vec<S::Step> = found.map(|found| found.steps).unwrap_or_default();
     show(&model, &steps);
-    steps.is_empty()
+    true
 }
 
 /// To the error stream: the rows are not mixed with it.
-fn show(model: &Model, steps: &[Step]) {
+fn show<S: Setting>(model: &Model<S>, steps: &[S::Step]) {
     for (number, state) in model.replay(steps).iter().enumerate() {
         let step = number.checked_sub(1).map(|before| steps[before]);
         eprintln!("== {number} {step:?}\n{state:?}\n");

@@ -9,10 +9,11 @@
 //! controller), `wire` (streams), `check` (what must hold), [`search`] (running a model).
 //!
 //! What is left out: the quorum (decisions take effect one after the other, as it guarantees), clocks as such (a timer
-//! fires at any time), producers, transactions, compaction.
+//! fires at any time), compaction. Producers and transactions have a model of their own: [`transactions`].
 
 pub mod scenario;
 pub mod search;
+pub mod transactions;
 pub mod world;
 
 mod check;
@@ -22,5 +23,5 @@ mod steps;
 mod wire;
 
 pub use scenario::{Bounds, Scenario};
-pub use search::{Found, Model, Outcome, Tally, Walked};
+pub use search::{Found, Model, Outcome, Setting, Tally, Walked};
 pub use world::{Step, Violation, World};

@@ -1,14 +1,52 @@
 //! Running a model: to the end, or until it finds something.
 
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use model::Rules;
 use stateright::{Checker, HasDiscoveries, Property};
 
 use crate::scenario::Scenario;
 use crate::world::{Step, Violation, World};
+
+/// What can be explored: how a world begins, what may happen in it, and what must not.
+pub trait Setting: Clone + Debug + PartialEq + Send + Sync + 'static {
+    /// All that there is.
+    type World: Clone + Debug + Hash + PartialEq + Send + Sync + 'static;
+    /// One thing that happens.
+    type Step: Copy + Debug + PartialEq + Send + Sync + 'static;
+    /// What went wrong.
+    type Violation: Clone + Debug + Eq + Send + Sync;
+    /// How often things happened.
+    type Tally: Debug + Default + Send + Sync + 'static;
+
+    /// What it is called.
+    fn name(&self) -> &'static str;
+    /// How much may happen.
+    fn bounds(&self) -> String;
+    /// The same, with these rules.
+    #[must_use]
+    fn under(self, rules: Rules) -> Self;
+
+    /// How it begins.
+    fn begin(&self) -> Self::World;
+    /// Every step that is possible now: none after a violation.
+    fn possible(&self, world: &Self::World, steps: &mut Vec<Self::Step>);
+    /// What comes of a step; None where it does nothing.
+    fn step(&self, world: &Self::World, step: Self::Step) -> Option<Self::World>;
+    /// What went wrong so far.
+    fn violation(world: &Self::World) -> Option<&Self::Violation>;
+    /// The same world, in which a core met what it takes for impossible.
+    fn panicked(world: &Self::World, text: String) -> Self::World;
+    /// Whether it is what happens by itself, and not what befalls.
+    fn is_ordinary(step: Self::Step) -> bool;
+    /// Counts what happened.
+    fn count(tally: &Self::Tally, before: &Self::World, after: &Self::World);
+}
 
 const SAFE: &str = "safe";
 
@@ -36,35 +74,42 @@ pub struct Tally {
 }
 
 /// A scenario as stateright explores it.
-#[derive(Clone, Debug)]
-pub struct Model {
-    scenario: Scenario,
-    tally: Arc<Tally>,
+#[derive(Debug)]
+pub struct Model<S: Setting = Scenario> {
+    scenario: S,
+    tally: Arc<S::Tally>,
+}
+
+impl<S: Setting> Clone for Model<S> {
+    /// The tally is the same one.
+    fn clone(&self) -> Self {
+        Model { scenario: self.scenario.clone(), tally: Arc::clone(&self.tally) }
+    }
 }
 
 /// A counterexample.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Found {
+#[derive(Clone, PartialEq, Debug)]
+pub struct Found<S: Setting = Scenario> {
     /// What went wrong.
-    pub violation: Violation,
+    pub violation: S::Violation,
     /// What led there.
-    pub steps: Vec<Step>,
+    pub steps: Vec<S::Step>,
 }
 
 /// What came of random walks.
 #[derive(Debug)]
-pub struct Walked {
+pub struct Walked<S: Setting = Scenario> {
     /// What was found, by no shortest path.
-    pub found: Option<Found>,
+    pub found: Option<Found<S>>,
     /// How many walks there were.
     pub walks: usize,
     /// Their steps in all.
     pub steps: usize,
     /// What happened.
-    pub tally: Arc<Tally>,
+    pub tally: Arc<S::Tally>,
 }
 
-fn same_kind(one: &Violation, other: &Violation) -> bool {
+fn same_kind<V>(one: &V, other: &V) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
@@ -86,9 +131,9 @@ impl Dice {
 
 /// What came of a search.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Outcome<S: Setting = Scenario> {
     /// The counterexample, if there is one.
-    pub found: Option<Found>,
+    pub found: Option<Found<S>>,
     /// Different states.
     pub states: usize,
     /// Steps that were tried.
@@ -98,19 +143,19 @@ pub struct Outcome {
     /// Whether every state was seen.
     pub is_exhausted: bool,
     /// What happened.
-    pub tally: Arc<Tally>,
+    pub tally: Arc<S::Tally>,
 }
 
-impl Model {
+impl<S: Setting> Model<S> {
     /// A model of this.
     #[must_use]
-    pub fn new(scenario: Scenario) -> Self {
+    pub fn new(scenario: S) -> Self {
         Self { scenario, tally: Arc::default() }
     }
 
     /// Explores breadth first, until there is a counterexample, no more, or more than `most` states or `time`.
     #[must_use]
-    pub fn explore(self, most: usize, time: Duration) -> Outcome {
+    pub fn explore(self, most: usize, time: Duration) -> Outcome<S> {
         let (tally, began) = (Arc::clone(&self.tally), Instant::now());
         let checker = stateright::Model::checker(self)
             .target_state_count(most)
@@ -122,7 +167,7 @@ impl Model {
         let found = path.map(|path| Found {
             violation: path
                 .last()
-                .and_then(|(state, _)| state.violation.clone())
+                .and_then(|(state, _)| S::violation(state).cloned())
                 .expect("the path ends in a violation"),
             steps: path.into_iter().filter_map(|(_, step)| step).collect(),
         });
@@ -141,7 +186,7 @@ impl Model {
 
     /// Walks at random from the beginning, again and again, until `time` has passed or something is found.
     #[must_use]
-    pub fn walk(&self, seed: u64, time: Duration) -> Walked {
+    pub fn walk(&self, seed: u64, time: Duration) -> Walked<S> {
         let (began, mut dice) = (Instant::now(), Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1));
         let mut walked = Walked { found: None, walks: 0, steps: 0, tally: Arc::clone(&self.tally) };
         while began.elapsed() < time && walked.found.is_none() {
@@ -152,19 +197,20 @@ impl Model {
         walked
     }
 
-    fn walk_once(&self, dice: &mut Dice, counted: &mut usize) -> Option<Found> {
-        let (mut world, mut steps, mut possible) = (World::new(&self.scenario), Vec::new(), Vec::new());
+    fn walk_once(&self, dice: &mut Dice, counted: &mut usize) -> Option<Found<S>> {
+        let (mut world, mut steps, mut possible) = (self.scenario.begin(), Vec::new(), Vec::new());
         while steps.len() < WALK_STEPS_MAX {
             possible.clear();
-            world.possible(&self.scenario, &mut possible);
+            self.scenario.possible(&world, &mut possible);
             // What the brokers and the controller do by themselves comes more often than what befalls them.
-            let (ordinary, rare): (Vec<Step>, Vec<Step>) = possible.iter().partition(|step| step.is_ordinary());
+            let (ordinary, rare): (Vec<S::Step>, Vec<S::Step>) =
+                possible.iter().partition(|step| S::is_ordinary(**step));
             let among = if rare.is_empty() || (!ordinary.is_empty() && dice.below(8) > 0) { &ordinary } else { &rare };
             let step = among.get(dice.below(among.len())).copied()?;
             *counted += 1;
             let Some(next) = stateright::Model::next_state(self, &world, step) else { continue };
             steps.push(step);
-            if let Some(violation) = next.violation.clone() {
+            if let Some(violation) = S::violation(&next).cloned() {
                 return Some(Found { violation, steps });
             }
             world = next;
@@ -174,7 +220,7 @@ impl Model {
 
     /// The same kind of violation, after fewer steps: what can be left out of a path is left out.
     #[must_use]
-    pub fn shorten(&self, found: Found) -> Found {
+    pub fn shorten(&self, found: Found<S>) -> Found<S> {
         let mut found = found;
         let mut size = found.steps.len() / 2;
         while size > 0 {
@@ -196,17 +242,17 @@ impl Model {
     }
 
     /// Takes those of the steps that are possible.
-    fn follow(&self, steps: &[Step]) -> Option<Found> {
-        let (mut world, mut taken, mut possible) = (World::new(&self.scenario), Vec::new(), Vec::new());
+    fn follow(&self, steps: &[S::Step]) -> Option<Found<S>> {
+        let (mut world, mut taken, mut possible) = (self.scenario.begin(), Vec::new(), Vec::new());
         for step in steps {
             possible.clear();
-            world.possible(&self.scenario, &mut possible);
+            self.scenario.possible(&world, &mut possible);
             if !possible.contains(step) {
                 continue;
             }
             let Some(next) = stateright::Model::next_state(self, &world, *step) else { continue };
             taken.push(*step);
-            if let Some(violation) = next.violation.clone() {
+            if let Some(violation) = S::violation(&next).cloned() {
                 return Some(Found { violation, steps: taken });
             }
             world = next;
@@ -216,8 +262,8 @@ impl Model {
 
     /// The states along these steps.
     #[must_use]
-    pub fn replay(&self, steps: &[Step]) -> Vec<World> {
-        let mut states = vec![World::new(&self.scenario)];
+    pub fn replay(&self, steps: &[S::Step]) -> Vec<S::World> {
+        let mut states = vec![self.scenario.begin()];
         for step in steps {
             let last = states.last().expect("there is the first");
             match stateright::Model::next_state(self, last, *step) {
@@ -227,13 +273,89 @@ impl Model {
         }
         states
     }
+}
 
-    fn count(&self, before: &World, after: &World) {
+impl<S: Setting> stateright::Model for Model<S> {
+    type State = S::World;
+    type Action = S::Step;
+
+    fn init_states(&self) -> Vec<S::World> {
+        vec![self.scenario.begin()]
+    }
+
+    fn actions(&self, state: &S::World, actions: &mut Vec<S::Step>) {
+        self.scenario.possible(state, actions);
+    }
+
+    fn next_state(&self, last: &S::World, step: S::Step) -> Option<S::World> {
+        match catch_unwind(AssertUnwindSafe(|| self.scenario.step(last, step))) {
+            Ok(next) => {
+                let next = next?;
+                S::count(&self.tally, last, &next);
+                Some(next)
+            }
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                Some(S::panicked(last, text.unwrap_or_default()))
+            }
+        }
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![Property::always(SAFE, |_, state: &S::World| S::violation(state).is_none())]
+    }
+}
+
+impl Setting for Scenario {
+    type World = World;
+    type Step = Step;
+    type Violation = Violation;
+    type Tally = Tally;
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn bounds(&self) -> String {
+        format!("{:?}", self.bounds)
+    }
+
+    fn under(self, rules: Rules) -> Self {
+        self.with(rules)
+    }
+
+    fn begin(&self) -> World {
+        World::new(self)
+    }
+
+    fn possible(&self, world: &World, steps: &mut Vec<Step>) {
+        world.possible(self, steps);
+    }
+
+    fn step(&self, world: &World, step: Step) -> Option<World> {
+        world.step(step, self)
+    }
+
+    fn violation(world: &World) -> Option<&Violation> {
+        world.violation.as_ref()
+    }
+
+    fn panicked(world: &World, text: String) -> World {
+        let mut next = world.clone();
+        next.violate(Violation::Panicked(text));
+        next
+    }
+
+    fn is_ordinary(step: Step) -> bool {
+        step.is_ordinary()
+    }
+
+    fn count(tally: &Tally, before: &World, after: &World) {
         let add = |counter: &AtomicU64, times: usize| {
             counter.fetch_add(u64::try_from(times).unwrap_or(0), Ordering::Relaxed);
         };
         let (was, now) = (before.control.partition(), after.control.partition());
-        let tally = &self.tally;
         add(&tally.committed, after.committed.len() - before.committed.len());
         add(&tally.potential_losses, usize::from(after.over));
         if was.partition_epoch != now.partition_epoch {
@@ -252,40 +374,6 @@ impl Model {
                 add(&tally.truncations, 1 - lossy);
             }
         }
-    }
-}
-
-impl stateright::Model for Model {
-    type State = World;
-    type Action = Step;
-
-    fn init_states(&self) -> Vec<World> {
-        vec![World::new(&self.scenario)]
-    }
-
-    fn actions(&self, state: &World, actions: &mut Vec<Step>) {
-        state.possible(&self.scenario, actions);
-    }
-
-    fn next_state(&self, last: &World, step: Step) -> Option<World> {
-        match catch_unwind(AssertUnwindSafe(|| last.step(step, &self.scenario))) {
-            Ok(next) => {
-                let next = next?;
-                self.count(last, &next);
-                Some(next)
-            }
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                let mut next = last.clone();
-                next.violate(Violation::Panicked(text.unwrap_or_default()));
-                Some(next)
-            }
-        }
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        vec![Property::always(SAFE, |_, state: &World| state.violation.is_none())]
     }
 }
 

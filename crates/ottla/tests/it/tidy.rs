@@ -19,7 +19,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("console", &["model", "metadata", "broker"]),
     ("chaos", &[]),
     ("sim", &["model", "protocol", "metadata", "coordinator", "storage", "rpc", "controller", "broker", "gateway"]),
-    ("modelcheck", &["model", "metadata", "replication"]),
+    ("modelcheck", &["model", "metadata", "replication", "coordinator"]),
     (
         "ottla",
         &[
