@@ -85,6 +85,10 @@ models *ARGS:
 sim SEEDS="100" *ARGS:
     python3 tests/sim/run.py {{SEEDS}} {{ARGS}}
 
+# Which safety rules the simulation notices when they are switched off; goes on where it was interrupted (hours for all)
+sim-mutations *RULES:
+    python3 tests/sim/mutations.py {{RULES}}
+
 # Hostile bytes: requests responses (the codec), recovery indexes epochs producers batches (the storage), two minutes a target (needs cargo-fuzz)
 fuzz TARGET="requests" SECONDS="120":
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}} -malloc_limit_mb=160 -rss_limit_mb=2048

@@ -15,11 +15,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs/results/sim.md"
 FAULTS = ("kill power restart partition one-way isolated-leader slow-link broken-connections io-error disk-full clock-jump "
-          "pause").split()
+          "pause all-down one-by-one crash-again wipe").split()
 
 
 def arguments():
@@ -74,6 +75,7 @@ def main():
     known = {int(parse(line)["seed"]): line for line in (done.read_text().splitlines() if done.exists() else [])}
     seeds = [seed for seed in range(args.first, args.first + args.seeds) if seed not in known]
     failed = []
+    began = time.monotonic()
     with done.open("a") as log, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for held, said in pool.map(lambda seed: one(program, seed, args), seeds):
             if held:
@@ -88,12 +90,17 @@ def main():
     sums = collections.Counter()
     for line in lines:
         sums.update({name: int(value) for name, value in line.items() if name not in ("seed", "trace")})
+    commits = sums["classic"] + sums["consumer"]
+    transactions = sum(count for name, count in sums.items() if re.fullmatch(r"x-\d+", name))
     faults = ", ".join(f"{kind} {sums[kind]}" for kind in FAULTS)
     twice = f", {len(lines)} of {len(lines)} the same way twice" if args.twice and not failed else ""
     row = (f"| {commit} | {args.first} to {args.first + args.seeds - 1}{twice} | {sums['ms'] / 3_600_000:.2f} | "
-           f"{sums['acknowledged']} | {faults} | {sums['elections']} | {sums['elr-elections']} | {sums['recoveries']} | "
-           f"{sums['truncations']} | {sums['shrinks']} | {sums['ended']} | {len(failed)} |")
+           f"{sums['acknowledged']} | {commits} | {transactions} | {faults} | {sums['elections']} | {sums['elr-elections']} | "
+           f"{sums['recoveries']} | {sums['truncations']} | {sums['shrinks']} | {sums['moves']} | {sums['ended']} | "
+           f"{len(failed)} |")
     print(row)
+    if seeds:
+        print(f"{(time.monotonic() - began) * args.jobs / len(seeds):.1f} s a seed")
     if not (args.without or args.only):
         with RESULTS.open("a") as results:
             results.write(row + "\n")

@@ -9,7 +9,7 @@ use coordinator::TransactionShard;
 use coordinator::transaction::request::{AddPartitionsRequest, ListTransactionsResponse, Producer};
 use coordinator::transaction::{EPOCH_BUMP_VERSION, TransactionEffect, TransactionRequest, TransactionResponse};
 use metadata::MetadataImage;
-use model::{BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, ProducerId, Rules, TopicPartition};
+use model::{BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, ProducerId, TopicPartition};
 use rpc::transactions::{Answering, TransactionPeer, Verify, WriteMarker};
 
 use crate::api::{TransactionMarker, TransactionVerifier, Verified, VerifyTransaction};
@@ -45,7 +45,7 @@ impl Kind for Transactions {
 
     fn core(&self, context: &Context, leader_epoch: LeaderEpoch) -> TransactionShard {
         let version = context.image().feature(TRANSACTION_VERSION);
-        TransactionShard::new(context.config.transactions.clone(), leader_epoch, version, Rules::all())
+        TransactionShard::new(context.config.transactions.clone(), leader_epoch, version, context.config.rules)
     }
 
     fn carry_out(shards: &Arc<Shards<Self>>, shard: &Arc<Shard<Self>>, effect: TransactionEffect) {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
 use model::Uuid;
 use protocol::messages::metadata_request::MetadataRequestTopic;
-use protocol::messages::{MetadataRequest, MetadataResponse};
+use protocol::messages::{FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse};
 use protocol::{Request, Response, decode_response, encode_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -16,6 +16,15 @@ use crate::node::address;
 
 const TIMEOUT: Duration = Duration::from_secs(4);
 const ANSWER_MAX: usize = 64 << 20;
+
+/// What there are coordinators of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Coordinated {
+    /// A group.
+    Group,
+    /// A transactional id.
+    Transaction,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -28,6 +37,8 @@ pub struct Client {
     correlation_id: i32,
     /// The leaders of the topic's partitions as they were told last.
     leaders: BTreeMap<i32, String>,
+    /// The coordinators as they were told last.
+    coordinators: BTreeMap<(Coordinated, String), String>,
     /// The topic's identity, once it is known.
     pub topic_id: Uuid,
 }
@@ -43,8 +54,15 @@ impl Client {
             connections: BTreeMap::new(),
             correlation_id: 0,
             leaders: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
             topic_id: Uuid::nil(),
         }
+    }
+
+    /// Another one, that knows nothing yet.
+    #[must_use]
+    pub fn fresh(&self) -> Client {
+        Client::new(self.dialer.clone(), self.nodes, self.next)
     }
 
     /// Asks the broker at `address`, in the newest version.
@@ -52,6 +70,19 @@ impl Client {
     /// # Errors
     /// No answer: whether the request took effect is unknown.
     pub async fn at<R: Request, A: Response>(&mut self, address: &str, request: &R) -> Result<A> {
+        self.at_within(TIMEOUT, address, request).await
+    }
+
+    /// The same, for requests that a broker may answer late.
+    ///
+    /// # Errors
+    /// No answer: whether the request took effect is unknown.
+    pub async fn at_within<R: Request, A: Response>(
+        &mut self,
+        timeout: Duration,
+        address: &str,
+        request: &R,
+    ) -> Result<A> {
         // A connection is kept only after a whole exchange.
         let before = self.connections.remove(address);
         self.correlation_id += 1;
@@ -69,7 +100,7 @@ impl Client {
             socket.read_exact(&mut answer).await?;
             anyhow::Ok((socket, answer))
         };
-        let (socket, answer) = tokio::time::timeout(TIMEOUT, exchange).await.context("no answer in time")??;
+        let (socket, answer) = tokio::time::timeout(timeout, exchange).await.context("no answer in time")??;
         let (answered, answer) = decode_response(answer, version)?;
         ensure!(answered == id, "another request was answered");
         self.connections.insert(address.to_owned(), socket);
@@ -114,6 +145,33 @@ impl Client {
     /// Whoever was told to lead does not, or cannot be reached.
     pub fn forget_leader(&mut self, partition: i32) {
         if let Some(address) = self.leaders.remove(&partition) {
+            self.connections.remove(&address);
+        }
+    }
+
+    /// The coordinator of a group or a transactional id, asked for where it is not known.
+    ///
+    /// # Errors
+    /// Nobody tells, or there is none.
+    pub async fn coordinator(&mut self, of: Coordinated, key: &str) -> Result<String> {
+        let known = (of, key.to_owned());
+        if let Some(address) = self.coordinators.get(&known) {
+            return Ok(address.clone());
+        }
+        let key_type = i8::from(of == Coordinated::Transaction);
+        let coordinator_keys = vec![key.to_owned()];
+        let request = FindCoordinatorRequest { key_type, coordinator_keys, ..Default::default() };
+        let answer: FindCoordinatorResponse = self.any(&request).await?;
+        self.next = (self.next + 1) % self.nodes;
+        let found = answer.coordinators.into_iter().find(|found| found.error_code == 0).context("no coordinator")?;
+        let address = format!("{}:{}", found.host, found.port);
+        self.coordinators.insert(known, address.clone());
+        Ok(address)
+    }
+
+    /// Whoever was told to coordinate does not, or cannot be reached.
+    pub fn forget_coordinator(&mut self, of: Coordinated, key: &str) {
+        if let Some(address) = self.coordinators.remove(&(of, key.to_owned())) {
             self.connections.remove(&address);
         }
     }

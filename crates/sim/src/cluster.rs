@@ -1,7 +1,9 @@
 //! The cluster of a run, and its time: the network delivers, then each machine does what it has to do in that millisecond.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use metadata::records::Partition;
 use storage::disk::Crash;
 
 use crate::chance::Chance;
@@ -39,6 +41,8 @@ pub struct Cluster {
     pub careless: bool,
     /// Nodes whose disk has lost what nobody had synced, and that have not caught up since.
     in_debt: BTreeSet<HostId>,
+    /// A disk has been replaced: another one must not.
+    wiped: bool,
     clients: Host,
     leaders: Leaders,
     watermarks: Watermarks,
@@ -60,6 +64,7 @@ impl Cluster {
             synced,
             careless: false,
             in_debt: BTreeSet::new(),
+            wiped: false,
             clients: Host::new(),
             leaders: Leaders::default(),
             watermarks: Watermarks::default(),
@@ -121,6 +126,17 @@ impl Cluster {
         true
     }
 
+    /// Replaces the disk of a machine, if everything is in sync elsewhere and this is the first one.
+    pub fn wipe(&mut self, id: HostId) -> bool {
+        let may = !self.wiped && self.in_debt.is_empty() && self.is_whole();
+        if may {
+            self.wiped = true;
+            self.in_debt.insert(id);
+            self.node(id).wipe();
+        }
+        may
+    }
+
     /// Whether this disk may lose what is not synced: always where acknowledged records are, else only one at a time. Who
     /// has lost something counts until it is back in every ISR.
     #[must_use]
@@ -137,17 +153,18 @@ impl Cluster {
         may
     }
 
-    /// Whether every partition has all of its replicas in sync, on processes that run now.
+    /// Whether every partition has all of its replicas in sync, on processes that run now, and none is on its way elsewhere.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.nodes.iter().all(|node| self.is_in_sync(node))
+        let moves = |partition: &Arc<Partition>| !partition.adding.is_empty() || !partition.removing.is_empty();
+        self.nodes.iter().all(|node| self.is_in_sync(node)) && !self.observer.lock().image.partitions().any(moves)
     }
 
     fn is_in_sync(&self, node: &Node) -> bool {
         let seen = self.observer.lock();
         let id = model::BrokerId(i32::from(node.id.0));
         let registered = seen.image.broker(id).is_some_and(|b| b.incarnation == node.incarnation && !b.fenced);
-        let member = |partition: &std::sync::Arc<metadata::records::Partition>| partition.isr.contains(&id);
+        let member = |partition: &Arc<Partition>| partition.isr.contains(&id) || !partition.replicas.contains(&id);
         registered && seen.image.partitions().count() > 0 && seen.image.partitions().all(member)
     }
 
@@ -163,6 +180,7 @@ impl Cluster {
                 found.extend(self.watermarks.look(replica));
                 self.tally.look(node.id, replica);
             }
+            self.tally.forget_others(node.id, &metrics.partitions);
             self.tally.look_at_broker(node.id, node.incarnation, &metrics.isr);
         }
         let (compared, differ) = check_images(&self.nodes, &self.observer);

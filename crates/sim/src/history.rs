@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use crate::invariants::{Attempts, Grants, Offsets, Owners};
+
 /// A partition of the topic.
 pub type Partition = i32;
 
@@ -45,6 +47,28 @@ pub struct History {
     pub positions: BTreeMap<Partition, i64>,
     /// Answers of clients that were errors, by their code.
     pub errors: BTreeMap<i16, u64>,
+    /// What transactions wrote, as readers of committed records saw it.
+    pub stable: BTreeMap<(Partition, i64), Bytes>,
+    /// Partitions of these that were read to the end when nobody wrote any more.
+    pub settled: BTreeMap<Partition, bool>,
+    /// Offsets that groups committed.
+    pub offsets: Offsets,
+    /// What members of groups had.
+    pub owners: Owners,
+    /// Who may write under each transactional id.
+    pub grants: Grants,
+    /// What transactions were to do.
+    pub attempts: Attempts,
+    /// How often each of the others got on.
+    pub steps: BTreeMap<String, u64>,
+    /// Those of them who still work.
+    pub working: u64,
+    /// The offsets of groups after the last of them was done.
+    pub audited: Option<BTreeMap<(String, Partition), i64>>,
+    /// The topics are made.
+    pub has_topics: bool,
+    /// No more faults: replicas stay where they are.
+    pub calm: bool,
     /// No new records are wanted.
     pub stopping: bool,
 }
@@ -73,6 +97,36 @@ impl History {
         let records = u64::try_from(last.values.len()).unwrap_or(0);
         self.acknowledged += records;
         *self.progress.entry(producer).or_default() += records;
+    }
+
+    /// Below that everything was read, and is no producer's last batch.
+    #[must_use]
+    pub fn deletable(&self, partition: Partition) -> i64 {
+        let last = |written: &Vec<Written>| {
+            let offsets = written.iter().rev().filter_map(|batch| match batch.outcome {
+                Outcome::Acknowledged(offset) => offset,
+                Outcome::Unknown => None,
+            });
+            offsets.into_iter().next().unwrap_or(0)
+        };
+        let read = self.positions.get(&partition).copied().unwrap_or(0);
+        let of_partition = self.written.range((partition, 0)..=(partition, u64::MAX));
+        of_partition.map(|(_, written)| last(written)).fold(read, i64::min)
+    }
+
+    /// One of the others got on.
+    pub fn step(&mut self, who: &str) {
+        *self.steps.entry(who.to_owned()).or_default() += 1;
+    }
+
+    /// A record of a transaction was read at `offset` of `partition` by who reads committed ones only.
+    pub fn saw_stable(&mut self, partition: Partition, offset: i64, value: &Bytes) {
+        let first = self.stable.entry((partition, offset)).or_insert_with(|| value.clone());
+        if *first != *value {
+            let what = format!("offset {offset} of {partition} was {} and is {}", name(first), name(value));
+            self.violations.push(what);
+        }
+        self.violations.extend(self.attempts.seen(value));
     }
 
     /// A record was read at `offset` of `partition`, written in `epoch`.

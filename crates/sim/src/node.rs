@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use broker::budget::MemoryBudget;
 use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
 use controller::{Controller, ControllerConfig, ControllerHandle, Timeouts};
+use coordinator::consumer::ConsumerConfig;
+use coordinator::consumer::config::Bounded;
+use coordinator::{GroupConfig, TransactionConfig};
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::records::SecurityProtocol;
 use metadata::{ControlSettings, Listener};
@@ -26,6 +29,8 @@ use crate::net::{HostId, Net};
 pub const DATA: &str = "/data";
 /// What it keeps of a disk that fills up.
 const RESERVE: i64 = 200_000;
+/// How long producers, offsets and transactional ids are kept: longer than any clock jumps.
+const KEPT_MS: u64 = 100 * 365 * 86_400_000;
 const OPEN_FILES: usize = 64;
 const TAIL_BYTES: usize = 4 << 20;
 const MEMORY: u64 = 64 << 20;
@@ -190,6 +195,12 @@ impl Node {
         if !power {
             self.net.power_on(self.id);
         }
+    }
+
+    /// The machine loses its power, and gets a new disk.
+    pub fn wipe(&mut self) {
+        self.crash(true, Crash::KeepAll);
+        self.disk = MemDisk::new();
     }
 
     /// Does what there is to do until `now`.
@@ -374,7 +385,7 @@ impl Boot {
             peer_keepalive_ms: broker::config::PEER_KEEPALIVE_MS,
             peer_silence_ms: broker::config::PEER_SILENCE_MS,
             log_retention_check_interval_ms: 5_000,
-            producer_id_expiration_ms: 86_400_000,
+            producer_id_expiration_ms: KEPT_MS,
             offsets_topic_num_partitions: 2,
             offsets_topic_replication_factor: 3,
             offsets_topic_segment_bytes: 1 << 20,
@@ -384,9 +395,31 @@ impl Boot {
             transaction_state_log_segment_bytes: 1 << 20,
             rack_aware_reads: false,
             file: BTreeMap::new(),
-            groups: coordinator::GroupConfig::default(),
-            transactions: coordinator::TransactionConfig::default(),
+            groups: self.group_config(),
+            transactions: TransactionConfig {
+                id_expiration_ms: KEPT_MS,
+                abort_interval_ms: 1_000,
+                ..Default::default()
+            },
             rules: self.settings.rules,
+        }
+    }
+
+    fn group_config(&self) -> GroupConfig {
+        let session_timeout_ms = Bounded { value: 3_000, min: 1_000, max: 60_000 };
+        let consumer = ConsumerConfig {
+            broker: self.id(),
+            session_timeout_ms,
+            assignment_interval_ms: Bounded { value: 0, min: 0, max: 15_000 },
+            rules: self.settings.rules,
+            ..ConsumerConfig::default()
+        };
+        GroupConfig {
+            initial_rebalance_delay_ms: 300,
+            min_session_timeout_ms: 1_000,
+            offsets_retention_ms: KEPT_MS,
+            consumer,
+            ..GroupConfig::default()
         }
     }
 }

@@ -13,14 +13,18 @@ use crate::chance::Chance;
 use crate::client::Client;
 use crate::cluster::{CLIENTS, Cluster};
 use crate::faults::{Faults, KINDS};
-use crate::history::Partition;
-use crate::invariants::{check_replicas, check_written, observe};
+use crate::history::{Outcome, Partition, Written};
+use crate::invariants::{check_offsets, check_replicas, check_transactions, check_written, observe};
 use crate::net::HostId;
 use crate::node::{Settings, voters};
 use crate::tally::Report;
-use crate::workload::{PARTITIONS, Producer, Reader, create_topic};
+use crate::workload::{
+    Admin, Auditor, Classic, Consumer, GroupClient, OUTS, PARTITIONS, Producer, Reader, StableReader, TRANSFORM,
+    Transformer, create_topics,
+};
 
-const NODES: u8 = 3;
+/// Of every topic's partitions.
+const REPLICAS: i16 = 3;
 /// Producers of each partition.
 const PRODUCERS: u64 = 2;
 /// What a cluster may take to be whole again, in milliseconds: a session's end, elections, a recovery's wait, and catching up.
@@ -29,6 +33,15 @@ const HEALED_WITHIN: u64 = 40_000;
 const RESTARTED_AFTER: u64 = 2_000;
 /// What every producer has to get acknowledged once all is well.
 const PROGRESS: u64 = 5;
+/// How often every group and every transactional id has to get on once all is well.
+const STEPS: u64 = 2;
+/// The groups with members: a classic one, and one of the next generation.
+const CLASSIC: &str = "classic";
+const CONSUMER: &str = "consumer";
+/// Their members.
+const MEMBERS: u64 = 3;
+/// The partitions whose records are transformed.
+const INPUTS: i32 = 2;
 /// Records that a run has to get acknowledged to say anything.
 const ENOUGH: u64 = 50;
 
@@ -47,23 +60,48 @@ pub struct Options {
     pub rules: Rules,
 }
 
+/// Who is there besides producers and readers, and how many nodes.
+#[derive(Clone, Copy, Debug)]
+struct Cast {
+    nodes: u8,
+    groups: bool,
+    transactions: bool,
+    admin: bool,
+}
+
+impl Cast {
+    fn of(chance: &mut Chance) -> Cast {
+        let nodes = if chance.one_in(3) { 4 } else { 3 };
+        Cast { nodes, groups: chance.one_in(2), transactions: chance.one_in(2), admin: chance.one_in(2) }
+    }
+
+    /// Those who have to get on.
+    fn names(self) -> Vec<String> {
+        let groups = if self.groups { [CLASSIC, CONSUMER].as_slice() } else { &[] };
+        let transformers = (0..INPUTS).filter(|_| self.transactions).map(|input| format!("x-{input}"));
+        groups.iter().map(|name| (*name).to_owned()).chain(transformers).collect()
+    }
+}
+
 /// Runs one seed.
 #[must_use]
 pub fn run(options: &Options) -> Report {
     let mut chance = Chance::of(options.seed, "settings");
+    let cast = Cast::of(&mut chance);
     let settings = Settings {
-        nodes: NODES,
+        nodes: cast.nodes,
         lag_ms: chance.between(1_000, 8_000),
         session_ms: chance.between(2_000, 6_000),
         snapshot_every: chance.between(20, 200),
         rules: options.rules,
     };
-    let mut run = Run { cluster: Cluster::new(&settings, chance.one_in(2), options.seed), down_since: BTreeMap::new() };
+    let cluster = Cluster::new(&settings, chance.one_in(2), options.seed);
+    let mut run = Run { cluster, cast, down_since: BTreeMap::new() };
     run.cluster.careless = options.careless;
     run.begin(options.seed);
-    let mut faults = Faults::new(options.seed, options.only.clone());
+    let mut faults = Faults::new(options.seed, options.only.as_deref());
     // Formation is not what is looked at: it has its own tests.
-    let formed = run.until(HEALED_WITHIN, |cluster| cluster.is_whole());
+    let formed = run.until(HEALED_WITHIN, |run| run.cluster.is_whole());
     let end = run.cluster.now + options.faults_ms;
     while run.cluster.now < end && run.is_good() {
         run.step();
@@ -75,20 +113,20 @@ pub fn run(options: &Options) -> Report {
 
 struct Run {
     cluster: Cluster,
+    cast: Cast,
     /// Nodes that ended by themselves.
     down_since: BTreeMap<HostId, u64>,
 }
 
 impl Run {
     fn begin(&mut self, seed: u64) {
-        for id in 1..=NODES {
+        for id in 1..=self.cast.nodes {
             self.cluster.start(HostId(id));
         }
         let cluster = &self.cluster;
-        let client = |first: u8| Client::new(cluster.net.dialer(CLIENTS), NODES, first);
-        let (mut creator, synced, history) = (client(0), cluster.synced, cluster.history.clone());
-        cluster.spawn_client(async move { create_topic(&mut creator, synced, &history).await });
-        let controllers: Vec<(BrokerId, String)> = voters(NODES);
+        let (mut creator, synced, history) = (self.client(0), cluster.synced, cluster.history.clone());
+        cluster.spawn_client(async move { create_topics(&mut creator, REPLICAS, synced, &history).await });
+        let controllers: Vec<(BrokerId, String)> = voters(self.cast.nodes);
         let network = Network::Other(Arc::new(cluster.net.dialer(CLIENTS)));
         let (observer, history) = (cluster.observer.clone(), cluster.history.clone());
         cluster.spawn_client(async move {
@@ -98,14 +136,66 @@ impl Run {
                 Err(error) => history.violation(format!("nobody can observe: {error}")),
             }
         });
+        self.begin_records(seed);
+        if self.cast.groups {
+            self.begin_groups(seed);
+        }
+        if self.cast.transactions {
+            self.begin_transactions(seed);
+        }
+        if self.cast.admin {
+            let chance = Chance::of(seed, "admin");
+            let (nodes, synced, history) = (self.cast.nodes, cluster.synced, cluster.history.clone());
+            cluster.spawn_client(Admin { nodes, synced, client: self.client(0), chance, history }.run());
+        }
+        let groups = [CLASSIC, CONSUMER, TRANSFORM].map(|group| self.group(seed, group, "auditor"));
+        cluster.spawn_client(Auditor(groups.into()).run());
+    }
+
+    fn client(&self, first: u8) -> Client {
+        Client::new(self.cluster.net.dialer(CLIENTS), self.cast.nodes, first)
+    }
+
+    fn group(&self, seed: u64, group: &str, who: &str) -> GroupClient {
+        let chance = Chance::of(seed, &format!("{group} {who}"));
+        let history = self.cluster.history.clone();
+        GroupClient { group: group.to_owned(), client: self.client(1), chance, history }
+    }
+
+    /// Somebody who has to be done before the end.
+    fn employ(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.cluster.history.lock().working += 1;
+        self.cluster.spawn_client(task);
+    }
+
+    fn begin_records(&self, seed: u64) {
         for partition in 0..PARTITIONS {
-            let history = cluster.history.clone();
-            cluster.spawn_client(Reader { partition, client: client(1), history: history.clone() }.run());
+            let history = self.cluster.history.clone();
+            let reader = Reader { partition, client: self.client(1), history: history.clone() };
+            self.cluster.spawn_client(reader.run());
             for number in 0..PRODUCERS {
                 let chance = Chance::of(seed, &format!("producer {partition} {number}"));
-                let producer = Producer { number, partition, client: client(2), chance, history: history.clone() };
-                cluster.spawn_client(producer.run());
+                let producer = Producer { number, partition, client: self.client(2), chance, history: history.clone() };
+                self.cluster.spawn_client(producer.run());
             }
+        }
+    }
+
+    fn begin_groups(&self, seed: u64) {
+        for member in 0..MEMBERS {
+            self.employ(Classic(self.group(seed, CLASSIC, &member.to_string())).run());
+            self.employ(Consumer(self.group(seed, CONSUMER, &member.to_string())).run());
+        }
+    }
+
+    fn begin_transactions(&self, seed: u64) {
+        for partition in 0..OUTS {
+            let history = self.cluster.history.clone();
+            self.cluster.spawn_client(StableReader { partition, client: self.client(2), history }.run());
+        }
+        for input in 0..INPUTS {
+            let offsets = self.group(seed, TRANSFORM, &input.to_string());
+            self.employ(Transformer { input, client: self.client(0), offsets }.run());
         }
     }
 
@@ -134,50 +224,112 @@ impl Run {
     }
 
     /// Goes on until something is so; says whether it came.
-    fn until(&mut self, ms: u64, is_so: impl Fn(&Cluster) -> bool) -> bool {
+    fn until(&mut self, ms: u64, is_so: impl Fn(&Run) -> bool) -> bool {
         let end = self.cluster.now + ms;
         while self.cluster.now < end && self.is_good() {
-            if self.cluster.now.is_multiple_of(50) && is_so(&self.cluster) {
+            if self.cluster.now.is_multiple_of(50) && is_so(self) {
                 return true;
             }
             self.step();
         }
-        is_so(&self.cluster)
+        is_so(self)
     }
 
     /// The cluster is well: it has to recover, and everything has to be there.
     fn finish(mut self, options: &Options, formed: bool) -> Report {
-        for id in 1..=NODES {
+        for id in 1..=self.cast.nodes {
             self.cluster.start(HostId(id));
         }
-        let before = self.cluster.history.lock().progress.clone();
-        let healed = self.until(HEALED_WITHIN, |cluster| cluster.is_whole() && progressed(cluster, &before));
+        let before = {
+            let mut history = self.cluster.history.lock();
+            history.calm = true;
+            Progress { records: history.progress.clone(), steps: history.steps.clone() }
+        };
+        let healed = self.until(HEALED_WITHIN, |run| run.cluster.is_whole() && run.progressed(&before));
         let mut violations = Vec::new();
         if !healed && self.is_good() {
             violations.push(self.not_healed(formed, &before));
         }
         if healed {
             self.cluster.history.lock().stopping = true;
-            if self.until(HEALED_WITHIN, is_quiet) {
+            if self.until(HEALED_WITHIN, Run::is_quiet) {
                 // What followers have is settled once they know the last high watermark.
                 self.until(2_000, |_| false);
-                violations.extend(check_written(&self.cluster.history.lock()));
-                violations.extend(check_replicas(&self.cluster.nodes));
+                violations.extend(self.check());
             } else if self.is_good() {
-                violations.push("what was begun is not answered, or not read to its end".to_owned());
+                violations
+                    .push(format!("what was begun is not answered, or not read to its end: {}", self.unfinished()));
             }
         }
         self.report(options, violations)
     }
 
-    fn not_healed(&self, formed: bool, before: &BTreeMap<(Partition, u64), u64>) -> String {
-        let (whole, progress) = (self.cluster.is_whole(), progressed(&self.cluster, before));
+    fn check(&self) -> Vec<String> {
+        let mut violations = {
+            let history = self.cluster.history.lock();
+            let mut found = check_written(&history);
+            found.extend(check_transactions(&history));
+            found
+        };
+        violations.extend(check_replicas(&self.cluster));
+        violations.extend(check_offsets(&self.cluster));
+        violations
+    }
+
+    fn not_healed(&self, formed: bool, before: &Progress) -> String {
+        let (whole, progress) = (self.cluster.is_whole(), self.progressed(before));
+        let steps = self.cluster.history.lock().steps.clone();
         let seen = self.cluster.observer.lock();
-        let partitions: Vec<_> = seen.image.partitions().map(|p| (p.partition.0, p.leader.0, &p.isr, &p.elr)).collect();
+        let partitions: Vec<_> = seen
+            .image
+            .partitions()
+            .map(|p| (p.partition.0, p.leader.0, &p.replicas, &p.isr, &p.elr, &p.adding, &p.removing))
+            .collect();
         let nodes: Vec<_> = self.cluster.nodes.iter().map(|node| (node.id.0, node.is_up(), node.ended())).collect();
         format!(
-            "the cluster does not recover (formed: {formed}, whole: {whole}, progress: {progress}): \
-             partitions {partitions:?}, nodes {nodes:?}"
+            "the cluster does not recover (formed: {formed}, whole: {whole}, progress: {progress}, steps: {steps:?}, \
+             before: {:?}): partitions {partitions:?}, nodes {nodes:?}",
+            before.steps
+        )
+    }
+
+    fn progressed(&self, before: &Progress) -> bool {
+        let history = self.cluster.history.lock();
+        let all = (0..PARTITIONS).flat_map(|partition| (0..PRODUCERS).map(move |number| (partition, number)));
+        let records = all.into_iter().all(|key| {
+            let count = |of: &BTreeMap<(Partition, u64), u64>| of.get(&key).copied().unwrap_or(0);
+            count(&history.progress) >= count(&before.records) + PROGRESS
+        });
+        let steps = self.cast.names().iter().all(|name| {
+            let count = |of: &BTreeMap<String, u64>| of.get(name).copied().unwrap_or(0);
+            count(&history.steps) >= count(&before.steps) + STEPS
+        });
+        records && steps
+    }
+
+    /// Everything that was begun is answered, and read.
+    fn is_quiet(&self) -> bool {
+        let history = self.cluster.history.lock();
+        let answered = |written: &Vec<Written>| written.last().is_some_and(|last| last.outcome != Outcome::Unknown);
+        let read = u64::try_from(history.read.len()).unwrap_or(0);
+        let settled = |partition: i32| history.settled.get(&partition) == Some(&true);
+        history.written.values().all(answered)
+            && read >= history.acknowledged
+            && history.working == 0
+            && history.audited.is_some()
+            && (!self.cast.transactions || (0..OUTS).all(settled))
+    }
+
+    fn unfinished(&self) -> String {
+        let history = self.cluster.history.lock();
+        format!(
+            "{} read of {} acknowledged, {} still at work, audited: {}, settled: {:?}, errors: {:?}",
+            history.read.len(),
+            history.acknowledged,
+            history.working,
+            history.audited.is_some(),
+            history.settled,
+            history.errors
         )
     }
 
@@ -201,9 +353,13 @@ impl Run {
             ("shrinks", seen.shrinks),
             ("expands", seen.expands),
             ("fences", seen.fences),
+            ("snapshots", seen.snapshots),
             ("synced", u64::from(self.cluster.synced)),
+            ("nodes", u64::from(self.cast.nodes)),
+            ("transacted", u64::try_from(history.stable.len()).unwrap_or(u64::MAX)),
         ];
         counts.extend(others.map(|(name, count)| (name.to_owned(), count)));
+        counts.extend(history.steps.iter().map(|(who, count)| (who.clone(), *count)));
         counts.extend(history.errors.iter().map(|(code, count)| (format!("error-{code}"), *count)));
         let too_little = [("acknowledged", ENOUGH), ("images", 1)].into_iter();
         let too_little = too_little.filter(|(name, least)| counts.get(*name).is_none_or(|count| count < least));
@@ -218,21 +374,8 @@ impl Run {
     }
 }
 
-fn progressed(cluster: &Cluster, before: &BTreeMap<(Partition, u64), u64>) -> bool {
-    let history = cluster.history.lock();
-    let all = (0..PARTITIONS).flat_map(|partition| (0..PRODUCERS).map(move |number| (partition, number)));
-    all.into_iter().all(|key| {
-        let count = |of: &BTreeMap<(Partition, u64), u64>| of.get(&key).copied().unwrap_or(0);
-        count(&history.progress) >= count(before) + PROGRESS
-    })
-}
-
-/// Everything that was begun is answered, and read.
-fn is_quiet(cluster: &Cluster) -> bool {
-    let history = cluster.history.lock();
-    let answered = |written: &Vec<crate::history::Written>| {
-        written.last().is_some_and(|last| last.outcome != crate::history::Outcome::Unknown)
-    };
-    let read = u64::try_from(history.read.len()).unwrap_or(0);
-    history.written.values().all(answered) && read >= history.acknowledged
+/// How far all had come at a time.
+struct Progress {
+    records: BTreeMap<(Partition, u64), u64>,
+    steps: BTreeMap<String, u64>,
 }

@@ -37,6 +37,12 @@ impl Tally {
         self.truncations += u64::from(before.is_some_and(|before| replica.log_end < before));
     }
 
+    /// What a node does not have any more may come back with less.
+    pub fn forget_others(&mut self, node: HostId, replicas: &[PartitionMetrics]) {
+        let has = |id: TopicPartition| replicas.iter().any(|replica| replica.partition == id);
+        self.ends.retain(|(of, id), _| *of != node || has(*id));
+    }
+
     /// Looks at a broker's changes of in-sync replicas.
     pub fn look_at_broker(&mut self, node: HostId, incarnation: Incarnation, isr: &IsrMetrics) {
         self.refused.insert((node, incarnation), isr.failed);

@@ -89,7 +89,8 @@ impl Fault for Slow {
         let (a, b) = (any_node(cluster, chance), any_node(cluster, chance));
         let b = if a == b { CLIENTS } else { b };
         self.links = if chance.one_in(2) { vec![(a, b), (b, a)] } else { vec![(a, b)] };
-        let ms = chance.between(5, 400);
+        // Sometimes so slow that what was sent in one session arrives in another.
+        let ms = if chance.one_in(4) { chance.between(400, 8_000) } else { chance.between(5, 400) };
         self.links.iter().for_each(|(from, to)| cluster.net.set_slow(*from, *to, ms));
         Some(chance.between(500, 10_000))
     }

@@ -6,6 +6,8 @@ mod disk;
 mod links;
 mod pause;
 mod restart;
+mod siege;
+mod wipe;
 
 use crate::chance::Chance;
 use crate::cluster::Cluster;
@@ -17,6 +19,8 @@ pub trait Fault: std::fmt::Debug {
     fn kind(&self) -> &'static str;
     /// Begins, if it can now; says for how many milliseconds it lasts.
     fn begin(&mut self, cluster: &mut Cluster, chance: &mut Chance) -> Option<u64>;
+    /// Does what is due in the meantime.
+    fn step(&mut self, _cluster: &mut Cluster) {}
     /// Ends.
     fn end(&mut self, cluster: &mut Cluster);
 }
@@ -35,7 +39,14 @@ pub const KINDS: &[&str] = &[
     "disk-full",
     "clock-jump",
     "pause",
+    "all-down",
+    "one-by-one",
+    "crash-again",
+    "wipe",
 ];
+
+/// The milliseconds between two faults, from calm to wild.
+const PACES: &[(u64, u64)] = &[(100, 2_500), (100, 2_500), (50, 1_000), (20, 400)];
 
 /// Faults that come and go.
 #[derive(Debug)]
@@ -43,14 +54,27 @@ pub struct Faults {
     chance: Chance,
     next: u64,
     active: Vec<(u64, Box<dyn Fault>)>,
-    only: Option<String>,
+    /// Those that happen in this run: what a few do together shows where others do not come between.
+    kinds: Vec<&'static str>,
+    pace: (u64, u64),
 }
 
 impl Faults {
     /// None yet. With `only` all are of that kind.
     #[must_use]
-    pub fn new(seed: u64, only: Option<String>) -> Faults {
-        Faults { chance: Chance::of(seed, "faults"), next: 0, active: Vec::new(), only }
+    pub fn new(seed: u64, only: Option<&str>) -> Faults {
+        let mut chance = Chance::of(seed, "faults");
+        let all = chance.one_in(2);
+        let mut kinds: Vec<&'static str> = KINDS.iter().copied().filter(|_| all || chance.one_in(3)).collect();
+        if kinds.is_empty() {
+            kinds.push("kill");
+        }
+        let mut pace = *chance.pick(PACES);
+        if let Some(only) = only {
+            kinds = KINDS.iter().copied().filter(|kind| *kind == only).collect();
+            pace = PACES[0];
+        }
+        Faults { chance, next: 0, active: Vec::new(), kinds, pace }
     }
 
     /// Begins and ends what is due.
@@ -63,10 +87,11 @@ impl Faults {
             tracing::info!(now, ?fault, "ends");
             fault.end(cluster);
         }
-        if now < self.next {
+        self.active.iter_mut().for_each(|(_, fault)| fault.step(cluster));
+        if now < self.next || self.kinds.is_empty() {
             return;
         }
-        self.next = now + self.chance.between(100, 2_500);
+        self.next = now + self.chance.between(self.pace.0, self.pace.1);
         let mut fault = self.choose();
         if let Some(lasts) = fault.begin(cluster, &mut self.chance) {
             tracing::info!(now, ?fault, lasts, "begins");
@@ -82,10 +107,12 @@ impl Faults {
         }
     }
 
+    fn branch(&mut self) -> Chance {
+        Chance::of(self.chance.draw(), "siege")
+    }
+
     fn choose(&mut self) -> Box<dyn Fault> {
-        let drawn = *self.chance.pick(KINDS);
-        let kind = self.only.as_deref().unwrap_or(drawn);
-        match kind {
+        match *self.chance.pick(&self.kinds) {
             "kill" => Box::new(crash::Crashed::kill()),
             "power" => Box::new(crash::Crashed::power()),
             "restart" => Box::new(restart::Restart::default()),
@@ -97,6 +124,10 @@ impl Faults {
             "io-error" => Box::new(disk::Error),
             "disk-full" => Box::new(disk::Full::default()),
             "clock-jump" => Box::new(clock::Jump::default()),
+            "all-down" => Box::new(siege::Siege::all_down(self.branch())),
+            "one-by-one" => Box::new(siege::Siege::one_by_one(self.branch())),
+            "crash-again" => Box::new(siege::Siege::again(self.branch())),
+            "wipe" => Box::new(wipe::Wipe::default()),
             _ => Box::new(pause::Pause::default()),
         }
     }
