@@ -37,6 +37,8 @@ pub struct Client {
     correlation_id: i32,
     /// The leaders of the topic's partitions as they were told last.
     leaders: BTreeMap<i32, String>,
+    /// The newest leader epochs that it has heard of: who knows older ones only is not believed.
+    epochs: BTreeMap<i32, i32>,
     /// The coordinators as they were told last.
     coordinators: BTreeMap<(Coordinated, String), String>,
     /// The topic's identity, once it is known.
@@ -54,6 +56,7 @@ impl Client {
             connections: BTreeMap::new(),
             correlation_id: 0,
             leaders: BTreeMap::new(),
+            epochs: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             topic_id: Uuid::nil(),
         }
@@ -137,9 +140,27 @@ impl Client {
             answer.brokers.iter().map(|b| (b.node_id, format!("{}:{}", b.host, b.port))).collect();
         let Some(found) = answer.topics.into_iter().find(|t| t.error_code == 0) else { bail!("no topic") };
         self.topic_id = found.topic_id;
-        let led = found.partitions.iter().filter_map(|p| Some((p.partition_index, brokers.get(&p.leader_id)?.clone())));
-        self.leaders = led.collect();
+        self.leaders.clear();
+        for told in found.partitions {
+            let known = self.epochs.entry(told.partition_index).or_insert(told.leader_epoch);
+            *known = told.leader_epoch.max(*known);
+            if let Some(address) = brokers.get(&told.leader_id).filter(|_| *known == told.leader_epoch) {
+                self.leaders.insert(told.partition_index, address.clone());
+            }
+        }
         self.leaders.get(&partition).cloned().context("no leader")
+    }
+
+    /// The newest leader epoch of a partition, as far as this client knows; a leader of an older one refuses it (KIP-320).
+    #[must_use]
+    pub fn epoch(&self, partition: i32) -> i32 {
+        self.epochs.get(&partition).copied().unwrap_or(-1)
+    }
+
+    /// A record of this leader epoch was read.
+    pub fn note_epoch(&mut self, partition: i32, epoch: i32) {
+        let known = self.epochs.entry(partition).or_insert(epoch);
+        *known = epoch.max(*known);
     }
 
     /// Whoever was told to lead does not, or cannot be reached.

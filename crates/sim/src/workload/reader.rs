@@ -67,6 +67,7 @@ impl Reader {
                 history.violations.push(format!("partition {partition} has {offset} where {next} was to come"));
             }
             history.saw(partition, offset, epoch, &value);
+            self.client.note_epoch(partition, epoch);
             next = offset + 1;
         }
         // Without records the leader may be a new one, that does not know yet how far the one before had come.
@@ -79,8 +80,13 @@ impl Reader {
 
 /// A fetch of one partition.
 pub(super) fn fetch_request(topic: &str, client: &Client, partition: i32, next: i64) -> FetchRequest {
-    let partition =
-        FetchPartition { partition, fetch_offset: next, partition_max_bytes: 200_000, ..Default::default() };
+    let partition = FetchPartition {
+        partition,
+        current_leader_epoch: client.epoch(partition),
+        fetch_offset: next,
+        partition_max_bytes: 200_000,
+        ..Default::default()
+    };
     let topic = FetchTopic { topic: topic.to_owned(), topic_id: client.topic_id, partitions: vec![partition] };
     FetchRequest { max_wait_ms: 400, min_bytes: 1, max_bytes: 1 << 20, topics: vec![topic], ..Default::default() }
 }

@@ -73,7 +73,7 @@ impl StableReader {
         Ok(Some((read, is_end)))
     }
 
-    fn read(&self, begin: i64, bytes: Bytes, part: &PartitionData) -> Result<i64> {
+    fn read(&mut self, begin: i64, bytes: Bytes, part: &PartitionData) -> Result<i64> {
         let mut aborted: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
         for transaction in part.aborted_transactions.iter().flatten() {
             aborted.entry(transaction.first_offset).or_default().push(transaction.producer_id);
@@ -82,6 +82,7 @@ impl StableReader {
         let mut next = begin;
         for batch in whole_batches(bytes)? {
             let header = batch.header();
+            self.client.note_epoch(self.partition, header.leader_epoch.0);
             let begun = aborted.range(..=header.last_offset().0).flat_map(|(_, ids)| ids.iter().copied());
             out.extend(begun);
             aborted.retain(|first, _| *first > header.last_offset().0);
