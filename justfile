@@ -28,6 +28,10 @@ faults *SCENARIOS:
 chaos *ARGS:
     tests/chaos/run.sh {{ARGS}}
 
+# A chain of transactions through three topics, a million records, brokers and applications killed; goes on where it ended
+exactly-once *ARGS:
+    python3 tests/chaos/exactly_once.py {{ARGS}}
+
 # MirrorMaker 2 both ways, Connect and Streams exactly once while they and the brokers are killed (minutes; big downloads)
 ecosystem:
     python3 tests/ecosystem/mirror.py
@@ -117,7 +121,7 @@ reassign *ARGS:
 producers *ARGS:
     python3 benches/producers.py {{ARGS}}
 
-# Groups of 500 members, 10,000 groups, offset commits: Ottla and Apache Kafka (minutes)
+# Groups of 500 members, 10,000 groups, offset commits, transactions: Ottla and Apache Kafka (minutes)
 groups *ARGS:
     python3 benches/groups.py {{ARGS}}
 

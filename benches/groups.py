@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Large groups and many groups, as their members see them and as the brokers' processes pay for them.
 
-  groups.py [--only ottla|kafka] [--members 500] [--groups 10000] [--seconds 10] [CASE...]
+  groups.py [--only ottla|kafka] [--rounds 1] [--warm 0] [--members 500] [--groups 10000] [--seconds 10] [CASE...]
 
-Each case runs on a fresh topic of one cluster of three, Ottla's and (with a JDK and Maven) Apache Kafka's in turn. Members are
-played over the wire, each on a connection of its own, and heartbeat every 200 ms. Cases (all without an argument):
+Two clusters of three, Ottla's and (with a JDK and Maven) Apache Kafka's, run side by side; each case is played on a fresh topic of one
+and then of the other, in the next round the other way round. Before, `commits` and `transactions` warm Kafka's JVMs for WARM seconds
+each. Members are played over the wire, each on a connection of its own, and heartbeat every 200 ms. Cases (all without an argument):
 
   classic consumer   MEMBERS members join at once: until every one has partitions; one leaves: until the rest have them all
   static             50 static members of each protocol are restarted one by one: how many rebalances that makes (0)
-  groups             GROUPS groups of one member and one offset each: memory of the brokers, processor at rest
   commits            offset commits of simple consumers, 30 connections, flat out: a second, and processor time for each
+  transactions       transactions of ten records in one partition (transaction version 2), 30 producers flat out: likewise
+  spread             the same with its ten records in ten partitions
+  groups             GROUPS groups of one member and one offset each: memory of the brokers, processor at rest
 """
 import argparse
 import asyncio
@@ -17,7 +20,6 @@ import pathlib
 import struct
 import sys
 import time
-import uuid
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / 'tests/lib'), str(HERE / 'compare')]
@@ -26,9 +28,10 @@ import wire  # noqa: E402
 from checks import eventually  # noqa: E402
 from wire import Reader, compact_string, string, uvarint  # noqa: E402
 
-METADATA, OFFSET_COMMIT, FIND_COORDINATOR, JOIN, HEARTBEAT, LEAVE, SYNC, CREATE_TOPICS, NEXT = 3, 8, 10, 11, 12, 13, 14, 19, 68
+PRODUCE, METADATA, OFFSET_COMMIT, FIND_COORDINATOR, JOIN, HEARTBEAT, LEAVE, SYNC = 0, 3, 8, 10, 11, 12, 13, 14
+CREATE_TOPICS, INIT_PRODUCER_ID, END_TXN, NEXT = 19, 22, 26, 68
 NOT_YET = {14, 15, 16}  # the coordinator loads, is not available, is another one
-MEMBER_ID_REQUIRED, REBALANCE_IN_PROGRESS, ILLEGAL_GENERATION = 79, 27, 22
+MEMBER_ID_REQUIRED, REBALANCE_IN_PROGRESS, ILLEGAL_GENERATION, CONCURRENT_TRANSACTIONS = 79, 27, 22, 51
 BEAT = 0.2
 # What the figures are told for; both clusters get the same.
 SETTINGS = {'group.initial.rebalance.delay.ms': 0, 'group.consumer.min.heartbeat.interval.ms': 100,
@@ -82,12 +85,12 @@ def compact(items):
     return uvarint(len(items) + 1) + b''.join(items)
 
 
-async def coordinator(addresses, group):
-    """Where a group's coordinator listens."""
+async def coordinator(addresses, key, of_transactions=False):
+    """Where a group's coordinator listens, or a transactional id's."""
     peer = await Peer.open(addresses[0])
     try:
         while True:
-            answer = await peer.call(FIND_COORDINATOR, 1, string(group) + b'\0')
+            answer = await peer.call(FIND_COORDINATOR, 1, string(key) + (b'\1' if of_transactions else b'\0'))
             answer.i32()
             error = answer.i16()
             answer.string(), answer.i32()
@@ -391,32 +394,151 @@ async def many(cluster, options):
     return f'{options.groups} groups made in {took:.1f} s; a broker {before:.0f} -> {after:.0f} MiB; at rest {100 * rest:.1f} % of a processor in all'
 
 
+async def flat_out(cluster, seconds, workers, name):
+    """How often `workers` count up in so many seconds, and what that costs the brokers. A worker counts into its list until told."""
+    counts, stop = [[0] for _ in workers], []
+    tasks = [asyncio.create_task(work(count, stop)) for work, count in zip(workers, counts)]
+
+    def done():
+        for task in tasks:
+            if task.done():
+                task.result()
+        return sum(count for count, in counts)
+
+    await asyncio.sleep(2)
+    begun, cpu, before = time.monotonic(), cluster.cpu_seconds(), done()
+    await asyncio.sleep(seconds)
+    seconds, cpu, count = time.monotonic() - begun, cluster.cpu_seconds() - cpu, done() - before
+    stop.append(True)
+    await asyncio.gather(*tasks)
+    return f'{count / seconds:,.0f} {name}/s, {1e6 * cpu / count:.0f} us of the brokers each'
+
+
 async def commits(cluster, options):
     topic = Topic(cluster, 1)
     addresses = [split(a) for a in cluster.bootstrap.split(',')]
     groups = [wire.unique('g') for _ in range(30)]
     peers = [await Peer.open(await coordinator(addresses, group)) for group in groups]
-    counts, stop = [0] * len(groups), False
 
-    async def run(i):
-        while not stop:
-            assert (error := await commit(peers[i], groups[i], topic.name, counts[i])) == 0, error
-            counts[i] += 1
+    def worker(peer, group):
+        async def work(count, stop):
+            while not stop:
+                assert (error := await commit(peer, group, topic.name, count[0])) == 0, error
+                count[0] += 1
+        return work
 
-    tasks = [asyncio.create_task(run(i)) for i in range(len(groups))]
-    await asyncio.sleep(2)
-    begun, cpu, done = time.monotonic(), cluster.cpu_seconds(), sum(counts)
-    await asyncio.sleep(options.seconds)
-    seconds, cpu, done = time.monotonic() - begun, cluster.cpu_seconds() - cpu, sum(counts) - done
-    stop = True
-    await asyncio.gather(*tasks)
+    told = await flat_out(cluster, options.seconds, [worker(*each) for each in zip(peers, groups)], 'commits')
     for peer in peers:
         peer.close()
-    return f'{done / seconds:,.0f} commits/s, {1e6 * cpu / done:.0f} us of the brokers each'
+    return told
+
+
+class Transactional:
+    """A producer of transaction version 2: partitions join with their first records, and each end brings the next epoch."""
+
+    def __init__(self, topic, partitions):
+        self.id, self.topic, self.partitions = wire.unique('t'), topic, partitions
+        # Times that a transaction had to wait for the end of the one before.
+        self.waited = 0
+
+    async def start(self, addresses):
+        leaders_of = {p: leader for p, leader in leaders(addresses[0], self.topic.name).items() if p in self.partitions}
+        self.by_leader = {leader: [p for p in self.partitions if leaders_of[p] == leader] for leader in set(leaders_of.values())}
+        brokers = wire.metadata(addresses[0], [], timeout=30)[0]
+        self.leaders = {leader: await Peer.open(brokers[leader][:2]) for leader in self.by_leader}
+        self.coordinator = await Peer.open(await coordinator(addresses, self.id, True))
+        while True:
+            body = compact_string(self.id) + struct.pack('>iqh', 60_000, -1, -1) + b'\0'
+            answer = await self.coordinator.call(INIT_PRODUCER_ID, 4, body, True)
+            answer.i32()
+            error, self.producer = answer.i16(), (answer.i64(), answer.i16())
+            if not error:
+                return
+            assert error in {*NOT_YET, CONCURRENT_TRANSACTIONS}, f'InitProducerId: {error}'
+            await asyncio.sleep(0.05)
+
+    async def transact(self):
+        """Ten records, all in one partition or one in each, and the end."""
+        each = [b'0123456789'] * (10 // len(self.partitions))
+        batch = transactional_batch(each, self.producer)
+        await asyncio.gather(*(self.produce(leader, batch) for leader in self.by_leader))
+        answer = await self.coordinator.call(END_TXN, 5, compact_string(self.id) + struct.pack('>qhb', *self.producer, 1) + b'\0', True)
+        answer.i32()
+        error, self.producer = answer.i16(), (answer.i64(), answer.i16())
+        assert error == 0, f'EndTxn: {error}'
+
+    async def produce(self, leader, batch):
+        left = self.by_leader[leader]
+        while left:
+            parts = compact([struct.pack('>i', p) + uvarint(len(batch) + 1) + batch + b'\0' for p in left])
+            body = compact_string(self.id) + struct.pack('>hi', -1, 30_000) + compact([compact_string(self.topic.name) + parts + b'\0']) + b'\0'
+            answer = await self.leaders[leader].call(PRODUCE, 12, body, True)
+            left = [p for p, error in produced(answer) if error]
+            if left:
+                self.waited += 1
+                await asyncio.sleep(0.005)
+
+    def close(self):
+        for peer in [*self.leaders.values(), self.coordinator]:
+            peer.close()
+
+
+def produced(answer):
+    """[(partition, error)] of a Produce of version 12; the only error that may be is that the last transaction is just ending."""
+    def skip_string():
+        answer.take(max(0, answer.uvarint() - 1))
+
+    def partition():
+        index, error = answer.i32(), answer.i16()
+        answer.take(3 * 8)
+        answer.compact_array(lambda: (answer.i32(), skip_string(), answer.tags()))
+        skip_string(), answer.tags()
+        assert error in {0, CONCURRENT_TRANSACTIONS}, f'Produce: {error}'
+        return index, error
+
+    def topic():
+        skip_string()
+        found = answer.compact_array(partition)
+        answer.tags()
+        return found
+
+    return [each for found in answer.compact_array(topic) for each in found]
+
+
+def transactional_batch(values, producer):
+    """One uncompressed v2 batch of a producer's first records in a transaction."""
+    records = b''
+    for i, value in enumerate(values):
+        inner = b'\0' + wire.varint(0) + wire.varint(i) + wire.varint(-1) + wire.varint(len(value)) + value + wire.varint(0)
+        records += wire.varint(len(inner)) + inner
+    now = int(time.time() * 1000)
+    after_crc = struct.pack('>hiqqqhii', 0x10, len(values) - 1, now, now, *producer, 0, len(values)) + records
+    body = struct.pack('>ibI', -1, 2, wire.crc32c(after_crc)) + after_crc
+    return struct.pack('>qi', 0, len(body)) + body
+
+
+async def transactions(cluster, options, width=1):
+    topic = Topic(cluster, 30)
+    addresses = [split(a) for a in cluster.bootstrap.split(',')]
+    producers = [Transactional(topic, [(i + k) % topic.partitions for k in range(width)]) for i in range(30)]
+    for producer in producers:
+        await producer.start(addresses)
+
+    def worker(producer):
+        async def work(count, stop):
+            while not stop:
+                await producer.transact()
+                count[0] += 1
+        return work
+
+    told = await flat_out(cluster, options.seconds, [worker(producer) for producer in producers], 'transactions')
+    for producer in producers:
+        producer.close()
+    return f'{told} ({sum(p.waited for p in producers)} times told to wait for the one before)'
 
 
 CASES = {'classic': lambda c, o: large(c, Classic, o), 'consumer': lambda c, o: large(c, Next, o), 'static': static,
-         'groups': many, 'commits': commits}
+         'commits': commits, 'transactions': transactions, 'spread': lambda c, o: transactions(c, o, 10), 'groups': many}
 
 
 def start(side):
@@ -430,18 +552,29 @@ def start(side):
 
 
 def main(options):
-    for side in [options.only] if options.only else ['ottla', 'kafka']:
-        cluster = start(side)
-        try:
+    sides = [options.only] if options.only else ['ottla', 'kafka']
+    running = {}
+    try:
+        for side in sides:
+            running[side] = start(side)
+        if options.warm and 'kafka' in running:
+            warm = argparse.Namespace(**{**vars(options), 'seconds': options.warm})
+            for case in ('commits', 'transactions'):
+                asyncio.run(CASES[case](running['kafka'], warm))
+        for turn in range(options.rounds):
             for case in options.cases or CASES:
-                print(f'{side:<6}{case:<10}{asyncio.run(CASES[case](cluster, options))}', flush=True)
-        finally:
+                for side in sides if turn % 2 == 0 else sides[::-1]:
+                    print(f'{side:<6}{case:<13}{asyncio.run(CASES[case](running[side], options))}', flush=True)
+    finally:
+        for cluster in running.values():
             cluster.close()
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=['ottla', 'kafka'])
+    parser.add_argument('--rounds', type=int, default=1)
+    parser.add_argument('--warm', type=float, default=0)
     parser.add_argument('--members', type=int, default=500)
     parser.add_argument('--groups', type=int, default=10_000)
     parser.add_argument('--seconds', type=float, default=10)

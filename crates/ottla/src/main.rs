@@ -63,7 +63,7 @@ enum Command {
         #[arg(long = "override", value_name = "NAME=VALUE")]
         overrides: Vec<String>,
     },
-    /// Show what Ottla is for: kill a leader under load, and count what was acknowledged
+    /// Show what Ottla is for: kill leaders and coordinators, and count what was acknowledged and committed
     Demo {
         /// Kafka port of the first node
         #[arg(long, default_value_t = 19092, value_parser = clap::value_parser!(u16).range(1..))]

@@ -15,20 +15,20 @@ pub(super) const EARLIEST: i64 = -2;
 pub(super) const LATEST: i64 = -1;
 
 /// Tries again what may work once leaders have moved, for a while.
-pub(super) struct Retry {
+pub(crate) struct Retry {
     deadline: Instant,
 }
 
 impl Retry {
     const PATIENCE: Duration = Duration::from_secs(30);
-    const PAUSE: Duration = Duration::from_millis(50);
+    const PAUSE: Duration = Duration::from_millis(10);
 
-    pub(super) fn new() -> Retry {
+    pub(crate) fn new() -> Retry {
         Retry { deadline: Instant::now() + Self::PATIENCE }
     }
 
     /// Waits for the next attempt; gives the error back if there is to be none.
-    pub(super) async fn after(&self, error: anyhow::Error) -> Result<()> {
+    pub(crate) async fn after(&self, error: anyhow::Error) -> Result<()> {
         if !is_retriable(&error) || Instant::now() >= self.deadline {
             return Err(error);
         }
@@ -38,16 +38,16 @@ impl Retry {
 }
 
 /// See the module.
-pub(super) struct Topic {
-    pub(super) name: String,
-    pub(super) id: TopicId,
+pub(crate) struct Topic {
+    pub(crate) name: String,
+    pub(crate) id: TopicId,
     /// Partition → the leader's `host:port`.
-    pub(super) leaders: BTreeMap<i32, String>,
+    pub(crate) leaders: BTreeMap<i32, String>,
 }
 
 impl Topic {
     /// Looks a topic up, and waits for the leaders of all of its partitions.
-    pub(super) async fn look_up(client: &mut KafkaClient, name: &str) -> Result<Topic> {
+    pub(crate) async fn look_up(client: &mut KafkaClient, name: &str) -> Result<Topic> {
         let retry = Retry::new();
         loop {
             match Self::look_up_once(client, name).await {

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process};
 
-use crate::cluster::{Cluster, TempDir, eventually, free_base_port, json_lines, ottla, run, stdout, terminate};
+use crate::cluster::{Cluster, TempDir, eventually, free_base_port, json, json_lines, ottla, run, stdout, terminate};
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -199,4 +199,24 @@ fn a_stop_signal_during_the_start_is_a_stop() {
     output.read_to_string(&mut rest).expect("text");
     let directory = rest.split_whitespace().next().expect("a directory");
     assert!(fs::metadata(directory).is_err(), "{directory} is removed at the end");
+}
+
+#[test]
+fn the_demo_kills_and_ends_with_nothing_lost_and_whole_transactions() {
+    let base = free_base_port(3).to_string();
+    let shown = json(&run(&["demo", "--rounds", "1", "--base-port", &base, "--json"]));
+    assert_eq!((&shown["lost"], &shown["twice"]), (&0.into(), &0.into()));
+    assert!(shown["acknowledged"].as_u64() > Some(0), "{shown}");
+    let transactions = shown["transactions"].as_array().expect("a list");
+    let ended: Vec<(&str, i64, i64)> = transactions
+        .iter()
+        .map(|ended| {
+            let number = |name: &str| ended[name].as_i64().expect("a number");
+            let moved = number("offset_after") - number("offset_before");
+            (ended["story"].as_str().expect("text"), number("seen_after"), moved)
+        })
+        .collect();
+    let expected = [("killed_in_the_middle", 30, 1), ("killed_at_the_end", 30, 1), ("producer_gone", 0, 0)];
+    assert_eq!(ended, expected, "all or nothing");
+    assert!(transactions.iter().all(|ended| ended["seen_before"] == 0), "{shown}");
 }

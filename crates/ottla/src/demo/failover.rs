@@ -1,5 +1,5 @@
-//! `ottla demo`: what Ottla is for, in one command and half a minute. A cluster in three zones, a producer with acks=all, the
-//! leader killed with kill -9, the gap measured, every acknowledged record read back and counted.
+//! The first act: a producer with acks=all, the leader killed with kill -9, the gap measured, every acknowledged record read
+//! back and counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,21 +8,19 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use model::{Codec, Record, RecordBatch, RecordIter, TopicId, encode_batch, encode_records};
 use protocol::messages::{
-    CreateTopicsRequest, CreateTopicsResponse, FetchRequest, FetchResponse, MetadataResponse, ProduceRequest,
-    ProduceResponse, create_topics_request, fetch_request, produce_request,
+    FetchRequest, FetchResponse, MetadataResponse, ProduceRequest, ProduceResponse, fetch_request, produce_request,
 };
 
-use crate::cli::output::Output;
-use crate::kafka_client::{KafkaClient, addresses, check, check_message};
-use crate::local::{LocalCluster, LocalOptions};
-use crate::stop::StopSignal;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
-const TOPIC: &str = "demo";
-/// How long a round sends before the kill, and after the first acknowledgement behind it.
-const CALM: Duration = Duration::from_secs(2);
-/// How long a cluster may take to serve again.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::{PATIENCE, Teller, create_topic};
+use crate::kafka_client::{KafkaClient, addresses, check};
+use crate::local::LocalCluster;
+
+pub(super) const TOPIC: &str = "demo";
+/// How long a round sends before the kill.
+const CALM: Duration = Duration::from_secs(1);
 
 /// What was acknowledged: value by offset.
 type Acknowledged = BTreeMap<i64, u64>;
@@ -35,77 +33,59 @@ struct Leader {
 }
 
 /// One kill.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Round {
     acknowledged: usize,
     killed_node: u16,
     gap_ms: f64,
 }
 
-/// Runs the demonstration with `rounds` kills.
-pub(crate) async fn run(base_port: u16, rounds: u32, output: Output) -> Result<()> {
-    let options =
-        LocalOptions { data: None, ephemeral: true, nodes: 3, base_port, overrides: Vec::new(), detoured: false };
-    let mut stop = StopSignal::new()?;
-    let started = Instant::now();
-    let mut cluster = LocalCluster::start(&options)?;
-    // Ctrl-C in the middle still stops the nodes, and removes what they wrote.
-    let outcome = tokio::select! {
-        outcome = show(&mut cluster, rounds, started, output) => outcome,
-        () = stop.received() => Err(anyhow::anyhow!("stopped before the end")),
-    };
-    cluster.stop(&mut stop).await?;
-    outcome
+/// Everything that was found out, for programs; told on the way to people.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    kills: Vec<Round>,
+    acknowledged: usize,
+    read: usize,
+    lost: usize,
+    twice: usize,
+    unacknowledged: usize,
 }
 
-async fn show(cluster: &mut LocalCluster, rounds: u32, started: Instant, output: Output) -> Result<()> {
-    // Programs get one object at the end.
-    let tell = |line: &str| if output.json { Ok(()) } else { output.text(line) };
-    cluster.wait_ready(PATIENCE).await?;
-    tell(&format!("three nodes in zones a, b, c serve after {:.2} s", started.elapsed().as_secs_f64()))?;
-    let mut client = KafkaClient::new(&cluster.bootstrap())?;
-    create_topic(&mut client).await?;
-    tell(&format!("topic {TOPIC}: one partition, three replicas, min.insync.replicas=2; a producer with acks=all\n"))?;
+/// Plays the act with `rounds` kills.
+pub(super) async fn play(
+    cluster: &mut LocalCluster,
+    client: &mut KafkaClient,
+    rounds: u32,
+    tell: Teller,
+) -> Result<Outcome> {
+    create_topic(client, TOPIC, 1).await?;
+    tell.line(&format!(
+        "topic {TOPIC}: one partition, three replicas, min.insync.replicas=2; a producer with acks=all\n"
+    ))?;
     let mut acknowledged = Acknowledged::new();
     let mut next = 0u64;
     let mut kills: Vec<Round> = Vec::new();
     for round in 1..=rounds {
-        let leader = find_leader(&mut client, 3).await?;
-        let before = send_for(&mut client, &leader, CALM, &mut next, &mut acknowledged).await?;
+        let leader = find_leader(client, 3).await?;
+        let before = send_for(client, &leader, CALM, &mut next, &mut acknowledged).await?;
         let killed = Instant::now();
         cluster.kill(leader.id).await?;
-        let resumed = first_acknowledgement(&mut client, leader.id, &mut next, &mut acknowledged).await?;
+        let resumed = first_acknowledgement(client, leader.id, &mut next, &mut acknowledged).await?;
         let gap_ms = resumed.saturating_duration_since(killed).as_secs_f64() * 1000.0;
-        tell(&format!(
+        tell.line(&format!(
             "round {round}  {before:>5} records acknowledged; then kill -9 of the leader, node {}",
             leader.id
         ))?;
-        tell(&format!("         {gap_ms:>5.0} ms until the next acknowledgement, by another node"))?;
+        tell.line(&format!("         {gap_ms:>5.0} ms until the next acknowledgement, by another node"))?;
         kills.push(Round { acknowledged: before, killed_node: leader.id, gap_ms });
         cluster.restart(leader.id)?;
     }
-    let leader = find_leader(&mut client, 3).await?;
-    tell("\nthe killed nodes are back and all three replicas in sync; reading everything")?;
-    let found = read_all(&mut client, &leader).await?;
-    report(&acknowledged, &found, &kills, output)
-}
-
-async fn create_topic(client: &mut KafkaClient) -> Result<()> {
-    let config = create_topics_request::CreatableTopicConfig {
-        name: "min.insync.replicas".to_owned(),
-        value: Some("2".to_owned()),
-    };
-    let topic = create_topics_request::CreatableTopic {
-        name: TOPIC.to_owned(),
-        num_partitions: 1,
-        replication_factor: 3,
-        configs: vec![config],
-        ..Default::default()
-    };
-    let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 10_000, validate_only: false };
-    let answer: CreateTopicsResponse = client.any(&request).await?;
-    let created = answer.topics.first().context("CreateTopics answered nothing")?;
-    check_message(created.error_code, created.error_message.as_deref()).context("cannot create the topic")
+    let leader = find_leader(client, 3).await?;
+    tell.line("\nthe killed nodes are back and all three replicas in sync; reading everything")?;
+    let found = read_all(client, &leader).await?;
+    let outcome = Outcome::of(&acknowledged, &found, kills);
+    tell.line(&outcome.table())?;
+    Ok(outcome)
 }
 
 /// The leader, once at least `in_sync` replicas are.
@@ -229,24 +209,42 @@ async fn read_all(client: &mut KafkaClient, leader: &Leader) -> Result<Acknowled
     }
 }
 
-fn report(acknowledged: &Acknowledged, found: &Acknowledged, kills: &[Round], output: Output) -> Result<()> {
-    let lost = acknowledged.iter().filter(|(offset, value)| found.get(offset) != Some(value)).count();
-    let values: BTreeSet<u64> = found.values().copied().collect();
-    let (twice, unknown) = (found.len() - values.len(), found.len().saturating_sub(acknowledged.len() - lost));
-    let object = json!({
-        "rounds": kills, "acknowledged": acknowledged.len(), "read": found.len(), "lost": lost, "twice": twice,
-        "unacknowledged": unknown,
-    });
-    let rows = [
-        ("acknowledged", acknowledged.len(), ""),
-        ("read back", found.len(), ""),
-        ("lost", lost, ""),
-        ("there twice", twice, ""),
-        ("without an acknowledgement", unknown, "   (sent when the leader died: may be there, or not)"),
-    ];
-    let lines: Vec<String> = rows.iter().map(|(what, count, note)| format!("  {what:<27}{count:>7}{note}")).collect();
-    output.fact(&lines.join("\n"), &object)?;
-    ensure!(lost == 0, "{lost} acknowledged records are lost");
-    ensure!(twice == 0, "{twice} records are there twice");
-    if output.json { Ok(()) } else { output.text("every acknowledged record is there, once, at its offset") }
+impl Outcome {
+    fn of(acknowledged: &Acknowledged, found: &Acknowledged, kills: Vec<Round>) -> Outcome {
+        let lost = acknowledged.iter().filter(|(offset, value)| found.get(offset) != Some(value)).count();
+        let values: BTreeSet<u64> = found.values().copied().collect();
+        Outcome {
+            kills,
+            acknowledged: acknowledged.len(),
+            read: found.len(),
+            lost,
+            twice: found.len() - values.len(),
+            unacknowledged: found.len().saturating_sub(acknowledged.len() - lost),
+        }
+    }
+
+    fn table(&self) -> String {
+        let rows = [
+            ("acknowledged", self.acknowledged, ""),
+            ("read back", self.read, ""),
+            ("lost", self.lost, ""),
+            ("there twice", self.twice, ""),
+            ("without an acknowledgement", self.unacknowledged, "   (sent when the leader died: may be there, or not)"),
+        ];
+        let lines: Vec<String> =
+            rows.iter().map(|(what, count, note)| format!("  {what:<27}{count:>7}{note}")).collect();
+        lines.join("\n")
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({ "rounds": self.kills, "acknowledged": self.acknowledged, "read": self.read, "lost": self.lost,
+                "twice": self.twice, "unacknowledged": self.unacknowledged })
+    }
+
+    /// Whether all is as it should be.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(self.lost == 0, "{} acknowledged records are lost", self.lost);
+        ensure!(self.twice == 0, "{} records are there twice", self.twice);
+        Ok(())
+    }
 }
