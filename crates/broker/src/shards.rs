@@ -75,6 +75,8 @@ pub(crate) struct Shard<K: Kind> {
     /// Its state is of this leadership; another one may have been between this and the next.
     leadership: Leadership,
     inner: Mutex<ShardInner<K>>,
+    /// Something that it stores is committed, or certainly is not.
+    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -143,6 +145,32 @@ impl<K: Kind> Shards<K> {
         let shard = self.shard_of(key)?;
         shard.lock().check_served()?;
         Ok(Arc::clone(&shard.partition))
+    }
+
+    /// As [`Shards::ask`], again and again while what the shard has under way is in the way, as `refused` says, until then.
+    ///
+    /// # Errors
+    /// As [`Shards::ask`].
+    pub(crate) async fn ask_patiently(
+        self: &Arc<Self>,
+        key: &str,
+        request: <K::Core as Core>::Request,
+        until: tokio::time::Instant,
+        refused: impl Fn(&<K::Core as Core>::Response) -> bool,
+    ) -> Result<<K::Core as Core>::Response, ErrorCode>
+    where
+        <K::Core as Core>::Request: Clone,
+    {
+        let shard = self.shard_of(key)?;
+        loop {
+            let mut changed = std::pin::pin!(shard.changed.notified());
+            // Listed before it is asked, so that no change in between is missed.
+            changed.as_mut().enable();
+            let answer = self.ask_shard(&shard, request.clone()).await?;
+            if !refused(&answer) || tokio::time::timeout_at(until, changed).await.is_err() {
+                return Ok(answer);
+            }
+        }
     }
 
     fn shard_of(&self, key: &str) -> Result<Arc<Shard<K>>, ErrorCode> {
@@ -293,6 +321,7 @@ impl<K: Kind> Shards<K> {
                 _ => return,
             }
             shards.drain(&shard, &mut inner);
+            shard.changed.notify_waiters();
         });
     }
 }
@@ -377,7 +406,7 @@ impl<K: Kind> Shards<K> {
             waiting: BTreeMap::new(),
             next_token: 0,
         };
-        let shard = Arc::new(Shard { leadership, partition, inner: Mutex::new(inner) });
+        let shard = Arc::new(Shard { leadership, partition, inner: Mutex::new(inner), changed: Notify::new() });
         let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
         shards.insert(index, Arc::clone(&shard));
         drop(shards);
@@ -394,6 +423,7 @@ impl<K: Kind> Shards<K> {
             self.drain(&shard, &mut inner);
             inner.waiting.clear();
             self.kind.ended(&inner.core);
+            shard.changed.notify_waiters();
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) const TRANSACTIONS_TOPIC: &str = "__transaction_state";
 const TRANSACTION_VERSION: &str = "transaction.version";
 /// How long another broker's coordinator may take.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an addition may wait for what is under way for its transactional id.
+const ADD_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a coordinator waits to hear of a topic that a partition's leader knows.
 const METADATA_WAIT: Duration = Duration::from_millis(500);
 /// Another broker does not make this one wait for longer.
@@ -115,6 +117,23 @@ impl Shards<Transactions> {
         }
     }
 
+    /// What another leader adds at the same time, and the end of the transaction before, are waited for rather than refused.
+    async fn add_patiently(self: &Arc<Self>, add: AddPartitionsRequest) -> Result<TransactionResponse, ErrorCode> {
+        let patience = if add.verify_only { Duration::ZERO } else { ADD_PATIENCE };
+        let until = tokio::time::Instant::now() + patience;
+        let concurrent = |answer: &TransactionResponse| match answer {
+            TransactionResponse::AddPartitions(answer) => {
+                answer.partitions.iter().any(|(_, _, error)| *error == ErrorCode::ConcurrentTransactions)
+            }
+            _ => false,
+        };
+        let id = add.transactional_id.clone();
+        if id.is_empty() {
+            return Err(ErrorCode::InvalidRequest);
+        }
+        self.ask_patiently(&id, TransactionRequest::AddPartitions(add), until, concurrent).await
+    }
+
     /// Answers the leader of partitions that a producer wants to write to (`R50`).
     async fn verify_here(self: &Arc<Self>, verify: VerifyTransaction) -> Vec<ErrorCode> {
         let known = || {
@@ -134,7 +153,7 @@ impl Shards<Transactions> {
         let answer = if request.partitions.is_empty() {
             Ok(TransactionResponse::AddPartitions(request.answered(ErrorCode::None)))
         } else {
-            self.transaction(TransactionRequest::AddPartitions(request)).await
+            self.add_patiently(request).await
         };
         let (errors, refused) = match answer {
             Ok(TransactionResponse::AddPartitions(answer)) => (answer.partitions, ErrorCode::UnknownServerError),

@@ -315,6 +315,13 @@ impl ProducerTable {
         self.producers.get(&producer).is_some_and(open)
     }
 
+    /// Whether a transaction of this producer from before this epoch is open here: its marker is on its way.
+    #[must_use]
+    pub fn has_earlier_open(&self, producer: ProducerId, epoch: ProducerEpoch) -> bool {
+        let open = |state: &ProducerState| state.epoch < epoch && state.transaction_start.is_some();
+        self.producers.get(&producer).is_some_and(open)
+    }
+
     /// Before the coordinator is asked whether a transaction of this producer is open (`R50`). Whoever starts a verification
     /// ends it, too.
     pub fn start_verification(&mut self, producer: ProducerId) -> VerificationGuard {
@@ -322,6 +329,12 @@ impl ProducerTable {
         let guard = VerificationGuard(self.last_guard);
         self.verifying.insert((producer, guard));
         guard
+    }
+
+    /// Whether no marker came since the verification was started, so that what the coordinator says counts.
+    #[must_use]
+    pub fn is_verifying(&self, producer: ProducerId, guard: VerificationGuard) -> bool {
+        self.verifying.contains(&(producer, guard))
     }
 
     /// What came of the verification is done.
@@ -347,7 +360,7 @@ impl ProducerTable {
         rules: Rules,
     ) -> Result<(), ErrorCode> {
         let verified = match guard {
-            Some(guard) => self.verifying.contains(&(producer, guard)) || !rules.hold(Rule::R50Guard),
+            Some(guard) => self.is_verifying(producer, guard) || !rules.hold(Rule::R50Guard),
             None => !rules.hold(Rule::R50Verification),
         };
         if verified || self.has_open(producer, epoch) { Ok(()) } else { Err(ErrorCode::InvalidTxnState) }

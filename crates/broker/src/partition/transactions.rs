@@ -44,6 +44,29 @@ pub(crate) struct Verification {
 }
 
 impl Verification {
+    /// Whether a marker came since this was begun: what the coordinator says of what was asked before counts no longer.
+    pub(crate) fn is_void(&self) -> bool {
+        !self.partition.lock().producers.is_verifying(self.producer.0, self.guard)
+    }
+
+    /// Waits until the marker of the producer's transaction before this one is here, or until it takes too long: what is asked
+    /// before it would not count (`R50`). Says whether it had to wait.
+    pub(crate) async fn wait_for_marker(&self, until: tokio::time::Instant) -> bool {
+        let (producer, epoch) = self.producer;
+        let is_behind = || self.partition.lock().producers.has_earlier_open(producer, epoch);
+        if !is_behind() {
+            return false;
+        }
+        loop {
+            // Listed before the look, so that no move in between is missed.
+            let waiter = Arc::default();
+            self.partition.wake_at_next_move(&waiter);
+            if !is_behind() || tokio::time::timeout_at(until, waiter.moved()).await.is_err() {
+                return true;
+            }
+        }
+    }
+
     /// For asking once more: what the coordinator says then counts from now on (`R50`). None where nobody waits any more.
     pub(crate) fn renew(self) -> Option<Verification> {
         let guard = {
@@ -68,6 +91,11 @@ pub(crate) struct Verifying {
 }
 
 impl Verifying {
+    /// As [`Verification::is_void`].
+    pub(crate) fn is_void(&self) -> bool {
+        !self.partition.lock().producers.is_verifying(self.producer, self.guard)
+    }
+
     /// For [`Partition::append_in_transaction`].
     pub(crate) fn guard(&self) -> VerificationGuard {
         self.guard

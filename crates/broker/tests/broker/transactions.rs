@@ -198,6 +198,51 @@ async fn the_marker_that_was_waited_for_does_not_void_what_is_asked_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_coordinator_is_asked_about_the_next_transaction_once_the_marker_of_the_one_before_is_there() {
+    let (cluster, mut questions) = asking(1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    let before = begin(broker, id, Some("t"), TransactionSupport::Implicit, transactional("a", 0, 0));
+    let (_, answer) = soon("a question", questions.recv()).await.unwrap();
+    answer.send(vec![ErrorCode::None]).unwrap();
+    assert_eq!(before.await.error, ErrorCode::None);
+    let next = begin(broker, id, Some("t"), TransactionSupport::Implicit, transactional("b", 1, 0));
+    assert_eq!(end(broker, id, marker(1, 0, true)).await, ErrorCode::None);
+    let (asked, answer) = soon("a question", questions.recv()).await.unwrap();
+    assert_eq!((asked.producer_epoch, cluster.log_end(1, id)), (ProducerEpoch(1), 2), "behind the marker");
+    answer.send(vec![ErrorCode::None]).unwrap();
+    assert_eq!(next.await.error, ErrorCode::None);
+    assert!(questions.try_recv().is_err(), "once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_marker_overtook_is_asked_again() {
+    // R50: what was said before the marker does not count; the producer need not hear of that.
+    let (cluster, mut questions) = asking(1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    // Where this test is too slow for the broker's patience, the producer is told: so it comes again.
+    for coordinator_epoch in 0.. {
+        let first = begin(broker, id, Some("t"), TransactionSupport::Implicit, transactional("a", 0, 0));
+        let (_, answer) = soon("a question", questions.recv()).await.unwrap();
+        let abort = TransactionMarker { transaction_version: 1, ..marker(0, coordinator_epoch, false) };
+        assert_eq!(end(broker, id, abort).await, ErrorCode::None);
+        answer.send(vec![ErrorCode::None]).unwrap();
+        let first = tokio::spawn(first);
+        let Some((_, answer)) = asked_or_done(&mut questions, &first).await else {
+            assert_eq!(first.await.unwrap().error, ErrorCode::InvalidTxnState);
+            assert!(coordinator_epoch < 20, "never asked again");
+            continue;
+        };
+        answer.send(vec![ErrorCode::None]).unwrap();
+        assert_eq!(first.await.unwrap().error, ErrorCode::None);
+        break;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_coordinator_says_reaches_the_producer_as_it_understands_it() {
     let (cluster, mut questions) = asking(1).await;
     let id = cluster.topic("t", &[1], &[]).await;
