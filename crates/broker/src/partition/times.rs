@@ -70,8 +70,7 @@ impl Partition {
     fn note(&self, epoch: LeaderEpoch, leadership: Leadership, read: &TimeRead) -> Result<(), ErrorCode> {
         let time = read.run().map_err(|_| ErrorCode::KafkaStorageError)?;
         self.while_leading(epoch, leadership, |inner| {
-            inner.log.note_time(&time);
-            Ok(())
+            inner.log.note_time(&time)
         })
     }
 
@@ -134,8 +133,8 @@ impl Partition {
         let mut known: Option<SegmentTime> = None;
         loop {
             let unread = self.handle(context, |inner, _| {
-                if let Some(time) = known.take() {
-                    inner.log.note_time(&time);
+                if let Some(Err(damage)) = known.take().map(|time| inner.log.note_time(&time)) {
+                    self.log_failed(context, inner, &damage);
                 }
                 if inner.failed.is_some() || inner.removed || judged.paused {
                     return None;

@@ -262,7 +262,10 @@ impl Log {
             && let Some(files) = self.active_files()
         {
             let opened = Indexer::open(&files);
-            let opened = opened.map_err(|e| LogError::write(&self.env.health, &files.path(FileKind::Index), &e))?;
+            let mut opened = opened.map_err(|e| LogError::write(&self.env.health, &files.path(FileKind::Index), &e))?;
+            if let Some(newest) = self.segments.last().and_then(Segment::newest) {
+                opened.limit_time(newest);
+            }
             self.indexer = Some(Box::new(opened));
         }
         Ok(())
@@ -318,7 +321,7 @@ impl Log {
         if position == 0 {
             active.first_timestamp = Some(header.max_timestamp);
             active.aged_from = None;
-            active.max = None;
+            (active.max, active.unread, active.time_damage) = (None, 0, None);
         }
         raise(&mut active.max, header);
         if let Some(indexer) = &mut self.indexer {

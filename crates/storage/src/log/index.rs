@@ -59,6 +59,14 @@ impl Indexer {
         Ok(Self { written: entries(&*index, ENTRY)?, times_written, last_time, ..Self::default() })
     }
 
+    /// The segment has no batch that is newer than this one: a time entry that says so is damaged, and must not keep out
+    /// those that follow.
+    pub(super) fn limit_time(&mut self, newest: Stamp) {
+        if self.last_time > newest.timestamp {
+            self.last_time = i64::MIN;
+        }
+    }
+
     /// Bytes that the `.index` will have.
     pub(super) fn size(&self) -> u64 {
         (u64::from(self.written) + self.pending.len() as u64) * ENTRY as u64
@@ -180,30 +188,26 @@ pub(super) fn entry_in(
     }
 }
 
-/// The last entry of the time index: the segment's largest timestamp, if the index is whole.
-pub(super) fn last_time(files: &SegmentFiles) -> io::Result<Option<Stamp>> {
-    let times = match files.open(FileKind::TimeIndex) {
-        Ok(times) => times,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    last_time_in(&*times, files.base())
-}
-
-/// The same, of this time index of the segment with that base.
+/// The last entry of this time index of the segment with that base: its largest timestamp, if the index is whole. To be
+/// checked against the batches.
 pub(super) fn last_time_in(times: &dyn DiskFile, base: Offset) -> io::Result<Option<Stamp>> {
     let Some(last) = entries(times, TIME_ENTRY)?.checked_sub(1) else { return Ok(None) };
     let (timestamp, relative) = read_time(times, last)?;
     Ok(Some(Stamp { timestamp, offset: base + i64::from(relative) }))
 }
 
-/// An offset from which a walk meets the first batch with a timestamp of at least `timestamp`.
-pub(super) fn floor_time_in(times: &dyn DiskFile, base: Offset, timestamp: i64) -> io::Result<Offset> {
-    let after = partition_point(entries(times, TIME_ENTRY)?, |n| Ok(read_time(times, n)?.0 < timestamp))?;
-    match after.checked_sub(1) {
-        None => Ok(base),
-        Some(n) => Ok(base + i64::from(read_time(times, n)?.1)),
+/// The last entry before `timestamp`: all batches up to the one that it names are older, if the index is whole. To be
+/// checked against the batches.
+pub(super) fn floor_time_in(times: &dyn DiskFile, base: Offset, timestamp: i64) -> io::Result<Option<Stamp>> {
+    let count = entries(times, TIME_ENTRY)?;
+    let after = partition_point(count, |n| Ok(read_time(times, n)?.0 < timestamp))?;
+    let Some(n) = after.checked_sub(1) else { return Ok(None) };
+    let (found, relative) = read_time(times, n)?;
+    if after < count && read_time(times, after)?.1 <= relative {
+        // Another batch may have the same timestamp, behind newer ones.
+        return Ok(None);
     }
+    Ok(Some(Stamp { timestamp: found, offset: base + i64::from(relative) }))
 }
 
 /// Cuts both indexes: entries of the offset index from number `keep` on go, and time entries of offsets above `last`.

@@ -241,6 +241,7 @@ impl Log {
             let size = self.file_size(&segment)?;
             if i < first {
                 segment.size = u32::try_from(size).unwrap_or(u32::MAX);
+                segment.unread = segment.size;
                 self.segments.push(segment);
                 continue;
             }
@@ -293,7 +294,7 @@ impl Log {
             index::cut(&files, keep, last).map_err(&failed)?;
             indexer = Some(Box::new(Indexer::open(&files).map_err(&failed)?));
         }
-        segment.max = index::last_time(&files).map_err(&failed)?;
+        (segment.max, segment.unread) = (None, floor.map_or(0, |entry| entry.position));
         let log = files.open(FileKind::Log).map_err(&failed)?;
         let mut walker = Walker::new(log, start, end, FAR);
         let mut indexed = floor.map(|entry| entry.position);

@@ -145,10 +145,15 @@ impl Log {
     }
 
     /// Whether the first segment's newest record is older than `retention.ms`. Records without a timestamp are as old as their
-    /// file, as in Kafka.
+    /// file, as in Kafka; so are those of a segment of which some are damaged.
     fn is_too_old(&mut self, wall: Time) -> Result<bool, LogError> {
         let Some(limit) = self.retention_ms() else { return Ok(false) };
-        let newest = match self.segment_max(0)?.and_then(|max| u64::try_from(max.timestamp).ok()) {
+        // Of damaged records nobody knows the times; whoever met them has told.
+        let newest = match self.segments[0].time_damage {
+            None => self.segment_max(0)?,
+            Some(_) => None,
+        };
+        let newest = match newest.and_then(|max| u64::try_from(max.timestamp).ok()) {
             Some(newest) => Time(newest),
             None => {
                 let log = self.segments[0].files(&self.env, &self.dir).open(FileKind::Log);

@@ -18,6 +18,13 @@ pub(super) struct Stamp {
     pub(super) offset: Offset,
 }
 
+impl Stamp {
+    /// The larger one; of two alike, this one.
+    pub(super) fn or_later(self, other: Stamp) -> Stamp {
+        if self.timestamp < other.timestamp { other } else { self }
+    }
+}
+
 /// The segment's state in memory; the last one of a log is the active one.
 #[derive(Debug)]
 pub(super) struct Segment {
@@ -27,8 +34,12 @@ pub(super) struct Segment {
     pub(super) size: u32,
     /// Of its `.log`; the other kinds of files have the next keys.
     pub(super) key: FileKey,
-    /// None until somebody asked: then it is read from the time index.
+    /// Of the batches behind the first `unread` bytes.
     pub(super) max: Option<Stamp>,
+    /// The batches in so many bytes at its start do not count in `max` yet: nobody asked.
+    pub(super) unread: u32,
+    /// Why they never will: one of them is damaged.
+    pub(super) time_damage: Option<Box<LogError>>,
     /// Largest timestamp of its first batch, None until somebody asked.
     pub(super) first_timestamp: Option<i64>,
     /// From when on its age counts where the first batch has no timestamp: since somebody first asked.
@@ -78,14 +89,35 @@ impl FileKind {
 impl Segment {
     pub(super) fn new(env: &LogEnv, base: Offset, size: u32) -> Self {
         let key = env.files.keys(FILE_KINDS.len() as u64);
-        let (max, first_timestamp, aborted) = (None, None, AbortedFile::NONE);
-        let (aged_from, dirty, inherited, indexes_dirty) = (None, false, false, false);
-        Self { base, size, key, max, first_timestamp, aged_from, dirty, inherited, indexes_dirty, aborted }
+        Self {
+            base,
+            size,
+            key,
+            max: None,
+            unread: 0,
+            time_damage: None,
+            first_timestamp: None,
+            aged_from: None,
+            dirty: false,
+            inherited: false,
+            indexes_dirty: false,
+            aborted: AbortedFile::NONE,
+        }
     }
 
     /// One whose files an earlier process left; how much of it is sound is not known yet.
     pub(super) fn found(env: &LogEnv, base: Offset) -> Self {
         Self { inherited: true, ..Self::new(env, base, 0) }
+    }
+
+    /// The largest timestamp of its batches; None where it has to be read first, or there is none.
+    pub(super) fn newest(&self) -> Option<Stamp> {
+        self.max.filter(|_| self.unread == 0)
+    }
+
+    /// Whether its largest timestamp has to be read, and can be.
+    pub(super) fn has_unread_time(&self) -> bool {
+        self.unread > 0 && self.time_damage.is_none()
     }
 
     pub(super) fn files(&self, env: &LogEnv, dir: &Arc<Path>) -> SegmentFiles {

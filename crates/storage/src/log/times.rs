@@ -4,8 +4,9 @@
 //! gets the files, open, from the log ([`TimeRead`], [`TimeSearch`]), reads them, and comes back. The files stay those of the
 //! moment, whatever retention and compaction do meanwhile; a truncation may show in them, as in a `ColdRead`.
 //!
-//! Invariant: the largest timestamp that is kept of a segment is of the batches that it had when it was read: it is taken
-//! only where the segment is the same still.
+//! Invariants: the largest timestamp that is kept of a segment is of the batches that it has: what was read is taken only
+//! where it was not cut since. The indexes are hints: what they say counts where the batches bear it out, and what is deleted,
+//! or passed over, was either said by an index and a batch alike, or checked whole. A damaged batch says nothing (`R29`).
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use model::{Codec, LeaderEpoch, Offset, RecordBatch, RecordIter, Time, Timestamp
 
 use super::index;
 use super::segment::{FileKind, SegmentFiles, Stamp};
-use super::walk::{FAR, Step, Walker};
+use super::walk::{FAR, NEAR, Order, Step, Walker};
 use super::{Log, LogError};
 use crate::disk::DiskFile;
 use crate::env::FileKey;
@@ -51,21 +52,22 @@ pub enum TimeLookup {
 pub struct TimeRead {
     segment: OpenSegment,
     key: FileKey,
+    truncations: u64,
 }
 
 /// What a [`TimeRead`] found, for [`Log::note_time`].
 #[derive(Debug)]
 pub struct SegmentTime {
     key: FileKey,
-    size: u32,
-    max: Stamp,
+    truncations: u64,
+    /// The largest, or the damage.
+    max: Result<Option<Stamp>, LogError>,
 }
 
 /// A search for a timestamp in one segment, without the log.
 #[derive(Debug)]
 pub struct TimeSearch {
     segment: OpenSegment,
-    index: Option<Arc<dyn DiskFile>>,
     timestamp: i64,
     from: Offset,
     end: Offset,
@@ -75,7 +77,6 @@ pub struct TimeSearch {
 #[derive(Debug)]
 pub struct BatchTime {
     segment: OpenSegment,
-    index: Option<Arc<dyn DiskFile>>,
     offset: Offset,
 }
 
@@ -84,6 +85,7 @@ struct OpenSegment {
     files: SegmentFiles,
     size: u32,
     log: Arc<dyn DiskFile>,
+    index: Option<Arc<dyn DiskFile>>,
     times: Option<Arc<dyn DiskFile>>,
 }
 
@@ -101,14 +103,13 @@ impl Log {
             if segment.size == 0 || end <= from {
                 continue;
             }
-            match segment.max {
-                None => return Ok(TimeLookup::Unread(self.time_read(i)?)),
-                Some(max) if max.timestamp < timestamp => {}
-                Some(_) => {
-                    let segment = self.open_segment(i)?;
-                    let index = index::open(&segment.files).map_err(self.failed("cannot open an index in"))?;
-                    return Ok(TimeLookup::Search(TimeSearch { segment, index, timestamp, from, end }));
-                }
+            if segment.has_unread_time() {
+                return Ok(TimeLookup::Unread(self.time_read(i)?));
+            }
+            // In a damaged one it may stand before the damage, which the search meets else.
+            if segment.newest().is_none_or(|newest| newest.timestamp >= timestamp) {
+                let segment = self.open_segment(i)?;
+                return Ok(TimeLookup::Search(TimeSearch { segment, timestamp, from, end }));
             }
         }
         Ok(TimeLookup::Nothing)
@@ -126,9 +127,7 @@ impl Log {
         let Some(i) = (0..self.segments.len()).find(|i| self.segments[*i].size > 0 && end(*i) > offset) else {
             return Ok(None);
         };
-        let segment = self.open_segment(i)?;
-        let index = index::open(&segment.files).map_err(self.failed("cannot open an index in"))?;
-        Ok(Some(BatchTime { segment, index, offset }))
+        Ok(Some(BatchTime { segment: self.open_segment(i)?, offset }))
     }
 
     /// A segment whose largest timestamp has to be read before `max_timestamp` is answered from memory.
@@ -137,7 +136,7 @@ impl Log {
     /// An I/O error takes the directory offline.
     pub fn unread_time(&self) -> Result<Option<TimeRead>, LogError> {
         self.usable()?;
-        let unread = self.segments.iter().position(|segment| segment.size > 0 && segment.max.is_none());
+        let unread = self.segments.iter().position(super::segment::Segment::has_unread_time);
         unread.map(|i| self.time_read(i)).transpose()
     }
 
@@ -148,17 +147,35 @@ impl Log {
     pub fn unread_time_for_retention(&self, wall: Time) -> Result<Option<TimeRead>, LogError> {
         self.usable()?;
         let kept =
-            |segment: &super::segment::Segment| !segment.max.is_some_and(|max| self.is_past_retention(max, wall));
+            |segment: &super::segment::Segment| !segment.newest().is_some_and(|max| self.is_past_retention(max, wall));
         let first_kept = self.segments.iter().position(kept).filter(|_| self.retention_ms().is_some());
-        let unread = first_kept.filter(|i| self.segments[*i].size > 0 && self.segments[*i].max.is_none());
-        unread.map(|i| self.time_read(i)).transpose()
+        first_kept.filter(|i| self.segments[*i].has_unread_time()).map(|i| self.time_read(i)).transpose()
     }
 
     /// Takes what was read, if the segment is still the one that it was read from.
-    pub fn note_time(&mut self, read: &SegmentTime) {
-        let same = |segment: &&mut super::segment::Segment| segment.key == read.key && segment.size == read.size;
-        if let Some(segment) = self.segments.iter_mut().find(same) {
-            segment.max.get_or_insert(read.max);
+    ///
+    /// # Errors
+    /// The damage that was found instead (`R29`).
+    pub fn note_time(&mut self, read: &SegmentTime) -> Result<(), LogError> {
+        if read.truncations != self.truncations {
+            return Ok(());
+        }
+        let Some(segment) = self.segments.iter_mut().find(|segment| segment.key == read.key) else { return Ok(()) };
+        match &read.max {
+            Ok(max) => {
+                segment.unread = 0;
+                // The batch that came first, of those with the largest.
+                segment.max = max.iter().chain(&segment.max).copied().reduce(Stamp::or_later);
+                let newest = segment.max.filter(|_| self.segments.last().is_some_and(|active| active.key == read.key));
+                if let Some((indexer, newest)) = self.indexer.as_mut().zip(newest) {
+                    indexer.limit_time(newest);
+                }
+                Ok(())
+            }
+            Err(damage) => {
+                segment.time_damage = Some(Box::new(damage.clone()));
+                Err(damage.clone())
+            }
         }
     }
 
@@ -171,7 +188,7 @@ impl Log {
         loop {
             match self.search_time(timestamp, from)? {
                 TimeLookup::Nothing => return Ok(None),
-                TimeLookup::Unread(read) => self.note_time(&read.run()?),
+                TimeLookup::Unread(read) => self.note_time(&read.run()?)?,
                 TimeLookup::Search(search) => match search.run()? {
                     None => from = search.end(),
                     found => return Ok(found),
@@ -184,32 +201,33 @@ impl Log {
     /// where [`Log::unread_time`] has something to read.
     ///
     /// # Errors
-    /// An I/O error takes the directory offline.
+    /// `Corrupt`; an I/O error takes the directory offline.
     pub fn max_timestamp(&mut self) -> Result<Option<(i64, Offset)>, LogError> {
         while let Some(read) = self.unread_time()? {
-            self.note_time(&read.run()?);
+            self.note_time(&read.run()?)?;
         }
-        let mut best: Option<Stamp> = None;
-        for max in self.segments.iter().filter_map(|segment| segment.max).filter(|max| max.timestamp != i64::MIN) {
-            if best.is_none_or(|best| best.timestamp < max.timestamp) {
-                best = Some(max);
-            }
+        if let Some(damage) = self.segments.iter().find_map(|segment| segment.time_damage.as_deref()) {
+            return Err(damage.clone());
         }
+        let best = self.segments.iter().filter_map(|segment| segment.max).reduce(Stamp::or_later);
         Ok(best.map(|stamp| (stamp.timestamp, stamp.offset)))
     }
 
     /// The largest timestamp of segment number `i`; None where it has no batch. Blocks where it is not known.
     pub(super) fn segment_max(&mut self, i: usize) -> Result<Option<Stamp>, LogError> {
-        let segment = &self.segments[i];
-        if segment.size > 0 && segment.max.is_none() {
+        if self.segments[i].has_unread_time() {
             let read = self.time_read(i)?.run()?;
-            self.note_time(&read);
+            self.note_time(&read)?;
         }
-        Ok(self.segments[i].max)
+        match &self.segments[i].time_damage {
+            Some(damage) => Err(damage.as_ref().clone()),
+            None => Ok(self.segments[i].max),
+        }
     }
 
     fn time_read(&self, i: usize) -> Result<TimeRead, LogError> {
-        Ok(TimeRead { segment: self.open_segment(i)?, key: self.segments[i].key })
+        let (key, truncations) = (self.segments[i].key, self.truncations);
+        Ok(TimeRead { segment: self.open_segment(i)?, key, truncations })
     }
 
     fn open_segment(&self, i: usize) -> Result<OpenSegment, LogError> {
@@ -220,7 +238,8 @@ impl Log {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             opened => Some(opened.map_err(&failed)?),
         };
-        Ok(OpenSegment { files, size: self.segments[i].size, log, times })
+        let index = index::open(&files).map_err(&failed)?;
+        Ok(OpenSegment { files, size: self.segments[i].size, log, index, times })
     }
 }
 
@@ -230,19 +249,104 @@ impl TimeRead {
     /// # Errors
     /// `Gone` where the log was cut meanwhile; an I/O error takes the directory offline.
     pub fn run(&self) -> Result<SegmentTime, LogError> {
-        let OpenSegment { files, size, log, times } = &self.segment;
-        let last = times.as_deref().map(|times| index::last_time_in(times, files.base())).transpose();
-        let mut max = last.map_err(|e| files.read_failed(FileKind::TimeIndex, &e))?.flatten();
-        if max.is_none() {
-            // The index is lost: only the batches know.
-            let mut walker = Walker::new(Arc::clone(log), 0, u64::from(*size), FAR);
-            while let Step::Batch(header) = walker.next().map_err(|e| files.read_failed(FileKind::Log, &e))? {
-                super::append::raise(&mut max, &header);
-            }
+        let max = match self.segment.newest() {
+            Err(error) if !matches!(error, LogError::Corrupt { .. }) => return Err(error),
+            max => max,
+        };
+        Ok(SegmentTime { key: self.key, truncations: self.truncations, max })
+    }
+}
+
+impl OpenSegment {
+    /// The largest timestamp: as the time index says where the batches bear it out, else as all batches say.
+    fn newest(&self) -> Result<Option<Stamp>, LogError> {
+        match self.newest_indexed()? {
+            None => self.newest_of_all(),
+            indexed => Ok(indexed),
         }
-        // One whose first batch cannot be read is older than everything.
-        let max = max.unwrap_or(Stamp { timestamp: i64::MIN, offset: files.base() });
-        Ok(SegmentTime { key: self.key, size: *size, max })
+    }
+
+    /// That of the last entry of the time index, or of what is newer behind it.
+    fn newest_indexed(&self) -> Result<Option<Stamp>, LogError> {
+        let failed = |e: io::Error| self.files.read_failed(FileKind::Log, &e);
+        let Some(times) = &self.times else { return Ok(None) };
+        let last = index::last_time_in(&**times, self.files.base());
+        let Some(last) = last.map_err(|e| self.files.read_failed(FileKind::TimeIndex, &e))? else { return Ok(None) };
+        let Some(position) = self.batch_of(last).map_err(failed)? else { return Ok(None) };
+        let mut walker = self.walker(position, NEAR);
+        let mut newest = Some(last);
+        let mut expected = last.offset;
+        loop {
+            let header = match walker.peek().map_err(failed)? {
+                Step::End => return Ok(newest),
+                Step::Bad(what) => return Err(self.corrupt(walker.position(), expected, what)),
+                Step::Batch(header) => header,
+            };
+            if header.max_timestamp > last.timestamp {
+                // The index does not say so: it is incomplete, or the batch is damaged.
+                self.check(&mut walker, &header, expected)?;
+                super::append::raise(&mut newest, &header);
+            }
+            walker.skip(&header);
+            expected = header.next_offset();
+        }
+    }
+
+    /// That of all batches, each of them checked: what is kept, or deleted, by it must not hang on a bit.
+    fn newest_of_all(&self) -> Result<Option<Stamp>, LogError> {
+        let mut walker = self.walker(0, FAR);
+        let (mut newest, mut order) = (None, Order::from(self.files.base()));
+        loop {
+            let header = match walker.peek().map_err(|e| self.files.read_failed(FileKind::Log, &e))? {
+                Step::End => return Ok(newest),
+                Step::Bad(what) => return Err(self.corrupt(walker.position(), order.expected, what)),
+                Step::Batch(header) => header,
+            };
+            if !order.allows(self.files.base(), &header) {
+                return Err(self.corrupt(walker.position(), order.expected, "a batch is out of order"));
+            }
+            self.check(&mut walker, &header, order.expected)?;
+            super::append::raise(&mut newest, &header);
+            order.pass(&header);
+            walker.skip(&header);
+        }
+    }
+
+    /// Where the batch stands that a time entry names, if there is one and it says the same.
+    fn batch_of(&self, entry: Stamp) -> io::Result<Option<u64>> {
+        let mut walker = self.walker(self.floor(entry.offset)?, NEAR);
+        while let Step::Batch(header) = walker.peek()? {
+            if header.last_offset() >= entry.offset {
+                let same = Stamp { timestamp: header.max_timestamp, offset: header.last_offset() } == entry;
+                return Ok(same.then_some(walker.position()));
+            }
+            walker.skip(&header);
+        }
+        Ok(None)
+    }
+
+    /// Where a walk to `offset` begins.
+    fn floor(&self, offset: Offset) -> io::Result<u64> {
+        let Some(index) = &self.index else { return Ok(0) };
+        let end = u64::from(self.size);
+        let entry = index::entry_in(&**index, Arc::clone(&self.log), self.files.base(), offset, end)?;
+        Ok(entry.map_or(0, |entry| u64::from(entry.position)))
+    }
+
+    fn walker(&self, position: u64, buffer: usize) -> Walker {
+        Walker::new(Arc::clone(&self.log), position, u64::from(self.size), buffer)
+    }
+
+    /// The batch at which the walk is, is what was written.
+    fn check(&self, walker: &mut Walker, header: &BatchHeader, expected: Offset) -> Result<(), LogError> {
+        if walker.has_good_crc(header).map_err(|e| self.files.read_failed(FileKind::Log, &e))? {
+            return Ok(());
+        }
+        Err(self.corrupt(walker.position(), expected, "the checksum of a batch is wrong"))
+    }
+
+    fn corrupt(&self, position: u64, offset: Offset, what: impl Into<String>) -> LogError {
+        LogError::Corrupt { path: self.files.path(FileKind::Log), position, offset, what: what.into() }
     }
 }
 
@@ -252,17 +356,8 @@ impl BatchTime {
     /// # Errors
     /// `Gone` where the log was cut meanwhile; an I/O error takes the directory offline.
     pub fn run(&self) -> Result<Option<i64>, LogError> {
-        let OpenSegment { files, size, log, .. } = &self.segment;
-        let failed = |e: io::Error| files.read_failed(FileKind::Log, &e);
-        let end = u64::from(*size);
-        let entry = match &self.index {
-            Some(index) => {
-                index::entry_in(&**index, Arc::clone(log), files.base(), self.offset, end).map_err(failed)?
-            }
-            None => None,
-        };
-        let position = entry.map_or(0, |entry| u64::from(entry.position));
-        let mut walker = Walker::new(Arc::clone(log), position, end, FAR);
+        let failed = |e: io::Error| self.segment.files.read_failed(FileKind::Log, &e);
+        let mut walker = self.segment.walker(self.segment.floor(self.offset).map_err(failed)?, FAR);
         while let Step::Batch(header) = walker.next().map_err(failed)? {
             if header.last_offset() >= self.offset {
                 return Ok(Some(header.max_timestamp));
@@ -284,25 +379,31 @@ impl TimeSearch {
     /// # Errors
     /// `Corrupt`; `Gone` where the log was cut meanwhile; an I/O error takes the directory offline.
     pub fn run(&self) -> Result<Option<TimeMatch>, LogError> {
-        let OpenSegment { files, size, log, .. } = &self.segment;
-        let failed = |e: io::Error| files.read_failed(FileKind::Log, &e);
+        let segment = &self.segment;
+        let failed = |e: io::Error| segment.files.read_failed(FileKind::Log, &e);
         let (from, position) = self.start().map_err(failed)?;
-        let mut walker = Walker::new(Arc::clone(log), position, u64::from(*size), FAR);
-        let mut expected = files.base();
+        let mut walker = segment.walker(position, FAR);
+        let mut expected = segment.files.base();
         loop {
             let header = match walker.peek().map_err(failed)? {
                 Step::End => return Ok(None),
-                Step::Bad(what) => return Err(self.corrupt(walker.position(), expected, what.to_owned())),
+                Step::Bad(what) => return Err(segment.corrupt(walker.position(), expected, what)),
                 Step::Batch(header) => header,
             };
+            if header.base_offset < expected {
+                return Err(segment.corrupt(walker.position(), expected, "a batch is out of order"));
+            }
             if header.last_offset() >= from && header.max_timestamp >= self.timestamp {
                 let mut bytes = walker.batch(&header).map_err(failed)?;
                 let batch = RecordBatch::split_off(&mut bytes);
-                let batch = batch.map_err(|e| self.corrupt(walker.position(), expected, e.to_string()))?;
+                let batch = batch.map_err(|e| segment.corrupt(walker.position(), expected, e.to_string()))?;
                 let found = first_since(batch, self.timestamp, from);
                 if found.is_some() {
                     return Ok(found);
                 }
+            } else if header.last_offset() >= from {
+                // That it is older is for it to say: it is passed over.
+                segment.check(&mut walker, &header, expected)?;
             }
             walker.skip(&header);
             expected = header.next_offset();
@@ -311,19 +412,18 @@ impl TimeSearch {
 
     /// From which offset on, and where in the file the walk to it begins.
     fn start(&self) -> io::Result<(Offset, u64)> {
-        let OpenSegment { files, size, log, times } = &self.segment;
-        let (base, end) = (files.base(), u64::from(*size));
-        let floor = times.as_deref().map(|times| index::floor_time_in(times, base, self.timestamp)).transpose()?;
-        let from = floor.unwrap_or(base).max(self.from);
-        let entry = match &self.index {
-            Some(index) => index::entry_in(&**index, Arc::clone(log), base, from, end)?,
+        let (segment, base) = (&self.segment, self.segment.files.base());
+        let times = segment.times.as_deref();
+        let entry = times.map(|times| index::floor_time_in(times, base, self.timestamp)).transpose()?.flatten();
+        let named = match entry {
+            Some(entry) => segment.batch_of(entry)?.map(|position| (entry.offset, position)),
             None => None,
         };
-        Ok((from, entry.map_or(0, |entry| u64::from(entry.position))))
-    }
-
-    fn corrupt(&self, position: u64, offset: Offset, what: String) -> LogError {
-        LogError::Corrupt { path: self.segment.files.path(FileKind::Log), position, offset, what }
+        let (floor, position) = named.unwrap_or((base, 0));
+        if self.from <= floor {
+            return Ok((floor, position));
+        }
+        Ok((self.from, segment.floor(self.from)?))
     }
 }
 

@@ -207,7 +207,7 @@ impl Log {
         if position == 0 {
             active.first_timestamp = None;
         }
-        active.max = None;
+        (active.max, active.unread, active.time_damage) = (None, 0, None);
         self.last_batch = match last {
             Some(last) => Some(last),
             None => self.last_batch_before(self.segments.len() - 1)?,
@@ -262,10 +262,11 @@ impl Log {
         let (env, dir) = (&self.env, &self.dir);
         let Some(active) = self.segments.last_mut() else { return Ok(()) };
         let files = active.files(env, dir);
-        active.max = index::last_time(&files).map_err(&failed)?;
-        let from = active.max.map_or(active.base, |stamp| stamp.offset);
         let end = u64::from(active.size);
-        let start = index::floor(&files, from, end).map_err(&failed)?;
+        let floor = index::floor_entry(&files, Offset(i64::MAX), end).map_err(&failed)?;
+        // The time index counts all up to there: that is read where somebody asks.
+        active.unread = floor.map_or(0, |entry| entry.position);
+        let start = u64::from(active.unread);
         let mut walker = Walker::new(files.create(FileKind::Log).map_err(&failed)?, start, end, FAR);
         while let Step::Batch(header) = walker.next().map_err(&failed)? {
             super::append::raise(&mut active.max, &header);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::disk::{Call, FaultKind, OpenMode};
-use crate::log::{LogError, Read, Verdict};
+use crate::log::{Log, LogError, Read, TimeMatch, Verdict};
 use model::{EpochCache, Time};
 use std::collections::BTreeMap;
 
@@ -386,9 +386,10 @@ fn damage(disk: &MemDisk, path: &Path, dice: &mut Dice) -> Option<String> {
     Some(format!("{} bit at {at} of {size}", path.display()))
 }
 
-/// A log of several segments with everything that may lie beside them.
+/// A log of several segments with everything that may lie beside them; the record at offset n is of time 1000 + n.
 fn furnished() -> World {
     let mut world = World::with_tail(small_segments(), 0);
+    world.disk.set_time(Time(NOW));
     for i in 0..24 {
         world.append_records(i / 8, 3);
         if i % 6 == 5 {
@@ -404,6 +405,48 @@ fn furnished() -> World {
     world.disk.crash(Crash::KeepAll);
     world.reopen(hints());
     world
+}
+
+/// When the disk of a furnished log was written.
+const NOW: u64 = 1100;
+
+/// Asks a log that its start found sound what retention and lookups by time ask: an answer is right, or says that something
+/// is damaged. True where one says so.
+fn judge_times(log: &mut Log, whole: &[RecordBatch], what: &str) -> bool {
+    let end = log.log_end();
+    let mut told = false;
+    let mut judge = |asked: Result<Option<(i64, Offset)>, LogError>, right: (i64, Offset), question: &str| match asked {
+        Ok(found) => assert_eq!(found, Some(right), "{what}: {question}"),
+        Err(LogError::Corrupt { .. } | LogError::Gone(_)) => told = true,
+        Err(other) => panic!("{what}: {question}: {other}"),
+    };
+    for wanted in [0, 1000, 1001, 1017, 1030, 1031, 1032, 1044, 1059, 1064, 1065] {
+        let found = log.offset_for_time(wanted).map(|found| match found {
+            Some(TimeMatch::Record { timestamp, offset, .. }) => Some((timestamp, offset)),
+            other => other.map(|other| panic!("{what}: {other:?}")),
+        });
+        let right = wanted.max(1000);
+        judge(found, (right, Offset(right - 1000)), &format!("the first record since {wanted}"));
+    }
+    judge(log.max_timestamp(), (1065, Offset(65)), "the newest record");
+    // Two segments are too old, or none is, whatever their indexes say.
+    let config = |ms| Arc::new(LogConfig { retention_ms: ms, ..small_segments() });
+    let starts: Vec<Offset> = log.segments().map(|(base, _)| base).collect();
+    let newest = |n: usize| 1000 + starts[n + 1].0 - 1;
+    for (kept, start) in [(newest(0), Offset::ZERO), (newest(2), starts[2])] {
+        let age = i64::try_from(NOW).unwrap() - kept;
+        log.set_config(config(age));
+        match log.retain(Time(NOW), end, true) {
+            Ok(_) => {}
+            Err(LogError::Corrupt { .. }) => told = true,
+            Err(other) => panic!("{what}: {other}"),
+        }
+        // Where a batch is damaged, its segment is as old as its file: it stays.
+        assert!(log.log_start() <= start, "{what}: fresh records were deleted, up to {}", log.log_start());
+        assert!(told || log.log_start() == start, "{what}: old records stay, from {} on", log.log_start());
+    }
+    assert!(whole.iter().any(|batch| batch.header().base_offset == log.log_start()), "{what}");
+    told
 }
 
 /// What became of a damage.
@@ -422,7 +465,7 @@ fn judge(disk: MemDisk, whole: &[RecordBatch], recovery_point: Offset, what: &st
     let env = LogEnv::new(Arc::new(disk), 16, 0);
     let end = whole.last().unwrap().header().next_offset();
     let hints = OpenHints { recovery_point, high_watermark: end, ..hints() };
-    let (log, recovered) = match Log::open(&env, Path::new(DIR), Arc::new(small_segments()), hints) {
+    let (mut log, recovered) = match Log::open(&env, Path::new(DIR), Arc::new(small_segments()), hints) {
         Ok(opened) => opened,
         Err(LogError::UnknownTopic(_) | LogError::WrongTopic { .. }) => return Outcome::Told,
         Err(other) => panic!("{what}: {other}"),
@@ -458,6 +501,10 @@ fn judge(disk: MemDisk, whole: &[RecordBatch], recovery_point: Offset, what: &st
     }
     if header {
         return Outcome::Header;
+    }
+    if recovered.verdict == Verdict::Sound {
+        let asked = judge_times(&mut log, whole, what);
+        assert!(told || !asked, "{what}: what no reader meets is damaged");
     }
     let read: Vec<RecordBatch> = whole.iter().filter(|b| b.header().next_offset() <= from).cloned().collect();
     check_epochs(&recovered.epochs, &read, what);
