@@ -100,23 +100,18 @@ impl Partition {
             if inner.failed.is_some() || inner.removed {
                 return None;
             }
-            let done = housekeep(inner, judged);
+            let (removal, done) = housekeep(inner, judged);
             if inner.failed.is_none() {
                 // Also where it was broken off on its way.
                 let start = inner.log.log_start();
                 inner.replica.handle_log_start(start);
             }
             match done {
-                Ok(removal) => {
-                    inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
-                    inner.jobs += u32::from(removal.is_some());
-                    removal
-                }
-                Err(error) => {
-                    self.log_failed(context, inner, &error);
-                    None
-                }
+                Ok(()) => inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms),
+                Err(error) => self.log_failed(context, inner, &error),
             }
+            inner.jobs += u32::from(removal.is_some());
+            removal
         });
         let Some(removal) = removal else { return };
         let removed = removal.run();
@@ -156,10 +151,20 @@ impl Partition {
     }
 }
 
-fn housekeep(inner: &mut Inner, Judged { wall, paused, .. }: Judged) -> Result<Option<Removal>, LogError> {
-    inner.log.maybe_roll(wall)?;
-    // R39: nothing that is undecided, above the high watermark or in an open transaction.
-    let stable = inner.last_stable_offset();
-    inner.log.retain(wall, stable, !paused)?;
-    inner.log.start_freeing(wall)
+/// What is to be freed, and the first error. A step that finds no space keeps none of those that make some from being taken.
+fn housekeep(inner: &mut Inner, Judged { wall, paused, .. }: Judged) -> (Option<Removal>, Result<(), LogError>) {
+    let go_on = |done: &Result<(), LogError>| done.as_ref().err().is_none_or(LogError::is_shortage);
+    let mut done = inner.log.maybe_roll(wall).map(drop);
+    if go_on(&done) {
+        // R39: nothing that is undecided, above the high watermark or in an open transaction.
+        let stable = inner.last_stable_offset();
+        done = done.and(inner.log.retain(wall, stable, !paused).map(drop));
+    }
+    if !go_on(&done) {
+        return (None, done);
+    }
+    match inner.log.start_freeing(wall) {
+        Ok(removal) => (removal, done),
+        Err(error) => (None, Err(error)),
+    }
 }

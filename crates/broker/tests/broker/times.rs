@@ -1,9 +1,11 @@
 //! Questions about timestamps and retention read the disk without the partition's lock.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use broker::api::{BrokerApi, Isolation, ListOffsetsPartition, ListedOffset, OffsetSpec};
 use model::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
+use storage::disk::{Call, Disk, FaultKind};
 
 use crate::cluster::*;
 
@@ -68,4 +70,28 @@ async fn an_append_goes_on_while_retention_hangs_in_a_read() {
     assert_eq!(gate.waiting(), 1, "it hangs still");
     drop(gate);
     assert_eq!(values(cluster.broker(1), id, 4).await, ["more"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_makes_space_also_where_there_is_none_for_a_roll() {
+    let cluster = Cluster::start(1, 1).await;
+    let configs = [
+        ("segment.bytes", "1048576"),
+        ("preallocate", "true"),
+        ("segment.ms", "300"),
+        ("retention.ms", "1000"),
+        ("file.delete.delay.ms", "0"),
+    ];
+    let id = cluster.topic("t", &[1], &configs).await;
+    cluster.wait_leader(id).await;
+    for _ in 0..4 {
+        produce_ok(cluster.broker(1), id, &[&"z".repeat(600_000)]).await;
+    }
+    (0..10_000).for_each(|_| cluster.disk(1).fail(Call::Preallocate, 0, FaultKind::Enospc));
+    let files = || cluster.disk(1).list(Path::new("/data/t-0")).unwrap();
+    let logs = || files().into_iter().filter(|entry| entry.name.contains(".log")).map(|entry| entry.name);
+    eventually("all is deleted", || logs().eq(["00000000000000000004.log"]).then_some(())).await;
+    assert!(cluster.disk(1).faults_waiting() > 0, "there was no space for a roll all the time");
+    let earliest = ask(&cluster, id, OffsetSpec::Earliest).await.unwrap();
+    assert_eq!((earliest.error, earliest.offset), (ErrorCode::None, Offset(4)));
 }

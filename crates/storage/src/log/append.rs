@@ -185,8 +185,13 @@ impl Log {
         Ok(first)
     }
 
-    /// Seals the active segment and starts one at `base`.
+    /// Seals the active segment and starts one at `base`. Where the disk is nearly full, nothing is reserved for it.
     pub(super) fn roll(&mut self, base: Offset) -> Result<(), LogError> {
+        self.start_segment(base, self.config.preallocate && !self.env.health.is_full())
+    }
+
+    /// The same, with space reserved for what is to be appended, or without.
+    pub(super) fn start_segment(&mut self, base: Offset, preallocate: bool) -> Result<(), LogError> {
         self.make_directory()?;
         self.seal()?;
         if self.segments.len() == 1 && self.synced_end <= self.segments[0].base {
@@ -198,11 +203,16 @@ impl Log {
         }
         let segment = Segment::new(&self.env, base, 0);
         let files = segment.files(&self.env, &self.dir);
-        let path = files.path(FileKind::Log);
-        let write_failed = |e| LogError::write(&self.env.health, &path, &e);
-        let log = files.create(FileKind::Log).map_err(write_failed)?;
-        if self.config.preallocate {
-            log.preallocate(u64::from(self.config.segment_bytes)).map_err(write_failed)?;
+        let reserved = if preallocate { u64::from(self.config.segment_bytes) } else { 0 };
+        let made = files.create(FileKind::Log).and_then(|log| match reserved {
+            0 => Ok(()),
+            reserved => log.preallocate(reserved),
+        });
+        if let Err(error) = made {
+            let error = LogError::write(&self.env.health, &files.path(FileKind::Log), &error);
+            // What a file system had given before it gave up would be missing for everything else.
+            files.remove().map_err(|e| self.fatal(&files.path(FileKind::Log), "cannot take back", &e))?;
+            return Err(error);
         }
         if self.names == Names::Durable {
             self.names = Names::NewFiles;

@@ -97,7 +97,8 @@ impl Log {
                 break;
             }
             if is_last {
-                self.roll(self.log_end)?;
+                // Space for what is to come may be what is missing; this makes some.
+                self.start_segment(self.log_end, false)?;
                 // Its name says where the log ends: without it, a log whose records all went would have lost them.
                 self.sync_new_names()?;
             }

@@ -350,6 +350,34 @@ fn a_sync_that_finds_no_descriptor_is_made_up_for_and_one_that_failed_never() {
     assert!(matches!(world.log.sync_now(), Err(LogError::DirectoryOffline(_))), "whatever the error's name is");
 }
 
+#[test]
+fn a_roll_without_space_leaves_nothing_behind_and_keeps_nothing_from_being_deleted() {
+    let config = LogConfig { preallocate: true, segment_ms: 50, retention_ms: 100, ..small_segments() };
+    for call in [Call::Preallocate, Call::Open] {
+        let mut world = World::new(config.clone());
+        for _ in 0..12 {
+            world.append_records(0, 3);
+        }
+        let names = |world: &World| world.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let (before, taken) = (names(&world), world.disk.space_taken());
+        (0..3).for_each(|_| world.disk.fail(call, 0, FaultKind::Enospc));
+        let rolled = world.log.maybe_roll(Time(5000));
+        assert!(matches!(rolled, Err(LogError::NoSpace(_))), "{call:?}: {rolled:?}");
+        assert_eq!((names(&world), world.disk.faults_waiting()), (before, 2), "{call:?}");
+        assert!(world.disk.space_taken() <= taken + 100, "{call:?}: {taken} {}", world.disk.space_taken());
+        if call == Call::Open {
+            world.disk.crash(Crash::KeepAll);
+            world.reopen(hints());
+        }
+        let waiting = world.disk.faults_waiting();
+        let end = world.log.log_end();
+        assert!(world.log.retain(Time(5000), end, true).unwrap().segments > 2, "{call:?}");
+        assert_eq!((world.log.size_bytes(), world.log.log_start()), (0, end), "{call:?}");
+        assert_eq!(world.disk.faults_waiting(), waiting, "it waits for no space");
+        assert_eq!(world.env.health().failure(), None);
+    }
+}
+
 /// What reads a hint may do without it.
 fn may_be_passed_over(call: Call) -> bool {
     matches!(call, Call::Read | Call::Open | Call::Remove)
