@@ -6,6 +6,9 @@
 //!         after log.cleaner.backoff.ms, or when a cleaning has ended ◄──────────────────┘
 //! ```
 //!
+//! A log whose cleaning was given up (no space, most likely) waits for that time too, and longer each time. Below the
+//! directory's reserve none begins.
+//!
 //! Invariants: a log has one cleaner at most; so many cleanings run as there are cleaner threads; all together they read
 //! and write no more than `log.cleaner.io.max.bytes.per.second` on average. Nothing sleeps on the disk pool.
 
@@ -46,9 +49,11 @@ pub struct CleanerMetrics {
     pub uncleanable_bytes: u64,
     /// How often it looked at all logs for one to clean.
     pub rounds: u64,
-    /// Cleanings that ended.
+    /// Cleanings that came to their end.
     pub cleanings: u64,
-    /// Bytes that they read.
+    /// Cleanings that were given up.
+    pub given_up: u64,
+    /// Bytes that cleanings read.
     pub bytes_read: u64,
     /// Bytes that they wrote.
     pub bytes_written: u64,
@@ -176,10 +181,16 @@ async fn clean(context: Arc<Context>, claim: Claim) {
         let (job_context, job_claim, cleaner) = (Arc::clone(&context), Arc::clone(&claim), config(&context));
         let start = move || job_claim.start(&job_context, &cleaner);
         let Some(cleaning) = context.disk_pool.run(start).await else { break };
-        let (stats, go_on) = go_through(&context, &claim, cleaning).await;
+        let (stats, end) = go_through(&context, &claim, cleaning).await;
         all = add(&all, &stats);
-        if !go_on {
-            break;
+        match end {
+            End::Again => {}
+            End::Through => break,
+            End::GivenUp => {
+                claim.pause(context.clock.monotonic(), config(&context).backoff_ms.max(1));
+                count(&context, &all);
+                return context.cleaner.update(|metrics| metrics.given_up += 1);
+            }
         }
     }
     let partition = claim.partition();
@@ -189,11 +200,9 @@ async fn clean(context: Arc<Context>, claim: Claim) {
         bytes_before = all.bytes_before, bytes_after = all.bytes_after, keys = all.keys,
         opaque_batches = all.filter.opaque_batches, "compacted a log"
     );
+    count(&context, &all);
     context.cleaner.update(|metrics| {
         metrics.cleanings += 1;
-        metrics.bytes_read += all.bytes_read;
-        metrics.bytes_written += all.bytes_written;
-        metrics.opaque_batches += all.filter.opaque_batches;
         metrics.clean_time_secs = precise(millis) / 1000.0;
         metrics.buffer_utilization_percent = all.key_utilization * 100.0;
         if all.bytes_read > 0 {
@@ -202,8 +211,26 @@ async fn clean(context: Arc<Context>, claim: Claim) {
     });
 }
 
-/// Goes through one cleaning; says whether another one has to go on at once.
-async fn go_through(context: &Arc<Context>, claim: &Arc<Claim>, mut cleaning: Box<Cleaning>) -> (CleaningStats, bool) {
+/// What a cleaning did, whatever came of it.
+fn count(context: &Context, all: &CleaningStats) {
+    context.cleaner.update(|metrics| {
+        metrics.bytes_read += all.bytes_read;
+        metrics.bytes_written += all.bytes_written;
+        metrics.opaque_batches += all.filter.opaque_batches;
+    });
+}
+
+/// How a cleaning ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Through,
+    /// Its map of keys was full: another one has to go on at once.
+    Again,
+    GivenUp,
+}
+
+/// Goes through one cleaning.
+async fn go_through(context: &Arc<Context>, claim: &Arc<Claim>, mut cleaning: Box<Cleaning>) -> (CleaningStats, End) {
     let mut done = 0;
     loop {
         let rate = config(context).io_max_bytes_per_second;
@@ -218,16 +245,16 @@ async fn go_through(context: &Arc<Context>, claim: &Arc<Claim>, mut cleaning: Bo
         let stats = cleaning.stats();
         match outcome {
             SliceOutcome::More => {}
-            SliceOutcome::Done(go_on) => return (stats, go_on),
+            SliceOutcome::Done(go_on) => return (stats, if go_on { End::Again } else { End::Through }),
             SliceOutcome::GivenUp(reason) => {
                 let partition = claim.partition();
                 tracing::info!(topic = %partition.topic(), partition = %partition.id().partition, reason, "gave a cleaning up");
                 abandon(context, claim, cleaning).await;
-                return (stats, false);
+                return (stats, End::GivenUp);
             }
             SliceOutcome::Uncleanable => {
                 abandon(context, claim, cleaning).await;
-                return (stats, false);
+                return (stats, End::GivenUp);
             }
         }
         let bytes = stats.bytes_read + stats.bytes_written;

@@ -363,6 +363,7 @@ fn cleaner_metrics(cleaner: &broker::CleanerMetrics, out: &mut Vec<Family>) {
     for (name, help, value) in [
         ("ottla_log_cleaner_rounds", "Looks at all logs for one to compact", cleaner.rounds),
         ("ottla_log_cleaner_cleanings", "Compactions that ended", cleaner.cleanings),
+        ("ottla_log_cleaner_given_up", "Compactions that were given up", cleaner.given_up),
         ("ottla_log_cleaner_read_bytes", "Bytes that compactions read", cleaner.bytes_read),
         ("ottla_log_cleaner_written_bytes", "Bytes that compactions wrote", cleaner.bytes_written),
         ("ottla_log_cleaner_opaque_batches", "Batches that do not decode, kept whole", cleaner.opaque_batches),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use metadata::configs::CleanerConfig;
-use model::{Offset, ProducerId, Rules};
+use model::{Offset, ProducerId, Rules, Time};
 use storage::log::compaction::{HashKey, LastOfProducer};
 use storage::{Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStep, LogError};
 
@@ -45,12 +45,19 @@ impl Partition {
     /// Blocks.
     pub(crate) fn cleanable(self: &Arc<Self>, context: &Arc<Context>) -> Option<Cleanable> {
         let wall = context.clock.wall();
-        self.handle(context, |inner, _| {
+        self.handle(context, |inner, now| {
             if !inner.settings.compacted || !inner.may_be_cleaned() || inner.cleaning {
                 return None;
             }
             let bound = inner.cleaning_bound();
-            let found = inner.log.free_deleted(wall).and_then(|_| inner.log.cleanable(wall, bound));
+            let freed = inner.log.free_deleted(wall);
+            if inner.cleaning_pause.holds(now) || inner.has_no_space_for_a_copy() {
+                if let Err(error) = freed {
+                    self.log_failed(context, inner, &error);
+                }
+                return None;
+            }
+            let found = freed.and_then(|_| inner.log.cleanable(wall, bound));
             found.unwrap_or_else(|error| {
                 self.log_failed(context, inner, &error);
                 None
@@ -78,7 +85,37 @@ impl Partition {
     }
 }
 
+/// After cleanings that were given up: why ever that was, the next one would not get further at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CleaningPause {
+    /// How many there were, one after the other.
+    given_up: u32,
+    until: Time,
+}
+
+impl CleaningPause {
+    /// The pause is as long as the cleaner's own after the first, and at most so many times as long.
+    const LONGEST: u32 = 16;
+
+    fn holds(&self, now: Time) -> bool {
+        self.given_up > 0 && now < self.until
+    }
+
+    fn begin(&mut self, now: Time, backoff_ms: u64) {
+        let times = 1u32.checked_shl(self.given_up).unwrap_or(u32::MAX).min(Self::LONGEST);
+        *self = Self {
+            given_up: self.given_up.saturating_add(1),
+            until: Time(now.0.saturating_add(backoff_ms.saturating_mul(u64::from(times)))),
+        };
+    }
+}
+
 impl Claim {
+    /// The cleaning was given up: the next one of this log waits.
+    pub(crate) fn pause(&self, now: Time, backoff_ms: u64) {
+        self.partition.lock().cleaning_pause.begin(now, backoff_ms);
+    }
+
     /// Which partition.
     pub(crate) fn partition(&self) -> &Arc<Partition> {
         &self.partition
@@ -116,6 +153,9 @@ impl Claim {
     /// Works on a cleaning until about `budget` bytes went through it. Blocks.
     pub(crate) fn work(&self, context: &Arc<Context>, cleaning: &mut Cleaning, budget: u64) -> SliceOutcome {
         let Some(_slice) = self.begin_slice() else { return SliceOutcome::GivenUp("the replica is gone".to_owned()) };
+        if self.partition.lock().has_no_space_for_a_copy() {
+            return SliceOutcome::GivenUp("the log directory has less space than is to be kept free".to_owned());
+        }
         match cleaning.step(budget) {
             Ok(CleaningStep::More) => SliceOutcome::More,
             Ok(CleaningStep::Swap(cleaned)) => {
@@ -131,9 +171,11 @@ impl Claim {
                     Some(done) => self.locked(context, |inner| inner.log.finish_swap_end(done).map(|()| swapped)),
                 }
             }
-            Ok(CleaningStep::Done) => {
-                self.locked(context, |inner| inner.log.finish_cleaning(cleaning).map(|end| SliceOutcome::Done(!end)))
-            }
+            Ok(CleaningStep::Done) => self.locked(context, |inner| {
+                let end = inner.log.finish_cleaning(cleaning)?;
+                inner.cleaning_pause = CleaningPause::default();
+                Ok(SliceOutcome::Done(!end))
+            }),
             Err(LogError::Corrupt { .. }) if !self.partition.lock().log.is_current(cleaning) => {
                 SliceOutcome::GivenUp("the log was cut meanwhile".to_owned())
             }
@@ -204,6 +246,11 @@ impl Inner {
         self.failed.is_none() && !self.removed && self.uncleanable.is_none() && self.moving.is_none()
     }
 
+    /// A copy takes space before any is freed: what is to be kept free is not for it, but in logs that may use it up.
+    fn has_no_space_for_a_copy(&self) -> bool {
+        self.dir.health().is_full() && !self.settings.log.may_use_reserve
+    }
+
     /// R39: nothing at or above the high watermark, or that belongs to a transaction that may still be decided.
     fn cleaning_bound(&self) -> Offset {
         self.producers.last_stable_offset(self.replica.log(), Rules::all())
@@ -221,5 +268,24 @@ impl Inner {
             }
         };
         self.producers.iter().filter_map(|(id, state)| Some((id, needed(state)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_after_cleanings_that_were_given_up_grows_up_to_a_bound() {
+        let mut pause = CleaningPause::default();
+        assert!(!pause.holds(Time(0)));
+        let mut now = 1_000;
+        for times in [1, 2, 4, 8, 16, 16, 16] {
+            pause.begin(Time(now), 100);
+            assert!(pause.holds(Time(now + times * 100 - 1)) && !pause.holds(Time(now + times * 100)), "{times}");
+            now += times * 100;
+        }
+        (0..100).for_each(|_| pause.begin(Time(now), 100));
+        assert!(!pause.holds(Time(now + 1_600)));
     }
 }

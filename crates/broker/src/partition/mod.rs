@@ -113,6 +113,7 @@ pub(crate) struct Inner {
     sync_held: bool,
     /// A cleaner is at this log.
     cleaning: bool,
+    cleaning_pause: clean::CleaningPause,
     /// Why this log cannot be compacted, until the process starts again.
     uncleanable: Option<String>,
     /// The newest producer snapshot is of this offset (`R41`).
@@ -236,6 +237,7 @@ impl Partition {
             jobs_held: false,
             sync_held: false,
             cleaning: false,
+            cleaning_pause: clean::CleaningPause::default(),
             uncleanable: None,
             snapshot_at: parts.snapshot_at,
             snapshot_written: 0,

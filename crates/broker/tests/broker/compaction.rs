@@ -11,13 +11,16 @@ use coordinator::request::{
     OffsetToCommit, SyncGroupRequest, TopicOffsetsToCommit,
 };
 use coordinator::{GroupRequest, GroupResponse};
-use metadata::control::{ControlRequest, DeleteTopics, TopicRef};
+use metadata::ConfigResource;
+use metadata::control::{
+    ConfigChange, ConfigOperation, ControlRequest, DeleteTopics, IncrementalAlterConfigs, TopicRef,
+};
 use model::{
     Codec, ErrorCode, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter,
     TopicId, TopicPartition, encode_batch, encode_records,
 };
 use storage::compression::{CompressionLevels, compress_into};
-use storage::disk::{Crash, Disk};
+use storage::disk::{Call, Crash, Disk, FaultKind};
 
 use crate::cluster::*;
 
@@ -166,6 +169,58 @@ async fn a_follower_that_was_away_copies_a_compacted_log() {
     cluster.wait_isr(id, &[1, 2]).await;
     assert_eq!(cluster.log_end(2, id), 59);
     assert_eq!(wait_records(cluster.broker(2), id, 2).await, left);
+}
+
+/// A log that is dirty, and is not compacted before [`compact`].
+async fn dirty_log() -> (Cluster, TopicPartition) {
+    let file = [("log.cleaner.backoff.ms", "200"), ("log.roll.ms", "20"), ("log.cleaner.min.cleanable.ratio", "0.01")];
+    let cluster = Cluster::on_disk_only(1, 1, &file).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    for round in 0..20 {
+        put(cluster.broker(1), id, &[("a", Some(&round.to_string())), ("b", None)], None).await;
+    }
+    let names = || cluster.disk(1).list(Path::new("/data/t-0")).unwrap().into_iter().map(|entry| entry.name);
+    let ready = || names().any(|name| name == "leader-epoch-checkpoint") && names().any(|name| name.ends_with("40.log"));
+    eventually("all is in sealed segments, and synced", || ready().then_some(())).await;
+    (cluster, id)
+}
+
+fn compact(cluster: &Cluster) {
+    let operation = ConfigOperation::Set(Some("compact".to_owned()));
+    let changes = vec![ConfigChange { name: "cleanup.policy".to_owned(), operation }];
+    cluster.controller.ask(&ControlRequest::IncrementalAlterConfigs(IncrementalAlterConfigs {
+        resources: vec![(ConfigResource::Topic("t".to_owned()), changes)],
+        validate_only: false,
+    }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_cleaning_finds_no_space_is_not_tried_again_at_once() {
+    let (cluster, _) = dirty_log().await;
+    (0..5_000).for_each(|_| cluster.disk(1).fail(Call::Write, 0, FaultKind::Enospc));
+    compact(&cluster);
+    let cleaner = || cluster.broker(1).metrics().cleaner;
+    let first = eventually("one is given up", || Some(cleaner()).filter(|now| now.given_up > 0)).await;
+    let later = eventually("some rounds more", || Some(cleaner()).filter(|now| now.rounds >= first.rounds + 8)).await;
+    // Each that is given up begins a round at once, which must not take the same log again.
+    assert!(later.given_up - first.given_up <= 5, "{first:?} {later:?}");
+    assert_eq!(later.cleanings, 0);
+    assert!(cluster.disk(1).faults_waiting() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_cleaning_begins_below_the_reserve() {
+    let (cluster, id) = dirty_log().await;
+    cluster.disk(1).leave_space(RESERVE.unsigned_abs() - 1);
+    let metrics = || cluster.broker(1).metrics();
+    eventually("it is noticed", || metrics().directories[0].space.full.then_some(())).await;
+    compact(&cluster);
+    let before = metrics().cleaner;
+    let later = eventually("rounds", || Some(metrics().cleaner).filter(|now| now.rounds >= before.rounds + 5)).await;
+    assert_eq!((later.bytes_read, later.given_up), (0, 0));
+    cluster.disk(1).leave_space(10 * RESERVE.unsigned_abs());
+    wait_records(cluster.broker(1), id, 2).await;
 }
 
 fn commit(group: &str, partition: i32, offset: i64) -> GroupRequest {
