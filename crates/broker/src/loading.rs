@@ -424,7 +424,7 @@ impl Replicas {
         }
         // The checkpoints know names only: what they say of these would be taken for another topic's of that name.
         write_checkpoints(&self.context).await;
-        let mut by_dir: BTreeMap<DirectoryId, (Arc<LogDir>, Vec<(Arc<str>, PartitionIndex)>)> = BTreeMap::new();
+        let mut by_dir: BTreeMap<DirectoryId, (Arc<LogDir>, Vec<Gone>)> = BTreeMap::new();
         for (dir, topic, partition) in names.into_iter().filter(|(dir, ..)| dir.works()) {
             tracing::info!(%topic, %partition, directory = %dir.data().path().display(), "deleting a replica");
             by_dir.entry(dir.id()).or_insert_with(|| (dir, Vec::new())).1.push((topic, partition));
@@ -723,9 +723,12 @@ async fn forget(context: &Context, dir: Arc<LogDir>, future: FutureDir) {
     }
 }
 
+/// A partition that is deleted, by name.
+type Gone = (Arc<str>, PartitionIndex);
+
 /// Takes the files of partitions in one directory out of use on the disk pool.
 /// They have other names when this returns; their space is freed later, so that what follows in the metadata does not wait.
-async fn delete(context: &Arc<Context>, dir: Arc<LogDir>, partitions: Vec<(Arc<str>, PartitionIndex)>) {
+async fn delete(context: &Arc<Context>, dir: Arc<LogDir>, partitions: Vec<Gone>) {
     let job_dir = Arc::clone(&dir);
     let renamed = context.disk_pool.run(move || {
         let names: Vec<_> = partitions.iter().map(|(topic, partition)| (&**topic, *partition)).collect();

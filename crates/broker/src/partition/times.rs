@@ -69,9 +69,7 @@ impl Partition {
 
     fn note(&self, epoch: LeaderEpoch, leadership: Leadership, read: &TimeRead) -> Result<(), ErrorCode> {
         let time = read.run().map_err(|_| ErrorCode::KafkaStorageError)?;
-        self.while_leading(epoch, leadership, |inner| {
-            inner.log.note_time(&time)
-        })
+        self.while_leading(epoch, leadership, |inner| inner.log.note_time(&time))
     }
 
     /// A leader's log is never cut: what was read without the lock is still there, unless this says otherwise.
@@ -107,7 +105,9 @@ impl Partition {
                 inner.replica.handle_log_start(start);
             }
             match done {
-                Ok(()) => inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms),
+                Ok(()) => {
+                    inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
+                }
                 Err(error) => self.log_failed(context, inner, &error),
             }
             inner.jobs += u32::from(removal.is_some());

@@ -181,7 +181,8 @@ async fn dirty_log() -> (Cluster, TopicPartition) {
         put(cluster.broker(1), id, &[("a", Some(&round.to_string())), ("b", None)], None).await;
     }
     let names = || cluster.disk(1).list(Path::new("/data/t-0")).unwrap().into_iter().map(|entry| entry.name);
-    let ready = || names().any(|name| name == "leader-epoch-checkpoint") && names().any(|name| name.ends_with("40.log"));
+    let ready =
+        || names().any(|name| name == "leader-epoch-checkpoint") && names().any(|name| name.ends_with("40.log"));
     eventually("all is in sealed segments, and synced", || ready().then_some(())).await;
     (cluster, id)
 }

@@ -487,7 +487,7 @@ async fn what_the_next_leader_does_not_have_is_cut_off() {
 async fn a_cut_that_finds_no_descriptor_is_made_over_a_log_that_was_opened_anew() {
     let cluster = Cluster::start(1, 1).await;
     let mut played = Played::start(&cluster).await;
-    let id = cluster.topic("t", &[PLAYED, 1], &[]).await;
+    cluster.topic("t", &[PLAYED, 1], &[]).await;
     let mut stream = played.followed().await;
     let session = stream.opened().await;
     stream.accept(&session).await;

@@ -90,7 +90,7 @@ impl StableReader {
                 if !marker.commit {
                     out.remove(&header.producer_id.0);
                 }
-            } else if !header.is_control() && !(header.is_transactional() && out.contains(&header.producer_id.0)) {
+            } else if !(header.is_control() || header.is_transactional() && out.contains(&header.producer_id.0)) {
                 for record in RecordIter::new(batch.payload(), header.record_count) {
                     let record = record?;
                     let offset = header.base_offset.0 + i64::from(record.offset_delta);

@@ -11,7 +11,7 @@
 use std::io;
 use std::sync::Arc;
 
-use model::{Codec, LeaderEpoch, Offset, RecordBatch, RecordIter, Time, TimestampType};
+use model::{BatchHeader, Codec, LeaderEpoch, Offset, RecordBatch, RecordIter, Time, TimestampType};
 
 use super::index;
 use super::segment::{FileKind, SegmentFiles, Stamp};
