@@ -13,7 +13,7 @@ use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBroker, Suspect, supported_features};
 use metadata::records::{Listener, SecurityProtocol};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Time, Uuid};
-use rpc::controller::{ControllerClient, MetadataEvent, VoterChange};
+use rpc::controller::{CallError, ControllerClient, MetadataEvent, VoterChange};
 use rpc::raft::{QuorumNode, RaftCall, RaftServer};
 use storage::disk::{Call, Crash, DirEntry, Disk, DiskFile, FaultKind, MemDisk, OpenMode};
 use tokio::time::Instant;
@@ -291,7 +291,9 @@ async fn an_isolated_leader_stops_answering_and_gives_way() {
     let alone = ControllerClient::new(&cluster.voters[leader..=leader]).unwrap();
     let request = ControlRequest::UnregisterBroker { broker: BrokerId(1) };
     let deadline = Instant::now() + Duration::from_millis(500);
-    assert_eq!(alone.call(request, deadline).await, Err(rpc::controller::CallError::Timeout));
+    // Who asks again and again until the deadline may have a question under way at that moment.
+    let answer = alone.call(request, deadline).await;
+    assert!(matches!(answer, Err(CallError::Timeout | CallError::Unknown)), "{answer:?}");
     let (second, _) = cluster.active().await;
     assert_ne!(second, leader);
     let epoch = cluster.register(2).await;
