@@ -140,6 +140,17 @@ impl KafkaClient {
             .with_context(|| format!("no broker of {tried} answered; is the cluster running?"))
     }
 
+    /// Whether the broker at `address` has an API at all: older clusters do not have the newest ones.
+    pub(crate) async fn serves(&mut self, address: &str, api: ApiKey) -> Result<bool> {
+        let connection = match self.connections.remove(address) {
+            Some(connection) => connection,
+            None => Connection::open(address).await?,
+        };
+        let serves = connection.versions.contains_key(&api.key());
+        self.connections.insert(address.to_owned(), connection);
+        Ok(serves)
+    }
+
     /// Asks the broker at `address`.
     pub(crate) async fn at<R: Request, A: Response>(&mut self, address: &str, request: &R) -> Result<A> {
         let mut connection = match self.connections.remove(address) {

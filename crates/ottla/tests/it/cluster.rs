@@ -9,6 +9,9 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+use protocol::messages::{FindCoordinatorRequest, FindCoordinatorResponse};
+use protocol::{Request, Response, decode_response, encode_request};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -53,6 +56,18 @@ pub(crate) fn json(output: &Output) -> Value {
 /// One JSON value a line.
 pub(crate) fn json_lines(output: &Output) -> Vec<Value> {
     stdout(output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// One request to a broker, on a connection of its own.
+pub(crate) fn ask<R: Request, A: Response>(address: &str, request: &R, version: i16) -> A {
+    let mut stream = TcpStream::connect(address).expect("a broker");
+    let frame = encode_request(request, version, 1, Some("test")).expect("a request");
+    stream.write_all(&frame.into_bytes()).expect("it is sent");
+    let mut size = [0; 4];
+    stream.read_exact(&mut size).expect("an answer");
+    let mut answer = vec![0; usize::try_from(u32::from_be_bytes(size)).expect("a size")];
+    stream.read_exact(&mut answer).expect("the whole answer");
+    decode_response(BytesMut::from(&answer[..]), version).expect("an answer").1
 }
 
 /// A first port such that every port of `nodes` nodes is free now.
@@ -185,6 +200,18 @@ impl Cluster {
     pub(crate) fn bootstrap(&self) -> String {
         let addresses: Vec<String> = (0..self.nodes).map(|i| format!("127.0.0.1:{}", self.base_port + i)).collect();
         addresses.join(",")
+    }
+
+    /// Who coordinates a group (0) or a transactional id (1).
+    pub(crate) fn coordinator(&self, key_type: i8, key: &str) -> String {
+        let bootstrap = self.bootstrap();
+        let any = bootstrap.split(',').next().expect("a broker");
+        let find = FindCoordinatorRequest { key_type, coordinator_keys: vec![key.to_owned()], ..Default::default() };
+        eventually("a coordinator", || {
+            let found: FindCoordinatorResponse = ask(any, &find, 4);
+            let found = &found.coordinators[0];
+            (found.error_code == 0).then(|| format!("{}:{}", found.host, found.port))
+        })
     }
 
     /// A command that asks this cluster.

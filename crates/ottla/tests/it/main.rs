@@ -4,6 +4,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod golden;
+mod groups;
 mod local;
 mod log;
 mod moves;

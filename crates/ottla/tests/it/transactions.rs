@@ -1,40 +1,18 @@
 //! `ottla transaction`, with a transaction that a client has left open.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
-use bytes::BytesMut;
 use model::{ProducerEpoch, ProducerId, Record};
 use protocol::messages::*;
-use protocol::{Request, Response, decode_response, encode_request};
 use serde_json::json;
 
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, ask, eventually};
 
 const ID: &str = "left-open";
-
-/// One request to a broker, on a connection of its own.
-fn ask<R: Request, A: Response>(address: &str, request: &R, version: i16) -> A {
-    let mut stream = TcpStream::connect(address).expect("a broker");
-    let frame = encode_request(request, version, 1, Some("test")).expect("a request");
-    stream.write_all(&frame.into_bytes()).expect("it is sent");
-    let mut size = [0; 4];
-    stream.read_exact(&mut size).expect("an answer");
-    let mut answer = vec![0; usize::try_from(u32::from_be_bytes(size)).expect("a size")];
-    stream.read_exact(&mut answer).expect("the whole answer");
-    decode_response(BytesMut::from(&answer[..]), version).expect("an answer").1
-}
 
 /// Begins a transaction and writes one record in it.
 fn leave_open(cluster: &Cluster, topic: &str) -> i64 {
     let bootstrap = cluster.bootstrap();
     let any = bootstrap.split(',').next().expect("a broker");
-    let find = FindCoordinatorRequest { key_type: 1, coordinator_keys: vec![ID.to_owned()], ..Default::default() };
-    let coordinator = eventually("a coordinator", || {
-        let found: FindCoordinatorResponse = ask(any, &find, 4);
-        let found = &found.coordinators[0];
-        (found.error_code == 0).then(|| format!("{}:{}", found.host, found.port))
-    });
+    let coordinator = cluster.coordinator(1, ID);
     let init = InitProducerIdRequest {
         transactional_id: Some(ID.to_owned()),
         transaction_timeout_ms: 600_000,

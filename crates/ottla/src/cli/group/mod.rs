@@ -1,23 +1,21 @@
 //! `ottla group`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod describe;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::BytesMut;
 use clap::{Args, Subcommand};
 use model::ErrorCode;
 use protocol::messages::{
-    ConsumerProtocolAssignment, DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest,
-    DescribeGroupsResponse, ListGroupsRequest, ListGroupsResponse, OffsetCommitRequest, OffsetCommitResponse,
-    OffsetFetchRequest, OffsetFetchResponse,
-    describe_groups_response::{DescribedGroup, DescribedGroupMember},
-    offset_commit_request, offset_fetch_request,
+    DeleteGroupsRequest, DeleteGroupsResponse, ListGroupsRequest, ListGroupsResponse, OffsetCommitRequest,
+    OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, offset_commit_request, offset_fetch_request,
 };
-use protocol::{Decoder, Message, Request, Response};
+use protocol::{Request, Response};
 use serde_json::{Value, json};
 
-use super::output::{Output, counted, object};
+use super::output::{Output, counted};
 use super::partitions::{EARLIEST, LATEST, Retry, list_offsets};
 use crate::kafka_client::{KafkaClient, check, is_retriable};
 
@@ -70,7 +68,7 @@ pub(crate) struct ResetOptions {
 pub(super) async fn run(client: &mut KafkaClient, output: Output, command: GroupCommand) -> Result<()> {
     match command {
         GroupCommand::List => list(client, output).await,
-        GroupCommand::Describe { group } => describe(client, output, &group).await,
+        GroupCommand::Describe { group } => describe::describe(client, output, &group).await,
         GroupCommand::Reset(options) => reset(client, output, options).await,
         GroupCommand::Delete { groups } => delete(client, output, groups).await,
     }
@@ -123,18 +121,6 @@ async fn ask<R: Request, A: Response>(
     }
 }
 
-async fn describe_one(client: &mut KafkaClient, group: &str) -> Result<DescribedGroup> {
-    let request = DescribeGroupsRequest { groups: vec![group.to_owned()], include_authorized_operations: false };
-    let code = |answer: &DescribeGroupsResponse| answer.groups.first().map(|group| group.error_code);
-    let answer = ask(client, group, &request, code).await?;
-    let described = answer.groups.into_iter().next().context("DescribeGroups answered nothing")?;
-    if ErrorCode::from_code(described.error_code) == ErrorCode::GroupIdNotFound || described.group_state == "Dead" {
-        bail!("there is no group {group}; `ottla group list` shows those there are");
-    }
-    check(described.error_code)?;
-    Ok(described)
-}
-
 /// A committed offset.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Committed {
@@ -180,76 +166,6 @@ pub(super) async fn committed(client: &mut KafkaClient, group: &str) -> Result<B
 async fn topic_names(client: &mut KafkaClient) -> Result<BTreeMap<model::Uuid, String>> {
     let metadata = client.metadata(None).await?;
     Ok(metadata.topics.into_iter().filter_map(|topic| Some((topic.topic_id, topic.name?))).collect())
-}
-
-/// The member that each partition is assigned to, as a classic group's assignor said.
-fn owners(described: &DescribedGroup) -> BTreeMap<(String, i32), String> {
-    let mut owners = BTreeMap::new();
-    for member in described.members.iter().filter(|_| described.protocol_type == "consumer") {
-        let bytes = &member.member_assignment;
-        let Some(version) = bytes.first_chunk().map(|version| i16::from_be_bytes(*version)) else { continue };
-        // Another client's own format is not ours to read.
-        let version = version.min(*ConsumerProtocolAssignment::VERSIONS.end());
-        let mut decoder = Decoder::new(BytesMut::from(&bytes[2..]));
-        let Ok(assignment) = ConsumerProtocolAssignment::decode(&mut decoder, version) else { continue };
-        for topic in assignment.assigned_partitions {
-            owners.extend(topic.partitions.iter().map(|p| ((topic.topic.clone(), *p), member.member_id.clone())));
-        }
-    }
-    owners
-}
-
-async fn describe(client: &mut KafkaClient, output: Output, group: &str) -> Result<()> {
-    const COLUMNS: [&str; 7] = ["topic", "partition", "offset", "log_end", "lag", "lag_seconds", "member"];
-    let address = client.coordinator(group).await?;
-    let described = describe_one(client, group).await?;
-    let offsets = committed(client, group).await?;
-    let owners = owners(&described);
-    let mut ends: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
-    for (topic, _) in offsets.keys() {
-        if !ends.contains_key(topic) {
-            // A topic may have gone since: its offsets are shown without an end.
-            ends.insert(topic.clone(), list_offsets(client, topic, LATEST).await.unwrap_or_default());
-        }
-    }
-    let partitions: BTreeSet<&(String, i32)> = offsets.keys().chain(owners.keys()).collect();
-    let row = |key: &(String, i32)| {
-        let (topic, partition) = key;
-        let committed = offsets.get(key);
-        let (offset, late) = (committed.map(|at| at.offset), committed.and_then(|at| at.lag_seconds()));
-        let end = ends.get(topic).and_then(|ends| ends.get(partition));
-        let lag = end.zip(offset).map(|(end, offset)| (end - offset).max(0));
-        vec![json!(topic), json!(partition), json!(offset), json!(end), json!(lag), json!(late), json!(owners.get(key))]
-    };
-    let rows: Vec<Vec<Value>> = partitions.into_iter().map(row).collect();
-    let member = |m: &DescribedGroupMember| json!({ "member": m.member_id, "client": m.client_id, "host": m.client_host, "instance": m.group_instance_id });
-    let members: Vec<Value> = described.members.iter().map(member).collect();
-    if output.json {
-        let rows: Vec<Value> = rows.into_iter().map(|row| object(&COLUMNS, row)).collect();
-        let all = json!({ "group": group, "state": described.group_state, "protocol": described.protocol_data,
-                          "lag_seconds": latest(&offsets),
-                          "coordinator": address, "members": members, "offsets": rows });
-        return output.fact("", &all);
-    }
-    let assignor = if described.protocol_data.is_empty() { "-" } else { &described.protocol_data };
-    output.text(&format!("group        {group}\nstate        {}\nassignor     {assignor}", described.group_state))?;
-    let late = latest(&offsets).map_or("-".to_owned(), |seconds| format!("{seconds:.1} s behind"));
-    output.text(&format!("coordinator  {address}\nmembers      {}\nlag          {late}\n", members.len()))?;
-    output.rows(&COLUMNS, rows)?;
-    if !members.is_empty() {
-        output.text("")?;
-        let row = |m: &DescribedGroupMember| {
-            vec![json!(m.member_id), json!(m.client_id), json!(m.client_host), json!(m.group_instance_id)]
-        };
-        output.rows(&["member", "client", "host", "instance"], described.members.iter().map(row).collect())?;
-    }
-    Ok(())
-}
-
-/// The age of the oldest record that a group has still to read; None where one partition does not tell.
-fn latest(offsets: &BTreeMap<(String, i32), Committed>) -> Option<f64> {
-    let ages: Option<Vec<u64>> = offsets.values().map(|at| at.lag_ms).collect();
-    ages.map(|ages| Duration::from_millis(ages.into_iter().max().unwrap_or(0)).as_secs_f64())
 }
 
 async fn reset(client: &mut KafkaClient, output: Output, options: ResetOptions) -> Result<()> {
