@@ -28,7 +28,7 @@ TWO_FAULTS = 'of a config change that is wrong in two ways, or wrong for a broke
 NO_ISOLATION = 'an isolation level that does not exist is the request\'s fault, and not a failure of the broker'
 UNREADABLE = 'a batch in a codec that does not exist, or that does not decode, is the producer\'s fault'
 LOOSE = 'batches whose offsets, producer or epoch contradict each other are refused'
-FENCE = 'a fence takes two epochs and is never told to the one who is fenced (R46, R48)'
+FENCE = 'a fence for a successor takes two epochs and is never told to the one who is fenced (R46)'
 ASSIGNOR = 'which of several partitions a member gets: another implementation of the assignors'
 EARLIER = 'what is refused by the log is refused before it is added to the transaction'
 
@@ -96,8 +96,9 @@ EXPECTED = [
     Expected('groups', 'OffsetCommit', r'Topics\[\]\.Partitions\[\]\.ErrorCode', '.*', "'STALE_MEMBER_EPOCH'",
              'a static member that came back commits nothing in the epochs of the one before', 'epoch before'),
     # Transactions.
-    Expected('transactions', 'EndTxn|InitProducerId|AddOffsetsToTxn|AddPartitionsToTxn', '.*ErrorCode',
-             "'(NONE|INVALID_TXN_STATE|CONCURRENT_TRANSACTIONS)'", "'PRODUCER_FENCED'", FENCE),
+    Expected('transactions', 'EndTxn', 'ErrorCode', "'(NONE|INVALID_TXN_STATE)'", "'PRODUCER_FENCED'", FENCE, 'v2 .*'),
+    Expected('transactions', 'InitProducerId', 'ErrorCode', "'(NONE|CONCURRENT_TRANSACTIONS)'", "'PRODUCER_FENCED'", FENCE,
+             'again.*'),
     Expected('transactions', 'DescribeTransactions', r'TransactionStates\[\]\.Topics\[\](\.Partitions.*)?', '.*', "'<absent>'",
              EARLIER),
     Expected('transactions', 'TxnOffsetCommit', r'Topics\[\]\.Partitions\[\]\.ErrorCode', "'UNKNOWN_MEMBER_ID'",

@@ -30,6 +30,7 @@ import java.util.concurrent.TimeUnit;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.TopicDescription;
+import org.apache.kafka.clients.admin.TransactionState;
 import org.apache.kafka.clients.consumer.ConsumerGroupMetadata;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
@@ -38,6 +39,7 @@ import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.errors.InvalidProducerEpochException;
 import org.apache.kafka.common.errors.InvalidTopicException;
 import org.apache.kafka.common.errors.ProducerFencedException;
 import org.apache.kafka.common.errors.RecordTooLargeException;
@@ -512,12 +514,40 @@ public class ClientSuite {
                 first.sendOffsetsToTransaction(Map.of(part, new OffsetAndMetadata(4)), nobody);
                 first.commitTransaction();
                 throw new AssertionError("the first producer is not fenced");
-            } catch (ProducerFencedException | org.apache.kafka.common.errors.InvalidProducerEpochException e) {
+            } catch (ProducerFencedException | InvalidProducerEpochException e) {
                 // As it must be.
             }
             second.commitTransaction();
             equal(c.committed(Set.of(part)).get(part).offset(), 5L, "the offset of the second producer");
         }
+    }
+
+    // Its transaction is aborted behind its back: in Kafka's words an abortable error, after which it goes on.
+    static void timedOut(boolean writes) throws Exception {
+        String topic = topic(1, Map.of()), id = unique("tx");
+        try (KafkaProducer<String, String> p = producer("transactional.id", id, "transaction.timeout.ms", "1000")) {
+            p.initTransactions();
+            p.beginTransaction();
+            p.send(new ProducerRecord<>(topic, 0, null, "too slow")).get();
+            eventually(() -> state(id) == TransactionState.COMPLETE_ABORT, "the transaction to be aborted");
+            if (writes) {
+                Throwable refused = refusal(p.send(new ProducerRecord<>(topic, 0, null, "too late")));
+                if (!(refused instanceof InvalidProducerEpochException)) throw new AssertionError("refused with " + refused);
+            }
+            p.abortTransaction();
+            for (String value : List.of("in time", "as well")) {
+                p.beginTransaction();
+                p.send(new ProducerRecord<>(topic, 0, null, value)).get();
+                p.commitTransaction();
+            }
+        }
+        List<String> values = new ArrayList<>();
+        read(topic, 2, "isolation.level", "read_committed").forEach(r -> values.add(r.value()));
+        equal(values, List.of("in time", "as well"), "committed");
+    }
+
+    static TransactionState state(String id) throws Exception {
+        return admin.describeTransactions(List.of(id)).description(id).get().state();
     }
 
     static void transactionsTool() throws Exception {
@@ -550,6 +580,8 @@ public class ClientSuite {
             new Check("records move with their offsets in transactions, some aborted, a classic group", () -> offsetsInTransactions("classic")),
             new Check("records move with their offsets in transactions, some aborted, a group of the next generation", () -> offsetsInTransactions("consumer")),
             new Check("a fenced producer commits no offsets, and its open ones are dropped", ClientSuite::fencedOffsets),
+            new Check("a producer whose transaction was open for too long aborts it and goes on", () -> timedOut(false)),
+            new Check("a producer that writes when its transaction was open for too long aborts it and goes on", () -> timedOut(true)),
             new Check("kafka-transactions: list, describe, describe-producers, find-hanging, abort", ClientSuite::transactionsTool),
             new Check("kafka-topics: create, list, describe, alter, delete", ClientSuite::topicsTool),
             new Check("kafka-console-producer and kafka-console-consumer", ClientSuite::consoles),

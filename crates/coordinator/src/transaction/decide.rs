@@ -145,15 +145,28 @@ fn idle(known: &TransactionMetadata, timeout_ms: i32, now: Time) -> TransactionM
     }
 }
 
-/// An open transaction is aborted, and its producer fenced (`R46`, `R48`).
+/// An open transaction is aborted for a successor of its producer, which is fenced (`R46`).
 ///
 /// Where every transaction bumps the epoch, the fence takes two: the next epoch is the one that the producer's own EndTxn
 /// would have brought, and a producer that repeats it must not be taken for one whose answer was lost (`R51`).
 pub(super) fn fence(known: &TransactionMetadata, c: &Circumstances) -> TransactionMetadata {
     let epochs = if c.transaction_version >= EPOCH_BUMP_VERSION { 2 } else { 1 };
+    TransactionMetadata { last_producer_epoch: ProducerEpoch::NONE, ..abort_for(known, epochs, c) }
+}
+
+/// A transaction that is open for too long is aborted (`R48`). What its producer still has on its way is refused as a
+/// fenced one's is, by the epoch that the markers carry and the coordinator verifies. But nobody else has come for the id:
+/// its producer goes on in the next epoch once it has heard that the transaction is aborted, as the answer to an abort
+/// of its own (`R51`) or to an InitProducerId that says who it was (`R46`).
+pub(super) fn time_out(known: &TransactionMetadata, c: &Circumstances) -> TransactionMetadata {
+    // The last epoch is for a fence alone: no producer goes on in it.
+    let last_producer_epoch = if known.is_exhausted() { ProducerEpoch::NONE } else { known.producer_epoch };
+    TransactionMetadata { last_producer_epoch, ..abort_for(known, 1, c) }
+}
+
+fn abort_for(known: &TransactionMetadata, epochs: i16, c: &Circumstances) -> TransactionMetadata {
     TransactionMetadata {
         producer_epoch: bumped(known.producer_epoch, epochs, c.rules.hold(Rule::R48FenceBumps)),
-        last_producer_epoch: ProducerEpoch::NONE,
         client_version: c.transaction_version,
         ..prepared(known, Status::PrepareAbort, c.now)
     }
@@ -298,6 +311,7 @@ fn end_same_epoch(
 /// CompleteAbort   answered  INVALID_…     ends          INVALID_TXN_STATE
 /// CompleteCommit  INVALID_… answered      ends          INVALID_TXN_STATE
 /// ```
+/// CompleteAbort is also what a timeout leaves behind (`R48`): so a commit that comes too late is told as much.
 fn end_and_bump(
     known: &TransactionMetadata,
     request: &EndTransactionRequest,
@@ -322,8 +336,9 @@ fn end_and_bump(
     end(known, request.commit, c)
 }
 
-/// Whether this is the producer of the transaction that was completed last, which has not heard of the new epoch. The
-/// transaction of an older client has left its epoch in force: who has the one before was fenced by that client.
+/// Whether this is the producer of the transaction that was completed last, which has not heard of the new epoch: the
+/// answer to its EndTxn was lost, or the transaction was open for too long (`R48`). A successor's fence is two epochs on;
+/// and the transaction of an older client has left its epoch in force: who has the one before was fenced by that client.
 fn is_repeated(known: &TransactionMetadata, producer: Producer) -> bool {
     if known.client_version < EPOCH_BUMP_VERSION {
         return false;
@@ -332,7 +347,7 @@ fn is_repeated(known: &TransactionMetadata, producer: Producer) -> bool {
         && known.producer_id != producer.id
         && producer.epoch == ProducerEpoch(i16::MAX - 1)
         && known.producer_epoch == ProducerEpoch(0);
-    // A transaction that its own producer ended never leaves the last epoch in force: only a fence does.
+    // A transaction that its own producer ended never leaves the last epoch in force: only a fence or a timeout does.
     let bumped = known.producer_id == producer.id
         && known.producer_epoch != ProducerEpoch(i16::MAX)
         && producer.epoch.0.checked_add(1) == Some(known.producer_epoch.0);

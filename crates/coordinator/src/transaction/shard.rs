@@ -614,7 +614,7 @@ impl TransactionShard {
         }
     }
 
-    /// Transactions that are open for longer than their producers wanted are aborted, and their producers fenced (`R48`).
+    /// Transactions that are open for longer than their producers wanted are aborted, in another epoch (`R48`).
     fn abort_timed_out(&mut self, now: Now) {
         let late = |known: &TransactionMetadata| {
             let timeout_ms = u64::try_from(known.timeout_ms).unwrap_or(0);
@@ -625,7 +625,7 @@ impl TransactionShard {
             .state
             .iter()
             .filter(|(id, known)| late(known) && !self.under_way.contains_key(*id))
-            .map(|(id, known)| (id.clone(), decide::fence(known, &c)))
+            .map(|(id, known)| (id.clone(), decide::time_out(known, &c)))
             .collect();
         for (id, metadata) in decided {
             self.store(id, Some(Box::new(metadata)), None, false, now);

@@ -1,7 +1,7 @@
 //! Who may have a transactional id, and who may no longer: `R46`, `R48`.
 
 use coordinator::transaction::Status;
-use coordinator::transaction::request::{InitProducerIdRequest, ListTransactionsRequest};
+use coordinator::transaction::request::{InitProducerIdRequest, ListTransactionsRequest, Producer};
 use coordinator::transaction::{TransactionRequest, TransactionResponse};
 use model::{ErrorCode, ProducerEpoch, ProducerId, Rules};
 
@@ -137,23 +137,89 @@ fn the_last_epoch_is_kept_for_a_fence() {
     assert_eq!(c.init(None), Ok(producer(1_002, 0)));
 }
 
+/// A producer whose transaction was open for too long: it is aborted, its markers are written.
+fn timed_out(version: i16) -> (Context, Producer) {
+    let mut c = Context::at_version(version);
+    let mine = c.open();
+    c.advance(60_000);
+    assert_eq!(c.status(), Status::Ongoing, "not before its time");
+    c.advance(10_000);
+    assert_eq!((c.status(), c.known().producer_epoch), (Status::PrepareAbort, ProducerEpoch(1)));
+    let (_, marker, _) = c.markers[0].clone();
+    assert_eq!((marker.commit, marker.producer_epoch), (false, ProducerEpoch(1)), "late batches are refused by it");
+    assert_eq!(marker.transaction_version, version);
+    for commit in [true, false] {
+        assert_eq!(c.end(mine, commit), Err(ErrorCode::ConcurrentTransactions));
+    }
+    assert_eq!(c.init(Some(mine)), Err(ErrorCode::ConcurrentTransactions));
+    c.write_markers();
+    assert_eq!(c.status(), Status::CompleteAbort);
+    assert_eq!(c.add(mine, &[0]), ErrorCode::ProducerFenced);
+    assert_eq!(c.verify(mine, &[0]), [ErrorCode::ProducerFenced]);
+    (c, mine)
+}
+
 #[test]
-fn a_transaction_that_is_open_too_long_is_aborted_and_its_producer_fenced() {
-    for (version, fenced) in [(0, 1), (2, 2)] {
-        let mut c = Context::at_version(version);
-        let mine = c.open();
-        c.advance(60_000);
-        assert_eq!(c.status(), Status::Ongoing, "not before its time");
-        c.advance(10_000);
-        assert_eq!((c.status(), c.known().producer_epoch), (Status::PrepareAbort, ProducerEpoch(fenced)));
-        c.write_markers();
-        assert_eq!(c.status(), Status::CompleteAbort);
+fn a_transaction_that_is_open_too_long_is_aborted_and_its_producer_goes_on_once_it_has_heard_of_it() {
+    let (mut c, mine) = timed_out(2);
+    let records = c.log.len();
+    let next = producer(mine.id.0, 1);
+    assert_eq!(c.end(mine, true), Err(ErrorCode::InvalidTxnState), "it is not committed");
+    for _ in 0..2 {
+        assert_eq!(c.end(mine, false), Ok(next));
+    }
+    assert_eq!(c.log.len(), records, "nothing of this is stored");
+    assert_eq!(c.add(next, &[0]), ErrorCode::None);
+    assert_eq!(c.end(mine, false), Err(ErrorCode::ProducerFenced), "the epoch before is of no use any more");
+    assert_eq!(c.end(next, true), Ok(producer(mine.id.0, 2)));
+}
+
+#[test]
+fn a_producer_whose_transaction_was_open_too_long_asks_for_its_next_epoch() {
+    for version in [0, 1, 2] {
+        let (mut c, mine) = timed_out(version);
+        let next = producer(mine.id.0, 1);
+        if version < 2 {
+            for commit in [true, false] {
+                assert_eq!(c.end(mine, commit), Err(ErrorCode::ProducerFenced));
+            }
+        }
+        assert_eq!(c.init(Some(mine)), Ok(next));
+        assert_eq!(c.init(Some(mine)), Ok(next), "the answer was lost: no second epoch");
+        assert_eq!(c.add(mine, &[0]), ErrorCode::ProducerFenced);
+        assert_eq!(c.add(next, &[0]), ErrorCode::None);
+    }
+}
+
+#[test]
+fn a_producer_whose_transaction_was_open_too_long_is_fenced_once_somebody_else_has_come() {
+    for version in [0, 2] {
+        let (mut c, mine) = timed_out(version);
+        let other = c.init(None).unwrap();
+        assert_eq!(other, producer(mine.id.0, 2));
         for commit in [true, false] {
             assert_eq!(c.end(mine, commit), Err(ErrorCode::ProducerFenced));
         }
-        assert_eq!(c.add(mine, &[0]), ErrorCode::ProducerFenced);
         assert_eq!(c.init(Some(mine)), Err(ErrorCode::ProducerFenced));
+        assert_eq!(c.add(other, &[0]), ErrorCode::None);
+        assert_eq!(c.init(Some(mine)), Err(ErrorCode::ProducerFenced));
+        assert_eq!(c.status(), Status::Ongoing);
     }
+}
+
+#[test]
+fn a_producer_whose_last_epoch_timed_out_goes_on_in_none() {
+    let mut c = Context::with_epoch(i16::MAX - 1, Rules::all());
+    let last = producer(1_001, i16::MAX - 1);
+    c.add(last, &[0]);
+    c.advance(70_000);
+    assert_eq!((c.status(), c.known().producer_epoch), (Status::PrepareAbort, ProducerEpoch(i16::MAX)));
+    c.write_markers();
+    for commit in [true, false] {
+        assert_eq!(c.end(last, commit), Err(ErrorCode::ProducerFenced));
+    }
+    assert_eq!(c.init(Some(last)), Err(ErrorCode::ProducerFenced));
+    assert_eq!(c.init(None), Ok(producer(1_002, 0)));
 }
 
 #[test]

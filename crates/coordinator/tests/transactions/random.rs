@@ -38,6 +38,8 @@ type Number = u64;
 #[derive(Clone, Debug)]
 struct Client {
     producer: Option<Producer>,
+    /// Who it says it was when it asks who it is to be (KIP-360).
+    before: Option<Producer>,
     doing: Doing,
     transaction: Option<Number>,
     added: Vec<i32>,
@@ -69,12 +71,15 @@ struct World {
     ended: usize,
 }
 
+fn new_client(before: Option<Producer>) -> Client {
+    Client { producer: None, before, doing: Doing::Nothing, transaction: None, added: Vec::new(), ending: None }
+}
+
 impl World {
     fn new(seed: u64, version: i16, rules: Rules) -> Self {
         let mut c = Context::with(version, rules);
         c.log_works = false;
-        let client =
-            Client { producer: None, doing: Doing::Nothing, transaction: None, added: Vec::new(), ending: None };
+        let client = new_client(None);
         World {
             c,
             random: Random(seed),
@@ -102,7 +107,7 @@ impl World {
                 self.c.advance(ms);
             }
             91 => self.fail_over(),
-            92 if self.random.below(4) == 0 => self.clients[who] = self.restarted(),
+            92 if self.random.below(4) == 0 => self.clients[who] = new_client(None),
             _ => self.write(who),
         }
         self.hear();
@@ -111,8 +116,10 @@ impl World {
         }
     }
 
-    fn restarted(&self) -> Client {
-        Client { producer: None, doing: Doing::Nothing, transaction: None, added: Vec::new(), ending: None }
+    /// After a fatal error: another one comes, or the same one, which does not know better.
+    fn start_over(&mut self, who: usize) {
+        let before = self.clients[who].producer.filter(|_| self.random.below(2) == 0);
+        self.clients[who] = new_client(before);
     }
 
     fn act(&mut self, who: usize) {
@@ -125,7 +132,7 @@ impl World {
             if self.random.below(12) > 0 {
                 return;
             }
-            let token = self.c.send(init_request(None));
+            let token = self.c.send(init_request(client.before));
             self.clients[who].doing = Doing::Initing(token);
             return;
         };
@@ -179,8 +186,10 @@ impl World {
                 Doing::Initing(token) if !self.c.is_parked(token) => {
                     let inited = self.c.inited(token);
                     self.clients[who].doing = Doing::Nothing;
-                    if let Ok(producer) = inited {
-                        self.hold(who, producer);
+                    match inited {
+                        Ok(producer) => self.hold(who, producer),
+                        Err(ErrorCode::ProducerFenced) => self.clients[who].before = None,
+                        Err(_) => {}
                     }
                 }
                 Doing::Adding(token, partition) if !self.c.is_parked(token) => {
@@ -202,7 +211,7 @@ impl World {
         let holder = usize::try_from(self.numbers).unwrap();
         let before = self.holders.insert((producer.id.0, producer.epoch.0), holder);
         assert_eq!(before, None, "{producer:?} is given out twice");
-        self.clients[who].producer = Some(producer);
+        (self.clients[who].producer, self.clients[who].before) = (Some(producer), None);
         self.clients[who].added.clear();
         (self.clients[who].transaction, self.clients[who].ending) = (None, None);
     }
@@ -215,7 +224,7 @@ impl World {
                 self.clients[who].transaction.get_or_insert(self.numbers);
                 self.clients[who].added.push(partition);
             }
-            ErrorCode::ProducerFenced | ErrorCode::InvalidProducerIdMapping => self.clients[who] = self.restarted(),
+            ErrorCode::ProducerFenced | ErrorCode::InvalidProducerIdMapping => self.start_over(who),
             ErrorCode::ConcurrentTransactions | ErrorCode::CoordinatorNotAvailable | ErrorCode::NotCoordinator => {}
             other => panic!("{other} to an AddPartitionsToTxn"),
         }
@@ -241,12 +250,14 @@ impl World {
                 error @ (ErrorCode::ProducerFenced | ErrorCode::InvalidProducerIdMapping | ErrorCode::InvalidTxnState),
             ) => {
                 let known = self.c.known();
+                // A commit that a timeout was faster than is told so.
+                let completed = if commit { Status::CompleteCommit } else { Status::CompleteAbort };
                 let asks_again = self.version >= 2
-                    && matches!(known.status, Status::CompleteCommit | Status::CompleteAbort)
+                    && known.status == completed
                     && known.last_producer_epoch != ProducerEpoch::NONE
                     && known.producer_epoch.0 == self.clients[who].producer.unwrap().epoch.0 + 1;
                 assert!(!asks_again, "{error} to a producer whose answer was lost");
-                self.clients[who] = self.restarted();
+                self.start_over(who);
             }
             Err(ErrorCode::ConcurrentTransactions | ErrorCode::CoordinatorNotAvailable | ErrorCode::NotCoordinator) => {
             }
