@@ -38,7 +38,7 @@ pub struct BrokerConfig {
     pub peer_silence_ms: u64,
     /// `log.retention.check.interval.ms`.
     pub log_retention_check_interval_ms: u64,
-    /// `producer.id.expiration.ms`.
+    /// `producer.id.expiration.ms`, where it is not set while the broker runs.
     pub producer_id_expiration_ms: u64,
     /// `offsets.topic.num.partitions`.
     pub offsets_topic_num_partitions: i32,

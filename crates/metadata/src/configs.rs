@@ -373,6 +373,16 @@ pub enum ConfigSource {
     Group = 8,
 }
 
+/// Why a broker must not have a value that Kafka would take.
+#[must_use]
+pub fn refusal(name: &str, value: &str) -> Option<&'static str> {
+    // R50 is no choice.
+    let unverified = name == "transaction.partition.verification.enable" && value.trim().eq_ignore_ascii_case("false");
+    unverified.then_some(
+        "partitions always ask a transaction's coordinator: else a late write could leave a transaction open for ever",
+    )
+}
+
 /// A broker's own file, by Kafka's names.
 pub type StaticConfig = BTreeMap<String, String>;
 

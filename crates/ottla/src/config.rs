@@ -243,6 +243,9 @@ fn check_names(given: &BTreeMap<String, String>) -> Result<()> {
             if let Err(reason) = definition.validate(value) {
                 bail!("{name}: {reason}");
             }
+            if let Some(reason) = configs::refusal(name, value) {
+                bail!("{name}={value}: {reason}");
+            }
             continue;
         }
         if known.contains(&name.as_str()) {
@@ -364,6 +367,13 @@ mod tests {
     fn a_name_that_is_like_none_gets_no_suggestion() {
         let error = given("zookeeper.connect=z:1").unwrap_err().to_string();
         assert!(error.contains("none is like it"), "{error}");
+    }
+
+    #[test]
+    fn what_no_broker_keeps_to_is_not_taken_and_forgotten() {
+        let error = given("transaction.partition.verification.enable=false").unwrap_err().to_string();
+        assert!(error.contains("transaction.partition.verification.enable=false"), "{error}");
+        given("transaction.partition.verification.enable=true").unwrap();
     }
 
     #[test]

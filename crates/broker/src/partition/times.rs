@@ -88,12 +88,20 @@ impl Partition {
     }
 }
 
+/// `producer.id.expiration.ms`, which may be changed while the broker runs.
+fn producer_id_expiration_ms(context: &Context) -> u64 {
+    let image = context.image();
+    let set = image.broker_config(context.config.broker_id, "producer.id.expiration.ms");
+    set.and_then(|value| value.trim().parse().ok()).unwrap_or(context.config.producer_id_expiration_ms)
+}
+
 /// Retention.
 impl Partition {
     /// Deletes what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Blocks.
     pub(crate) fn retain(self: &Arc<Self>, context: &Arc<Context>) {
         let judged = context.judged_time();
         self.read_ages(context, judged);
+        let expiration_ms = producer_id_expiration_ms(context);
         let removal = self.handle(context, |inner, _| {
             if inner.failed.is_some() || inner.removed {
                 return None;
@@ -106,7 +114,7 @@ impl Partition {
             }
             match done {
                 Ok(()) => {
-                    inner.producers.expire(judged.wall, context.config.producer_id_expiration_ms);
+                    inner.producers.expire(judged.wall, expiration_ms);
                 }
                 Err(error) => self.log_failed(context, inner, &error),
             }

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use broker::api::{BrokerApi, Isolation, ListOffsetsPartition, ListedOffset, OffsetSpec};
+use broker::api::{Acks, BrokerApi, Isolation, ListOffsetsPartition, ListedOffset, OffsetSpec};
+use metadata::control::{ConfigChange, ConfigOperation, IncrementalAlterConfigs};
+use metadata::{ConfigResource, ControlRequest};
 use model::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
 use storage::disk::{Call, Disk, FaultKind};
 
@@ -94,4 +96,26 @@ async fn retention_makes_space_also_where_there_is_none_for_a_roll() {
     assert!(cluster.disk(1).faults_waiting() > 0, "there was no space for a roll all the time");
     let earliest = ask(&cluster, id, OffsetSpec::Earliest).await.unwrap();
     assert_eq!((earliest.error, earliest.offset), (ErrorCode::None, Offset(4)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_long_an_idle_producer_is_known_may_be_changed_while_brokers_run() {
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let broker = cluster.broker(1);
+    let written = produce(broker, id, Acks::All, batch_of(&["a"], Some((7, 0, 0)))).await;
+    assert_eq!(written.error, ErrorCode::None);
+    assert_eq!(broker.describe_producers(id).producers.len(), 1);
+    let change = ConfigChange {
+        name: "producer.id.expiration.ms".to_owned(),
+        operation: ConfigOperation::Set(Some("1".to_owned())),
+    };
+    let request = IncrementalAlterConfigs {
+        resources: vec![(ConfigResource::DefaultBroker, vec![change])],
+        validate_only: false,
+    };
+    cluster.controller.ask(&ControlRequest::IncrementalAlterConfigs(request));
+    let forgotten = || broker.describe_producers(id).producers.is_empty().then_some(());
+    eventually("the producer is forgotten", forgotten).await;
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{BrokerId, ErrorCode, Rule};
 
-use crate::configs::{self, ACK_RULE, ConfigType, MIN_INSYNC_REPLICAS, UpdateMode};
+use crate::configs::{self, ACK_RULE, ConfigType, MIN_INSYNC_REPLICAS, Scope, UpdateMode};
 use crate::control::check_topic_name;
 use crate::control::draft::{Draft, Want};
 use crate::control::messages::{
@@ -283,6 +283,9 @@ fn check_value(resource: &ConfigResource, name: &str, value: &str) -> Result<(),
         return Err(invalid(format!("the value of {name} is longer than {VALUE_MAX} bytes")));
     }
     let Some(scope) = configs::scope_of(resource) else { return Ok(()) };
+    if let (Scope::Broker, Some(why)) = (scope, configs::refusal(name, value)) {
+        return Err(invalid(format!("{name}: {why}")));
+    }
     let checked = configs::validate(scope, name, value).map(drop);
     match resource {
         // As Kafka says it for each.

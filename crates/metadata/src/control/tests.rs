@@ -1207,6 +1207,10 @@ fn config_operations_follow_kafkas_rules() {
         (topic("a/b"), "retention.ms", Set(value("1")), ErrorCode::InvalidTopicException),
         (topic(""), "retention.ms", Set(value("1")), ErrorCode::InvalidRequest),
         (ConfigResource::Broker(BrokerId(9)), "log.retention.ms", Set(value("1")), ErrorCode::BrokerIdNotRegistered),
+        // R50 holds whatever is wished for.
+        (all(), "transaction.partition.verification.enable", Set(value("False")), ErrorCode::InvalidConfig),
+        (one(), "transaction.partition.verification.enable", Set(value("false")), ErrorCode::InvalidConfig),
+        (all(), "transaction.partition.verification.enable", Set(value("true")), ErrorCode::None),
         (t(), "retention.ms", Set(None), ErrorCode::InvalidRequest),
         (t(), "retention.ms", Set(value("soon")), ErrorCode::InvalidConfig),
         (t(), "retention.ms", Append(value("1")), ErrorCode::InvalidConfig),
