@@ -411,7 +411,8 @@ impl ClassicGroup {
             client_id: member.client_id.clone(),
             client_host: member.client_host.clone(),
             metadata: if stable { member.metadata(self.protocol.as_deref()) } else { Bytes::new() },
-            assignment: if stable { member.assignment.clone() } else { Bytes::new() },
+            // What a member had before the rebalance it goes on reading until it has joined again.
+            assignment: member.assignment.clone(),
         };
         DescribeGroupResponse {
             error: ErrorCode::None,

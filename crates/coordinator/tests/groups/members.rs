@@ -22,6 +22,28 @@ fn the_first_member_leads_the_first_generation() {
 }
 
 #[test]
+fn while_a_group_rebalances_it_is_described_with_what_its_members_had() {
+    let mut c = Context::new();
+    let (ids, _) = c.stable_group(2);
+    let had = |c: &mut Context| -> Vec<(String, bool, bool)> {
+        let members = c.describe().members.into_iter();
+        members.map(|m| (m.member_id.clone(), m.assignment == m.member_id.as_bytes(), m.metadata.is_empty())).collect()
+    };
+    let shown = |mut ids: Vec<String>, without_metadata| {
+        ids.sort();
+        ids.into_iter().map(|id| (id, true, without_metadata)).collect::<Vec<_>>()
+    };
+    assert_eq!(had(&mut c), shown(ids.clone(), false));
+    let first = c.join(known_member(&ids[0]));
+    assert_eq!(c.describe().state, "PreparingRebalance");
+    assert_eq!(had(&mut c), shown(ids.clone(), true));
+    let second = c.join(known_member(&ids[1]));
+    assert_eq!(c.joined(first).generation_id, c.joined(second).generation_id);
+    assert_eq!(c.describe().state, "CompletingRebalance");
+    assert_eq!(had(&mut c), shown(ids, true));
+}
+
+#[test]
 fn the_first_rebalance_waits_for_more_members_and_longer_while_they_come() {
     let mut c = Context::with(GroupConfig::default());
     let first = c.join(new_member());

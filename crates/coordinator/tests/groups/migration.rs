@@ -170,6 +170,8 @@ fn when_the_last_consumer_leaves_the_group_is_classic_again() {
     c.rejoin(&b);
     c.beat(living("new", -1));
     assert_eq!((c.kinds(), c.describe().state), ((1, 0), "PreparingRebalance"));
+    let described = c.describe().members;
+    assert!(described.iter().all(|member| !member.assignment.is_empty()), "what they read is told: {described:?}");
     assert_eq!(c.heartbeat(&a, 2), ErrorCode::RebalanceInProgress);
     assert_eq!(c.shard.state(), &c.replayed());
     let mut next = c.fail_over();
