@@ -33,6 +33,10 @@ use crate::waiters::PendingProduce;
 
 /// Bytes read at a time while a shard loads.
 const LOAD_BYTES: usize = 1 << 20;
+/// How long a shard that could not be loaded waits until it is tried again.
+const RELOAD_PAUSE: Duration = Duration::from_millis(250);
+/// The same after it has failed several times.
+const RELOAD_PAUSE_MAX: Duration = Duration::from_secs(8);
 
 /// What one kind of coordinator is besides its core.
 pub(crate) trait Kind: fmt::Debug + Sized + Send + Sync + 'static {
@@ -74,6 +78,8 @@ pub(crate) struct Shard<K: Kind> {
     partition: Arc<Partition>,
     /// Its state is of this leadership; another one may have been between this and the next.
     leadership: Leadership,
+    /// In which it began.
+    leader_epoch: LeaderEpoch,
     inner: Mutex<ShardInner<K>>,
     /// Something that it stores is committed, or certainly is not.
     changed: Notify,
@@ -328,28 +334,47 @@ impl<K: Kind> Shards<K> {
 
 /// Loading, and the end.
 impl<K: Kind> Shards<K> {
+    /// Loads a shard, from the start again where that failed, as long as the leadership lasts.
     async fn load(self: Arc<Self>, shard: Arc<Shard<K>>) {
         let started = self.context.clock.monotonic();
         let Some(end) = self.wait_for_watermark(&shard).await else { return };
         let partition = shard.partition.id().partition;
-        match self.replay(&shard, end).await {
-            Ok(records) => {
-                let mut inner = shard.lock();
-                // The leadership may have ended meanwhile.
-                if inner.stage != Stage::Loading {
-                    return;
+        let mut pause = RELOAD_PAUSE;
+        let records = loop {
+            match self.replay(&shard, end).await {
+                Ok(records) => break records,
+                Err(error) => {
+                    let (topic, next_ms) = (K::TOPIC, pause.as_millis());
+                    tracing::error!(topic, %partition, error, next_ms, "cannot load this coordinator; it is tried again");
                 }
-                inner.core.finish_load(self.now());
-                inner.stage = Stage::Serving;
-                self.drain(&shard, &mut inner);
-                let (ms, skipped) = (self.context.clock.monotonic().since(started), inner.core.skipped_records());
-                tracing::debug!(topic = K::TOPIC, %partition, records, skipped, ms, "coordinates");
             }
-            Err(error) => {
-                let topic = K::TOPIC;
-                tracing::error!(topic, %partition, error, "cannot load; this coordinator stays unavailable");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RELOAD_PAUSE_MAX);
+            if !self.start_over(&shard) {
+                return;
             }
+        };
+        let mut inner = shard.lock();
+        // The leadership may have ended meanwhile.
+        if inner.stage != Stage::Loading {
+            return;
         }
+        inner.core.finish_load(self.now());
+        inner.stage = Stage::Serving;
+        self.drain(&shard, &mut inner);
+        let (ms, skipped) = (self.context.clock.monotonic().since(started), inner.core.skipped_records());
+        tracing::debug!(topic = K::TOPIC, %partition, records, skipped, ms, "coordinates");
+    }
+
+    /// Forgets what was loaded, where the leadership goes on.
+    fn start_over(&self, shard: &Shard<K>) -> bool {
+        let mut inner = shard.lock();
+        if inner.stage != Stage::Loading {
+            return false;
+        }
+        inner.core = self.kind.core(&self.context, shard.leader_epoch);
+        K::listed(&mut inner.core, &self.context);
+        true
     }
 
     /// R44, R52: everything that an earlier coordinator may have answered for is below the high watermark when it has
@@ -406,7 +431,8 @@ impl<K: Kind> Shards<K> {
             waiting: BTreeMap::new(),
             next_token: 0,
         };
-        let shard = Arc::new(Shard { leadership, partition, inner: Mutex::new(inner), changed: Notify::new() });
+        let inner = Mutex::new(inner);
+        let shard = Arc::new(Shard { partition, leadership, leader_epoch, inner, changed: Notify::new() });
         let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
         shards.insert(index, Arc::clone(&shard));
         drop(shards);

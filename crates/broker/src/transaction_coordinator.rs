@@ -50,6 +50,10 @@ impl Kind for Transactions {
         TransactionShard::new(context.config.transactions.clone(), leader_epoch, version, context.config.rules)
     }
 
+    fn listed(core: &mut TransactionShard, context: &Context) {
+        core.set_transaction_version(context.image().feature(TRANSACTION_VERSION));
+    }
+
     fn carry_out(shards: &Arc<Shards<Self>>, shard: &Arc<Shard<Self>>, effect: TransactionEffect) {
         let (shards, shard) = (Arc::clone(shards), Arc::clone(shard));
         match effect {

@@ -7,8 +7,8 @@ use coordinator::request::{
     SyncGroupRequest, TopicOffsetsToCommit,
 };
 use coordinator::{GroupRequest, GroupResponse};
-use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId};
-use storage::disk::Crash;
+use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition};
+use storage::disk::{Call, Crash, FaultKind};
 
 use crate::cluster::*;
 
@@ -154,4 +154,28 @@ async fn a_group_keeps_its_offsets_and_members_when_its_coordinator_moves() {
     };
     assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None, "the member and its generation are known");
     assert_eq!(committed(&cluster).await, Offset(9));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_could_not_be_read_once_is_loaded_all_the_same() {
+    let mut cluster = Cluster::start(0, 1).await;
+    cluster.tail_bytes = 0;
+    for id in [1, 2] {
+        cluster.start_broker(id).await;
+    }
+    let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(-1, "", 5)).await else { panic!("another answer") };
+    assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None);
+    let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap().0;
+    let image = cluster.controller.image();
+    let topic_id = image.topic_id("__consumer_offsets").unwrap();
+    let id = TopicPartition { topic_id, partition: coordinator::partition_for("g", 2) };
+    cluster.wait_isr(id, &[1, 2]).await;
+    let next = 3 - coordinator;
+    let gate = cluster.disk(next).hold_reads(&format!("__consumer_offsets-{}/", id.partition));
+    cluster.kill_and_fence(coordinator, Crash::KeepAll).await;
+    eventually("the next coordinator is being loaded", || (gate.waiting() > 0).then_some(())).await;
+    cluster.disk(next).fail(Call::Read, 0, FaultKind::Eio);
+    drop(gate);
+    assert_eq!(committed(&cluster).await, Offset(5));
+    assert_eq!(cluster.disk(next).faults_waiting(), 0, "it failed first");
 }
