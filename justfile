@@ -125,6 +125,10 @@ producers *ARGS:
 groups *ARGS:
     python3 benches/groups.py {{ARGS}}
 
+# How long a group coordinator takes to load a million offset commits (a minute)
+load *ARGS:
+    python3 benches/load.py {{ARGS}}
+
 # How fast and in how much memory a log is compacted: gigabytes, million keys, codec
 compaction *ARGS:
     cargo run --release -p storage --example compaction -- {{ARGS}}

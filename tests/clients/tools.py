@@ -1,5 +1,5 @@
-"""Apache Kafka's own tools: kafka-reassign-partitions, kafka-log-dirs and kafka-leader-election as operators use them, and
-kafka-dump-log on the files of a broker that runs on this machine.
+"""Apache Kafka's own tools: kafka-reassign-partitions, kafka-log-dirs and kafka-leader-election as operators use them,
+kafka-verifiable-producer and kafka-verifiable-consumer, and kafka-dump-log on the files of a broker that runs on this machine.
 
 KAFKA_CLASS_PATH is what the tools are run from.
 """
@@ -194,6 +194,31 @@ def dump_log():
     offsets = [int(line.split()[2]) for line in out.splitlines() if line.startswith('| offset:')]
     equal(offsets, list(range(1000)), 'the records')
     assert 'ismatch' not in out and 'out of order' not in out and 'rror' not in out, out[-2000:]
+
+
+def events(name, *arguments):
+    """what one of the verifiable clients tells, line by line"""
+    lines = tool(f'org.apache.kafka.tools.{name}', *arguments).splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{')]
+
+
+@suite.check
+def verifiable():
+    """what kafka-verifiable-producer sent kafka-verifiable-consumer reads once, in order, in a group of either protocol"""
+    name, count = topic(2, 3), 1000
+    told = events('VerifiableProducer', '--topic', name, '--max-messages', str(count), '--acks', '-1')
+    sent = {(e['partition'], e['offset']): e['value'] for e in told if e['name'] == 'producer_send_success'}
+    equal(len(sent), count, 'the records acknowledged')
+    for protocol in ('classic', 'consumer'):
+        told = events('VerifiableConsumer', '--topic', name, '--group-id', unique('verified'), '--group-protocol', protocol,
+                      '--max-messages', str(count), '--reset-policy', 'earliest', '--verbose')
+        read = [(e['partition'], e['offset'], e['value']) for e in told if e['name'] == 'record_data']
+        equal(sorted(read), sorted((p, o, v) for (p, o), v in sent.items()), f'the records read by {protocol}')
+        for partition in (0, 1):
+            offsets = [o for p, o, _ in read if p == partition]
+            equal(offsets, sorted(offsets), f'the order of partition {partition}')
+        commits = [e for e in told if e['name'] == 'offsets_committed']
+        assert commits and all(e['success'] for e in commits), commits
 
 
 def produce(name, count, size, *properties, server=B):

@@ -15,6 +15,7 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
@@ -27,11 +28,13 @@ import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.clients.admin.TransactionState;
 import org.apache.kafka.clients.consumer.ConsumerGroupMetadata;
+import org.apache.kafka.clients.consumer.ConsumerRebalanceListener;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
@@ -39,6 +42,7 @@ import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.errors.ApiException;
 import org.apache.kafka.common.errors.InvalidProducerEpochException;
 import org.apache.kafka.common.errors.InvalidTopicException;
 import org.apache.kafka.common.errors.ProducerFencedException;
@@ -272,12 +276,19 @@ public class ClientSuite {
         final KafkaConsumer<String, String> consumer;
         volatile Set<TopicPartition> owned = Set.of();
         volatile boolean leaving;
+        final AtomicInteger rebalances = new AtomicInteger();
         final List<String> seen = Collections.synchronizedList(new ArrayList<>());
         final CountDownLatch left = new CountDownLatch(1);
 
         Member(String group, String topic, String... more) {
             consumer = consumer(group, more);
-            consumer.subscribe(List.of(topic));
+            consumer.subscribe(List.of(topic), new ConsumerRebalanceListener() {
+                @Override
+                public void onPartitionsAssigned(Collection<TopicPartition> partitions) { rebalances.incrementAndGet(); }
+
+                @Override
+                public void onPartitionsRevoked(Collection<TopicPartition> partitions) { rebalances.incrementAndGet(); }
+            });
             new Thread(() -> {
                 try {
                     while (!leaving) {
@@ -324,6 +335,60 @@ public class ClientSuite {
                 }, "all records");
             }
             eventually(() -> shared(6, a), "one member to own all again");
+        }
+    }
+
+    static final String[] CLASSIC = {}, NEXT = {"group.protocol", "consumer", "session.timeout.ms", null, "heartbeat.interval.ms", null};
+
+    static String[] instance(String[] protocol, String name) {
+        String[] how = Arrays.copyOf(protocol, protocol.length + 2);
+        how[protocol.length] = "group.instance.id";
+        how[protocol.length + 1] = name;
+        return how;
+    }
+
+    // One that comes back in time finds its partitions, and nobody else notices.
+    static void staticMembers(String[] protocol) throws Exception {
+        String topic = topic(6, Map.of()), group = unique("g");
+        try (Member a = new Member(group, topic, instance(protocol, "a"))) {
+            Set<TopicPartition> had;
+            int before;
+            try (Member b = new Member(group, topic, instance(protocol, "b"))) {
+                eventually(() -> shared(6, a, b), "two members to share");
+                had = b.owned;
+                before = a.rebalances.get();
+            }
+            try (Member b = new Member(group, topic, instance(protocol, "b"))) {
+                eventually(() -> b.owned.equals(had), "the partitions from before");
+                send(topic, 0, 50);
+                eventually(() -> a.seen.size() + b.seen.size() >= 50, "all records");
+                equal(a.rebalances.get(), before, "what the other member noticed");
+                equal(shared(6, a, b), true, "each partition is read by one");
+            }
+        }
+    }
+
+    // In a classic group the later one of two with one name is the member, in one of the next generation the earlier one.
+    static void oneInstanceTwice(String[] protocol) throws Exception {
+        String topic = topic(1, Map.of()), group = unique("g");
+        try (KafkaConsumer<String, String> first = consumer(group, instance(protocol, "a"));
+             KafkaConsumer<String, String> second = consumer(group, instance(protocol, "a"))) {
+            first.subscribe(List.of(topic));
+            eventually(() -> first.poll(Duration.ofMillis(100)).isEmpty() && !first.assignment().isEmpty(), "the partition");
+            second.subscribe(List.of(topic));
+            KafkaConsumer<String, String> refused = protocol == CLASSIC ? first : second, other = protocol == CLASSIC ? second : first;
+            String error = protocol == CLASSIC ? "FencedInstanceIdException" : "UnreleasedInstanceIdException";
+            eventually(() -> {
+                other.poll(Duration.ofMillis(100));
+                try {
+                    refused.poll(Duration.ofMillis(100));
+                } catch (ApiException e) {
+                    equal(e.getClass().getSimpleName(), error, "refused with");
+                    return true;
+                }
+                return false;
+            }, error);
+            eventually(() -> other.poll(Duration.ofMillis(100)).isEmpty() && other.assignment().size() == 1, "the other one to read");
         }
     }
 
@@ -576,6 +641,10 @@ public class ClientSuite {
             new Check("too large a record, an invalid name and an existing topic are refused with their exceptions", ClientSuite::refusals),
             new Check("three members join and leave a group, range", () -> groups("RangeAssignor")),
             new Check("three members join and leave a group, cooperative sticky", () -> groups("CooperativeStickyAssignor")),
+            new Check("a static member that comes back disturbs nobody, a classic group", () -> staticMembers(CLASSIC)),
+            new Check("a static member that comes back disturbs nobody, a group of the next generation", () -> staticMembers(NEXT)),
+            new Check("of two static members with one name one is refused, a classic group", () -> oneInstanceTwice(CLASSIC)),
+            new Check("of two static members with one name one is refused, a group of the next generation", () -> oneInstanceTwice(NEXT)),
             new Check("a commit with metadata is fetched back, and the group goes on there", ClientSuite::commits),
             new Check("records move with their offsets in transactions, some aborted, a classic group", () -> offsetsInTransactions("classic")),
             new Check("records move with their offsets in transactions, some aborted, a group of the next generation", () -> offsetsInTransactions("consumer")),
