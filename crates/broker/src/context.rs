@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use metadata::configs::cordoned_log_dirs;
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, Time, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, Time, TopicId, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
 use rpc::net::Network;
 use storage::{DiskPool, LogDir, LogDirs};
@@ -108,6 +108,8 @@ pub(crate) struct Lost {
     pub(crate) directory: DirectoryId,
     /// Below it, it had records.
     pub(crate) promised: Offset,
+    /// Which topic's it was, as far as it is known.
+    pub(crate) topic_id: Option<TopicId>,
 }
 
 /// What a [`Context`] is made of.

@@ -37,6 +37,7 @@ fn checkpoint_lines(context: &Context) -> Lines {
             log_start: Offset::ZERO,
             high_watermark: lost.promised,
             synced_since: None,
+            topic_id: lost.topic_id,
         };
         put(lost.directory, (Arc::from(topic.as_str()), *partition), all);
     }
@@ -83,6 +84,9 @@ fn write_directory(
     let synced = lines.iter().filter_map(|((_, index), all)| all.synced_since.map(|since| (*index, since)));
     let synced: Vec<_> = synced.map(|(index, (id, since))| (id.to_string(), index, since)).collect();
     let data = dir.data();
+    let ids = lines.iter().filter_map(|((topic, index), all)| all.topic_id.map(|id| (&**topic, *index, id)));
+    // First: whose the promises of the others are.
+    data.write_topic_ids(ids)?;
     data.write_checkpoint(Checkpoint::RecoveryPoint, line(|all| all.recovery_point))?;
     data.write_checkpoint(Checkpoint::LogStart, line(|all| all.log_start))?;
     data.write_checkpoint(Checkpoint::HighWatermark, line(|all| all.high_watermark))?;

@@ -4,9 +4,13 @@
 //! the middle of a move or a disk that came back leave behind, the one counts whose log is the greater, as in an election
 //! (`R35`): it has all that was committed in the other. Invariant: a replica whose directory is out of use is not made anew in
 //! another one.
+//!
+//! Whose a log is, its `partition.metadata` says, and the `topic-id-checkpoint` once more (`R4`). Where the file is missing or
+//! damaged, the checkpoint counts, and the file is written again. Invariant: a log with records is deleted for its name's sake
+//! only where it is proven to be another topic's, that is gone; else it is kept aside, and what it promised is lost (`R78`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +44,18 @@ struct Found {
     /// Below it the checkpoints promise records.
     promised: Offset,
     synced_since: Option<Offset>,
+    /// With what it was opened.
+    hints: OpenHints,
+    whose: Whose,
+}
+
+/// What is known of whose a log is, beside what its file says.
+#[derive(Clone, Copy, Debug)]
+struct Whose {
+    /// A checksum vouches for the file, or the checkpoint says the same.
+    sure: bool,
+    /// The checkpoint says another topic.
+    other: Option<TopicId>,
 }
 
 /// Between two lines about a recovery that takes long.
@@ -81,7 +97,8 @@ impl Replicas {
             let checkpoints = Arc::new(checkpoints);
             for partition in partitions {
                 let key = (partition.topic.clone(), partition.partition);
-                let told = [None, partition.topic_id].map(|topic_id| elsewhere.get(&(key.clone(), topic_id)).copied());
+                let told = [None, checkpoints.whose(&partition)]
+                    .map(|topic_id| elsewhere.get(&(key.clone(), topic_id)).copied());
                 let elsewhere = told.into_iter().flatten().fold(Elsewhere::NOTHING, Elsewhere::and);
                 let (pool, dir, checkpoints) = (context.disk_pool.clone(), Arc::clone(&dir), Arc::clone(&checkpoints));
                 let recover = move || recover_one(&dir, &checkpoints, elsewhere, &partition, clean);
@@ -95,7 +112,10 @@ impl Replicas {
         let mut unclaimed = context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, copies) in &found {
             for copy in copies {
-                lost.remove(&(copy.topic.clone(), id.partition));
+                // Else it may not be the one that promised.
+                if copy.whose.other.is_none() {
+                    lost.remove(&(copy.topic.clone(), id.partition));
+                }
                 unclaimed
                     .insert((*id, copy.dir.id()), (Arc::from(copy.topic.as_str()), copy.checkpointed(id.topic_id)));
             }
@@ -176,7 +196,18 @@ impl Replicas {
         for (dir, future) in begun.filter(|(id, _)| !placed(id)).flat_map(|(_, begun)| begun) {
             forget(&self.context, dir, future).await;
         }
-        let strays: Vec<TopicPartition> = self.found.keys().copied().filter(|id| !placed(id)).collect();
+        // A log under the name of a replica that belongs here, and nothing proves that it is not it.
+        let doubtful = |id: &TopicPartition, copies: &[Found]| {
+            let is_doubtful = |copy: &Found| {
+                !copy.whose.sure
+                    && image
+                        .topic_id(&copy.topic)
+                        .is_some_and(|topic_id| placed(&TopicPartition { topic_id, partition: id.partition }))
+            };
+            copies.iter().any(is_doubtful)
+        };
+        let strays = self.found.iter().filter(|(id, copies)| !placed(id) && !doubtful(id, copies));
+        let strays: Vec<TopicPartition> = strays.map(|(id, _)| *id).collect();
         if !strays.is_empty() {
             tracing::warn!(count = strays.len(), "deleting replicas that the metadata does not place here");
             self.remove(&strays).await;
@@ -194,7 +225,7 @@ impl Replicas {
             return;
         }
         let settings = self.settings(image, id.topic_id, &topic.name);
-        let found = match self.claim(id, assigned).await {
+        let found = match self.claim(id, &topic.name, assigned).await {
             Some(found) => found,
             None => {
                 let preferred = self.context.moves.take_preferred(&topic.name, id.partition);
@@ -202,7 +233,7 @@ impl Replicas {
                 let assigned = preferred.or_else(|| self.context.dirs.get(assigned)).cloned();
                 let dir = assigned.or_else(|| directories::choose(&self.context));
                 let Some(dir) = dir else { return };
-                match self.create(&dir, &topic.name, id).await {
+                match self.create(image, &dir, &topic.name, id).await {
                     Ok(found) => found,
                     Err(error) => {
                         tracing::error!(topic = %topic.name, partition = %id.partition, %error, "cannot create a partition's log");
@@ -278,8 +309,13 @@ impl Replicas {
     }
 
     /// The log that was found of a replica, in a directory that is in use; of several copies the greatest, the others go.
-    async fn claim(&mut self, id: TopicPartition, assigned: DirectoryId) -> Option<Found> {
-        let mut copies = self.found.remove(&id)?;
+    async fn claim(&mut self, id: TopicPartition, topic: &str, assigned: DirectoryId) -> Option<Found> {
+        // One of another name says whose it is, and cannot be right.
+        let (mut copies, others): (Vec<_>, Vec<_>) =
+            self.found.remove(&id)?.into_iter().partition(|copy| copy.topic == topic);
+        if !others.is_empty() {
+            self.found.insert(id, others);
+        }
         copies.retain(|copy| copy.dir.works());
         copies.sort_by_key(|copy| {
             let lossy = matches!(copy.recovered.verdict, Verdict::Lossy { .. });
@@ -289,24 +325,105 @@ impl Replicas {
         if !copies.is_empty() {
             let kept = best.dir.data().path().display();
             tracing::warn!(topic = %best.topic, partition = %id.partition, %kept, "a replica was found in several log directories");
-            self.found.insert(id, copies);
+            let others = self.found.insert(id, copies);
             self.remove(&[id]).await;
+            self.found.extend(others.map(|others| (id, others)));
         }
         Some(best)
     }
 
-    /// A log for a partition that has none here.
-    async fn create(&mut self, dir: &Arc<LogDir>, topic: &Arc<str>, id: TopicPartition) -> Result<Found, LogError> {
-        // A topic of that name was deleted while this broker was away.
-        let is_namesake = |found: &Found, other: &TopicPartition| {
-            found.topic == **topic && other.partition == id.partition && found.dir.id() == dir.id()
+    /// Takes the first log out of those that were found that is `wanted`, with the id of what it was found as.
+    fn take_found(&mut self, wanted: impl Fn(&TopicPartition, &Found) -> bool) -> Option<(TopicPartition, Found)> {
+        let place = |(id, copies): (&TopicPartition, &Vec<Found>)| {
+            copies.iter().position(|copy| wanted(id, copy)).map(|at| (*id, at))
         };
+        let (id, at) = self.found.iter().find_map(place)?;
+        let copies = self.found.get_mut(&id).expect("it was there a moment ago");
+        let found = copies.swap_remove(at);
+        if copies.is_empty() {
+            self.found.remove(&id);
+        }
+        self.context.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&(id, found.dir.id()));
+        Some((id, found))
+    }
+
+    /// The log that has another topic's id in its file, and by the checkpoint is this replica's: two say so.
+    async fn adopt(&mut self, topic: &Arc<str>, id: TopicPartition) -> Option<Found> {
+        let (told, found) = self.take_found(|other, found| {
+            found.whose.other == Some(id.topic_id) && is_named(found, other, topic, id) && found.dir.works()
+        })?;
+        let (dir, name) = (Arc::clone(&found.dir), Arc::clone(topic));
+        let hints = OpenHints { topic_id: id.topic_id, ..found.hints };
+        tracing::error!(topic = %topic, partition = %id.partition, told = %told.topic_id, "partition.metadata told of another topic; it is written again");
+        drop(found);
+        let opening = move || {
+            let path = dir.data().partition_path(&name, id.partition);
+            dir.data().restore_identity(&path, id.topic_id).map_err(|error| as_log_error(&dir, &path, &error))?;
+            open(&dir, &name, path, hints)
+        };
+        match when_possible(&self.context.disk_pool, opening).await {
+            Ok(found) => {
+                self.context
+                    .lost
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&(topic.to_string(), id.partition));
+                Some(found)
+            }
+            Err(error) => {
+                tracing::error!(topic = %topic, partition = %id.partition, %error, "cannot open a partition's log");
+                None
+            }
+        }
+    }
+
+    /// What lies in the way of a new log: that of a topic of its name that was deleted while this broker was away goes. Of one
+    /// that may be this replica's nothing is deleted: it is kept aside, and what it promised is lost (`R78`).
+    async fn clear_way(
+        &mut self,
+        image: &MetadataImage,
+        dir: &Arc<LogDir>,
+        topic: &Arc<str>,
+        id: TopicPartition,
+    ) -> Result<(), LogError> {
+        let is_proven = |other: &TopicPartition, found: &Found| {
+            let is_empty = found.promised.max(found.log.log_end()) == Offset::ZERO;
+            image.topic(other.topic_id).is_none() && (is_empty || found.whose.sure)
+        };
+        while let Some((_, found)) =
+            self.take_found(|other, found| is_named(found, other, topic, id) && !is_proven(other, found))
+        {
+            let lost = Lost { directory: found.dir.id(), promised: found.promised.max(Offset(1)), topic_id: None };
+            let (old, name) = (Arc::clone(&found.dir), Arc::clone(topic));
+            drop(found);
+            let put = move || set_aside(&old, &name, id.partition);
+            when_possible(&self.context.disk_pool, put).await?;
+            let mut all = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = all.entry((topic.to_string(), id.partition)).or_insert(lost);
+            known.promised = known.promised.max(lost.promised);
+        }
         let namesake = |(other, copies): (&TopicPartition, &Vec<Found>)| {
-            copies.iter().any(|found| is_namesake(found, other)).then_some(*other)
+            let here = |found: &Found| is_named(found, other, topic, id) && found.dir.id() == dir.id();
+            copies.iter().any(here).then_some(*other)
         };
         if let Some(old) = self.found.iter().find_map(namesake) {
             self.remove(&[old]).await;
         }
+        Ok(())
+    }
+
+    /// A log for a partition that has none here.
+    async fn create(
+        &mut self,
+        image: &MetadataImage,
+        dir: &Arc<LogDir>,
+        topic: &Arc<str>,
+        id: TopicPartition,
+    ) -> Result<Found, LogError> {
+        if let Some(found) = self.adopt(topic, id).await {
+            return Ok(found);
+        }
+        self.clear_way(image, dir, topic, id).await?;
         // A lossy log: it says so where the controller asks for it (R35), until a leader's records come.
         let key = (topic.to_string(), id.partition);
         let lost = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
@@ -322,15 +439,9 @@ impl Replicas {
         let opening = move || {
             let path = dir.data().partition_path(&name, id.partition);
             match open(&dir, &name, path.clone(), hints) {
-                // What lies there could not be told to be this partition's, and is fetched again.
-                Err(error @ (LogError::UnknownTopic(_) | LogError::WrongTopic { .. })) => {
-                    tracing::error!(%error, "taking a directory out of use");
-                    if let Err(error) = dir.data().delete_partition(&name, id.partition) {
-                        tracing::error!(%error, "cannot take a directory out of use");
-                        if error.is_out_of_descriptors() {
-                            return Err(LogError::NoDescriptor(path));
-                        }
-                    }
+                // What lies there cannot be told to be this partition's.
+                Err(LogError::UnknownTopic(_) | LogError::WrongTopic { .. }) => {
+                    set_aside(&dir, &name, id.partition)?;
                     open(&dir, &name, path, hints)
                 }
                 other => other,
@@ -462,6 +573,36 @@ impl Replicas {
     }
 }
 
+/// Whether a log that was found as `other` lies under the name that `id` has.
+fn is_named(found: &Found, other: &TopicPartition, topic: &str, id: TopicPartition) -> bool {
+    found.topic == topic && other.partition == id.partition
+}
+
+/// Takes a directory out of use of which nobody can say whose it is: for good where it never had a record, else it is kept for
+/// people to look at.
+fn set_aside(dir: &LogDir, topic: &str, partition: PartitionIndex) -> Result<(), LogError> {
+    let path = dir.data().partition_path(topic, partition);
+    let aside = match dir.data().has_records(topic, partition) {
+        Ok(true) => dir.data().set_aside(topic, partition),
+        Ok(false) => dir.data().delete_partition(topic, partition).map(|_| None),
+        Err(error) => Err(error),
+    };
+    let aside = aside.map_err(|error| as_log_error(dir, &path, &error))?;
+    if let Some(aside) = aside {
+        let kept = aside.display();
+        tracing::error!(%topic, %partition, %kept, "nothing proves which topic the log in this directory is of: it is kept under another name, and the replica begins anew as one that lost its records. If no other replica has them: stop this broker, delete the new directory, give this one its name back with a partition.metadata that has the topic's id, and start it; else delete it");
+    }
+    Ok(())
+}
+
+fn as_log_error(dir: &LogDir, path: &Path, error: &DataDirError) -> LogError {
+    if error.is_out_of_descriptors() {
+        return LogError::NoDescriptor(path.to_owned());
+    }
+    dir.failed(error);
+    LogError::DirectoryOffline(error.to_string())
+}
+
 /// The zone of a replica, numbered by the first of the replicas that is in it (`R79`).
 fn zone_of(image: &MetadataImage, replicas: &[BrokerId], broker: BrokerId) -> Option<u32> {
     let rack = |broker: &BrokerId| image.broker(*broker).and_then(|broker| broker.rack.as_deref());
@@ -508,11 +649,13 @@ fn promised_in(surveys: &[Survey]) -> BTreeMap<(String, PartitionIndex), Lost> {
     let mut promised: BTreeMap<(String, PartitionIndex), Lost> = BTreeMap::new();
     for survey in surveys {
         let directory = survey.dir.id();
+        let ids = &survey.checkpoints.topic_ids;
         let found = survey.partitions.iter().map(|each| ((each.topic.clone(), each.partition), Offset(1)));
         for (key, offset) in survey.checkpoints.promised().into_iter().chain(found) {
-            let lost = promised.entry(key).or_insert(Lost { directory, promised: offset });
+            let here = Lost { directory, promised: offset, topic_id: ids.get(&key).copied() };
+            let lost = promised.entry(key).or_insert(here);
             if offset > lost.promised {
-                *lost = Lost { directory, promised: offset };
+                *lost = here;
             }
         }
     }
@@ -524,8 +667,11 @@ fn promised_in(surveys: &[Survey]) -> BTreeMap<(String, PartitionIndex), Lost> {
 fn promised_elsewhere(surveys: &[Survey]) -> BTreeMap<(ReplicaName, Option<TopicId>), Elsewhere> {
     let mut promised: BTreeMap<_, Elsewhere> = BTreeMap::new();
     for survey in surveys {
-        let here: BTreeMap<_, _> =
-            survey.partitions.iter().map(|each| ((each.topic.as_str(), each.partition), each.topic_id)).collect();
+        let here: BTreeMap<_, _> = survey
+            .partitions
+            .iter()
+            .map(|each| ((each.topic.as_str(), each.partition), survey.checkpoints.whose(each)))
+            .collect();
         for (name, offset) in survey.checkpoints.promised() {
             let found = here.get(&(name.0.as_str(), name.1));
             let log_start = survey.checkpoints.log_starts.get(&name).copied().unwrap_or(Offset::ZERO);
@@ -614,11 +760,26 @@ fn recover_one(
     directory: &PartitionDir,
     clean: bool,
 ) -> Result<Option<(TopicPartition, Found)>, LogError> {
-    let Some(topic_id) = directory.topic_id else {
-        tracing::error!(directory = %directory.path.display(), "partition.metadata is missing or damaged; this replica is fetched again where the metadata places one");
+    let shown = directory.path.display();
+    let Some(topic_id) = checkpoints.whose(directory) else {
+        tracing::error!(directory = %shown, "partition.metadata is missing or damaged; this replica is fetched again where the metadata places one");
         return Ok(None);
     };
+    if directory.topic_id.is_none() {
+        tracing::error!(directory = %shown, %topic_id, "partition.metadata is missing or damaged; it is written again as the topic-id-checkpoint says");
+        match dir.data().restore_identity(&directory.path, topic_id) {
+            Err(error) if error.is_out_of_descriptors() => return Err(LogError::NoDescriptor(directory.path.clone())),
+            Err(error) => {
+                tracing::error!(%error, "cannot write partition.metadata");
+                return Ok(None);
+            }
+            Ok(()) => {}
+        }
+    }
     let key = (directory.topic.clone(), directory.partition);
+    let noted = checkpoints.topic_ids.get(&key).copied();
+    let is_sure = directory.checked || directory.topic_id.is_some() && noted == directory.topic_id;
+    let whose = Whose { sure: is_sure, other: noted.filter(|noted| *noted != topic_id) };
     let hint = |offsets: &BTreeMap<_, Offset>| offsets.get(&key).copied().unwrap_or(Offset::ZERO);
     let hints = OpenHints {
         topic_id,
@@ -630,12 +791,12 @@ fn recover_one(
     let synced_since = checkpoints.synced.get(&(topic_id.to_string(), directory.partition)).copied();
     match open(dir, &directory.topic, directory.path.clone(), hints) {
         Ok(found) => {
-            let found = Found { synced_since, ..found };
+            let found = Found { synced_since, whose, ..found };
             Ok(Some((TopicPartition { topic_id, partition: directory.partition }, found)))
         }
         Err(error @ LogError::NoDescriptor(_)) => Err(error),
         Err(error) => {
-            tracing::error!(directory = %directory.path.display(), %error, "cannot open a partition's log");
+            tracing::error!(directory = %shown, %error, "cannot open a partition's log");
             Ok(None)
         }
     }
@@ -667,6 +828,8 @@ fn open(dir: &Arc<LogDir>, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
         high_watermark: hints.high_watermark,
         promised: hints.high_watermark.max(hints.recovery_point),
         synced_since: None,
+        hints,
+        whose: Whose { sure: true, other: None },
     })
 }
 
@@ -755,6 +918,7 @@ impl Found {
             log_start: self.log.log_start(),
             high_watermark: if lossy { self.promised } else { self.high_watermark },
             synced_since: self.synced_since.map(|since| (topic_id, since)),
+            topic_id: self.whose.other.or(Some(topic_id)),
         }
     }
 
@@ -772,7 +936,14 @@ impl Checkpoints {
             log_starts: data.read_checkpoint(Checkpoint::LogStart)?,
             high_watermarks: data.read_checkpoint(Checkpoint::HighWatermark)?,
             synced: data.read_checkpoint(Checkpoint::SyncedBeforeAck)?,
+            topic_ids: data.read_topic_ids()?,
         })
+    }
+
+    /// Which topic's the log in a directory is: as its file says, else as was noted.
+    fn whose(&self, directory: &PartitionDir) -> Option<TopicId> {
+        let noted = || self.topic_ids.get(&(directory.topic.clone(), directory.partition)).copied();
+        directory.topic_id.or_else(noted)
     }
 
     /// The replicas that had records, and below which offset.
@@ -795,4 +966,5 @@ struct Checkpoints {
     high_watermarks: BTreeMap<(String, PartitionIndex), Offset>,
     /// By topic id, not by name.
     synced: BTreeMap<(String, PartitionIndex), Offset>,
+    topic_ids: BTreeMap<(String, PartitionIndex), TopicId>,
 }

@@ -28,6 +28,10 @@ pub(crate) const SMALL_MAX: usize = 64 << 10;
 /// File names have at most so many bytes.
 const NAME_MAX: usize = 255;
 pub(crate) const DELETED: &str = "-delete";
+/// Kafka's, of a directory that is kept for people to look at.
+pub(crate) const STRAY: &str = "-stray";
+/// Which topic each log here is of, once more: a name may be another topic's next time.
+pub(crate) const TOPIC_IDS: &str = "topic-id-checkpoint";
 /// Kafka's, of the copy of a log that is moved.
 const FUTURE: &str = "-future";
 
@@ -132,6 +136,8 @@ pub struct PartitionDir {
     pub partition: PartitionIndex,
     /// The topic's id; None where `partition.metadata` is missing or damaged.
     pub topic_id: Option<TopicId>,
+    /// A checksum in that file vouches for it.
+    pub checked: bool,
     /// The directory.
     pub path: PathBuf,
 }
@@ -321,6 +327,62 @@ impl DataDir {
         self.replace(&self.path.join(which.file_name()), checkpoint::format(lines.into_iter()).as_bytes())
     }
 
+    /// Which topic each log in the directory was of when the checkpoints were last written; empty where that is not known.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn read_topic_ids(&self) -> Result<BTreeMap<(String, PartitionIndex), TopicId>, DataDirError> {
+        let path = self.path.join(TOPIC_IDS);
+        let text = match read_small_file(self.disk(), &path, CHECKPOINT_MAX) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Some(Vec::new()),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        let Some(text) = text else { return Ok(BTreeMap::new()) };
+        Ok(parse_topic_ids(&text).unwrap_or_else(|what| {
+            tracing::warn!(path = %path.display(), what, "a damaged checkpoint is passed over");
+            BTreeMap::new()
+        }))
+    }
+
+    /// Replaces that, durably.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_topic_ids<'a>(
+        &self,
+        ids: impl IntoIterator<Item = (&'a str, PartitionIndex, TopicId)>,
+    ) -> Result<(), DataDirError> {
+        let lines: Vec<String> = ids.into_iter().map(|(topic, p, id)| format!("{topic} {p} {id}")).collect();
+        self.replace(&self.path.join(TOPIC_IDS), checkpoint::format(lines.into_iter()).as_bytes())
+    }
+
+    /// Whether any file of a partition's directory has records.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn has_records(&self, topic: &str, partition: PartitionIndex) -> Result<bool, DataDirError> {
+        let path = self.partition_path(topic, partition);
+        for entry in self.disk().list(&path).map_err(io_error("list", &path))? {
+            if entry.name.ends_with(".log") {
+                let file = path.join(&entry.name);
+                let size = self.disk().open(&file, OpenMode::ReadOnly).and_then(|file| file.size());
+                if size.map_err(io_error("read", &file))? > 0 {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes anew, durably, whose a partition's directory is, whatever it said. The log of it must not be open.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn restore_identity(&self, path: &Path, topic_id: TopicId) -> Result<(), DataDirError> {
+        identity::replace(self.disk(), path, topic_id).map_err(io_error("write whose log it is in", path))
+    }
+
     /// Where a partition's log lies, whether it is there or not.
     #[must_use]
     pub fn partition_path(&self, topic: &str, partition: PartitionIndex) -> PathBuf {
@@ -336,11 +398,11 @@ impl DataDir {
         for entry in self.disk().list(&self.path).map_err(io_error("list", &self.path))? {
             let Some((topic, partition)) = parse_partition(&entry.name).filter(|_| entry.is_dir) else { continue };
             let path = self.path.join(&entry.name);
-            let topic_id = match identity::read(self.disk(), &path).map_err(io_error("read", &path))? {
-                Identity::Known(topic_id) => Some(topic_id),
-                Identity::Unknown => None,
+            let (topic_id, checked) = match identity::read(self.disk(), &path).map_err(io_error("read", &path))? {
+                Identity::Known { topic_id, checked } => (Some(topic_id), checked),
+                Identity::Unknown => (None, false),
             };
-            found.push(PartitionDir { topic, partition, topic_id, path });
+            found.push(PartitionDir { topic, partition, topic_id, checked, path });
         }
         found.sort_unstable();
         Ok(found)
@@ -380,7 +442,7 @@ impl DataDir {
     /// The disk's.
     pub fn delete_future(&self, path: &Path) -> Result<(), DataDirError> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        self.take_away(&[name.to_owned()]).map(drop)
+        self.take_away(&[name.to_owned()], DELETED).map(drop)
     }
 
     /// Takes a partition's directory out of use, durably, under a name that nobody opens; its space is freed with
@@ -398,22 +460,32 @@ impl DataDir {
     /// The disk's.
     pub fn delete_partitions(&self, partitions: &[(&str, PartitionIndex)]) -> Result<usize, DataDirError> {
         let names: Vec<String> = partitions.iter().map(|(topic, partition)| format!("{topic}-{partition}")).collect();
-        self.take_away(&names)
+        Ok(self.take_away(&names, DELETED)?.len())
     }
 
-    fn take_away(&self, names: &[String]) -> Result<usize, DataDirError> {
+    /// Takes a partition's directory out of use as [`delete_partition`](Self::delete_partition) does, under a name that
+    /// nobody opens or deletes but people. Gives the name; None where there is no such directory.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn set_aside(&self, topic: &str, partition: PartitionIndex) -> Result<Option<PathBuf>, DataDirError> {
+        Ok(self.take_away(&[format!("{topic}-{partition}")], STRAY)?.pop())
+    }
+
+    /// Gives those that were there other names, with this ending; says which.
+    fn take_away(&self, names: &[String], ending: &str) -> Result<Vec<PathBuf>, DataDirError> {
         let entries = self.disk().list(&self.path).map_err(io_error("list", &self.path))?;
         let mut there: BTreeSet<String> = entries.into_iter().map(|entry| entry.name).collect();
-        let mut taken = 0;
+        let mut taken = Vec::new();
         for name in names.iter().filter(|name| there.contains(*name)).collect::<Vec<_>>() {
-            let away = free_name(&there, name);
-            let path = self.path.join(name);
-            self.disk().rename(&path, &self.path.join(&away)).map_err(io_error("rename", &path))?;
+            let away = free_name(&there, name, ending);
+            let (path, target) = (self.path.join(name), self.path.join(&away));
+            self.disk().rename(&path, &target).map_err(io_error("rename", &path))?;
             there.remove(name);
             there.insert(away);
-            taken += 1;
+            taken.push(target);
         }
-        if taken > 0 {
+        if !taken.is_empty() {
             self.disk().sync_dir(&self.path).map_err(io_error("sync", &self.path))?;
         }
         Ok(taken)
@@ -452,10 +524,10 @@ impl DataDir {
     }
 }
 
-/// The name under which a directory is deleted: one that is not there.
-fn free_name(there: &BTreeSet<String>, name: &str) -> String {
+/// The name under which a directory is put away: one that is not there.
+fn free_name(there: &BTreeSet<String>, name: &str, ending: &str) -> String {
     let numbered = |number: u64| {
-        let suffix = format!(".{number}{DELETED}");
+        let suffix = format!(".{number}{ending}");
         let kept = name.len().min(NAME_MAX - suffix.len());
         format!("{}{suffix}", name.get(..kept).unwrap_or("topic"))
     };
@@ -515,6 +587,21 @@ pub(crate) fn parse_offsets(text: &[u8]) -> Result<BTreeMap<(String, PartitionIn
         offsets.insert((topic.to_owned(), PartitionIndex(partition)), Offset(offset));
     }
     Ok(offsets)
+}
+
+pub(crate) fn parse_topic_ids(text: &[u8]) -> Result<BTreeMap<(String, PartitionIndex), TopicId>, &'static str> {
+    let mut ids = BTreeMap::new();
+    for line in checkpoint::parse(text)? {
+        let mut words = line.split(' ');
+        let (Some(topic), Some(partition), Some(id), None) = (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err("a line has not three words");
+        };
+        let partition = partition.parse().map_err(|_| "a partition is not a number")?;
+        let id = id.parse().map_err(|_| "a topic's id is none")?;
+        ids.insert((topic.to_owned(), PartitionIndex(partition)), id);
+    }
+    Ok(ids)
 }
 
 /// `topic-7`
@@ -652,6 +739,7 @@ mod tests {
         let listed = |dir: &DataDir| -> Vec<(String, i32, Option<TopicId>)> {
             dir.partitions().unwrap().into_iter().map(|p| (p.topic, p.partition.0, p.topic_id)).collect()
         };
+        assert!(dir.partitions().unwrap().iter().all(|found| found.checked == found.topic_id.is_some()));
         let all =
             [("a-b".to_owned(), 3, Some(topic_id)), ("a-b".to_owned(), 10, None), (long.clone(), 0, Some(topic_id))];
         assert_eq!(listed(&dir), all);
@@ -666,5 +754,34 @@ mod tests {
         let dir = on(&disk).unwrap();
         assert_eq!(dir.free_deleted().unwrap(), 3);
         assert_eq!((dir.free_deleted().unwrap(), listed(&dir)), (0, all[..2].to_vec()));
+    }
+
+    #[test]
+    fn whose_the_logs_are_is_known_twice_and_a_directory_set_aside_is_kept() {
+        let disk = MemDisk::new();
+        let dir = on(&disk).unwrap();
+        assert!(dir.read_topic_ids().unwrap().is_empty());
+        let (topic_id, index) = (TopicId(Uuid::from_u128(9)), PartitionIndex(3));
+        dir.write_topic_ids([("a-b", index, topic_id), ("c", index, TopicId(Uuid::from_u128(7)))]).unwrap();
+        disk.crash(Crash::LoseUnsynced);
+        let dir = on(&disk).unwrap();
+        let ids = dir.read_topic_ids().unwrap();
+        assert_eq!((ids.len(), ids.get(&("a-b".to_owned(), index))), (2, Some(&topic_id)));
+        for damage in ["", "0\n1\na-b 3 noise\n", "0\n1\na-b 3\n", "0\n2\n"] {
+            write(&disk, &dir.path().join(TOPIC_IDS), damage.as_bytes());
+            assert!(dir.read_topic_ids().unwrap().is_empty(), "{damage}");
+        }
+        let path = dir.partition_path("a-b", index);
+        disk.create_dir_all(&path).unwrap();
+        disk.sync_dir(dir.path()).unwrap();
+        dir.restore_identity(&path, topic_id).unwrap();
+        disk.crash(Crash::LoseUnsynced);
+        let dir = on(&disk).unwrap();
+        let found = dir.partitions().unwrap().remove(0);
+        assert_eq!((found.topic_id, found.checked), (Some(topic_id), true));
+        let aside = dir.set_aside("a-b", index).unwrap().unwrap();
+        assert_eq!(dir.set_aside("a-b", index).unwrap(), None);
+        assert_eq!((dir.free_deleted().unwrap(), dir.partitions().unwrap()), (0, vec![]));
+        assert!(identity::read(&disk, &aside).unwrap().is(topic_id), "{}", aside.display());
     }
 }

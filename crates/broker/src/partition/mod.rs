@@ -418,6 +418,8 @@ pub(crate) struct Checkpointed {
     pub(crate) high_watermark: Offset,
     /// Where the log ended when sync before ack came into force without a gap (`R35`).
     pub(crate) synced_since: Option<(TopicId, Offset)>,
+    /// Which topic's log it is; None where nobody knows.
+    pub(crate) topic_id: Option<TopicId>,
 }
 
 impl Inner {
@@ -430,6 +432,7 @@ impl Inner {
             // R78: another crash must not make a sound log of it.
             high_watermark: if lossy { high_watermark.max(self.promised) } else { high_watermark },
             synced_since: self.sync_history.since().map(|since| (topic_id, since)),
+            topic_id: Some(topic_id),
         }
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use broker::api::{BrokerApi, FetchRequest, Fetched};
 use metadata::ControlRequest;
 use metadata::control::{DeleteTopics, TopicRef};
-use model::{ErrorCode, TopicPartition};
-use storage::disk::{Disk, OpenMode, read_exact_at, write_all_at};
+use model::{BrokerId, ErrorCode, TopicPartition};
+use storage::disk::{Crash, Disk, OpenMode, read_exact_at, read_small_file, replace_file, write_all_at};
 
 use crate::cluster::{Cluster, eventually, fetch, fetch_request, produce_ok, soon, values};
 
@@ -133,7 +133,7 @@ async fn a_follower_whose_records_rot_is_out_of_sync_until_it_has_them_again() {
 async fn a_follower_that_catches_up_makes_the_damage_of_its_leader_known() {
     // The leader is the only one in sync when it is read; it hands over once another one is.
     let (mut cluster, id, mut written) = cluster_with_records(3, 1).await;
-    cluster.kill_and_fence(3, storage::disk::Crash::KeepAll).await;
+    cluster.kill_and_fence(3, Crash::KeepAll).await;
     cluster.wait_isr(id, &[1, 2]).await;
     produce_ok(cluster.broker(1), id, &["while it is away"]).await;
     written.push("while it is away".to_owned());
@@ -162,4 +162,97 @@ async fn the_only_replica_refuses_what_rots_and_keeps_and_serves_the_rest() {
     assert_eq!(values(cluster.broker(1), id, 8).await, written[8..]);
     produce_ok(cluster.broker(1), id, &["after"]).await;
     assert_eq!(fetch(cluster.broker(1), id, 20).await.error, ErrorCode::None);
+}
+
+const IDENTITY: &str = "/data/t-0/partition.metadata";
+const TOPIC_IDS: &str = "/data/topic-id-checkpoint";
+
+fn content(cluster: &Cluster, broker: i32, path: &str) -> Vec<u8> {
+    read_small_file(cluster.disk(broker), Path::new(path), 1 << 20).unwrap().unwrap()
+}
+
+fn replace(cluster: &Cluster, broker: i32, path: &str, content: &[u8]) {
+    replace_file(cluster.disk(broker), Path::new(path), content).unwrap();
+}
+
+/// The directories that a broker kept aside.
+fn kept_aside(cluster: &Cluster, broker: i32) -> Vec<String> {
+    let names = cluster.disk(broker).list(Path::new("/data")).unwrap().into_iter().map(|entry| entry.name);
+    names.filter(|name| name.ends_with("-stray")).collect()
+}
+
+/// The identity as Kafka writes it, without a checksum, with one bit of the topic's id flipped.
+fn flipped_kafkas(whole: &[u8]) -> Vec<u8> {
+    let end = whole.iter().rposition(|byte| *byte == b'\n').expect("a line with the checksum");
+    let mut kafkas = whole[..end].to_vec();
+    // A digit or a letter of base64 stays one.
+    let at = kafkas.windows(9).position(|at| at == b"topic_id:").unwrap() + 12;
+    kafkas[at] = if kafkas[at] == b'A' { b'C' } else { b'A' };
+    kafkas
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_identity_rots_or_is_gone_is_found_and_served_whole() {
+    // R4, R29: two files say whose a log is, and one of them is enough
+    let (mut cluster, id, written) = cluster_with_records(1, 1).await;
+    cluster.shut_down(1).await;
+    let whole = content(&cluster, 1, IDENTITY);
+    let mut damaged: Vec<Option<Vec<u8>>> = vec![None, Some(Vec::new()), Some(flipped_kafkas(&whole))];
+    for byte in (0..whole.len()).step_by(4) {
+        let mut flipped = whole.clone();
+        flipped[byte] ^= 1 << (byte % 7);
+        damaged.push(Some(flipped));
+    }
+    for (number, damage) in damaged.into_iter().enumerate() {
+        match &damage {
+            Some(damage) => replace(&cluster, 1, IDENTITY, damage),
+            None => cluster.disk(1).remove_file(Path::new(IDENTITY)).unwrap(),
+        }
+        cluster.start_broker(1).await;
+        cluster.wait_leader(id).await;
+        assert_eq!(all_values(&cluster, 1, id, BATCHES).await, written, "damage {number}");
+        assert_eq!(content(&cluster, 1, IDENTITY), whole, "damage {number}: written again");
+        cluster.shut_down(1).await;
+        assert_eq!(kept_aside(&cluster, 1), [""; 0]);
+    }
+    // The checkpoint alone is gone: the file says enough, and a start writes the other one.
+    cluster.disk(1).remove_file(Path::new(TOPIC_IDS)).unwrap();
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    assert_eq!(all_values(&cluster, 1, id, BATCHES).await, written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nothing_proves_to_be_another_topics_is_no_deleted_one() {
+    // R35, R78: the last one in sync comes back with another topic's id in its file; nobody truncates to its empty log
+    for damage in [flipped_kafkas as fn(&[u8]) -> Vec<u8>, |_| b"noise".to_vec()] {
+        let (mut cluster, id, written) = cluster_with_records(3, 2).await;
+        for broker in [1, 2, 3] {
+            cluster.shut_down(broker).await;
+        }
+        let eligible = cluster.controller.image().partition(id).unwrap().elr.clone();
+        assert!(eligible.contains(&BrokerId(3)), "the last one in sync: {eligible:?}");
+        let whole = content(&cluster, 3, IDENTITY);
+        replace(&cluster, 3, IDENTITY, &damage(&whole));
+        // As a directory that Kafka left.
+        cluster.disk(3).remove_file(Path::new(TOPIC_IDS)).unwrap();
+        cluster.start_broker(3).await;
+        let image = cluster.controller.image();
+        let now = image.partition(id).unwrap();
+        assert!(!now.isr.contains(&BrokerId(3)) && !now.elr.contains(&BrokerId(3)), "what it lost, it does not lead");
+        cluster.start_broker(1).await;
+        cluster.start_broker(2).await;
+        let leader = cluster.wait_leader(id).await;
+        assert_ne!(leader, 3);
+        cluster.wait_isr(id, &[1, 2, 3]).await;
+        for broker in [1, 2, 3] {
+            assert_eq!(all_values(&cluster, broker, id, BATCHES).await, written, "broker {broker}");
+        }
+        assert_eq!(kept_aside(&cluster, 3), ["t-0.0-stray"]);
+        let kept = "/data/t-0.0-stray/00000000000000000000.log";
+        assert!(!content(&cluster, 3, kept).is_empty(), "it is kept with its records");
+        cluster.shut_down(3).await;
+        cluster.start_broker(3).await;
+        assert_eq!(kept_aside(&cluster, 3), ["t-0.0-stray"], "also over another start");
+    }
 }

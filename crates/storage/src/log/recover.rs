@@ -187,8 +187,8 @@ impl Log {
         // What a crash left may be in the page cache only.
         self.names = if hints.clean { Names::Durable } else { Names::NewDirectory };
         match found {
-            Identity::Known(found) if found == self.topic_id => Ok(true),
-            Identity::Known(found) => {
+            Identity::Known { topic_id, .. } if topic_id == self.topic_id => Ok(true),
+            Identity::Known { topic_id: found, .. } => {
                 Err(LogError::WrongTopic { path: self.dir.to_path_buf(), found, expected: self.topic_id })
             }
             Identity::Unknown if bases.is_empty() => {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use model::{BatchHeader, Offset};
 
-use super::identity::{self, Identity};
+use super::identity;
 use super::segment::{FileKind, Segment, SegmentFiles, beside, parse_name};
 use super::sync::SyncState;
 use super::walk::{FAR, NEAR, Step, Walker};
@@ -127,7 +127,7 @@ impl Log {
         }
         // A file that says so already is left alone: one that is written again may be empty after a crash.
         let found = identity::read(&*self.env.disk, &self.dir).map_err(self.failed("cannot read in"))?;
-        if found != Identity::Known(self.topic_id) {
+        if !found.is(self.topic_id) {
             self.write_identity()?;
         }
         self.condition = Condition::Usable;

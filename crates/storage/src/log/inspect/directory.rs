@@ -5,20 +5,20 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use model::{EpochCache, Offset, PartitionIndex};
+use model::{EpochCache, Offset, PartitionIndex, TopicId};
 
 use super::super::identity::{self, Identity};
 use super::super::segment::{CLEANED, FILE_KINDS, file_path, parse_name};
 use super::super::truncate::segment_bases;
 use super::super::walk::Order;
-use super::super::{Log, OpenHints, Recovered, Verdict, epochs, snapshots};
+use super::super::{Log, LogError, OpenHints, Recovered, Verdict, epochs, snapshots};
 use super::segment::LogScan;
 use super::verify::{Finding, Report, Severity};
 use super::{FileContent, whole};
 use crate::checkpoint;
 use crate::data_dir::{
-    CHECKPOINT_MAX, CLEAN_SHUTDOWN, Checkpoint, DELETED, DataDirError, SMALL_MAX, io_error, parse_clean_shutdown,
-    parse_meta, parse_offsets, parse_partition,
+    CHECKPOINT_MAX, CLEAN_SHUTDOWN, Checkpoint, DELETED, DataDirError, SMALL_MAX, STRAY, TOPIC_IDS, io_error,
+    parse_clean_shutdown, parse_meta, parse_offsets, parse_partition, parse_topic_ids,
 };
 use crate::disk::{Disk, OpenMode, OverlayDisk, read_small_file};
 use crate::env::LogEnv;
@@ -36,6 +36,7 @@ pub(super) struct DataDirectory {
     recovery_points: Offsets,
     log_starts: Offsets,
     high_watermarks: Offsets,
+    topic_ids: BTreeMap<(String, PartitionIndex), TopicId>,
 }
 
 type Offsets = BTreeMap<(String, PartitionIndex), Offset>;
@@ -71,6 +72,17 @@ impl DataDirectory {
             Checkpoint::SyncedBeforeAck,
             "it is passed over: no replica counts as one that synced all it acknowledged",
         )?;
+        let path = dir.join(TOPIC_IDS);
+        let topic_ids = match read(disk, &path, CHECKPOINT_MAX)?.map(|text| parse_topic_ids(&text)) {
+            None => BTreeMap::new(),
+            Some(Ok(ids)) => ids,
+            Some(Err(what)) => {
+                let lost =
+                    "it is passed over: a log whose partition.metadata is damaged is kept aside and fetched again";
+                report.tell(Severity::Damage, &path, what, lost);
+                BTreeMap::new()
+            }
+        };
         let path = dir.join(CLEAN_SHUTDOWN);
         let mark = read(disk, &path, SMALL_MAX)?;
         let clean = mark.as_deref().is_some_and(|text| parse_clean_shutdown(text).is_some());
@@ -78,10 +90,16 @@ impl DataDirectory {
             let at_start = "the last shutdown is not proven clean: what follows the recovery points is checked";
             report.tell(Severity::Damage, &path, "it is no mark of a clean shutdown", at_start);
         }
-        Ok(Self { clean, recovery_points, log_starts, high_watermarks })
+        Ok(Self { clean, recovery_points, log_starts, high_watermarks, topic_ids })
     }
 
-    fn hints(&self, dir: &Path, topic_id: model::TopicId) -> OpenHints {
+    /// Whose a partition's directory was when the checkpoints were written.
+    fn topic_id(&self, dir: &Path) -> Option<TopicId> {
+        let name = dir.file_name().and_then(|name| name.to_str()).and_then(parse_partition)?;
+        self.topic_ids.get(&name).copied()
+    }
+
+    fn hints(&self, dir: &Path, topic_id: TopicId) -> OpenHints {
         let name = dir.file_name().and_then(|name| name.to_str()).and_then(parse_partition);
         let of = |offsets: &Offsets| name.as_ref().and_then(|key| offsets.get(key)).copied().unwrap_or(Offset::ZERO);
         OpenHints {
@@ -117,6 +135,9 @@ pub(super) fn all(disk: &Arc<dyn Disk>, dir: &Path, report: &mut Report) -> Resu
             seen.push(key);
         } else if entry.name.ends_with(DELETED) {
             report.tell(Severity::Note, &path, "a deleted partition", "its space is freed");
+        } else if entry.name.ends_with(STRAY) {
+            let what = "a log of which nothing said which topic's it is, or not that of its name";
+            report.tell(Severity::Note, &path, what, "it is left alone: look into it, then delete it");
         } else {
             report.tell(Severity::Note, &path, "no directory of a partition", "it is left alone");
         }
@@ -156,9 +177,14 @@ pub(super) fn partition(
         scan.segment(*base, bases.get(i + 1).copied()).map_err(failed)?;
     }
     let LogScan { epochs, bad, .. } = scan;
-    let Identity::Known(topic_id) = identity::read(&**disk, dir).map_err(failed)? else {
-        let at_start = "the replica is not opened; where the metadata places one it is fetched again";
-        report.tell(Severity::Damage, &identity::path(dir), "it is missing or damaged", at_start);
+    let (found, noted) = (identity::read(&**disk, dir).map_err(failed)?, hints.topic_id(dir));
+    tell_identity(dir, found, noted, report);
+    let known = match found {
+        Identity::Known { topic_id, .. } => Some(topic_id),
+        Identity::Unknown => noted,
+    };
+    let Some(topic_id) = known else {
+        let at_start = "the replica is not opened";
         for bad in bad {
             let (path, position, what) = (bad.path, Some(bad.position), bad.what);
             report.add(Finding { path, position, severity: Severity::Damage, what, at_start: at_start.to_owned() });
@@ -177,6 +203,25 @@ pub(super) fn partition(
     other_names(disk, dir, &bases, report).map_err(failed)
 }
 
+/// What is wrong with what says whose the log is.
+fn tell_identity(dir: &Path, found: Identity, noted: Option<TopicId>, report: &mut Report) {
+    let (what, at_start) = match (found, noted) {
+        (Identity::Unknown, Some(noted)) => {
+            ("it is missing or damaged".to_owned(), format!("it is written again: {TOPIC_IDS} says topic {noted}"))
+        }
+        (Identity::Unknown, None) => (
+            "it is missing or damaged".to_owned(),
+            "the replica is not opened; where the metadata places one, the directory is renamed and kept, and it is fetched again".to_owned(),
+        ),
+        (Identity::Known { topic_id, .. }, Some(noted)) if topic_id != noted => (
+            format!("it says topic {topic_id}, and {TOPIC_IDS} says {noted}"),
+            "the log is the one's that the metadata places here under that name; the shutdown counts as unclean".to_owned(),
+        ),
+        _ => return,
+    };
+    report.tell(Severity::Damage, &identity::path(dir), what, &at_start);
+}
+
 /// What a broker finds when it starts with this log.
 struct Started {
     hints: OpenHints,
@@ -186,8 +231,16 @@ struct Started {
 
 impl Started {
     fn by(disk: &Arc<dyn Disk>, dir: &Path, hints: OpenHints) -> Self {
-        let env = LogEnv::new(Arc::new(OverlayDisk::over(Arc::clone(disk))), 16, 0);
-        let opened = Log::open(&env, dir, Arc::default(), hints);
+        let over: Arc<dyn Disk> = Arc::new(OverlayDisk::over(Arc::clone(disk)));
+        let env = LogEnv::new(Arc::clone(&over), 16, 0);
+        // What a start writes again where it is damaged.
+        let restored = match identity::read(&*over, dir) {
+            Ok(Identity::Unknown) => identity::replace(&*over, dir, hints.topic_id),
+            _ => Ok(()),
+        };
+        let opened = restored
+            .map_err(|error| LogError::write(env.health(), dir, &error))
+            .and_then(|()| Log::open(&env, dir, Arc::default(), hints));
         let outcome = opened.map(|(log, recovered)| (log.log_start(), log.log_end(), recovered));
         Self { hints, outcome: outcome.map_err(|error| error.to_string()) }
     }

@@ -89,9 +89,7 @@ fn a_flipped_bit_in_any_byte_of_any_file_is_found() {
     for entry in world.disk.list(Path::new(DIR)).unwrap() {
         let path = Path::new(DIR).join(&entry.name);
         let whole = content(&world.disk, &path);
-        // Without a checksum: another id is another topic's, which only the metadata can tell.
-        let skipped = if entry.name == "partition.metadata" { whole.len() } else { 0 };
-        for position in skipped..whole.len() {
+        for position in 0..whole.len() {
             let disk = world.disk.fork();
             damage(&disk, &path, position as u64);
             let report = verified(&disk, DIR);
@@ -148,6 +146,20 @@ fn a_missing_or_cut_file_is_found_and_said_what_becomes_of_it() {
     assert!(at_start.contains("does not look there"), "{at_start}");
     let at_start = found(Path::new(DIR), &|disk| disk.remove_dir_all(Path::new(DIR)).unwrap());
     assert!(at_start.contains("counts as lost"), "{at_start}");
+    let identity = Path::new(DIR).join("partition.metadata");
+    let at_start = found(&identity, &|disk| disk.remove_file(&identity).unwrap());
+    assert!(at_start.contains("is renamed and kept"), "{at_start}");
+    let ids = |disk: &MemDisk, id: u128| {
+        let dir = DataDir::open(&LogEnv::new(Arc::new(disk.clone()), 4, 0), Path::new("/data")).unwrap();
+        dir.write_topic_ids([("topic", PartitionIndex(0), TopicId(Uuid::from_u128(id)))]).unwrap();
+    };
+    let at_start = found(&identity, &|disk| {
+        ids(disk, 9);
+        disk.remove_file(&identity).unwrap();
+    });
+    assert!(at_start.contains("it is written again"), "{at_start}");
+    let at_start = found(&identity, &|disk| ids(disk, 77));
+    assert!(at_start.contains("the shutdown counts as unclean"), "{at_start}");
     let meta = Path::new("/data/meta.properties");
     let at_start = found(meta, &|disk| replace_file(disk, meta, b"version=1\n").unwrap());
     assert_eq!(at_start, "a broker does not start with it");
