@@ -142,6 +142,12 @@ impl BatchHeader {
         self.last_offset() + 1
     }
 
+    /// Whether there are so many offsets from `base` on: the one after the last record is one too.
+    #[must_use]
+    pub fn fits_at(&self, base: Offset) -> bool {
+        base.0.checked_add(i64::from(self.last_offset_delta)).is_some_and(|last| last < i64::MAX)
+    }
+
     /// The codec; None for a number that Kafka does not have.
     #[must_use]
     pub fn codec(&self) -> Option<Codec> {

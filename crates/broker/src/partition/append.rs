@@ -202,6 +202,9 @@ impl Partition {
             batch.set_timestamps(TimestampType::LogAppendTime, log_append_time);
         }
         let base_offset = inner.replica.next_offset();
+        if !batch.header().fits_at(base_offset) {
+            return Err(self.refuse(ErrorCode::KafkaStorageError, "the log is at the end of all offsets"));
+        }
         let batch = batch.stamp(base_offset, inner.replica.leader_epoch());
         if let Err(error) = inner.log.append(std::slice::from_ref(&batch)) {
             self.log_failed(context, inner, &error);

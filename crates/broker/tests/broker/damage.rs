@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::api::{BrokerApi, FetchRequest, Fetched};
+use broker::api::{Acks, BrokerApi, FetchRequest, Fetched};
 use metadata::ControlRequest;
 use metadata::control::{DeleteTopics, TopicRef};
 use model::{BrokerId, ErrorCode, TopicPartition};
 use storage::disk::{Crash, Disk, OpenMode, read_exact_at, read_small_file, replace_file, write_all_at};
 
-use crate::cluster::{Cluster, eventually, fetch, fetch_request, produce_ok, soon, values};
+use crate::cluster::{Cluster, batch, eventually, fetch, fetch_request, produce, produce_ok, soon, values};
 
 const BATCHES: usize = 20;
 
@@ -255,4 +255,19 @@ async fn a_log_that_nothing_proves_to_be_another_topics_is_no_deleted_one() {
         cluster.start_broker(3).await;
         assert_eq!(kept_aside(&cluster, 3), ["t-0.0-stray"], "also over another start");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_produce_at_the_end_of_all_offsets_is_refused_and_the_broker_goes_on() {
+    let (mut cluster, id, _) = cluster_with_records(1, 1).await;
+    cluster.shut_down(1).await;
+    let old = [".log", ".index", ".timeindex"].map(|kind| format!("/data/t-0/00000000000000000000{kind}"));
+    old.iter().for_each(|path| cluster.disk(1).remove_file(Path::new(path)).unwrap());
+    replace(&cluster, 1, "/data/t-0/09223372036854775806.log", b"");
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    assert_eq!(produce_ok(cluster.broker(1), id, &["last"]).await, i64::MAX - 1);
+    let refused = produce(cluster.broker(1), id, Acks::All, batch(&["one more"])).await;
+    assert_eq!(refused.error, ErrorCode::KafkaStorageError);
+    assert_eq!(values(cluster.broker(1), id, i64::MAX - 1).await, ["last"]);
 }

@@ -26,7 +26,7 @@ impl Log {
     /// Writes batches behind the log's end, in order, holes allowed: all or none. Blocks on the page cache only.
     ///
     /// # Errors
-    /// `OutOfOrder`, `Lossy`, `NoSpace` and `NoDescriptor` leave the log as it was; anything else took the directory offline
+    /// `OutOfOrder`, `OutOfRange` behind the last offset there is, `Lossy`, `NoSpace` and `NoDescriptor` leave the log as it was; anything else took the directory offline
     /// (`R30`). Where batches that were written could not be taken back for want of a descriptor, the log is unfinished.
     pub fn append(&mut self, batches: &[RecordBatch]) -> Result<Appended, LogError> {
         self.usable()?;
@@ -86,6 +86,9 @@ impl Log {
             if header.base_offset < log_end || header.leader_epoch < last_epoch {
                 let (offset, epoch) = (header.base_offset, header.leader_epoch);
                 return Err(LogError::OutOfOrder { offset, epoch, log_end, last_epoch });
+            }
+            if !header.fits_at(header.base_offset) {
+                return Err(LogError::OutOfRange { offset: header.base_offset, log_start: self.log_start, log_end });
             }
             (last_epoch, log_end) = (header.leader_epoch, header.next_offset());
         }

@@ -8,7 +8,8 @@
 //!
 //! Invariants: no record on disk changes where the verdict is `Lossy`, so that it is the same at the next start; a note says
 //! where that has to look. Memory is
-//! bounded by the largest batch. A verdict never depends on an index: they are checked, cut and rebuilt.
+//! bounded by the largest batch. A verdict never depends on an index: they are checked, cut and rebuilt. Nor does the log's
+//! end depend on the name of a file alone that stands out of the reach of what is before it.
 
 use std::io;
 use std::path::Path;
@@ -21,7 +22,7 @@ use super::aborted::AbortedIndex;
 use super::compaction::swap;
 use super::identity::{self, Identity};
 use super::index::{self, Indexer};
-use super::segment::{CLEANED, FileKind, Segment};
+use super::segment::{CLEANED, FileKind, Segment, parse_name};
 use super::sync::SyncState;
 use super::tail::Tail;
 use super::truncate::{read_note, segment_bases};
@@ -107,7 +108,7 @@ impl Log {
         if swap::complete(&*env.disk, dir).map_err(log.failed("cannot complete a cleaning in"))? {
             bases = segment_bases(&*env.disk, dir).map_err(log.failed("cannot list"))?;
         }
-        log.remove_leftovers()?;
+        log.remove_leftovers(&bases)?;
         let note = read_note(&*env.disk, dir).map_err(log.failed("cannot read in"))?;
         log.truncation_noted = note.is_some();
         log.recovery_point_max = hints.recovery_point;
@@ -210,10 +211,15 @@ impl Log {
         Ok(())
     }
 
-    /// What an earlier process had begun to remove or to replace.
-    fn remove_leftovers(&self) -> Result<(), LogError> {
+    /// What an earlier process had begun to remove or to replace: indexes of a segment whose `.log` went first among them.
+    fn remove_leftovers(&self, bases: &[Offset]) -> Result<(), LogError> {
         let entries = self.env.disk.list(&self.dir).map_err(self.failed("cannot list"))?;
-        let left = |name: &str| [".deleted", ".tmp", CLEANED].iter().any(|suffix| name.ends_with(suffix));
+        let is_orphan = |name: &str| {
+            let of = ["index", "timeindex", "txnindex"].iter().find_map(|kind| parse_name(name, kind));
+            of.is_some_and(|base| bases.binary_search(&base).is_err())
+        };
+        let left =
+            |name: &str| [".deleted", ".tmp", CLEANED].iter().any(|suffix| name.ends_with(suffix)) || is_orphan(name);
         for entry in entries.iter().filter(|entry| left(&entry.name)) {
             self.env.disk.remove_file(&self.dir.join(&entry.name)).map_err(self.failed("cannot remove a file in"))?;
         }
@@ -228,7 +234,11 @@ impl Log {
             self.segments.extend(bases.first().map(|base| Segment::found(&self.env, *base)));
             return Ok((!bases.is_empty()).then_some(Bad { segment: 0, position: 0 }));
         }
-        let first = bases.partition_point(|base| *base <= recovery.recovery_point).saturating_sub(1);
+        let mut first = bases.partition_point(|base| *base <= recovery.recovery_point).saturating_sub(1);
+        // Also where nothing else is looked at, what is before it says whether such a segment can be.
+        while first > 0 && bases[first] - bases[first - 1] > i64::from(i32::MAX) {
+            first -= 1;
+        }
         recovery.expected = bases.first().copied().unwrap_or(Offset::ZERO);
         let mut before = 0;
         for base in &bases[first.min(bases.len())..] {
@@ -253,7 +263,15 @@ impl Log {
                 return Ok(Some(Bad { segment: i, position: 0 }));
             }
             let next = bases.get(i + 1).copied();
-            if let Some(position) = self.check_segment((size, next), (i == first, before), recovery)? {
+            let expected = recovery.expected;
+            let bad = self.check_segment((size, next), (i == first, before), recovery)?;
+            if i > first && gap != 0 && self.segments[i].size == 0 {
+                // Only a batch is a reason for such a gap (`append`); the name of a file is none.
+                recovery.expected = expected;
+                self.indexer = None;
+                return Ok(Some(Bad { segment: i, position: 0 }));
+            }
+            if let Some(position) = bad {
                 return Ok(Some(Bad { segment: i, position }));
             }
             before += size;
@@ -430,7 +448,7 @@ impl Log {
         for base in bases.iter().filter(|base| **base >= segment) {
             let files = Segment::new(&self.env, *base, 0).files(&self.env, &self.dir);
             let from = if *base == segment { bad.position } else { 0 };
-            let found = files.open(FileKind::Log).and_then(|log| search.find(&*log, from)).map_err(&failed)?;
+            let found = files.open(FileKind::Log).and_then(|log| search.find(&*log, *base, from)).map_err(&failed)?;
             files.close_all();
             if found.is_some() {
                 return Ok(true);
@@ -544,8 +562,9 @@ impl Search {
         Self { order, patience: 8 << 30 }
     }
 
-    /// Where a valid batch starts at `from` or behind, or may for all we know.
-    pub(super) fn find(&mut self, log: &dyn DiskFile, from: u64) -> io::Result<Option<u64>> {
+    /// Where a valid batch starts at `from` or behind, or may for all we know, that can stand in a segment of this base: what
+    /// a record has in its value may look like one.
+    pub(super) fn find(&mut self, log: &dyn DiskFile, base: Offset, from: u64) -> io::Result<Option<u64>> {
         let size = log.size()?;
         let mut chunk_at = from;
         while chunk_at + (model::batch::HEADER_LEN as u64) <= size {
@@ -555,7 +574,7 @@ impl Search {
             let last = length - model::batch::HEADER_LEN;
             for i in (0..=last).filter(|i| chunk[i + 16] == 2) {
                 let position = chunk_at + i as u64;
-                if self.is_valid(log, &chunk[i..], position, size)? {
+                if self.is_valid(log, &chunk[i..], base, (position, size))? {
                     return Ok(Some(position));
                 }
             }
@@ -564,9 +583,15 @@ impl Search {
         Ok(None)
     }
 
-    fn is_valid(&mut self, log: &dyn DiskFile, bytes: &[u8], position: u64, size: u64) -> io::Result<bool> {
+    fn is_valid(
+        &mut self,
+        log: &dyn DiskFile,
+        bytes: &[u8],
+        base: Offset,
+        (position, size): (u64, u64),
+    ) -> io::Result<bool> {
         let Ok(header) = frame(bytes, size - position) else { return Ok(false) };
-        if header.base_offset < self.order.expected || header.leader_epoch < self.order.last_epoch {
+        if !self.order.allows(base, &header) {
             return Ok(false);
         }
         self.patience = self.patience.saturating_sub(header.size as u64);

@@ -365,7 +365,7 @@ fn other_names(disk: &Arc<dyn Disk>, dir: &Path, bases: &[Offset], report: &mut 
             Some(FileContent::OffsetIndex(_) | FileContent::TimeIndex(_) | FileContent::AbortedIndex(_))
         );
         if is_index && !is_left && !bases.iter().any(belongs) {
-            report.tell(Severity::Note, &path, "it belongs to no segment", "it is left alone");
+            report.tell(Severity::Note, &path, "it belongs to no segment", "it is removed");
         }
     }
     Ok(())

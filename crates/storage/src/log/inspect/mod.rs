@@ -209,7 +209,8 @@ fn batches(file: &Arc<dyn DiskFile>, see: &mut dyn FnMut(Piece) -> bool) -> io::
                 walker.skip(&header);
             }
             Step::Bad(what) => {
-                let next = Search::new(Order::from(Offset::ZERO)).find(&**file, position + 1)?;
+                // Of whatever base the segment is.
+                let next = Search::new(Order::from(Offset::ZERO)).find(&**file, Offset(i64::MAX), position + 1)?;
                 let end = next.unwrap_or(size);
                 if !see(Piece::Unreadable { position, end, what: what.to_owned() }) || next.is_none() {
                     return Ok(());

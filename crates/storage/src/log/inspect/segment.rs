@@ -66,9 +66,11 @@ impl LogScan<'_> {
         let size = log.size()?;
         // As a start sees it: a segment is named after the end of the one before it.
         let gap = base - self.order.expected;
-        if !self.is_first && gap != 0 && gap <= i64::from(i32::MAX) {
+        let far = !self.is_first && gap > i64::from(i32::MAX);
+        if !self.is_first && gap != 0 && !far {
             self.note_bad(&path, 0, format!("the segment before ends at {}", self.order.expected));
         }
+        let (before, batches) = (self.order.expected, self.report.batches);
         self.order.expected = base.max(self.order.expected);
         self.is_first = false;
         self.report.segments += 1;
@@ -84,7 +86,7 @@ impl LogScan<'_> {
                     walker.skip(&header);
                 }
                 Step::Bad(what) => {
-                    let next = Search::new(self.order).find(&*log, position + 1)?;
+                    let next = Search::new(self.order).find(&*log, base, position + 1)?;
                     let end = next.unwrap_or(size);
                     self.unreadable(&*log, &path, (position, end), what)?;
                     if next.is_none() {
@@ -93,6 +95,10 @@ impl LogScan<'_> {
                     walker = Walker::new(Arc::clone(&log), end, size, FAR);
                 }
             }
+        }
+        if far && self.report.batches == batches {
+            self.order.expected = before;
+            self.note_bad(&path, 0, format!("no batch is in it, and the segment before ends at {before}"));
         }
         self.tell_indexes(base, size > 0, &indexes);
         Ok(())

@@ -1,7 +1,7 @@
 //! Crashes, torn writes, power cuts, corruption and failing disks.
 
 use super::*;
-use crate::disk::{Call, FaultKind, OpenMode};
+use crate::disk::{Call, FaultKind, OpenMode, replace_file, write_all_at};
 use crate::log::segment::{FileKind, file_path};
 use crate::log::{LogError, Verdict};
 use model::Time;
@@ -650,5 +650,100 @@ fn damage_that_a_start_meets_where_it_reads_the_epochs_makes_the_log_lossy() {
         let recovered = world.crash_and_reopen(Crash::KeepAll, hints);
         assert_eq!(recovered.verdict, Verdict::Lossy { first_bad: Offset(2) });
         assert_eq!(world.all(), all[..1]);
+    }
+}
+
+/// A log of several segments, all of it synced.
+fn of_several_segments() -> (World, OpenHints, Vec<RecordBatch>) {
+    let mut world = World::new(small_segments());
+    for _ in 0..20 {
+        world.append_records(0, 2);
+    }
+    let hints = OpenHints { recovery_point: world.checkpoint(), ..hints() };
+    world.log.settle().unwrap();
+    let all = world.all();
+    (world, hints, all)
+}
+
+#[test]
+fn a_file_that_no_batch_vouches_for_is_not_where_the_log_ends() {
+    let (world, hints, all) = of_several_segments();
+    for clean in [false, true] {
+        for content in [&b""[..], b"noise", &[0; 4096]] {
+            let stray = file_path(Path::new(DIR), Offset(i64::MAX), FileKind::Log);
+            let mut found = World::on(world.disk.fork(), world.config.clone(), 0);
+            replace_file(&found.disk, &stray, content).unwrap();
+            let recovered = found.reopen(OpenHints { clean, ..hints });
+            assert!(matches!(recovered.verdict, Verdict::TruncatedTail { .. }), "{recovered:?}");
+            assert_eq!((found.log.log_end(), found.all()), (world.log.log_end(), all.clone()));
+            assert!(found.disk.open(&stray, OpenMode::ReadOnly).is_err(), "it is gone");
+            found.append_records(1, 2);
+            assert_eq!(found.reopen(OpenHints { clean, ..hints }).verdict, Verdict::Sound);
+            assert_eq!(found.all().len(), all.len() + 1);
+        }
+    }
+}
+
+#[test]
+fn a_segment_far_behind_the_one_before_counts_by_its_batch() {
+    let (mut world, hints, _) = of_several_segments();
+    world.append(batch(1 << 40, 0, 2, 0));
+    for clean in [true, false] {
+        assert_eq!(world.reopen(OpenHints { clean, ..hints }).verdict, Verdict::Sound);
+        assert_eq!(world.log.log_end(), Offset((1 << 40) + 2));
+    }
+}
+
+#[test]
+fn an_append_behind_the_last_offset_is_an_error() {
+    let mut world = World::new(small_segments());
+    world.append_records(0, 1);
+    world.log.reset_to(Offset(i64::MAX - 2)).unwrap();
+    world.append_records(0, 1);
+    let refused = world.log.append(&[batch(i64::MAX - 1, 0, 2, 0)]).unwrap_err();
+    assert!(matches!(refused, LogError::OutOfRange { offset: Offset(offset), .. } if offset == i64::MAX - 1));
+    world.append_records(0, 1);
+    assert_eq!(world.log.log_end(), Offset(i64::MAX));
+    let refused = world.log.append(&[batch(i64::MAX, 0, 1, 0)]).unwrap_err();
+    assert!(matches!(refused, LogError::OutOfRange { .. }), "{refused}");
+    assert_eq!(world.crash_and_reopen(Crash::KeepAll, hints()).verdict, Verdict::Sound);
+    assert_eq!((world.log.log_end(), world.all().len()), (Offset(i64::MAX), 2));
+}
+
+#[test]
+fn what_only_looks_like_a_batch_behind_a_torn_end_makes_no_damage_of_it() {
+    // A record whose value is a batch of another log, from far above or of another age.
+    let mut world = World::new(small_segments());
+    world.append_records(3, 2);
+    world.disk.crash(Crash::KeepAll);
+    let whole = size(&world, 0);
+    let torn = |value: &RecordBatch| {
+        let mut found = World::on(world.disk.fork(), world.config.clone(), 0);
+        let log = found.disk.open(&file_path(Path::new(DIR), Offset(0), FileKind::Log), OpenMode::Existing).unwrap();
+        let mut bytes = vec![7; 30];
+        bytes.extend_from_slice(value.bytes());
+        write_all_at(&*log, &mut [std::io::IoSlice::new(&bytes)], whole).unwrap();
+        found.reopen(hints()).verdict
+    };
+    for value in [batch(1 << 40, 3, 2, 0), batch(5, 2, 2, 0), batch(1, 3, 1, 0)] {
+        let header = *value.header();
+        assert!(matches!(torn(&value), Verdict::TruncatedTail { .. }), "{header:?}");
+    }
+    assert!(matches!(torn(&batch(5, 3, 2, 0)), Verdict::Lossy { .. }), "one that can be the log's own");
+}
+
+#[test]
+fn indexes_of_a_segment_that_is_gone_are_removed() {
+    let (world, hints, all) = of_several_segments();
+    let mut found = World::on(world.disk.fork(), world.config.clone(), 0);
+    let orphans = [FileKind::Index, FileKind::TimeIndex, FileKind::TxnIndex]
+        .map(|kind| file_path(Path::new(DIR), Offset(1), kind));
+    for orphan in &orphans {
+        replace_file(&found.disk, orphan, &[1; 8]).unwrap();
+    }
+    for clean in [true, false] {
+        assert_eq!(found.reopen(OpenHints { clean, ..hints }).verdict, Verdict::Sound);
+        assert!(orphans.iter().all(|orphan| found.disk.open(orphan, OpenMode::ReadOnly).is_err()), "they are gone");
+        assert_eq!(found.all(), all);
     }
 }
