@@ -1,4 +1,6 @@
-//! The metadata quorum's vote: two checksummed slots in one file, written in turn, so that a torn write leaves the other.
+//! The metadata quorum's vote: two pairs of checksummed slots in one file, written in turn, so that a torn write leaves the
+//! other pair; both slots of a pair say the same, so that one that rots does not bring back the vote before: a second vote in
+//! one term.
 //!
 //! Invariant: [`QuorumVote::save`] returns after the vote is durable, and reading gives the last vote saved, or the one
 //! being saved when the power went.
@@ -14,6 +16,8 @@ use crate::disk::{Disk, DiskFile, OpenMode, read_small_file, replace_file, write
 use crate::quorum_log::QuorumError;
 
 const SLOT: usize = 4096;
+/// The slots of a pair stand so many bytes apart: a file of an earlier version has the first one of each.
+const APART: usize = 2 * SLOT;
 const MAGIC: &[u8; 8] = b"OTLVOTE\n";
 const VERSION: u32 = 1;
 const FIXED: usize = 28;
@@ -34,17 +38,19 @@ impl QuorumVote {
     /// # Errors
     /// The system's, and [`QuorumError::Corrupt`] where neither slot is valid.
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<QuorumVote, QuorumError> {
-        let content = match read_small_file(disk, path, 2 * SLOT).map_err(QuorumError::io(path))? {
+        let content = match read_small_file(disk, path, 2 * APART).map_err(QuorumError::io(path))? {
             Some(content) => content,
             None => {
-                let mut both = BytesMut::from(&slot(0, &[])[..]);
-                both.extend_from_slice(&slot(1, &[]));
-                replace_file(disk, path, &both).map_err(QuorumError::io(path))?;
-                both.to_vec()
+                let all: Vec<u8> = [0, 1, 0, 1].into_iter().flat_map(|sequence| slot(sequence, &[])).collect();
+                replace_file(disk, path, &all).map_err(QuorumError::io(path))?;
+                all
             }
         };
-        let slots = content.chunks(SLOT).filter_map(parse);
-        let newest = slots.max_by_key(|(sequence, _)| *sequence);
+        let slots: Vec<_> = content.chunks(SLOT).filter_map(parse).collect();
+        if slots.len() * SLOT < content.len() {
+            tracing::warn!(path = %path.display(), sound = slots.len(), "a slot of the vote is torn or damaged");
+        }
+        let newest = slots.into_iter().max_by_key(|(sequence, _)| *sequence);
         let (sequence, vote) = newest.ok_or_else(|| QuorumError::corrupt(path, 0, "neither slot holds a vote"))?;
         let file = disk.open(path, OpenMode::Existing).map_err(QuorumError::io(path))?;
         let vote = (!vote.is_empty()).then_some(vote);
@@ -72,8 +78,10 @@ impl QuorumVote {
         self.dead = true;
         let sequence = self.sequence + 1;
         let bytes = slot(sequence, vote);
-        let position = (sequence % 2) * SLOT as u64;
-        write_all_at(&*self.file, &mut [IoSlice::new(&bytes)], position).map_err(QuorumError::io(&self.path))?;
+        let first = (sequence % 2) * SLOT as u64;
+        for position in [first, first + APART as u64] {
+            write_all_at(&*self.file, &mut [IoSlice::new(&bytes)], position).map_err(QuorumError::io(&self.path))?;
+        }
         self.file.sync_data().map_err(QuorumError::io(&self.path))?;
         self.sequence = sequence;
         self.vote = Some(Bytes::copy_from_slice(vote));
@@ -153,9 +161,37 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_rots_does_not_bring_back_the_vote_before() {
+        let disk = disk();
+        let mut votes = open(&disk);
+        for vote in ["one", "two", "three"] {
+            votes.save(vote.as_bytes()).unwrap();
+            for number in 0..4u64 {
+                let disk = disk.fork();
+                let file = disk.open(Path::new(PATH), OpenMode::Existing).unwrap();
+                write_all_at(&*file, &mut [IoSlice::new(&[0xff])], number * SLOT as u64 + 30).unwrap();
+                assert_eq!(open(&disk).vote().unwrap(), vote, "slot {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_is_read_and_goes_on() {
+        let disk = disk();
+        let both: Vec<u8> = [slot(6, b"old"), slot(5, b"older")].concat();
+        replace_file(&disk, Path::new(PATH), &both).unwrap();
+        assert_eq!(open(&disk).vote().unwrap(), "old");
+        for vote in ["new", "newer"] {
+            open(&disk).save(vote.as_bytes()).unwrap();
+            disk.crash(Crash::LoseUnsynced);
+            assert_eq!(open(&disk).vote().unwrap(), vote);
+        }
+    }
+
+    #[test]
     fn a_file_without_a_valid_slot_is_an_error_that_names_it() {
         let disk = disk();
-        replace_file(&disk, Path::new(PATH), &[1; 2 * SLOT]).unwrap();
+        replace_file(&disk, Path::new(PATH), &[1; 2 * APART]).unwrap();
         let error = QuorumVote::open(&disk, Path::new(PATH)).unwrap_err();
         assert!(error.to_string().contains(PATH), "{error}");
     }
