@@ -2,11 +2,13 @@
 //!
 //! File: a header (magic, version, purge point, CRC32C), then groups. A group is what one call wrote: a magic, the length
 //! and the CRC32C of its body, and the body: entries, or "the entries from this index on are gone". A group is whole or
-//! absent after a crash, so a call is too. A purge writes what stays into a new file and renames it.
+//! absent after a crash, so a call is too. A purge writes what stays into a new file and renames it. Behind the last group
+//! stands a seal, written once that group is synced, and overwritten by the next one: it tells a group that rotted, which was
+//! acknowledged, from one that was torn. It is not synced itself: a power cut may take it, and then the two look alike.
 //!
 //! Invariants: a call returns after its bytes are synced (`R30`: a failed sync is never tried again, the log is dead after
-//! it); a bad group with nothing valid behind it is a torn write and is dropped; one with valid groups behind it is
-//! corruption, an error that names the file. What an entry's id and payload mean is the caller's business.
+//! it); a bad group with nothing valid behind it is a torn write and is dropped; one with valid groups or its seal behind it
+//! is corruption, an error that names the file. What an entry's id and payload mean is the caller's business.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -89,6 +91,8 @@ const HEADER_FIXED: usize = 20;
 const HEADER_MAX: usize = 4096;
 const GROUP_MAGIC: u32 = 0x4c51_5447;
 const GROUP_FIXED: usize = 12;
+const SEAL_MAGIC: u32 = 0x4c41_4553;
+const SEAL: usize = 16;
 const KIND_ENTRIES: u8 = 1;
 const KIND_TRUNCATE: u8 = 2;
 /// Space is reserved in steps of this, so that a full disk is met before a write is half done (`R30`).
@@ -298,12 +302,15 @@ impl QuorumLog {
         self.dead = true;
         let position = self.end;
         let end = position + group.len() as u64;
-        if end > self.reserved {
-            self.reserved = end.next_multiple_of(RESERVE);
+        let sealed = end + SEAL as u64;
+        if sealed > self.reserved {
+            self.reserved = sealed.next_multiple_of(RESERVE);
             self.file.preallocate(self.reserved).map_err(QuorumError::io(&self.path))?;
         }
         write_all_at(&*self.file, &mut [IoSlice::new(&group)], position).map_err(QuorumError::io(&self.path))?;
         self.file.sync_data().map_err(QuorumError::io(&self.path))?;
+        write_all_at(&*self.file, &mut [IoSlice::new(&seal(position, end))], end)
+            .map_err(QuorumError::io(&self.path))?;
         self.end = end;
         self.dead = false;
         Ok(position)
@@ -320,7 +327,9 @@ impl QuorumLog {
         self.purged = purged;
         while at < content.len() {
             let Some(body) = group_at(&content, at) else {
-                self.drop_tail(&content, at)?;
+                if !is_sealed_end(&content, at) {
+                    self.drop_tail(&content, at)?;
+                }
                 break;
             };
             let len = body.len();
@@ -338,6 +347,9 @@ impl QuorumLog {
         let later = (at + 1..content.len()).filter(|i| content[*i..].starts_with(&magic));
         if later.into_iter().any(|i| group_at(content, i).is_some()) {
             return Err(QuorumError::corrupt(&self.path, at as u64, "a bad group with good ones behind it"));
+        }
+        if (at..content.len()).any(|i| sealed_at(content, i).is_some_and(|start| start >= at as u64)) {
+            return Err(QuorumError::corrupt(&self.path, at as u64, "a bad group that was synced"));
         }
         tracing::warn!(path = %self.path.display(), at, size = content.len(), "a torn write was dropped");
         self.file.truncate(at as u64).map_err(QuorumError::io(&self.path))?;
@@ -431,6 +443,34 @@ fn put_group(out: &mut BytesMut, body: &[u8]) {
     out.put_u32_le(u32::try_from(body.len()).unwrap_or(u32::MAX));
     out.put_u32_le(crc32c(body));
     out.put_slice(body);
+}
+
+/// What stands at `end` once the group from `start` up to there is synced.
+fn seal(start: u64, end: u64) -> BytesMut {
+    let mut out = BytesMut::with_capacity(SEAL);
+    out.put_u32_le(SEAL_MAGIC);
+    out.put_u64_le(start);
+    out.put_u32_le(seal_crc(start, end));
+    out
+}
+
+fn seal_crc(start: u64, end: u64) -> u32 {
+    crc32c(&[start.to_le_bytes(), end.to_le_bytes()].concat())
+}
+
+/// Where the group starts whose seal stands at `at`.
+fn sealed_at(content: &[u8], at: usize) -> Option<u64> {
+    let mut seal = content.get(at..at + SEAL)?;
+    if seal.get_u32_le() != SEAL_MAGIC {
+        return None;
+    }
+    let start = seal.get_u64_le();
+    (seal.get_u32_le() == seal_crc(start, at as u64)).then_some(start)
+}
+
+/// Whether the group before `at` has its seal there, and nothing else was begun.
+fn is_sealed_end(content: &[u8], at: usize) -> bool {
+    sealed_at(content, at).is_some() && content[at + SEAL..].iter().all(|byte| *byte == 0)
 }
 
 fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
@@ -548,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_before_good_groups_is_an_error_that_names_the_file() {
+    fn a_flipped_bit_in_what_was_synced_is_an_error_that_names_the_file() {
         let disk = disk();
         let mut log = open(&disk);
         (0..3).for_each(|i| log.append(&[entry(i + 50)]).unwrap());
@@ -562,13 +602,23 @@ mod tests {
             let result = QuorumLog::open(Arc::new(disk.fork()), Path::new(PATH));
             match result {
                 Err(error @ QuorumError::Corrupt { .. }) => assert!(error.to_string().contains(PATH)),
-                // In the last group it looks like a torn write.
-                Ok(log) => assert_eq!(all(&log), [50, 51], "{at}"),
-                Err(other) => panic!("{other}"),
+                other => panic!("{at}: {other:?}"),
             }
             write_all_at(&*file, &mut [IoSlice::new(&byte)], at).unwrap();
         }
-        assert_eq!(all(&open(&disk)), [50, 51, 52]);
+        // A seal that rots says nothing.
+        for at in size..size + SEAL as u64 {
+            let disk = disk.fork();
+            let file = disk.open(Path::new(PATH), OpenMode::Existing).unwrap();
+            write_all_at(&*file, &mut [IoSlice::new(&[0xff])], at).unwrap();
+            assert_eq!(all(&open(&disk)), [50, 51, 52], "{at}");
+        }
+        let mut log = open(&disk);
+        assert_eq!(all(&log), [50, 51, 52]);
+        // The next group stands where the seal stood, and has its own.
+        log.append(&[entry(53)]).unwrap();
+        disk.crash(Crash::KeepAll);
+        assert_eq!(all(&open(&disk)), [50, 51, 52, 53]);
     }
 
     #[test]
