@@ -44,13 +44,14 @@ impl Partition {
     /// What there is to clean, where the topic is compacted and no cleaner is at it; frees what earlier cleanings replaced.
     /// Blocks.
     pub(crate) fn cleanable(self: &Arc<Self>, context: &Arc<Context>) -> Option<Cleanable> {
-        let wall = context.clock.wall();
+        // What goes by its age, or is kept for its youth, does not hang on a clock that was set wrong.
+        let wall = context.judged_time().wall;
         self.handle(context, |inner, now| {
             if !inner.settings.compacted || !inner.may_be_cleaned() || inner.cleaning {
                 return None;
             }
             let bound = inner.cleaning_bound();
-            let freed = inner.log.free_deleted(wall);
+            let freed = inner.log.free_deleted(now);
             if inner.cleaning_pause.holds(now) || inner.has_no_space_for_a_copy() {
                 if let Err(error) = freed {
                     self.log_failed(context, inner, &error);
@@ -123,7 +124,7 @@ impl Claim {
 
     /// A cleaning of what there is now. Blocks.
     pub(crate) fn start(&self, context: &Arc<Context>, config: &CleanerConfig) -> Option<Box<Cleaning>> {
-        let wall = context.clock.wall();
+        let wall = context.judged_time().wall;
         let threads = u64::from(config.threads.max(1));
         let share = |bytes: u64| usize::try_from(bytes / threads).unwrap_or(usize::MAX);
         self.partition.handle(context, |inner, _| {
@@ -159,8 +160,8 @@ impl Claim {
         match cleaning.step(budget) {
             Ok(CleaningStep::More) => SliceOutcome::More,
             Ok(CleaningStep::Swap(cleaned)) => {
-                let wall = context.clock.wall();
-                let swapped = self.locked(context, |inner| match inner.log.swap_cleaned(*cleaned, wall)? {
+                let now = context.clock.monotonic();
+                let swapped = self.locked(context, |inner| match inner.log.swap_cleaned(*cleaned, now)? {
                     CleanedSwap::Done => Ok(SliceOutcome::More),
                     CleanedSwap::Outdated => Ok(SliceOutcome::GivenUp("the log was cut meanwhile".to_owned())),
                 });

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use model::{ErrorCode, LeaderEpoch, Offset};
+use model::{ErrorCode, LeaderEpoch, Offset, Time};
 use storage::{LogError, Removal, SegmentTime, TimeLookup, TimeMatch, TimeRead};
 
 use super::{Inner, Leadership, Partition};
@@ -102,11 +102,11 @@ impl Partition {
         let judged = context.judged_time();
         self.read_ages(context, judged);
         let expiration_ms = producer_id_expiration_ms(context);
-        let removal = self.handle(context, |inner, _| {
+        let removal = self.handle(context, |inner, now| {
             if inner.failed.is_some() || inner.removed {
                 return None;
             }
-            let (removal, done) = housekeep(inner, judged);
+            let (removal, done) = housekeep(inner, judged, now);
             if inner.failed.is_none() {
                 // Also where it was broken off on its way.
                 let start = inner.log.log_start();
@@ -160,18 +160,19 @@ impl Partition {
 }
 
 /// What is to be freed, and the first error. A step that finds no space keeps none of those that make some from being taken.
-fn housekeep(inner: &mut Inner, Judged { wall, paused, .. }: Judged) -> (Option<Removal>, Result<(), LogError>) {
+fn housekeep(inner: &mut Inner, judged: Judged, now: Time) -> (Option<Removal>, Result<(), LogError>) {
+    let Judged { wall, paused, .. } = judged;
     let go_on = |done: &Result<(), LogError>| done.as_ref().err().is_none_or(LogError::is_shortage);
     let mut done = inner.log.maybe_roll(wall).map(drop);
     if go_on(&done) {
         // R39: nothing that is undecided, above the high watermark or in an open transaction.
         let stable = inner.last_stable_offset();
-        done = done.and(inner.log.retain(wall, stable, !paused).map(drop));
+        done = done.and(inner.log.retain((!paused).then_some(wall), stable, now).map(drop));
     }
     if !go_on(&done) {
         return (None, done);
     }
-    match inner.log.start_freeing(wall) {
+    match inner.log.start_freeing(now) {
         Ok(removal) => (removal, done),
         Err(error) => (None, Err(error)),
     }

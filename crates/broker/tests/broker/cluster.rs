@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -291,6 +291,32 @@ pub(crate) struct Cluster {
     pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
     /// Their files.
     file: StaticConfig,
+    /// What they take their time from.
+    pub(crate) clock: Arc<WrongClock>,
+}
+
+/// The machine's clock, of which the wall clock can be set wrong.
+#[derive(Debug)]
+pub(crate) struct WrongClock {
+    system: SystemClock,
+    ahead_ms: AtomicI64,
+}
+
+impl WrongClock {
+    /// From now on the wall clock is so far ahead.
+    pub(crate) fn set_ahead(&self, ms: i64) {
+        self.ahead_ms.store(ms, Ordering::Relaxed);
+    }
+}
+
+impl Clock for WrongClock {
+    fn monotonic(&self) -> Time {
+        self.system.monotonic()
+    }
+
+    fn wall(&self) -> Time {
+        Time(self.system.wall().0.saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed)))
+    }
 }
 
 impl Cluster {
@@ -333,6 +359,7 @@ impl Cluster {
             serving: None,
             verifier,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            clock: Arc::new(WrongClock { system: SystemClock::new(), ahead_ms: AtomicI64::new(0) }),
         };
         for id in 1..=brokers {
             cluster.start_broker(id).await;
@@ -361,7 +388,7 @@ impl Cluster {
                 broker_heartbeat_interval_ms: self.heartbeat_ms,
                 ..config(id, self.starts, port)
             },
-            clock: Arc::new(SystemClock::new()),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             seed: 7,
             disk_pool: DiskPool::new(DISK_THREADS).unwrap(),
             dirs,

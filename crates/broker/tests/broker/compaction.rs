@@ -224,6 +224,31 @@ async fn no_cleaning_begins_below_the_reserve() {
     wait_records(cluster.broker(1), id, 2).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wall_clock_that_jumps_neither_takes_tombstones_early_nor_keeps_what_is_to_be_freed() {
+    const HOURS: i64 = 3 * 3_600_000;
+    let cluster = Cluster::on_disk_only(1, 1, QUICK).await;
+    let configs = [COMPACT, &[("delete.retention.ms", "3600000"), ("file.delete.delay.ms", "3000")]].concat();
+    let id = cluster.topic("t", &[1], &configs).await;
+    cluster.wait_leader(id).await;
+    put(cluster.broker(1), id, &[("a", Some("1"))], None).await;
+    put(cluster.broker(1), id, &[("a", None)], None).await;
+    let tombstone = (1, "a".to_owned(), None);
+    assert_eq!(wait_records(cluster.broker(1), id, 1).await, [tombstone.clone()]);
+    cluster.clock.set_ahead(-HOURS);
+    let files = || cluster.disk(1).list(Path::new("/data/t-0")).unwrap();
+    let freed = || !files().iter().any(|entry| entry.name.ends_with(".deleted"));
+    eventually("what was replaced is freed", || freed().then_some(())).await;
+    // Its hour is not over because the clock says so.
+    cluster.clock.set_ahead(HOURS);
+    put(cluster.broker(1), id, &[("b", Some("1"))], None).await;
+    put(cluster.broker(1), id, &[("b", Some("2"))], None).await;
+    assert_eq!(
+        wait_records(cluster.broker(1), id, 2).await,
+        [tombstone, (3, "b".to_owned(), Some("2".to_owned()))]
+    );
+}
+
 fn commit(group: &str, partition: i32, offset: i64) -> GroupRequest {
     GroupRequest::OffsetCommit(OffsetCommitRequest {
         group_id: group.to_owned(),

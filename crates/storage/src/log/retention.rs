@@ -25,6 +25,7 @@ pub struct Deleted {
 /// Files that were renamed and wait for their delay.
 #[derive(Debug)]
 pub(super) struct PendingDeletion {
+    /// By the monotonic clock.
     due: Time,
     paths: Vec<PathBuf>,
 }
@@ -74,12 +75,12 @@ impl Log {
     }
 
     /// Deletes segments that lie whole below the log start, or that `retention.ms` and `retention.bytes` let go, all of
-    /// them below the high watermark; without `by_age` the time plays no part. An active segment that is to go is sealed
-    /// first. Blocks.
+    /// them below the high watermark; without a time of the wall clock the age plays no part. An active segment that is to
+    /// go is sealed first. `now` is of the monotonic clock: when files may be freed does not hang on the other one. Blocks.
     ///
     /// # Errors
     /// `NoSpace`; anything else took the directory offline.
-    pub fn retain(&mut self, wall: Time, high_watermark: Offset, by_age: bool) -> Result<Deleted, LogError> {
+    pub fn retain(&mut self, wall: Option<Time>, high_watermark: Offset, now: Time) -> Result<Deleted, LogError> {
         self.usable()?;
         let mut deleted = Deleted::default();
         let mut excess = match u64::try_from(self.config.retention_bytes) {
@@ -93,7 +94,11 @@ impl Log {
                 break;
             }
             let too_much = size > 0 && excess >= size && !is_last;
-            if end > self.log_start && !too_much && !(by_age && self.is_too_old(wall)?) {
+            let too_old = match wall {
+                Some(wall) if end > self.log_start && !too_much => self.is_too_old(wall)?,
+                _ => false,
+            };
+            if end > self.log_start && !too_much && !too_old {
                 break;
             }
             if is_last {
@@ -102,7 +107,7 @@ impl Log {
                 // Its name says where the log ends: without it, a log whose records all went would have lost them.
                 self.sync_new_names()?;
             }
-            self.delete_first(wall)?;
+            self.delete_first(now)?;
             if self.size_bytes() == 0 {
                 // What a start would find: no record that has an epoch (R57).
                 self.last_batch = None;
@@ -120,12 +125,12 @@ impl Log {
         Ok(deleted)
     }
 
-    /// Removes files whose delay is over; says how many deletions wait still. Blocks.
+    /// Removes files whose delay is over by the monotonic clock; says how many deletions wait still. Blocks.
     ///
     /// # Errors
     /// Took the directory offline.
-    pub fn free_deleted(&mut self, wall: Time) -> Result<usize, LogError> {
-        if let Some(removal) = self.start_freeing(wall)? {
+    pub fn free_deleted(&mut self, now: Time) -> Result<usize, LogError> {
+        if let Some(removal) = self.start_freeing(now)? {
             removal.run()?;
         }
         Ok(self.deletions.len())
@@ -135,9 +140,9 @@ impl Log {
     ///
     /// # Errors
     /// Where the directory is offline.
-    pub fn start_freeing(&mut self, wall: Time) -> Result<Option<Removal>, LogError> {
+    pub fn start_freeing(&mut self, now: Time) -> Result<Option<Removal>, LogError> {
         self.usable()?;
-        let due = self.deletions.partition_point(|deletion| deletion.due <= wall);
+        let due = self.deletions.partition_point(|deletion| deletion.due <= now);
         let paths: Vec<PathBuf> = self.deletions.drain(..due).flat_map(|deletion| deletion.paths).collect();
         if self.deletions.is_empty() {
             self.deletions = Vec::new();
@@ -176,7 +181,7 @@ impl Log {
         self.retention_ms().zip(age).is_some_and(|(limit, age)| age > limit)
     }
 
-    fn delete_first(&mut self, wall: Time) -> Result<(), LogError> {
+    fn delete_first(&mut self, now: Time) -> Result<(), LogError> {
         let failed = self.failed("cannot rename a segment in");
         let segment: Segment = self.segments.remove(0);
         let files = segment.files(&self.env, &self.dir);
@@ -185,13 +190,13 @@ impl Log {
         for kind in FILE_KINDS {
             paths.extend(put_away(&*self.env.disk, &files.path(kind)).map_err(&failed)?);
         }
-        self.delete_later(wall, paths);
+        self.delete_later(now, paths);
         Ok(())
     }
 
     /// Takes files that were put away for `free_deleted`.
-    pub(super) fn delete_later(&mut self, wall: Time, paths: Vec<PathBuf>) {
-        self.deletions.push(PendingDeletion { due: wall + self.config.file_delete_delay_ms, paths });
+    pub(super) fn delete_later(&mut self, now: Time, paths: Vec<PathBuf>) {
+        self.deletions.push(PendingDeletion { due: now + self.config.file_delete_delay_ms, paths });
     }
 }
 

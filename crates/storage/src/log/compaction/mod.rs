@@ -66,7 +66,7 @@ impl Cleanable {
 /// What a cleaning is started with.
 #[derive(Clone, Debug)]
 pub struct CleaningOptions {
-    /// The wall clock.
+    /// The wall clock, as far as it is believed.
     pub now: Time,
     /// The lower of high watermark and last stable offset (`R39`).
     pub bound: Offset,
@@ -174,12 +174,13 @@ impl Log {
         }))
     }
 
-    /// Puts a copy in the place of the segments that it is of; files of those are freed by `free_deleted`. Blocks for one
-    /// sync of the directory; the rest is [`start_swap_end`](Log::start_swap_end)'s.
+    /// Puts a copy in the place of the segments that it is of; files of those are freed by `free_deleted`, for which `now`
+    /// is of the monotonic clock. Blocks for one sync of the directory; the rest is
+    /// [`start_swap_end`](Log::start_swap_end)'s.
     ///
     /// # Errors
     /// `NoSpace` and `NoDescriptor` leave the log as it was, unless it is unfinished; anything else took the directory offline.
-    pub fn swap_cleaned(&mut self, cleaned: Cleaned, wall: Time) -> Result<CleanedSwap, LogError> {
+    pub fn swap_cleaned(&mut self, cleaned: Cleaned, now: Time) -> Result<CleanedSwap, LogError> {
         self.usable()?;
         self.complete_swap()?;
         let files = cleaned.files.clone();
@@ -188,7 +189,7 @@ impl Log {
             files.remove().map_err(&failed)?;
             return Ok(CleanedSwap::Outdated);
         };
-        match self.put_in_place(cleaned, sources, wall) {
+        match self.put_in_place(cleaned, sources, now) {
             Ok(()) => Ok(CleanedSwap::Done),
             Err(error) => {
                 if error.is_shortage() && !self.unfinished {

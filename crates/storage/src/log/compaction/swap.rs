@@ -55,7 +55,7 @@ impl Log {
         &mut self,
         cleaned: Cleaned,
         sources: std::ops::Range<usize>,
-        wall: Time,
+        now: Time,
     ) -> Result<(), LogError> {
         let failed = self.failed("cannot put a cleaned segment in place in");
         let bases: Vec<Offset> = self.segments[sources.clone()].iter().map(|segment| segment.base).collect();
@@ -90,7 +90,7 @@ impl Log {
         }
         self.segments.splice(sources, [cleaned.segment]);
         self.forget_aborted(&cleaned.removed_markers);
-        self.delete_later(wall, away);
+        self.delete_later(now, away);
         Ok(())
     }
 

@@ -522,7 +522,7 @@ fn a_power_cut_while_retention_empties_a_log_leaves_it_where_it_ended() {
             world.append_records(0, 2);
         }
         let end = world.checkpoint();
-        world.log.retain(Time(1_000_000), end, true).unwrap();
+        world.log.retain(Some(Time(1_000_000)), end, Time(1_000_000)).unwrap();
         assert_eq!(world.log.size_bytes(), 0);
         let kept = OpenHints { recovery_point: end, high_watermark: end, ..hints() };
         let recovered = world.crash_and_reopen(Crash::Scatter(seed), kept);

@@ -178,19 +178,19 @@ fn retention_by_time_size_and_log_start_spares_what_is_above_the_high_watermark(
     }
     let segments = world.log.segments().len();
     // R39: nothing at or above the high watermark goes.
-    assert_eq!(world.log.retain(at(9000), Offset(0), true).unwrap().segments, 0);
+    assert_eq!(world.log.retain(Some(at(9000)), Offset(0), at(9000)).unwrap().segments, 0);
     assert_eq!(
-        world.log.retain(at(9000), Offset(40), false).unwrap().segments,
+        world.log.retain(None, Offset(40), at(9000)).unwrap().segments,
         0,
         "age plays no part while the clock is not believed"
     );
-    let some = world.log.retain(at(9000), Offset(40), true).unwrap();
+    let some = world.log.retain(Some(at(9000)), Offset(40), at(9000)).unwrap();
     assert!(some.segments > 1 && some.log_start.unwrap() <= Offset(40), "{some:?}");
     assert_eq!(some.log_start, Some(world.log.log_start()));
     assert_eq!(world.log.segments().next().unwrap().0, world.log.log_start());
     assert_eq!(world.log.free_deleted(at(9009)).unwrap(), some.segments);
     assert_eq!(world.log.free_deleted(at(9010)).unwrap(), 0);
-    let rest = world.log.retain(at(9000), Offset(90), true).unwrap();
+    let rest = world.log.retain(Some(at(9000)), Offset(90), at(9000)).unwrap();
     assert_eq!(rest.segments + some.segments, segments);
     assert_eq!((world.log.log_start(), world.log.log_end(), world.all().len()), (Offset(90), Offset(90), 0));
     world.append_records(0, 3);
@@ -203,10 +203,10 @@ fn retention_by_time_size_and_log_start_spares_what_is_above_the_high_watermark(
     for _ in 0..30 {
         world.append_records(0, 3);
     }
-    world.log.retain(at(1 << 40), Offset(90), true).unwrap();
+    world.log.retain(Some(at(1 << 40)), Offset(90), at(1 << 40)).unwrap();
     assert!((1000..1500).contains(&world.log.size_bytes()), "{}", world.log.size_bytes());
     world.log.advance_log_start(Offset(85)).unwrap();
-    world.log.retain(at(0), Offset(90), true).unwrap();
+    world.log.retain(Some(at(0)), Offset(90), at(0)).unwrap();
     let bases: Vec<i64> = world.log.segments().map(|(base, _)| base.0).collect();
     assert!(bases[0] <= 85 && bases.get(1).is_none_or(|second| *second > 85), "{bases:?}");
     assert!(matches!(world.log.advance_log_start(Offset(91)), Err(LogError::OutOfRange { .. })));
@@ -240,7 +240,7 @@ fn records_without_a_timestamp_are_as_old_as_their_file_and_roll_by_when_they_we
     world.disk.set_time(Time(5060));
     world.append(batch(2, 0, 1, -1));
     assert!(!world.log.maybe_roll(Time(5060)).unwrap(), "another segment has an age of its own");
-    let deleted = |world: &mut World, wall| world.log.retain(Time(wall), Offset(3), true).unwrap().segments;
+    let deleted = |world: &mut World, wall| world.log.retain(Some(Time(wall)), Offset(3), Time(wall)).unwrap().segments;
     assert_eq!([5100, 5101, 5101].map(|wall| deleted(&mut world, wall)), [0, 1, 0]);
     world.crash_and_reopen(Crash::KeepAll, hints());
     assert_eq!([5160, 5161].map(|wall| deleted(&mut world, wall)), [0, 1]);

@@ -157,7 +157,7 @@ fn take(world: &mut World, shadow: &mut Shadow, step: Step) -> Result<(), TestCa
 
 fn retain(world: &mut World, shadow: &mut Shadow, wall: u64, high_watermark: i64) -> Result<(), TestCaseError> {
     let before = world.log.log_start();
-    let Deleted { log_start, .. } = world.log.retain(Time(wall), Offset(high_watermark), true).unwrap();
+    let Deleted { log_start, .. } = world.log.retain(Some(Time(wall)), Offset(high_watermark), Time(wall)).unwrap();
     if let Some(log_start) = log_start {
         prop_assert!(log_start > before && log_start.0 <= high_watermark.max(before.0), "R39: {log_start}");
         let newest = world.config.retention_ms;
