@@ -54,7 +54,8 @@ pub(crate) async fn list(context: &Arc<Context>, isolation: Isolation, asked: Li
         OffsetSpec::MaxTimestamp | OffsetSpec::Timestamp(_) => {
             let (pool, spec) = (context.disk_pool.clone(), asked.spec);
             let mut memory = context.budget.charge(0);
-            pool.run(move || by_time(&partition, epoch, isolation, spec, &mut memory)).await
+            let job_context = Arc::clone(context);
+            pool.run(move || by_time(&job_context, &partition, (epoch, isolation), spec, &mut memory)).await
         }
     };
     match found {
@@ -67,9 +68,9 @@ type Found = Result<(i64, Offset, LeaderEpoch), ErrorCode>;
 
 /// Blocks.
 fn by_time(
+    context: &Arc<Context>,
     partition: &Arc<Partition>,
-    epoch: LeaderEpoch,
-    isolation: Isolation,
+    (epoch, isolation): (LeaderEpoch, Isolation),
     spec: OffsetSpec,
     memory: &mut Charge,
 ) -> Found {
@@ -78,7 +79,7 @@ fn by_time(
         _ => None,
     };
     let nothing = (-1, Offset::NONE, LeaderEpoch::NONE);
-    let found = partition.find_by_time(epoch, isolation, asked)?;
+    let found = partition.find_by_time(context, epoch, isolation, asked)?;
     let Some(FoundByTime { found, timestamp, log_start, readable_end }) = found else { return Ok(nothing) };
     let found = match found {
         TimeMatch::Record { timestamp, offset, leader_epoch } => Some((timestamp, offset, leader_epoch)),

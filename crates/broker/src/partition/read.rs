@@ -192,16 +192,19 @@ impl Partition {
             };
             match found {
                 Ok(()) | Err(LogError::OutOfRange { .. }) => ErrorCode::None,
-                Err(error) => {
-                    self.log_failed(context, inner, &error);
-                    match (error, &inner.failed) {
-                        // Asking again would not help: the reader has to pass over them.
-                        (LogError::Corrupt { .. }, None) => ErrorCode::CorruptMessage,
-                        _ => ErrorCode::KafkaStorageError,
-                    }
-                }
+                Err(error) => self.refuse_read(context, inner, &error),
             }
         })
+    }
+
+    /// The log's error of a read, and what the reader is told.
+    pub(super) fn refuse_read(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) -> ErrorCode {
+        self.log_failed(context, inner, error);
+        match (error, &inner.failed) {
+            // Asking again would not help: the reader has to pass over them.
+            (LogError::Corrupt { .. }, None) => ErrorCode::CorruptMessage,
+            _ => ErrorCode::KafkaStorageError,
+        }
     }
 
     /// Records from `from` on, below `upto`, at least one batch, for a coordinator that loads. What is on disk only is read

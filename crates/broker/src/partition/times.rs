@@ -20,35 +20,43 @@ pub(crate) struct FoundByTime {
     pub(crate) readable_end: Offset,
 }
 
+/// Who asks for a time, of which leadership.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    context: &'a Arc<Context>,
+    epoch: LeaderEpoch,
+    leadership: Leadership,
+}
+
 impl Partition {
     /// The first record that is not older than `timestamp`, or than the newest one where there is none. Blocks.
     pub(crate) fn find_by_time(
-        &self,
+        self: &Arc<Self>,
+        context: &Arc<Context>,
         epoch: LeaderEpoch,
         isolation: Isolation,
         timestamp: Option<i64>,
     ) -> Result<Option<FoundByTime>, ErrorCode> {
-        let (leadership, _) = self.leadership();
+        let asking = Asking { context, epoch, leadership: self.leadership().0 };
         let timestamp = match timestamp {
             Some(timestamp) => timestamp,
-            None => match self.newest_time(epoch, leadership)? {
+            None => match self.newest_time(asking)? {
                 Some(newest) => newest,
                 None => return Ok(None),
             },
         };
         let mut from = Offset::ZERO;
         loop {
-            let search = match self.while_leading(epoch, leadership, |inner| inner.log.search_time(timestamp, from))? {
+            let search = match self.while_leading(asking, |inner| inner.log.search_time(timestamp, from))? {
                 TimeLookup::Nothing => return Ok(None),
                 TimeLookup::Unread(read) => {
-                    self.note(epoch, leadership, &read)?;
+                    self.note(asking, &read)?;
                     continue;
                 }
                 TimeLookup::Search(search) => search,
             };
-            let found = search.run().map_err(|_| ErrorCode::KafkaStorageError)?;
-            let answer = self
-                .while_leading(epoch, leadership, |inner| Ok((inner.log.log_start(), inner.readable_end(isolation))));
+            let found = search.run().map_err(|error| self.lookup_failed(context, from, error))?;
+            let answer = self.while_leading(asking, |inner| Ok((inner.log.log_start(), inner.readable_end(isolation))));
             let (log_start, readable_end) = answer?;
             match found {
                 None => from = search.end(),
@@ -59,32 +67,41 @@ impl Partition {
         }
     }
 
-    fn newest_time(&self, epoch: LeaderEpoch, leadership: Leadership) -> Result<Option<i64>, ErrorCode> {
-        while let Some(read) = self.while_leading(epoch, leadership, |inner| inner.log.unread_time())? {
-            self.note(epoch, leadership, &read)?;
+    fn newest_time(self: &Arc<Self>, asking: Asking<'_>) -> Result<Option<i64>, ErrorCode> {
+        while let Some(read) = self.while_leading(asking, |inner| inner.log.unread_time())? {
+            self.note(asking, &read)?;
         }
-        let newest = self.while_leading(epoch, leadership, |inner| inner.log.max_timestamp())?;
+        let newest = self.while_leading(asking, |inner| inner.log.max_timestamp())?;
         Ok(newest.map(|(timestamp, _)| timestamp))
     }
 
-    fn note(&self, epoch: LeaderEpoch, leadership: Leadership, read: &TimeRead) -> Result<(), ErrorCode> {
-        let time = read.run().map_err(|_| ErrorCode::KafkaStorageError)?;
-        self.while_leading(epoch, leadership, |inner| inner.log.note_time(&time))
+    fn note(self: &Arc<Self>, asking: Asking<'_>, read: &TimeRead) -> Result<(), ErrorCode> {
+        let time = read.run().map_err(|error| self.lookup_failed(asking.context, Offset::ZERO, error))?;
+        self.while_leading(asking, |inner| inner.log.note_time(&time))
+    }
+
+    /// What a lookup without the lock met is judged as what a reader meets (`R29`).
+    fn lookup_failed(self: &Arc<Self>, context: &Arc<Context>, from: Offset, error: LogError) -> ErrorCode {
+        match self.judge_read(context, from, error) {
+            // It was of files that this log has left.
+            ErrorCode::None => ErrorCode::NotLeaderOrFollower,
+            told => told,
+        }
     }
 
     /// A leader's log is never cut: what was read without the lock is still there, unless this says otherwise.
     fn while_leading<T>(
-        &self,
-        epoch: LeaderEpoch,
-        leadership: Leadership,
+        self: &Arc<Self>,
+        Asking { context, epoch, leadership }: Asking<'_>,
         ask: impl FnOnce(&mut Inner) -> Result<T, LogError>,
     ) -> Result<T, ErrorCode> {
-        let mut inner = self.lock();
-        inner.replica.check_leader(epoch)?;
-        if inner.leadership != leadership {
-            return Err(ErrorCode::NotLeaderOrFollower);
-        }
-        ask(&mut inner).map_err(|_| ErrorCode::KafkaStorageError)
+        self.handle(context, |inner, _| {
+            inner.replica.check_leader(epoch)?;
+            if inner.leadership != leadership {
+                return Err(ErrorCode::NotLeaderOrFollower);
+            }
+            ask(inner).map_err(|error| self.refuse_read(context, inner, &error))
+        })
     }
 }
 
@@ -167,7 +184,8 @@ fn housekeep(inner: &mut Inner, judged: Judged, now: Time) -> (Option<Removal>, 
     if go_on(&done) {
         // R39: nothing that is undecided, above the high watermark or in an open transaction.
         let stable = inner.last_stable_offset();
-        done = done.and(inner.log.retain((!paused).then_some(wall), stable, now).map(drop));
+        let retained = inner.log.retain((!paused).then_some(wall), stable, now).map(drop);
+        done = if go_on(&retained) { done.and(retained) } else { retained };
     }
     if !go_on(&done) {
         return (None, done);

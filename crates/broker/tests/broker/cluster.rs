@@ -24,8 +24,8 @@ use metadata::{
 };
 use model::{
     BrokerEpoch, BrokerId, ClusterId, Codec, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
-    PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, TopicPartition, Uuid, encode_batch,
-    encode_records,
+    PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, Time, TopicPartition, Uuid,
+    encode_batch, encode_records,
 };
 use rpc::controller::{Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
 use rpc::raft::{QuorumNode, RaftAnswer, RaftCall, RaftServer, RaftVote};

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::api::{Acks, BrokerApi, FetchRequest, Fetched};
+use broker::api::{Acks, BrokerApi, FetchRequest, Fetched, Isolation, ListOffsetsPartition, ListedOffset, OffsetSpec};
 use metadata::ControlRequest;
 use metadata::control::{DeleteTopics, TopicRef};
-use model::{BrokerId, ErrorCode, TopicPartition};
+use model::{BrokerId, ErrorCode, LeaderEpoch, Offset, TopicPartition};
 use storage::disk::{Crash, Disk, OpenMode, read_exact_at, read_small_file, replace_file, write_all_at};
 
 use crate::cluster::{Cluster, batch, eventually, fetch, fetch_request, produce, produce_ok, soon, values};
@@ -270,4 +270,32 @@ async fn a_produce_at_the_end_of_all_offsets_is_refused_and_the_broker_goes_on()
     let refused = produce(cluster.broker(1), id, Acks::All, batch(&["one more"])).await;
     assert_eq!(refused.error, ErrorCode::KafkaStorageError);
     assert_eq!(values(cluster.broker(1), id, i64::MAX - 1).await, ["last"]);
+}
+
+async fn list(cluster: &Cluster, broker: i32, id: TopicPartition, spec: OffsetSpec) -> ListedOffset {
+    let asked = ListOffsetsPartition { partition: id, current_leader_epoch: LeaderEpoch::NONE, spec };
+    soon("offsets", cluster.broker(broker).list_offsets(Isolation::ReadUncommitted, vec![asked])).await.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lookup_by_time_finds_damaged_is_fetched_again() {
+    let (cluster, id, written) = cluster_with_records(3, 2).await;
+    let before = cluster.controller.image().partition(id).unwrap().partition_epoch.0;
+    rot(&cluster, 1, 0);
+    let asked = list(&cluster, 1, id, OffsetSpec::Timestamp(0)).await;
+    assert_eq!((asked.error, asked.offset), (ErrorCode::KafkaStorageError, Offset::NONE));
+    let leader = eventually("another one leads", || cluster.led_by_another_than(id, 1)).await;
+    wait_out_and_in(&cluster, id, before, &[1, 2, 3]).await;
+    assert_eq!(list(&cluster, leader, id, OffsetSpec::Timestamp(0)).await.offset, Offset(0));
+    assert_eq!(all_values(&cluster, 1, id, written.len()).await, written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_replica_refuses_lookups_by_time_of_what_rots_only() {
+    let (cluster, id, _) = cluster_with_records(1, 1).await;
+    rot(&cluster, 1, 0);
+    let refused = list(&cluster, 1, id, OffsetSpec::Timestamp(0)).await;
+    assert_eq!((refused.error, refused.offset), (ErrorCode::CorruptMessage, Offset::NONE));
+    assert_eq!(list(&cluster, 1, id, OffsetSpec::Latest).await.offset, Offset(20));
+    assert_eq!(list(&cluster, 1, id, OffsetSpec::Earliest).await.error, ErrorCode::None);
 }

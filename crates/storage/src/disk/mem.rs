@@ -752,7 +752,7 @@ impl DiskFile for MemFile {
         let mut state = self.state()?;
         let faulty = state.check(Call::Preallocate);
         // As ext4: what there is, is reserved all the same.
-        let room = state.room(self.inode, if faulty.is_err() { size / 2 } else { size });
+        let room = state.room(self.inode, size).min(if faulty.is_err() { size / 2 } else { size });
         let reserved = state.reserved.entry(self.inode).or_default();
         *reserved = room.max(*reserved);
         faulty?;

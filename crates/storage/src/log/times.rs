@@ -399,7 +399,8 @@ impl TimeSearch {
                 let batch = batch.map_err(|e| segment.corrupt(walker.position(), expected, e.to_string()))?;
                 let found = first_since(batch, self.timestamp, from);
                 if found.is_some() {
-                    return Ok(found);
+                    walker.skip(&header);
+                    return self.check_offset(&mut walker, &header, expected).map(|()| found);
                 }
             } else if header.last_offset() >= from {
                 // That it is older is for it to say: it is passed over.
@@ -408,6 +409,18 @@ impl TimeSearch {
             walker.skip(&header);
             expected = header.next_offset();
         }
+    }
+
+    /// The batch that the walk has just passed reaches over nothing that follows: its offset, which no checksum covers, is right.
+    fn check_offset(&self, walker: &mut Walker, header: &BatchHeader, expected: Offset) -> Result<(), LogError> {
+        let next = match walker.peek().map_err(|e| self.segment.files.read_failed(FileKind::Log, &e))? {
+            Step::Batch(next) => next.base_offset,
+            Step::End | Step::Bad(_) => self.end,
+        };
+        if header.next_offset() <= next {
+            return Ok(());
+        }
+        Err(self.segment.corrupt(walker.position(), expected, "a batch reaches over what follows"))
     }
 
     /// From which offset on, and where in the file the walk to it begins.
