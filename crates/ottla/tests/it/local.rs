@@ -88,21 +88,22 @@ fn a_node_with_few_descriptors_refuses_connections_and_takes_no_disk_for_broken(
 
     let mut producer = cluster.command(&["produce", "load"]).stdin(Stdio::piped()).spawn().expect("the binary runs");
     let mut lines = producer.stdin.take().expect("piped");
-    writeln!(lines, "first").expect("it reads");
-    eventually("it is there", || (cluster.metric("kafka_log_log_logendoffset") >= 1.0).then_some(()));
+    // More than half of a segment, and less than a batch may have.
+    let half = 60;
+    let mut write = move || (0..half).for_each(|_| writeln!(lines, "{}", "x".repeat(10_000)).expect("it reads"));
+    write();
+    let end = || cluster.metric("kafka_log_log_logendoffset");
+    eventually("it is there", || (end() >= f64::from(half)).then_some(()));
     // None at all: what is open is written to, a new segment is not to be had, nor a checkpoint.
     limit_open_files(&cluster, 3);
-    let count = 61;
-    let writer = std::thread::spawn(move || {
-        (1..count).for_each(|_| writeln!(lines, "{}", "x".repeat(100_000)).expect("it reads"));
-    });
+    let writer = std::thread::spawn(write);
     eventually("it says so", || log().contains("a file cannot be opened").then_some(()));
     limit_open_files(&cluster, 512);
     writer.join().expect("all is written");
     assert!(producer.wait().expect("it ends").success());
-    let read = cluster.run(&["consume", "load", "--from-beginning", "--max-messages", &count.to_string(), "--json"]);
-    assert_eq!(json_lines(&read).len(), count, "each once");
-    assert_eq!(cluster.metric("kafka_log_log_logendoffset"), f64::from(u32::try_from(count).expect("few")));
+    let read = cluster.run(&["consume", "load", "--from-beginning", "--max-messages", "120", "--json"]);
+    assert_eq!(json_lines(&read).len(), 120);
+    assert_eq!(end(), 120.0, "each once");
     assert_eq!(cluster.metric("kafka_log_logmanager_offlinelogdirectorycount"), 0.0);
     assert!(cluster.metric("ottla_log_descriptor_shortages_total") > 0.0);
 }
