@@ -74,8 +74,14 @@ impl DiskPool {
     /// Where the system gives no thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
-        let (jobs, syncs) = (Line::new("disk", threads)?, Line::new("sync", threads * SYNCS_TO_ONE)?);
-        Ok(Self { kind: Kind::Threads(Arc::new(Threads { jobs, syncs, in_place: Semaphore::new(threads) })) })
+        Self::of(threads, threads * SYNCS_TO_ONE)
+    }
+
+    /// A pool of so many threads for jobs and for syncs.
+    pub(crate) fn of(jobs: usize, syncs: usize) -> std::io::Result<Self> {
+        let in_place = Semaphore::new(jobs);
+        let (jobs, syncs) = (Line::new("disk", jobs)?, Line::new("sync", syncs)?);
+        Ok(Self { kind: Kind::Threads(Arc::new(Threads { jobs, syncs, in_place })) })
     }
 
     /// A pool without threads, that runs each job where it is asked for: deterministic, for simulation.

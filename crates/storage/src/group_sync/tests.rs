@@ -67,7 +67,7 @@ impl Logs {
     /// Syncs all logs; the only thread for syncs is busy until all stand in the line.
     fn sync_at_once(&mut self) -> Vec<Result<Offset, LogError>> {
         let (tickets, group) = (self.tickets(), Arc::clone(&self.env.group));
-        let pool = DiskPool::new(1).unwrap();
+        let pool = DiskPool::of(1, 1).unwrap();
         let (open, gate) = mpsc::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let done = runtime.block_on(async {
