@@ -1,9 +1,10 @@
 //! The cluster of a run, and its time: the network delivers, then each machine does what it has to do in that millisecond.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use metadata::records::Partition;
+use model::Incarnation;
 use storage::disk::Crash;
 
 use crate::chance::Chance;
@@ -39,8 +40,9 @@ pub struct Cluster {
     pub synced: bool,
     /// Any number of disks may lose something all the same: records are lost by right, and that has to be noticed.
     pub careless: bool,
-    /// Nodes whose disk has lost what nobody had synced, and that have not caught up since.
-    in_debt: BTreeSet<HostId>,
+    /// Nodes whose disk has lost what nobody had synced, and that have not caught up since; with the process that lost it: as
+    /// long as the controller has not noticed, that one is in sync.
+    in_debt: BTreeMap<HostId, Incarnation>,
     /// A disk has been replaced: another one must not.
     wiped: bool,
     clients: Host,
@@ -63,7 +65,7 @@ impl Cluster {
             tally: Tally::default(),
             synced,
             careless: false,
-            in_debt: BTreeSet::new(),
+            in_debt: BTreeMap::new(),
             wiped: false,
             clients: Host::new(),
             leaders: Leaders::default(),
@@ -120,7 +122,7 @@ impl Cluster {
             return false;
         }
         if how != Crash::KeepAll {
-            self.in_debt.insert(id);
+            self.owe(id);
         }
         self.node(id).crash(power, how);
         true
@@ -131,7 +133,7 @@ impl Cluster {
         let may = !self.wiped && self.in_debt.is_empty() && self.is_whole();
         if may {
             self.wiped = true;
-            self.in_debt.insert(id);
+            self.owe(id);
             self.node(id).wipe();
         }
         may
@@ -141,16 +143,21 @@ impl Cluster {
     /// has lost something counts until it is back in every ISR.
     #[must_use]
     pub fn may_lose(&self, id: HostId) -> bool {
-        self.synced || self.careless || self.in_debt.iter().all(|other| *other == id)
+        self.synced || self.careless || self.in_debt.keys().all(|other| *other == id)
     }
 
     /// A disk will lose something, if it may.
     pub fn loses(&mut self, id: HostId) -> bool {
         let may = self.may_lose(id);
         if may {
-            self.in_debt.insert(id);
+            self.owe(id);
         }
         may
+    }
+
+    fn owe(&mut self, id: HostId) {
+        let process = self.node(id).incarnation;
+        self.in_debt.insert(id, process);
     }
 
     /// Whether every partition has all of its replicas in sync, on processes that run now, and none is on its way elsewhere.
@@ -169,9 +176,12 @@ impl Cluster {
     }
 
     fn look(&mut self) {
-        let paid: Vec<HostId> =
-            self.nodes.iter().filter(|n| self.in_debt.contains(&n.id) && self.is_in_sync(n)).map(|n| n.id).collect();
-        self.in_debt.retain(|id| !paid.contains(id));
+        let is_paid = |node: &&Node| {
+            let lost = self.in_debt.get(&node.id);
+            lost.is_some_and(|process| *process != node.incarnation) && node.is_up() && self.is_in_sync(node)
+        };
+        let paid: Vec<HostId> = self.nodes.iter().filter(is_paid).map(|node| node.id).collect();
+        self.in_debt.retain(|id, _| !paid.contains(id));
         let mut found = Vec::new();
         for node in &self.nodes {
             let Some(metrics) = node.look(|running| running.broker.metrics()) else { continue };

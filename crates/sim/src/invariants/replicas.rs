@@ -72,7 +72,12 @@ pub(super) fn read_log(disk: &MemDisk, topic: &str, partition: i32) -> io::Resul
     // Without the faults that are still to come.
     let disk = disk.fork();
     let dir = PathBuf::from(DATA).join(format!("{topic}-{partition}"));
-    let mut names: Vec<String> = disk.list(&dir)?.into_iter().map(|entry| entry.name).collect();
+    let listed = match disk.list(&dir) {
+        // Nothing was ever written to it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        listed => listed?,
+    };
+    let mut names: Vec<String> = listed.into_iter().map(|entry| entry.name).collect();
     names.sort_unstable();
     let mut all = Vec::new();
     for name in names.iter().filter(|name| name.ends_with(".log")) {

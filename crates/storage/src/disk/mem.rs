@@ -403,7 +403,7 @@ impl State {
     }
 
     fn room(&self, inode: u64, end: u64) -> u64 {
-        let Some(capacity) = self.capacity else { return u64::MAX };
+        let Some(capacity) = self.capacity else { return end };
         let named = self.live.names.values().filter_map(|node| if let Node::File(i) = node { Some(i) } else { None });
         let used: u64 = named.filter(|i| **i != inode).map(|i| self.taken(*i)).sum();
         capacity.saturating_sub(used).max(self.taken(inode)).min(end)
