@@ -130,7 +130,8 @@ impl Transactions {
             let text = text();
             return self.violate(Violation::ToldWrong(text));
         }
-        let is_own = decided == Some(commit) && !self.imposed.contains(&tag) && self.is_last(tag, who);
+        // Also where a timeout was faster (R48): of version 2, one that aborts then is told its next epoch.
+        let is_own = decided == Some(commit) && self.is_last(tag, who);
         if error == ErrorCode::None || is_retriable(error) || !is_own {
             return;
         }
@@ -144,7 +145,8 @@ impl Transactions {
         let completed = matches!(known.status, Status::CompleteCommit | Status::CompleteAbort);
         let (producer_id, producer_epoch) = (known.producer_id.0, known.producer_epoch.0);
         let same = producer_id == id && producer_epoch == epoch;
-        let next = producer_id == id && producer_epoch == epoch.saturating_add(1);
+        // In the last epoch of all, which only a fence or a timeout leaves in force, nobody goes on.
+        let next = producer_id == id && producer_epoch == epoch.saturating_add(1) && producer_epoch < i16::MAX;
         let brought = known.previous_producer_id.0 == id && producer_id != id;
         completed && if self.version_of(tag.0) >= 2 { next || brought } else { same }
     }

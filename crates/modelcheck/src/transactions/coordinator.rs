@@ -136,9 +136,6 @@ impl Transactions {
         }
         if let Some(tag) = self.ended_by(&next, before.as_ref(), cause) {
             let commit = next.status == Status::PrepareCommit;
-            if !matches!(cause, Some(Message::End { .. })) {
-                self.imposed.insert(tag);
-            }
             if self.decided.insert(tag, commit).is_some_and(|before| before != commit) {
                 self.violate(Violation::DecidedTwice(format!("{tag:?}: {next:?} after {before:?}")));
             }

@@ -21,7 +21,7 @@ impl Hash for Transactions {
         self.answers.hash(state);
         self.clients.hash(state);
         (&self.works, &self.late, self.next_producer_id).hash(state);
-        (&self.decided, &self.imposed, &self.doomed, self.left, &self.violation).hash(state);
+        (&self.decided, &self.doomed, self.left, &self.violation).hash(state);
     }
 }
 

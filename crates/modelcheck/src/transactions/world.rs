@@ -224,8 +224,6 @@ pub struct Transactions {
     pub(crate) next_producer_id: i64,
     /// What the coordinator's log decided of each transaction.
     pub(crate) decided: BTreeMap<Tag, bool>,
-    /// Those that their own clients did not ask for: they were fenced.
-    pub(crate) imposed: BTreeSet<Tag>,
     /// Transactions that somebody's InitProducerId has ended.
     pub(crate) doomed: BTreeSet<Tag>,
     pub(crate) left: Bounds,
@@ -375,7 +373,6 @@ impl Transactions {
             late: BTreeSet::new(),
             next_producer_id: 2,
             decided: BTreeMap::new(),
-            imposed: BTreeSet::new(),
             doomed: BTreeSet::new(),
             left: scenario.bounds,
             happened: Happened::default(),
