@@ -288,10 +288,9 @@ impl Transactions {
     pub(crate) fn replicate_offsets(&mut self, partition: u8, scenario: &Scenario) {
         let high_watermark = self.part(partition).high_watermark;
         let group = self.group(partition);
-        let (covered, rest) =
-            std::mem::take(&mut group.in_flight).into_iter().partition(|(_, end)| *end <= high_watermark);
+        let in_flight = std::mem::take(&mut group.in_flight);
+        let (covered, rest): (BTreeMap<_, _>, _) = in_flight.into_iter().partition(|(_, end)| *end <= high_watermark);
         group.in_flight = rest;
-        let covered: BTreeMap<BatchNumber, usize> = covered;
         covered.into_keys().for_each(|batch| group.shard.committed(batch, NOW));
         self.drain_group(partition, scenario);
     }

@@ -82,7 +82,7 @@ impl Setting for Scenario {
     }
 
     fn step(&self, world: &Transactions, step: Step) -> Option<Transactions> {
-        world.step(step, self)
+        Some(world.step(step, self))
     }
 
     fn violation(world: &Transactions) -> Option<&Violation> {

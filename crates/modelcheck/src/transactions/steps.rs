@@ -156,7 +156,7 @@ impl Transactions {
     }
 
     /// What comes of a step.
-    pub(crate) fn step(&self, step: Step, scenario: &Scenario) -> Option<Transactions> {
+    pub(crate) fn step(&self, step: Step, scenario: &Scenario) -> Transactions {
         let mut next = self.clone();
         match step {
             Step::Hear => {
@@ -194,7 +194,7 @@ impl Transactions {
         }
         next.follow_up(scenario);
         next.check(scenario);
-        Some(next)
+        next
     }
 
     fn deliver(&mut self, message: Message, scenario: &Scenario) {

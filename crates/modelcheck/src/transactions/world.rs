@@ -204,7 +204,6 @@ pub(crate) struct Client {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Happened {
     pub(crate) unverified: u64,
-    pub(crate) repeated: u64,
     pub(crate) cut: u64,
 }
 
