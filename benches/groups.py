@@ -61,12 +61,14 @@ class Peer:
             if not future.done():
                 future.set_result(body)
 
-    def call(self, key, version, body, flexible=False):
+    async def call(self, key, version, body, flexible=False):
         self.correlation += 1
         future = asyncio.get_running_loop().create_future()
         self.waiting.put_nowait((flexible, future))
         self.writer.write(wire.frame(wire.request(key, version, body, self.correlation, flexible)))
-        return asyncio.wait_for(future, 60)
+        # Not `wait_for`: that swallows a cancellation which comes together with the answer, and its task would go on for ever.
+        async with asyncio.timeout(60):
+            return await future
 
     def close(self):
         self.task.cancel()
