@@ -146,8 +146,13 @@ async fn verify_patiently(
         let errors = verifier.verify(asked.clone()).await;
         let last = !asked.add || tokio::time::Instant::now() + CONCURRENT_BACKOFF > until;
         match errors.first().copied().unwrap_or(ErrorCode::UnknownServerError) {
-            // A marker voids what was asked before it.
-            ErrorCode::None if !last && verifying.is_void() => continue,
+            // A marker voids what was asked before it: so the transaction before was just ending.
+            ErrorCode::None if asked.add && verifying.is_void() => {
+                if last {
+                    return Err(not_verified(ErrorCode::ConcurrentTransactions, transactions));
+                }
+                continue;
+            }
             ErrorCode::None => return Ok(Some(verifying)),
             ErrorCode::ConcurrentTransactions if !last => {}
             error => return Err(not_verified(error, transactions)),

@@ -158,7 +158,11 @@ impl Partition {
                 return;
             }
             let line = inner.unverified.remove(&producer).map(|unverified| unverified.line).unwrap_or_default();
+            // A marker came while the coordinator was asked: the transaction before was just ending.
+            let void = !inner.producers.is_verifying(producer.0, guard);
             for InLine { batch, acks, transactions, request, promised } in line {
+                let overtaken = void && error.is_none() && transactions == TransactionSupport::Implicit;
+                let error = if overtaken { ErrorCode::ConcurrentTransactions } else { error };
                 let appended = match refused(error, transactions) {
                     None => self.append_verified(context, inner, (acks, transactions), batch, Some(guard), moment),
                     Some(code) => Err(self.refuse(code, &format!("the transaction could not be verified: {error:?}"))),

@@ -242,7 +242,7 @@ async fn what_a_marker_overtook_is_asked_again() {
         answer.send(vec![ErrorCode::None]).unwrap();
         let first = tokio::spawn(first);
         let Some((_, answer)) = asked_or_done(&mut questions, &first).await else {
-            assert_eq!(first.await.unwrap().error, ErrorCode::InvalidTxnState);
+            assert_eq!(first.await.unwrap().error, ErrorCode::ConcurrentTransactions);
             assert!(coordinator_epoch < 20, "never asked again");
             continue;
         };
