@@ -699,10 +699,10 @@ fn an_append_behind_the_last_offset_is_an_error() {
     let mut world = World::new(small_segments());
     world.append_records(0, 1);
     world.log.reset_to(Offset(i64::MAX - 2)).unwrap();
-    world.append_records(0, 1);
+    world.append(batch(i64::MAX - 2, 0, 1, 0));
     let refused = world.log.append(&[batch(i64::MAX - 1, 0, 2, 0)]).unwrap_err();
     assert!(matches!(refused, LogError::OutOfRange { offset: Offset(offset), .. } if offset == i64::MAX - 1));
-    world.append_records(0, 1);
+    world.append(batch(i64::MAX - 1, 0, 1, 0));
     assert_eq!(world.log.log_end(), Offset(i64::MAX));
     let refused = world.log.append(&[batch(i64::MAX, 0, 1, 0)]).unwrap_err();
     assert!(matches!(refused, LogError::OutOfRange { .. }), "{refused}");
