@@ -90,7 +90,7 @@ def hostile():
 
 
 # Name, preparation, seconds that the suite may take once it is prepared. Hostile last: it must not disturb what follows.
-SUITES = [('librdkafka', librdkafka, 240), ('storage', storage, 300), ('java', java, 180), ('tools', tools, 180),
+SUITES = [('librdkafka', librdkafka, 240), ('storage', storage, 300), ('java', java, 240), ('tools', tools, 200),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120), ('kafkajs', kafkajs, 150), ('next-groups', next_groups, 300),
           ('chains', chains, 200), ('differential', differential, 60), ('hostile', hostile, 120)]

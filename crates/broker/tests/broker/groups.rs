@@ -182,11 +182,17 @@ async fn a_coordinator_that_could_not_be_read_once_is_loaded_all_the_same() {
     read_exact_at(&*log, &mut byte, position).unwrap();
     let gate = cluster.disk(next).hold_reads(&folder);
     cluster.kill_and_fence(coordinator, Crash::KeepAll).await;
-    eventually("the next coordinator is being loaded", || (gate.waiting() > 0).then_some(())).await;
+    eventually("the log is read before it is served", || (gate.waiting() > 0).then_some(())).await;
     write_all_at(&*log, &mut [IoSlice::new(&[!byte[0]])], position).unwrap();
     drop(gate);
+    let loads = async {
+        while cluster.broker(next).group(commit(-1, "", 6)).await.err() != Some(ErrorCode::CoordinatorLoadInProgress) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the next coordinator to load", loads).await;
     let reads = cluster.disk(next).counters().reads;
-    eventually("it was read", || (cluster.disk(next).counters().reads > reads + 2).then_some(())).await;
+    eventually("it tries", || (cluster.disk(next).counters().reads > reads + 2).then_some(())).await;
     write_all_at(&*log, &mut [IoSlice::new(&byte)], position).unwrap();
     assert_eq!(committed(&cluster).await, Offset(5));
 }
