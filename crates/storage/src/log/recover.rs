@@ -322,9 +322,12 @@ impl Log {
             let before_it = (position, recovery.expected, recovery.last);
             let Some(header) = recovery.sound_batch(segment.base, &mut walker).map_err(&failed)? else { break };
             suspect = (header.base_offset > before_it.1).then_some(before_it);
+            // What a sync covered is not checked here; its time is not believed unchecked.
+            let believed =
+                header.next_offset() > recovery.recovery_point || walker.has_good_crc(&header).map_err(&failed)?;
             walker.skip(&header);
             recovery.progress.tell(&self.dir, before + walker.position());
-            super::append::raise(&mut segment.max, &header);
+            segment.count_time(&header, believed, walker.position());
             if let Some(indexer) = indexer.as_deref_mut().filter(|_| indexed.take().is_none()) {
                 let position = u32::try_from(position).expect("positions are below 2 GiB");
                 indexer.note(segment, &header, position, self.config.index_interval_bytes);

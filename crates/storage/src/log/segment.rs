@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Offset, Time};
+use model::{BatchHeader, Offset, Time};
 
 use super::LogError;
 use super::aborted::AbortedFile;
@@ -113,6 +113,15 @@ impl Segment {
     /// The largest timestamp of its batches; None where it has to be read first, or there is none.
     pub(super) fn newest(&self) -> Option<Stamp> {
         self.max.filter(|_| self.unread == 0)
+    }
+
+    /// A walk has passed this batch, which ends at `end`. Where it is not believed, what is up to there has to be read.
+    pub(super) fn count_time(&mut self, header: &BatchHeader, believed: bool, end: u64) {
+        if believed {
+            super::append::raise(&mut self.max, header);
+        } else {
+            self.unread = u32::try_from(end).expect("positions are below 2 GiB");
+        }
     }
 
     /// Whether its largest timestamp has to be read, and can be.

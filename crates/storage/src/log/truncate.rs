@@ -268,8 +268,10 @@ impl Log {
         active.unread = floor.map_or(0, |entry| entry.position);
         let start = u64::from(active.unread);
         let mut walker = Walker::new(files.create(FileKind::Log).map_err(&failed)?, start, end, FAR);
-        while let Step::Batch(header) = walker.next().map_err(&failed)? {
-            super::append::raise(&mut active.max, &header);
+        while let Step::Batch(header) = walker.peek().map_err(&failed)? {
+            let believed = walker.has_good_crc(&header).map_err(&failed)?;
+            walker.skip(&header);
+            active.count_time(&header, believed, walker.position());
         }
         Ok(())
     }
