@@ -63,12 +63,16 @@ impl Log {
         self.tail.set_keeps(keep);
     }
 
-    /// Starts a new segment if the active one is old enough (`segment.ms`) by this wall clock; says whether it did.
+    /// Starts a new segment if the active one is old enough (`segment.ms`) by this wall clock; says whether it did. Gives back
+    /// what was reserved for it where `preallocate` has been switched off since.
     ///
     /// # Errors
     /// `NoSpace` leaves the log as it was; anything else took the directory offline.
     pub fn maybe_roll(&mut self, wall: Time) -> Result<bool, LogError> {
         self.usable()?;
+        if self.preallocated && !self.config.preallocate {
+            self.free_preallocated()?;
+        }
         let due = match self.segments.last() {
             Some(active) if active.size > 0 && self.condition == Condition::Usable => self.is_due(wall)?,
             _ => false,
@@ -222,6 +226,7 @@ impl Log {
         }
         self.segments.push(segment);
         self.indexer = None;
+        self.preallocated = reserved > 0;
         Ok(())
     }
 
@@ -255,7 +260,7 @@ impl Log {
         let Some(indexer) = &mut self.indexer else { return Ok(()) };
         indexer.note_time(active);
         active.indexes_dirty = true;
-        if self.config.preallocate {
+        if self.config.preallocate || self.preallocated {
             self.free_preallocated()?;
         }
         self.flush_indexes()?;
@@ -263,7 +268,8 @@ impl Log {
     }
 
     /// What was reserved behind the end of the active segment is given back.
-    fn free_preallocated(&self) -> Result<(), LogError> {
+    fn free_preallocated(&mut self) -> Result<(), LogError> {
+        self.preallocated = false;
         let Some(active) = self.segments.last() else { return Ok(()) };
         let files = active.files(&self.env, &self.dir);
         let freed = files.open(FileKind::Log).and_then(|log| log.truncate(u64::from(active.size)));

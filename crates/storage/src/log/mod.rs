@@ -156,6 +156,8 @@ pub struct Log {
     truncations: u64,
     /// No record at or above it was lent to be sent from its file.
     lent_end: Offset,
+    /// Space was reserved for the active segment.
+    preallocated: bool,
     /// A change of its files was begun and could not be gone on with, for want of a file descriptor.
     unfinished: bool,
 }

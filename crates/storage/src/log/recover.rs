@@ -168,6 +168,7 @@ impl Log {
             cleaned_to: None,
             lent_end: Offset::ZERO,
             truncations: 0,
+            preallocated: false,
             unfinished: false,
         }
     }

@@ -93,7 +93,8 @@ impl Log {
             if size == 0 && is_last || end > high_watermark {
                 break;
             }
-            let too_much = size > 0 && excess >= size && !is_last;
+            // The active one, too, where nothing at all is to be kept.
+            let too_much = size > 0 && excess >= size;
             let too_old = match wall {
                 Some(wall) if end > self.log_start && !too_much => self.is_too_old(wall)?,
                 _ => false,

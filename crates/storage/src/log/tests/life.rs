@@ -213,6 +213,31 @@ fn retention_by_time_size_and_log_start_spares_what_is_above_the_high_watermark(
 }
 
 #[test]
+fn where_nothing_is_to_be_kept_the_active_segment_goes_too() {
+    let mut world = World::new(LogConfig { retention_bytes: 0, retention_ms: -1, ..LogConfig::default() });
+    (0..3).for_each(|_| world.append_records(0, 3));
+    // R39: not what is above the high watermark.
+    assert_eq!(world.log.retain(None, Offset(8), Time(0)).unwrap().segments, 0);
+    assert_eq!(world.log.retain(None, Offset(9), Time(0)).unwrap().segments, 1);
+    assert_eq!((world.log.size_bytes(), world.log.log_start()), (0, Offset(9)));
+    world.append_records(0, 3);
+    assert_eq!(world.all().len(), 1);
+}
+
+#[test]
+fn what_was_preallocated_is_given_back_once_it_is_switched_off() {
+    let config = LogConfig { preallocate: true, ..LogConfig::default() };
+    let mut world = World::new(config.clone());
+    world.append_records(0, 3);
+    assert!(world.disk.space_taken() >= u64::from(config.segment_bytes));
+    world.log.set_config(Arc::new(LogConfig::default()));
+    assert!(!world.log.maybe_roll(Time(0)).unwrap());
+    assert!(world.disk.space_taken() < 10_000, "{}", world.disk.space_taken());
+    world.append_records(0, 3);
+    assert_eq!(world.all().len(), 2);
+}
+
+#[test]
 fn an_old_segment_is_rolled_by_its_first_timestamp() {
     let mut world = World::new(LogConfig { segment_ms: 50, ..LogConfig::default() });
     world.append(batch(0, 0, 1, 1000));
