@@ -147,7 +147,8 @@ impl Transactions {
         let same = producer_id == id && producer_epoch == epoch;
         // In the last epoch of all, which only a fence or a timeout leaves in force, nobody goes on.
         let next = producer_id == id && producer_epoch == epoch.saturating_add(1) && producer_epoch < i16::MAX;
-        let brought = known.previous_producer_id.0 == id && producer_id != id;
+        // A new id follows the last epoch but one; who has an earlier one was fenced before.
+        let brought = known.previous_producer_id.0 == id && producer_id != id && epoch == i16::MAX - 1;
         completed && if self.version_of(tag.0) >= 2 { next || brought } else { same }
     }
 }
