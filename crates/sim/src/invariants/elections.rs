@@ -1,5 +1,6 @@
-//! An elected leader was in the ISR or an eligible leader replica (`R33`, `R34`), unless nobody was: then it is chosen by
-//! recovery among those who may have everything (`R35`). Each election raises the leader epoch, each change the partition
+//! An elected leader was in the ISR or an eligible leader replica (`R33`, `R34`), or is taken into the ISR by the leader that a
+//! reassignment moves away with the change that ends it (`R37`); unless nobody was: then it is chosen by recovery among those
+//! who may have everything (`R35`). Each election raises the leader epoch, each change the partition
 //! epoch (`R1`).
 //!
 //! Judged by who follows the metadata from its first record, as a broker does.
@@ -109,6 +110,11 @@ impl Seen {
         }
         if before.elr.contains(&after.leader) {
             self.elr_elections += 1;
+            return None;
+        }
+        // The leader that is being moved away took it in with this very change, which ends the move (R37).
+        let is_taken_in = !before.is_leaderless() && after.isr.contains(&after.leader);
+        if is_taken_in && !after.replicas.contains(&before.leader) {
             return None;
         }
         self.recoveries += 1;
