@@ -89,8 +89,8 @@ impl Partition {
         })
     }
 
-    /// Says on `request` what became of an append: at once, or when the high watermark covers it, or for acks=1 the leader's sync. `promised` is the place
-    /// of a result that was pushed before.
+    /// Says on `request` what became of an append: at once, or when the high watermark covers it, or for acks=1 the leader's
+    /// sync. `promised` is the place of a result that was pushed before.
     pub(super) fn answer(
         &self,
         inner: &mut Inner,
