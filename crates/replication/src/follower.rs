@@ -13,7 +13,7 @@
 
 use model::{BrokerId, LeaderEpoch, Offset, Rule, Time};
 
-use crate::messages::{Ack, Action, Answer, DataHeader, DataVerdict, Open};
+use crate::messages::{Ack, Action, Answer, BatchInfo, DataHeader, DataVerdict, Open};
 use crate::replica::{Core, Replica, Role};
 
 /// Before a refused session is opened again.
@@ -151,8 +151,9 @@ fn continues_log(core: &Core, prev_epoch: LeaderEpoch, data: &DataHeader<'_>) ->
         return false;
     }
     let (mut end, mut epoch) = (core.log.end, prev_epoch);
-    for batch in data.batches {
-        let ascends = batch.base_offset >= end && batch.last_offset >= batch.base_offset;
+    for (at, batch) in data.batches.iter().enumerate() {
+        let first = at == 0 && begins_inside(core, batch);
+        let ascends = (batch.base_offset >= end || first) && batch.last_offset >= batch.base_offset;
         let legal = batch.leader_epoch >= epoch && batch.leader_epoch <= core.leader_epoch;
         let ascends = ascends || !core.config.rules.hold(Rule::R58Ascending);
         let legal = legal || !core.config.rules.hold(Rule::R58Epochs);
@@ -162,6 +163,14 @@ fn continues_log(core: &Core, prev_epoch: LeaderEpoch, data: &DataHeader<'_>) ->
         (end, epoch) = (batch.last_offset + 1, batch.leader_epoch);
     }
     !data.batches.is_empty()
+}
+
+/// Whether the log is empty and begins with the last records of this batch: those before have been deleted (DeleteRecords), and a
+/// batch is never cut. Its whole is appended, and the log start stays.
+fn begins_inside(core: &Core, batch: &BatchInfo) -> bool {
+    let start = core.log.start;
+    let empty = start == core.log.end && core.epochs.latest().is_none();
+    empty && batch.base_offset >= Offset::ZERO && batch.base_offset < start && batch.last_offset >= start
 }
 
 impl Follower {
@@ -243,7 +252,7 @@ impl Follower {
         let Link::Current(current) = &mut self.link else { panic!("a frame was appended outside of a session") };
         assert!(continues_log(core, current.prev_epoch, data), "appended frame does not continue the log: {data:?}");
         for batch in data.batches {
-            core.epoch_appended(batch.leader_epoch, batch.base_offset);
+            core.epoch_appended(batch.leader_epoch, batch.base_offset.max(core.log.start));
             core.log.end = batch.last_offset + 1;
             current.prev_epoch = batch.leader_epoch;
         }
@@ -332,7 +341,7 @@ fn common_end(core: &Core, epoch: LeaderEpoch, end: Offset) -> Offset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::{BatchInfo, Lane, PartitionState};
+    use crate::messages::{Lane, PartitionState};
     use crate::testing::*;
     use model::ErrorCode;
 
@@ -528,6 +537,45 @@ mod tests {
         let actions = [Action::ResetTo(Offset(50)), Action::EpochsChanged, Action::HighWatermark(Offset(50)), OPEN];
         assert_eq!(drain(&mut replica), actions);
         assert_eq!(replica.open_request(), Some(Open { log_start: Offset(50), ..crate::testing::open(2, 50, -1) }));
+    }
+
+    /// Its log was reset to the leader's log start of 50, and the session is open as number 2; actions drained.
+    fn reset_to_50() -> Replica {
+        let (mut replica, open) = opening(20, 5, &[(4, 0)]);
+        replica.handle_answer(open.open_no, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }, T0);
+        let open = replica.open_request().unwrap();
+        let opened = Answer::Opened { high_watermark: Offset(60), log_start: Offset(50), log_end: Offset(60) };
+        replica.handle_answer(open.open_no, opened, T0);
+        drain(&mut replica);
+        replica
+    }
+
+    #[test]
+    fn an_empty_log_begins_inside_of_a_batch_whose_first_records_were_deleted() {
+        // R26, R58: a batch is never cut, and the log start stays where the leader's is
+        let mut replica = reset_to_50();
+        let batches = [batch(44, 52, 4), batch(53, 55, 5)];
+        assert_eq!(replica.check_data(2, &data(50, -1, &batches)), DataVerdict::Append);
+        replica.handle_follower_append(&data(50, -1, &batches));
+        assert_eq!((replica.log().start, replica.log().end), (Offset(50), Offset(56)));
+        assert_eq!(*replica.epochs(), cache(&[(4, 50), (5, 53)]));
+        assert_eq!(replica.ack().map(|ack| (ack.log_start, ack.log_end)), Some((Offset(50), Offset(56))));
+        assert_eq!(
+            replica.check_data(2, &data(56, 5, &[batch(54, 57, 5)])),
+            DataVerdict::EndSession,
+            "not empty any more"
+        );
+    }
+
+    #[test]
+    fn an_empty_log_takes_no_batch_that_does_not_reach_its_start() {
+        // R58
+        let wrong: [&[BatchInfo]; 4] =
+            [&[batch(40, 49, 4)], &[batch(-1, 52, 4)], &[batch(50, 51, 4), batch(44, 52, 4)], &[batch(44, 52, 6)]];
+        for batches in wrong {
+            let mut replica = reset_to_50();
+            assert_eq!(replica.check_data(2, &data(50, -1, batches)), DataVerdict::EndSession, "{batches:?}");
+        }
     }
 
     #[test]

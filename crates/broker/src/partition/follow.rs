@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::{ErrorCode, RecordBatch, Time};
 use replication::{Answer, BatchInfo, DataHeader, DataVerdict, Lane};
 use rpc::replication as wire;
+use storage::{Log, LogError};
 
 use super::{Inner, Partition};
 use crate::context::Context;
@@ -99,8 +100,8 @@ impl Partition {
         now: Time,
     ) {
         self.accept_loss(context, inner);
-        match inner.log.append(batches) {
-            Ok(_) => {
+        match append(&mut inner.log, batches) {
+            Ok(()) => {
                 inner.no_space = false;
                 if let Err(error) = batches.iter().try_for_each(|batch| inner.note_producer(batch)) {
                     self.log_failed(context, inner, &error);
@@ -160,6 +161,21 @@ impl Partition {
             }
         });
     }
+}
+
+/// An empty log may begin inside of a batch whose first records were deleted (`R58`): its file then begins with the whole batch, and
+/// its log start stays. After a crash in between, the log is empty below the leader's log start, and is reset to that (`R26`).
+fn append(log: &mut Log, batches: &[RecordBatch]) -> Result<(), LogError> {
+    let start = log.log_start();
+    let begins_inside = batches.first().map(|batch| batch.header().base_offset).filter(|base| *base < start);
+    let Some(base) = begins_inside else { return log.append(batches).map(drop) };
+    log.reset_to(base)?;
+    if let Err(error) = log.append(batches) {
+        // As it was, for the next try; an error of this one took the directory offline, or left the log unfinished.
+        log.reset_to(start)?;
+        return Err(error);
+    }
+    log.advance_log_start(start).map(drop)
 }
 
 fn info(batch: &RecordBatch) -> BatchInfo {

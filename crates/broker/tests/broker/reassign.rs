@@ -4,8 +4,8 @@ use broker::Broker;
 use broker::api::{Acks, BrokerApi};
 use metadata::control::{AlterReassignments, ConfigChange, ConfigOperation, IncrementalAlterConfigs, Reassignment};
 use metadata::{ConfigResource, ControlRequest, ControlResponse, throttle};
-use model::{BrokerId, ErrorCode, PartitionIndex, TopicPartition};
-use storage::disk::Disk;
+use model::{BrokerId, ErrorCode, Offset, PartitionIndex, TopicPartition};
+use storage::disk::{Crash, Disk};
 use tokio::time::Instant;
 
 use crate::cluster::*;
@@ -55,6 +55,27 @@ impl Cluster {
         let entries = self.disk(broker).list("/data".as_ref()).unwrap();
         entries.iter().any(|entry| entry.name.starts_with(&format!("{topic}-0")))
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_replica_begins_with_the_whole_of_a_batch_whose_first_records_were_deleted() {
+    // R26, R58: the leader's log start is inside of its first batch
+    let mut cluster = Cluster::start(2, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a", "b", "c"]).await;
+    produce_ok(cluster.broker(1), id, &["d"]).await;
+    let deleted = soon("the deletion", cluster.broker(1).delete_records(vec![(id, Offset(2))], 25_000)).await;
+    assert_eq!(deleted[0].error, ErrorCode::None);
+    assert_eq!(reassign(cluster.broker(1), "t", Some(&[1, 2])).await, ErrorCode::None);
+    cluster.wait_isr(id, &[1, 2]).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    assert_eq!(cluster.wait_leader(id).await, 2);
+    assert_eq!(fetch(cluster.broker(2), id, 1).await.error, ErrorCode::OffsetOutOfRange);
+    assert_eq!(values(cluster.broker(2), id, 2).await, ["a", "b", "c", "d"], "a batch is given whole");
+    cluster.start_broker(1).await;
+    cluster.wait_isr(id, &[1, 2]).await;
+    assert_eq!(produce_ok(cluster.broker(2), id, &["e"]).await, 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
