@@ -2,7 +2,7 @@
 //! acks=1 wait in the same way for the leader's own sync.
 //!
 //! Invariant: an acks=all result is released at one place only, [`ProduceWaiters::release`], called when a partition's
-//! high watermark moved or its leadership ended (architecture invariant 6).
+//! high watermark moved or its leadership ended.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

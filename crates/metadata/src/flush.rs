@@ -1,6 +1,6 @@
 //! The one enum that says when appends are synced, as Kafka's two configs have it.
 
-/// When an append counts as done (`docs/replication.md` section 17). Architecture invariant 11: this is the only place.
+/// When an append counts as done (`docs/replication.md` section 17). This is the only place that says so.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FlushPolicy {
     /// Kafka's default: done in the page cache; a background flusher syncs in its own time.

@@ -1,6 +1,6 @@
 //! Record batches of magic 2 as checked views over bytes: the one unit that is received, stored, replicated and served.
 //!
-//! Invariants: a [`RecordBatch`] proves that its length, magic, CRC32C and counts were checked (architecture invariant 10);
+//! Invariants: a [`RecordBatch`] proves that its length, magic, CRC32C and counts were checked;
 //! nobody decodes its records on the data path. [`ClientBatches`] are batches of a produce request: checked more strictly,
 //! not yet stamped; the leader stamps base offset and leader epoch in place, outside of what the CRC covers (`R22`).
 //!

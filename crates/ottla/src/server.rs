@@ -97,7 +97,7 @@ fn start_logging(config: &NodeConfig) {
     }
 }
 
-/// An impossible state ends the process with its numbers (architecture invariant 12).
+/// An impossible state ends the process with its numbers.
 fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

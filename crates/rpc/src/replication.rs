@@ -32,7 +32,7 @@ const METHOD: &str = "/ottla.replication.v1.Replication/Stream";
 const DATA_FIELD: u32 = 4;
 const BATCHES_FIELD: u32 = 15;
 
-/// Frames under way in one direction of one stream, before the writer waits (invariant 9).
+/// Frames under way in one direction of one stream, before the writer waits.
 const QUEUE: usize = 8;
 
 /// Who a follower is and whom it means to reach (`R56`).
