@@ -23,6 +23,8 @@ use crate::kafka_client::{KafkaClient, check, check_message, code_of};
 
 /// Records in one turn, and how long a line waits for company.
 const TURN_RECORDS: usize = 1000;
+/// Bytes of keys and values in one batch, but for a longer line; half of the default of `max.message.bytes`.
+const BATCH_BYTES: usize = 512 << 10;
 const LINGER: Duration = Duration::from_millis(20);
 const TIMEOUT_MS: i32 = 30_000;
 
@@ -82,8 +84,10 @@ pub(super) async fn produce(client: &mut KafkaClient, output: Output, options: P
         let batch;
         (batch, ended) = read_turn(&mut lines).await?;
         for (partition, records) in producer.assign(&batch)? {
-            producer.send(partition, &records).await?;
-            sent += i64::try_from(records.len())?;
+            for records in batches(&records) {
+                producer.send(partition, records).await?;
+                sent += i64::try_from(records.len())?;
+            }
         }
         progress.set_message(counted(sent, "record"));
     }
@@ -95,11 +99,15 @@ pub(super) async fn produce(client: &mut KafkaClient, output: Output, options: P
 /// The lines that came together, and whether they were the last.
 async fn read_turn(lines: &mut Split<BufReader<Stdin>>) -> Result<(Vec<Vec<u8>>, bool)> {
     let Some(first) = lines.next_segment().await? else { return Ok((Vec::new(), true)) };
+    let mut bytes = first.len();
     let mut turn = vec![first];
-    while turn.len() < TURN_RECORDS {
+    while turn.len() < TURN_RECORDS && bytes < BATCH_BYTES {
         // A line that is cut off by the time stays in the reader.
         match tokio::time::timeout(LINGER, lines.next_segment()).await {
-            Ok(Ok(Some(line))) => turn.push(line),
+            Ok(Ok(Some(line))) => {
+                bytes += line.len();
+                turn.push(line);
+            }
             Ok(Ok(None)) => return Ok((turn, true)),
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => break,
@@ -207,6 +215,22 @@ impl Producer<'_> {
     }
 }
 
+/// The records in their order, cut where a batch would grow too large.
+fn batches(records: &[KeyAndValue]) -> impl Iterator<Item = &[KeyAndValue]> {
+    let mut rest = records;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|(key, value)| {
+            bytes += key.as_ref().map_or(0, Bytes::len) + value.len();
+            bytes <= BATCH_BYTES
+        });
+        let count = fits.count().max(1);
+        let (batch, after) = rest.split_at_checked(count)?;
+        rest = after;
+        Some(batch)
+    })
+}
+
 fn split<'a>(line: &'a [u8], separator: Option<&str>) -> (Option<&'a [u8]>, &'a [u8]) {
     let separator = separator.unwrap_or_default().as_bytes();
     if separator.is_empty() {
@@ -256,6 +280,16 @@ mod tests {
         assert_eq!(split(b"plain", Some("=")), (None, &b"plain"[..]));
         assert_eq!(split(b"a=b", None), (None, &b"a=b"[..]));
         assert_eq!(split(b"a=b", Some("")), (None, &b"a=b"[..]));
+    }
+
+    #[test]
+    fn a_batch_stays_below_the_largest_that_a_topic_takes_but_for_a_longer_line() {
+        let record = |size: usize| (Some(Bytes::from_static(b"key")), Bytes::from(vec![b'v'; size]));
+        let records: Vec<_> =
+            [BATCH_BYTES / 2, BATCH_BYTES / 3, BATCH_BYTES / 3, 2 * BATCH_BYTES, 1, 1].map(record).into();
+        let counts: Vec<_> = batches(&records).map(<[_]>::len).collect();
+        assert_eq!(counts, [2, 1, 1, 2]);
+        assert_eq!(batches(&[]).count(), 0);
     }
 
     #[test]
