@@ -118,9 +118,9 @@ class Probe:
                 del self.running[path]
 
     def longest(self, at):
-        """The longest sync of the last ten seconds before `at`, one that was under way included."""
-        ended = [end - begun for begun, end in list(self.took) if at - 10 < end <= at]
-        return max([*ended, *(at - begun for begun in list(self.running.values()) if begun < at), 0.0])
+        """The longest sync of the last ten seconds before `at`, one that was under way then included, whether it has ended since or not."""
+        spans = [*self.took, *((begun, at) for begun in list(self.running.values()))]
+        return max((min(end, at) - begun for begun, end in spans if begun < at and at - 10 < end), default=0.0)
 
     def end(self):
         self.stop.set()
