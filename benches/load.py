@@ -22,9 +22,11 @@ import cluster as clusters  # noqa: E402
 import wire  # noqa: E402
 from wire import string  # noqa: E402
 
-OFFSET_COMMIT, OFFSET_FETCH = 8, 9
+OFFSET_COMMIT, OFFSET_FETCH, FIND_COORDINATOR = 8, 9, 10
 # It loads, is not available, is another one: the client asks again.
 NOT_YET = {14, 15, 16}
+# Seconds until who is still told NOT_YET gives up.
+PATIENCE = 60
 
 
 def array(items):
@@ -58,11 +60,23 @@ def fetch(connection, number, topic, partition):
     return error, offset
 
 
+def wait_for_coordinator(connection):
+    """Who asks for a group's coordinator makes the topic of the offsets be created: nobody coordinates anything before that."""
+    until = time.monotonic() + PATIENCE
+    while (error := connection.call(FIND_COORDINATOR, 0, string(group(0))).i16()) in NOT_YET:
+        assert time.monotonic() < until, f'FindCoordinator: {error}'
+        time.sleep(0.05)
+    assert error == 0, f'FindCoordinator: {error}'
+
+
 def fill(address, topic, options):
     connection = wire.Connection(address, 60)
+    wait_for_coordinator(connection)
     begun, done = time.monotonic(), 0
     for number in range(options.groups):
+        until = time.monotonic() + PATIENCE
         while (told := commit(connection, number, topic, options.partitions))[0] in NOT_YET:
+            assert time.monotonic() < until, f'OffsetCommit: {told[0]}'
             time.sleep(0.05)
         assert told[0] == 0, f'OffsetCommit: {told[0]}'
         done += told[1]
