@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use model::{ErrorCode, Time};
 
-use crate::config::GroupConfig;
+use crate::config::{GroupConfig, MEMBER_OVERHEAD_BYTES};
 use crate::record::{Fact, subscribed_topics};
 use crate::request::{
     DescribeGroupResponse, DescribedMember, GroupResponse, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
@@ -138,8 +138,10 @@ impl Member {
         self.protocols.iter().map(|p| p.name.as_str()).collect()
     }
 
+    /// Its id is made of its client's or static id: that is counted once more for it.
     fn bytes(&self) -> usize {
-        protocol_bytes(&self.protocols) + self.client_id.len()
+        let names = self.client_id.len() + self.group_instance_id.as_ref().map_or(0, String::len);
+        MEMBER_OVERHEAD_BYTES + protocol_bytes(&self.protocols) + 2 * names
     }
 }
 

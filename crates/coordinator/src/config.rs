@@ -3,6 +3,9 @@
 
 use crate::consumer::ConsumerConfig;
 
+/// What a member takes besides the bytes that it brings, roughly: its places in the maps of its group.
+pub(crate) const MEMBER_OVERHEAD_BYTES: usize = 512;
+
 /// The configuration of a shard.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct GroupConfig {

@@ -37,7 +37,7 @@ use metadata::MetadataImage;
 use model::{ErrorCode, PartitionIndex, Time, TopicId};
 
 use crate::classic::{ClassicGroup, Effects, Stored, Turn, Write, protocol_bytes};
-use crate::config::GroupConfig;
+use crate::config::{GroupConfig, MEMBER_OVERHEAD_BYTES};
 use crate::consumer::request::ConsumerHeartbeatResponse;
 use crate::consumer::{ConsumerFact, LiveConsumerGroup};
 use crate::offsets;
@@ -488,8 +488,9 @@ impl GroupShard {
             self.check_room_for_group()?;
         }
         let brought = protocol_bytes(&request.protocols);
+        let itself = if request.member_id.is_empty() { MEMBER_OVERHEAD_BYTES } else { 0 };
         let too_much = brought > self.config.max_member_metadata_bytes
-            || self.member_bytes.saturating_add(brought) > self.config.max_members_bytes;
+            || self.member_bytes.saturating_add(brought + itself) > self.config.max_members_bytes;
         if too_much { Err(ErrorCode::GroupMaxSizeReached) } else { Ok(()) }
     }
 

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use model::{PartitionIndex, Time, TopicId};
 
+use crate::config::MEMBER_OVERHEAD_BYTES;
+
 /// The member epoch of a member that is not in the group yet, or comes back.
 pub const JOINING_EPOCH: i32 = 0;
 /// The member epoch by which a member leaves.
@@ -273,6 +275,11 @@ pub struct ConsumerGroup {
     bytes: usize,
 }
 
+/// Bytes that a member takes, generously: members that are subscribed to nothing take some, too.
+fn member_bytes(member_id: &str, profile: &MemberProfile) -> usize {
+    MEMBER_OVERHEAD_BYTES + member_id.len() + profile.bytes()
+}
+
 /// How the group changes.
 impl ConsumerGroup {
     /// Applies a fact.
@@ -311,7 +318,7 @@ impl ConsumerGroup {
             self.static_members.insert(instance.clone(), member_id.to_owned());
         }
         self.classic_members += usize::from(profile.classic.is_some());
-        self.bytes += profile.bytes();
+        self.bytes += member_bytes(member_id, profile);
         let profile = self.share_subscription(profile);
         *self.subscriptions.entry(profile.subscription.clone()).or_default() += 1;
         self.members.entry(member_id.to_owned()).or_insert_with(|| Member::new(member_id)).profile = profile;
@@ -334,7 +341,7 @@ impl ConsumerGroup {
             self.static_members.remove(instance);
         }
         self.classic_members -= usize::from(old.classic.is_some());
-        self.bytes -= old.bytes();
+        self.bytes -= member_bytes(member_id, old);
         if let Some(count) = self.subscriptions.get_mut(&old.subscription) {
             *count -= 1;
             if *count == 0 {
@@ -479,7 +486,7 @@ impl ConsumerGroup {
         self.classic_members
     }
 
-    /// Bytes that the members brought.
+    /// Bytes that the members take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -14,9 +14,10 @@ use metadata::MetadataImage;
 use model::{ErrorCode, Rule, TopicId};
 
 use crate::classic::ClassicGroup;
+use crate::config::MEMBER_OVERHEAD_BYTES;
 use crate::consumer::draft::{Decided, Refused, Surroundings, Wait};
 use crate::consumer::group::{
-    ConsumerFact, ConsumerGroup, LEAVE_EPOCH, OwnedPartitions, ResolvedRegex, STATIC_LEAVE_EPOCH,
+    ConsumerFact, ConsumerGroup, JOINING_EPOCH, LEAVE_EPOCH, OwnedPartitions, ResolvedRegex, STATIC_LEAVE_EPOCH,
 };
 use crate::consumer::heartbeat::{self, Leave};
 use crate::consumer::request::{
@@ -259,10 +260,16 @@ impl GroupShard {
         Ok(())
     }
 
-    /// What a member brings is bounded, as that of classic ones.
+    /// What a member brings is bounded, as that of classic ones; and that there is one more takes room, too.
     fn check_brought(&self, request: &ConsumerHeartbeatRequest) -> Result<(), Refused> {
         let topics: usize = request.topics.iter().flatten().map(|topic| topic.len() + 24).sum();
-        let brought = topics + request.regex.as_ref().map_or(0, String::len);
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let joins = request.member_epoch == JOINING_EPOCH
+            && self.consumer_group(&request.group_id).is_none_or(|group| group.member(&request.member_id).is_none());
+        let names =
+            request.member_id.len() + request.client_id.len() + text(&request.instance_id) + text(&request.rack_id);
+        let itself = if joins { MEMBER_OVERHEAD_BYTES + names } else { 0 };
+        let brought = topics + text(&request.regex) + itself;
         let too_much = brought > self.config.max_member_metadata_bytes
             || self.member_bytes.saturating_add(brought) > self.config.max_members_bytes;
         if brought > 0 && too_much {

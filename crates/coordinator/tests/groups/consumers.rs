@@ -481,3 +481,19 @@ fn an_empty_group_goes_with_its_last_offset() {
     c.advance(days(8));
     assert_eq!((c.fetch(), c.shard.state().consumers().count()), (-1, 0));
 }
+
+#[test]
+fn members_that_are_subscribed_to_nothing_are_bounded_as_well() {
+    let mut c = Context::in_cluster(GroupConfig { max_members_bytes: 2_000, ..config() }, &[("t", 1)]);
+    let joined = (0..100).filter(|n| c.beat(joining(&format!("m{n}"), &[])).error.is_none()).count();
+    assert_eq!(joined, 3);
+    // Who is in stays, also by joining anew, and makes room by leaving.
+    assert_eq!(c.fails(joining("m0", &[])), ErrorCode::None);
+    assert_eq!(c.fails(joining("m9", &[])), ErrorCode::GroupMaxSizeReached);
+    assert_eq!(c.fails(living("m1", -1)), ErrorCode::None);
+    assert_eq!(c.fails(joining("m9", &[])), ErrorCode::None);
+    // A name takes room, too.
+    let named = ConsumerHeartbeatRequest { instance_id: Some("i".repeat(1_500)), ..joining("m", &[]) };
+    assert_eq!(c.fails(living("m9", -1)), ErrorCode::None);
+    assert_eq!(c.fails(named), ErrorCode::GroupMaxSizeReached);
+}

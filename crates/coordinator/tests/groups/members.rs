@@ -362,7 +362,7 @@ fn a_group_takes_no_more_members_than_it_may() {
 
 #[test]
 fn what_members_bring_is_bounded() {
-    let config = GroupConfig { max_members_bytes: 300, max_groups: 2, ..GroupConfig::default() };
+    let config = GroupConfig { max_members_bytes: 1_300, max_groups: 2, ..GroupConfig::default() };
     let mut c = Context::with(GroupConfig { initial_rebalance_delay_ms: 0, ..config });
     let large = |bytes: usize| {
         let metadata = vec![0; bytes].into();
@@ -378,6 +378,20 @@ fn what_members_bring_is_bounded() {
     c.join(named("second"));
     let third = c.join(named("third"));
     assert_eq!(c.joined(third).error, ErrorCode::CoordinatorNotAvailable);
+}
+
+#[test]
+fn members_that_bring_nothing_are_bounded_as_well() {
+    let config = GroupConfig { max_members_bytes: 2_000, initial_rebalance_delay_ms: 0, ..GroupConfig::default() };
+    let mut c = Context::with(config);
+    let tokens: Vec<_> = (0..20)
+        .map(|n| {
+            let protocols = vec![coordinator::request::JoinProtocol { name: "p".into(), metadata: Vec::new().into() }];
+            c.join(JoinGroupRequest { client_id: format!("c{n}"), protocols, ..new_member() })
+        })
+        .collect();
+    assert_eq!(tokens.iter().filter(|token| c.is_parked(**token)).count(), 3);
+    assert_eq!(c.joined(tokens[19]).error, ErrorCode::GroupMaxSizeReached);
 }
 
 #[test]
