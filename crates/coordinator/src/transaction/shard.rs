@@ -124,6 +124,8 @@ pub struct TransactionShard {
     batches: u64,
     /// For each prepared transaction, where its marker is not known to be yet.
     unmarked: BTreeMap<String, PartitionSet>,
+    /// Since when each open transaction is known to be open here, on the monotonic clock.
+    open_since: BTreeMap<String, Time>,
     /// When completions that could not be stored are tried again.
     retry_at: Option<Time>,
     /// Nobody who waits for a change is told before this that it takes too long.
@@ -155,6 +157,7 @@ impl TransactionShard {
             in_flight: None,
             batches: 0,
             unmarked: BTreeMap::new(),
+            open_since: BTreeMap::new(),
             retry_at: None,
             overdue_at: None,
             outputs: VecDeque::new(),
@@ -217,6 +220,10 @@ impl TransactionShard {
         assert_eq!(changes, listed, "each change is queued or in flight, once");
         let queued: usize = self.queue.iter().map(|id| self.change_bytes(id)).sum();
         assert_eq!(queued, self.queued_bytes, "bytes that are queued");
+        let open = self.state.iter().filter(|(_, known)| known.status == Status::Ongoing);
+        let open: Vec<&String> = open.map(|(id, _)| id).collect();
+        let clocked = matches!(self.stage, Stage::Serving { .. }) && self.rules.hold(Rule::R44EffectWhenCommitted);
+        assert!(!clocked || self.open_since.keys().eq(open), "every open transaction has a time from which it counts");
         for id in self.unmarked.keys() {
             let status = self.state.get(id).map(|known| known.status);
             assert!(status.is_some_and(Status::is_prepared), "{id} has markers to write and is {status:?}");
@@ -248,6 +255,8 @@ impl Shard for TransactionShard {
         for id in prepared {
             self.write_markers(&id, now);
         }
+        let open = self.state.iter().filter(|(_, known)| known.status == Status::Ongoing);
+        self.open_since = open.map(|(id, _)| (id.clone(), now.monotonic)).collect();
     }
 
     fn handle(&mut self, token: Token, request: TransactionRequest, _entropy: u128, now: Now) {
@@ -314,6 +323,7 @@ impl Shard for TransactionShard {
         self.queue.clear();
         (self.queued_bytes, self.in_flight) = (0, None);
         self.unmarked.clear();
+        self.open_since.clear();
         // Effects of a shard that is gone are nobody's.
         self.outputs.retain(|output| matches!(output, Output::Reply { .. }));
         for (_, what) in std::mem::take(&mut self.under_way) {
@@ -513,7 +523,13 @@ impl TransactionShard {
     fn apply(&mut self, id: &str, metadata: Option<Box<TransactionMetadata>>, now: Now) {
         self.state.replay(TransactionFact { transactional_id: id.to_owned(), metadata });
         self.unmarked.remove(id);
-        if self.state.get(id).is_some_and(|known| known.status.is_prepared()) {
+        let status = self.state.get(id).map(|known| known.status);
+        if status == Some(Status::Ongoing) {
+            self.open_since.entry(id.to_owned()).or_insert(now.monotonic);
+        } else {
+            self.open_since.remove(id);
+        }
+        if status.is_some_and(Status::is_prepared) {
             self.write_markers(id, now);
         }
     }
@@ -614,17 +630,21 @@ impl TransactionShard {
         }
     }
 
-    /// Transactions that are open for longer than their producers wanted are aborted, in another epoch (`R48`).
+    /// Transactions that are open for longer than their producers wanted are aborted, in another epoch (`R48`): by the wall
+    /// clock, which goes on from one coordinator to the next, or by the monotonic one, whatever the wall clock does: one that
+    /// was set back, or is not believed, must not keep a transaction open.
     fn abort_timed_out(&mut self, now: Now) {
-        let late = |known: &TransactionMetadata| {
+        let late = |id: &String, known: &TransactionMetadata| {
             let timeout_ms = u64::try_from(known.timeout_ms).unwrap_or(0);
-            known.status == Status::Ongoing && known.started.is_some_and(|at| now.wall.since(at) > timeout_ms)
+            let by_wall = known.started.is_some_and(|at| now.wall.since(at) > timeout_ms);
+            let by_this_clock = self.open_since.get(id).is_some_and(|at| now.monotonic.since(*at) > timeout_ms);
+            known.status == Status::Ongoing && (by_wall || by_this_clock)
         };
         let c = self.circumstances(now);
         let decided: Vec<(String, TransactionMetadata)> = self
             .state
             .iter()
-            .filter(|(id, known)| late(known) && !self.under_way.contains_key(*id))
+            .filter(|(id, known)| late(id, known) && !self.under_way.contains_key(*id))
             .map(|(id, known)| (id.clone(), decide::time_out(known, &c)))
             .collect();
         for (id, metadata) in decided {

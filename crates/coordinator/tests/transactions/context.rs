@@ -27,6 +27,8 @@ pub(crate) struct Context {
     /// Markers that are to be written, in order.
     pub(crate) markers: Vec<(String, Marker, PartitionSet)>,
     pub(crate) next_id: i64,
+    /// How far the wall clock was set back.
+    pub(crate) set_back_ms: u64,
     rules: Rules,
     coordinator_epoch: i32,
     version: i16,
@@ -67,6 +69,7 @@ impl Context {
             ids_wanted: Vec::new(),
             markers: Vec::new(),
             next_id,
+            set_back_ms: 0,
             rules,
             coordinator_epoch,
             version,
@@ -87,7 +90,7 @@ impl Context {
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now { monotonic: Time(self.ms), wall: Time(self.ms + EPOCH_MS) }
+        Now { monotonic: Time(self.ms), wall: Time(self.ms + EPOCH_MS - self.set_back_ms) }
     }
 
     /// What the log says, with what it does not say taken from the shard: the last epochs.

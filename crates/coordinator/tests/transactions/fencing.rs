@@ -175,6 +175,21 @@ fn a_transaction_that_is_open_too_long_is_aborted_and_its_producer_goes_on_once_
 }
 
 #[test]
+fn a_transaction_is_open_too_long_whatever_the_wall_clock_says() {
+    let mut c = Context::new();
+    c.open();
+    let mut next = c.fail_over();
+    for c in [&mut c, &mut next] {
+        // Set back, or ahead and not believed: by it the transaction has yet to begin.
+        c.set_back_ms = 3_600_000;
+        c.advance(60_000);
+        assert_eq!(c.status(), Status::Ongoing, "not before its time");
+        c.advance(10_000);
+        assert_eq!(c.status(), Status::PrepareAbort);
+    }
+}
+
+#[test]
 fn a_producer_whose_transaction_was_open_too_long_asks_for_its_next_epoch() {
     for version in [0, 1, 2] {
         let (mut c, mine) = timed_out(version);
