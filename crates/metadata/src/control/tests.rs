@@ -1169,6 +1169,19 @@ fn a_topic_grows_but_does_not_shrink() {
     assert_eq!(grow("t", 3, Some(vec![ids(&[1])])), ErrorCode::InvalidReplicaAssignment);
     assert_eq!(grow("t", 3, Some(vec![ids(&[3, 2, 1])])), ErrorCode::None);
     assert_eq!(grow("t", 5, None), ErrorCode::None);
+    // R44, R52: who coordinates what hangs on their number.
+    for internal in ["__consumer_offsets", "__transaction_state"] {
+        cluster.create(plain(internal)).unwrap();
+        let topics = vec![MorePartitions { name: internal.to_owned(), count: 50, assignments: None }];
+        let request = CreatePartitions { topics, validate_only: false };
+        let ControlResponse::CreatePartitions(mut list) =
+            cluster.ask(ControlRequest::CreatePartitions(request)).response
+        else {
+            panic!()
+        };
+        assert_eq!(code(list.remove(0).result), ErrorCode::InvalidPartitions);
+        assert_eq!(cluster.control.image().topic_by_name(internal).unwrap().partitions.len(), 1);
+    }
     let topic = cluster.control.image().topic_by_name("t").unwrap();
     assert_eq!(topic.partitions.len(), 5);
     assert_eq!(topic.partitions[&PartitionIndex(2)].replicas, ids(&[3, 2, 1]));

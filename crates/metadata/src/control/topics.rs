@@ -14,6 +14,7 @@ use crate::control::messages::{
     DeletedTopic, MorePartitions, NewTopic, TopicRef, TopicResult,
 };
 use crate::control::placement::{Entropy, Placer};
+use crate::image::is_internal_topic;
 use crate::records::{BrokerRegistration, ConfigResource, LeaderRecoveryState, MetadataRecord, Partition};
 
 /// The longest topic name.
@@ -22,6 +23,16 @@ const NAME_MAX: usize = 249;
 const CLUSTER_METADATA: &str = "__cluster_metadata";
 /// The most partitions that one request may create, in all: keeps a decision's size in bounds.
 const NEW_PARTITIONS_MAX: usize = 10_000;
+
+/// What is kept of a group or a transactional id lies in the partition that the hash of its name and the number of partitions
+/// give: with one more of them committed offsets would be lost, and two producers would have one id (`R44`, `R52`).
+fn check_may_grow(name: &str) -> Result<(), ControlError> {
+    if is_internal_topic(name) {
+        let message = format!("The number of partitions of the internal topic {name} is fixed once it is created.");
+        return Err(ControlError::new(ErrorCode::InvalidPartitions, message));
+    }
+    Ok(())
+}
 
 impl Draft<'_> {
     pub(super) fn create_topics(
@@ -320,6 +331,7 @@ impl Draft<'_> {
             );
             return refuse(ErrorCode::InvalidPartitions, message);
         }
+        check_may_grow(&request.name)?;
         let factor = topic.partitions.values().next().map_or(1, |partition| partition.factor());
         let added = count - current;
         let placement = match &request.assignments {
