@@ -288,11 +288,12 @@ impl Writes {
         all
     }
 
-    /// When somebody will have waited too long.
+    /// When somebody will have waited too long. All wait for the same time, so that the first of them is the one: this is
+    /// asked with every request, and there may be thousands.
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
-        let in_flight = self.in_flight.iter().flat_map(|batch| &batch.operations);
-        let waiting = in_flight.filter(|operation| operation.waiting.is_some());
-        waiting.map(|operation| operation.deadline).chain(self.queue.front().map(|next| next.deadline)).min()
+        let mut in_flight = self.in_flight.iter().flat_map(|batch| &batch.operations);
+        let waiting = in_flight.find(|operation| operation.waiting.is_some());
+        waiting.or(self.queue.front()).map(|operation| operation.deadline)
     }
 
     /// Whether something of this group is on its way.
