@@ -373,6 +373,12 @@ impl ClassicGroup {
         self.bytes
     }
 
+    /// Bytes that one of its members takes.
+    #[must_use]
+    pub fn bytes_of(&self, member_id: &str) -> usize {
+        self.members.get(member_id).map_or(0, Member::bytes)
+    }
+
     /// How many are in it.
     #[must_use]
     pub fn size(&self) -> usize {

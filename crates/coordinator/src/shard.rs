@@ -489,9 +489,19 @@ impl GroupShard {
         }
         let brought = protocol_bytes(&request.protocols);
         let itself = if request.member_id.is_empty() { MEMBER_OVERHEAD_BYTES } else { 0 };
-        let too_much = brought > self.config.max_member_metadata_bytes
-            || self.member_bytes.saturating_add(brought + itself) > self.config.max_members_bytes;
-        if too_much { Err(ErrorCode::GroupMaxSizeReached) } else { Ok(()) }
+        let fits = self.have_room(&request.group_id, &request.member_id, brought, itself);
+        if fits { Ok(()) } else { Err(ErrorCode::GroupMaxSizeReached) }
+    }
+
+    /// Whether what a member brings fits beside what all members take. What it brought before makes room: who is in is not put
+    /// out by those who came after it.
+    fn have_room(&self, group_id: &str, member_id: &str, brought: usize, itself: usize) -> bool {
+        let classic = self.groups.get(group_id).map(|group| group.bytes_of(member_id));
+        let consumer = || Some(self.consumer_group(group_id)?.member(member_id)?.profile.bytes());
+        let held = classic.or_else(consumer).unwrap_or(0);
+        let more = (brought + itself).saturating_sub(held);
+        brought <= self.config.max_member_metadata_bytes
+            && (more == 0 || self.member_bytes.saturating_add(more) <= self.config.max_members_bytes)
     }
 
     fn sync(&mut self, token: Token, request: SyncGroupRequest, now: Now) {

@@ -269,10 +269,8 @@ impl GroupShard {
         let names =
             request.member_id.len() + request.client_id.len() + text(&request.instance_id) + text(&request.rack_id);
         let itself = if joins { MEMBER_OVERHEAD_BYTES + names } else { 0 };
-        let brought = topics + text(&request.regex) + itself;
-        let too_much = brought > self.config.max_member_metadata_bytes
-            || self.member_bytes.saturating_add(brought) > self.config.max_members_bytes;
-        if brought > 0 && too_much {
+        let brought = topics + text(&request.regex);
+        if !self.have_room(&request.group_id, &request.member_id, brought, itself) {
             return Err(Refused::new(ErrorCode::GroupMaxSizeReached, "the members' subscriptions take too much room"));
         }
         Ok(())

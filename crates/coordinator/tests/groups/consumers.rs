@@ -497,3 +497,15 @@ fn members_that_are_subscribed_to_nothing_are_bounded_as_well() {
     assert_eq!(c.fails(living("m9", -1)), ErrorCode::None);
     assert_eq!(c.fails(named), ErrorCode::GroupMaxSizeReached);
 }
+
+#[test]
+fn who_is_in_a_full_coordinator_says_again_what_it_said_before() {
+    let topics: Vec<String> = (0..20).map(|n| format!("topic-{n}")).collect();
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let mut c = Context::in_cluster(GroupConfig { max_members_bytes: 2_500, ..config() }, &[("topic-0", 1)]);
+    assert_eq!(c.fails(joining("m0", &topics)), ErrorCode::None);
+    assert_eq!(c.fails(joining("m1", &topics)), ErrorCode::None);
+    assert_eq!(c.fails(joining("m2", &topics)), ErrorCode::GroupMaxSizeReached);
+    assert_eq!(c.fails(joining("m0", &topics)), ErrorCode::None, "as after an answer that was lost");
+    assert_eq!(c.fails(joining("m0", &topics[..10])), ErrorCode::None);
+}

@@ -395,6 +395,25 @@ fn members_that_bring_nothing_are_bounded_as_well() {
 }
 
 #[test]
+fn who_is_in_a_full_coordinator_joins_again() {
+    let config = GroupConfig { max_members_bytes: 2_600, initial_rebalance_delay_ms: 0, ..GroupConfig::default() };
+    let mut c = Context::with(config);
+    let large = |member_id: &str| JoinGroupRequest {
+        protocols: vec![coordinator::request::JoinProtocol { name: "p".into(), metadata: vec![0; 700].into() }],
+        ..known_member(member_id)
+    };
+    let tokens = [c.join(large("")), c.join(large(""))];
+    c.advance(0);
+    let members = tokens.map(|token| c.joined(token).member_id);
+    let third = c.join(large(""));
+    assert_eq!(c.joined(third).error, ErrorCode::GroupMaxSizeReached);
+    let tokens = members.map(|member| c.join(large(&member)));
+    for token in tokens {
+        assert_eq!(c.joined(token).error, ErrorCode::None);
+    }
+}
+
+#[test]
 fn members_leave_one_by_one_or_together() {
     let mut c = Context::new();
     let (members, generation) = c.stable_group(3);
