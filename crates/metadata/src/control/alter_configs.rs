@@ -205,7 +205,8 @@ impl Draft<'_> {
     }
 
     /// Where min ISR, or the zones of the ack rule, fall to what an ISR has, the high watermark may move without the ELR from
-    /// now on: the ELR goes first (`R34`, `R79`). A reassignment that only waited for the ISR to be enough is completed.
+    /// now on, and without those of the last known one: these go first (`R34`, `R35`, `R79`). A reassignment that only waited
+    /// for the ISR to be enough is completed.
     fn prepare_for(&mut self, records: &[MetadataRecord]) {
         let is_ack_rule = |record: &MetadataRecord| matches!(record, MetadataRecord::Config { name, .. } if name == MIN_INSYNC_REPLICAS || name == ACK_RULE);
         if !records.iter().any(is_ack_rule) || !self.holds(Rule::R34WeakerRule) {
@@ -216,10 +217,14 @@ impl Draft<'_> {
         for record in records {
             later.image.apply(record);
         }
-        let below = |partition: &Partition| partition.isr.len() < partition.replicas.len();
+        // Else there is nothing to forget, and nothing that waits.
+        let below =
+            |partition: &Partition| partition.isr.len() < partition.replicas.len() || partition.is_reassigning();
         let changed = |partition: &std::sync::Arc<Partition>| {
             let after = later.plan(partition, &Want::default());
-            let moved = after.elr != partition.elr || after.replicas != partition.replicas;
+            // Who has synced all that it acknowledged would lead as one of them, without what is committed from now on (R35).
+            let forgets = after.last_known_elr.is_empty() && !partition.last_known_elr.is_empty();
+            let moved = forgets || after.elr != partition.elr || after.replicas != partition.replicas;
             moved.then(|| (partition.clone(), after))
         };
         let changes: Vec<_> = later.image.partitions().filter(|p| below(p)).filter_map(changed).collect();

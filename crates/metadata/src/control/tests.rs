@@ -818,6 +818,27 @@ fn lowering_min_isr_to_the_isr_ends_the_eligibility_of_others_first() {
     assert_eq!(cluster.shape(id), (1, vec![1], vec![], vec![]));
 }
 
+/// ISR {1} under a min ISR of 2; 2, which came back from a crash, may have all that was committed. Then min ISR is lowered to 1, 1
+/// commits alone, and dies; 2 says that it synced whatever it acknowledged.
+fn leader_after_min_isr_was_lowered_to_one(rules: Rules) -> i32 {
+    let mut cluster = Cluster::ruled(3, rules);
+    let id = cluster.assigned("t", &[1, 2]);
+    cluster.start(2, BrokerEpoch::NONE);
+    cluster.beat(2);
+    assert_eq!(cluster.shape(id), (1, vec![1], vec![], vec![1, 2]));
+    cluster.set(topic("t"), "min.insync.replicas", ConfigOperation::Set(value("1"))).unwrap();
+    cluster.lose_all_but(&[2, 3]);
+    cluster.report(2, id, RecoveryAnswer { synced_before_ack: true, ..answer(2, 0, 10) });
+    cluster.shape(id).0
+}
+
+#[test]
+fn lowering_min_isr_to_the_isr_forgets_who_may_have_had_all_that_was_committed_before() {
+    // R34, R35: such a replica lacks what the ISR commits without it from now on, whatever it has synced
+    assert_eq!(leader_after_min_isr_was_lowered_to_one(rules()), -1);
+    assert_eq!(leader_after_min_isr_was_lowered_to_one(Rules::without(Rule::R34WeakerRule)), 2);
+}
+
 // Recovery
 
 /// All three brokers of a partition are killed, and come back without proof.

@@ -109,3 +109,18 @@ fn an_accepted_proposal_says_the_rule_it_was_accepted_under() {
     let now = cluster.propose(id, &[1, 2]).unwrap();
     assert_eq!((now.min_isr, now.ack_zones), (2, 2));
 }
+
+#[test]
+fn a_move_that_waits_for_zones_alone_ends_when_they_are_not_asked_for() {
+    // R37, R79: 3 is in the zone of 4 since it came back, so that those who stay are never in two
+    let mut cluster = Cluster::of(4);
+    let id = cluster.zoned("t", &[1, 2]).unwrap();
+    assert_eq!(cluster.reassign("t", Some(&[3, 4])), Ok(()));
+    let moved = RegisterBroker { rack: value("a"), ..cluster.registration(3, BrokerEpoch::NONE) };
+    cluster.ask(ControlRequest::RegisterBroker(moved));
+    cluster.beat(3);
+    assert!(cluster.propose(id, &[1, 2, 3, 4]).is_ok());
+    assert!(cluster.partition(id).is_reassigning(), "3 and 4 are in one zone");
+    assert_eq!(cluster.ack_rule("t", "isr"), ErrorCode::None);
+    assert!(!cluster.partition(id).is_reassigning());
+}
