@@ -28,13 +28,14 @@ impl Draft<'_> {
         Ok(ControlResponse::Done)
     }
 
-    /// Elects where there is enough to do so (`R35`).
+    /// Elects where there is enough to do so (`R35`), or where the topic is content with whoever lives (`R36`).
     pub(super) fn recover(&mut self, id: TopicPartition, now: Time) {
         let Some(partition) = self.image.partition(id).cloned().filter(|partition| partition.awaits_recovery()) else {
             return;
         };
-        if let Some(leader) = self.recovered_leader(&partition, now) {
-            self.change(id, &Want { recovered: Some(leader), ..Want::default() });
+        let recovered = self.recovered_leader(&partition, now);
+        if recovered.is_some() || self.allows_unclean(&partition) {
+            self.change(id, &Want { recovered, ..Want::default() });
         }
     }
 

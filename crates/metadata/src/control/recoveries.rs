@@ -23,8 +23,8 @@ pub(super) struct Recoveries {
     since: BTreeSet<(Time, TopicPartition)>,
     /// Leaderless partitions that changed since they were noted last.
     unnoted: BTreeSet<TopicPartition>,
-    /// A broker changed: whose answer did not count may count now.
-    brokers_changed: bool,
+    /// Something changed that concerns all: who did not count may count now, or lead without that.
+    others_may_lead: bool,
 }
 
 /// A recovery among the last known eligible leader replicas (`R35`).
@@ -74,9 +74,9 @@ impl Recoveries {
         }
     }
 
-    /// A broker registered, was fenced or unfenced, or lost a directory.
-    pub(super) fn broker_changed(&mut self) {
-        self.brokers_changed = true;
+    /// A broker registered, was fenced or unfenced, or lost a directory; or leaders may be unclean from now on (`R36`).
+    pub(super) fn others_may_lead(&mut self) {
+        self.others_may_lead = true;
     }
 
     /// Starts over with these partitions; what is known of them stays.
@@ -84,18 +84,18 @@ impl Recoveries {
         self.of.retain(|id, _| leaderless.contains(id));
         self.since = self.of.iter().map(|(id, recovery)| (recovery.since, *id)).collect();
         self.unnoted.clone_from(leaderless);
-        self.brokers_changed = true;
+        self.others_may_lead = true;
     }
 
     /// Those that nobody has answered yet wait from now on. Returns whom a leader may be found for: what changed, what has
-    /// waited for `wait_ms`, and after a change of a broker all.
+    /// waited for `wait_ms`, and after a change that concerns all, all.
     pub(super) fn note(&mut self, image: &MetadataImage, now: Time, wait_ms: u64) -> Vec<TopicPartition> {
         let awaits = |id: &TopicPartition| image.partition(*id).is_some_and(|partition| partition.awaits_recovery());
         let mut candidates = std::mem::take(&mut self.unnoted);
         for id in candidates.iter().copied().filter(awaits) {
             self.wait(id, now);
         }
-        if std::mem::take(&mut self.brokers_changed) {
+        if std::mem::take(&mut self.others_may_lead) {
             return self.of.keys().copied().collect();
         }
         let waited = self.since.iter().take_while(|(since, _)| now.since(*since) >= wait_ms);
@@ -105,7 +105,7 @@ impl Recoveries {
 
     /// When [`Recoveries::note`] has something new to tell; `None` while nothing waits for the time alone.
     pub(super) fn due(&self, passed: Time, wait_ms: u64) -> Option<Time> {
-        if !self.unnoted.is_empty() || (self.brokers_changed && !self.of.is_empty()) {
+        if !self.unnoted.is_empty() || (self.others_may_lead && !self.of.is_empty()) {
             return Some(Time::ZERO);
         }
         // One that was due by then has been looked at.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{BrokerEpoch, BrokerId, DirectoryId, Incarnation, MetadataOffset, Time, TopicPartition};
 
+use crate::configs::UNCLEAN_LEADER_ELECTION;
 use crate::control::messages::{Heartbeat, RecoveryReport, RegisterBroker, Suspect};
 use crate::control::recoveries::Recoveries;
 use crate::image::MetadataImage;
@@ -190,11 +191,11 @@ impl SoftState {
     ) {
         match record {
             MetadataRecord::RegisterBroker(broker) => {
-                self.recoveries.broker_changed();
+                self.recoveries.others_may_lead();
                 self.registered(broker.id, broker.incarnation);
             }
             MetadataRecord::BrokerChange(change) => {
-                self.recoveries.broker_changed();
+                self.recoveries.others_may_lead();
                 if change.fenced == Some(true) {
                     self.suspicions.remove(&change.id);
                     self.shutdowns.remove(&change.id);
@@ -204,9 +205,10 @@ impl SoftState {
                 }
             }
             MetadataRecord::UnregisterBroker { id, .. } => {
-                self.recoveries.broker_changed();
+                self.recoveries.others_may_lead();
                 self.forget(*id);
             }
+            MetadataRecord::Config { name, .. } if name == UNCLEAN_LEADER_ELECTION => self.recoveries.others_may_lead(),
             MetadataRecord::PartitionChange(_) if before != after => {
                 if let Some(offset) = before.and_then(|leader| self.shutdowns.get_mut(&leader)) {
                     *offset = image.next_offset();

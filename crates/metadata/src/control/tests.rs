@@ -1077,6 +1077,24 @@ fn an_unclean_leader_is_elected_where_the_topic_allows_it() {
     assert_eq!(cluster.partition(id).leader_recovery_state, LeaderRecoveryState::Recovering);
 }
 
+#[test]
+fn a_partition_that_waits_for_a_leader_gets_one_once_it_is_allowed_to_be_unclean() {
+    // R36: for its topic, or for all
+    for resource in [topic("t"), ConfigResource::DefaultBroker] {
+        let mut cluster = Cluster::of(3);
+        let id = all_killed(&mut cluster);
+        cluster.start(3, BrokerEpoch::NONE);
+        cluster.beat(3);
+        tick(&mut cluster);
+        assert_eq!(cluster.shape(id).0, -1);
+        cluster.set(resource, "unclean.leader.election.enable", ConfigOperation::Set(value("true"))).unwrap();
+        assert!(cluster.control.next_deadline() <= cluster.now);
+        tick(&mut cluster);
+        assert_eq!(cluster.shape(id).0, 3);
+        assert_eq!(cluster.partition(id).leader_recovery_state, LeaderRecoveryState::Recovering);
+    }
+}
+
 // Topics
 
 #[test]
