@@ -166,10 +166,10 @@ fn continues_log(core: &Core, prev_epoch: LeaderEpoch, data: &DataHeader<'_>) ->
 }
 
 /// Whether the log is empty and begins with the last records of this batch: those before have been deleted (DeleteRecords), and a
-/// batch is never cut. Its whole is appended, and the log start stays.
+/// batch is never cut. Its whole is appended, and the log start stays. An entry in the epoch cache is one without a record there.
 fn begins_inside(core: &Core, batch: &BatchInfo) -> bool {
     let start = core.log.start;
-    let empty = start == core.log.end && core.epochs.latest().is_none();
+    let empty = start == core.log.end;
     empty && batch.base_offset >= Offset::ZERO && batch.base_offset < start && batch.last_offset >= start
 }
 
@@ -451,6 +451,23 @@ mod tests {
     }
 
     #[test]
+    fn a_weaker_setting_that_comes_with_metadata_does_so_too() {
+        // R59: by a replica whose history of syncs is not whole, so that it goes on at once
+        let (mut replica, open) = opening(10, 10, &[(4, 0)]);
+        let metadata = |sync_before_ack| PartitionState { sync_before_ack, ..state(2, 5, 50, &[1, 2]) };
+        replica.handle_metadata(&metadata(true), T0);
+        replica.handle_answer(open.open_no, opened(10), T0);
+        replica.handle_follower_append(&data(10, 4, &[batch(10, 11, 5)]));
+        let point = replica.sync_point();
+        drain(&mut replica);
+        replica.handle_metadata(&metadata(false), T0);
+        assert_eq!(drain(&mut replica), [Action::AckDirty], "the sync that ends later says nothing new");
+        assert_eq!(replica.ack().map(|ack| (ack.log_end, ack.durable)), Some((Offset(12), false)));
+        replica.handle_synced(point, T0);
+        assert_eq!((drain(&mut replica), replica.ack()), (vec![], None));
+    }
+
+    #[test]
     fn the_same_metadata_again_keeps_the_session() {
         // R28
         let mut replica = current(10, &[(4, 0)]);
@@ -565,6 +582,25 @@ mod tests {
             DataVerdict::EndSession,
             "not empty any more"
         );
+    }
+
+    #[test]
+    fn a_log_that_led_without_a_record_of_its_own_is_empty_all_the_same() {
+        // R25, R57, R58: the entry of its leadership has no record; without this it would open, and end, sessions for ever
+        let mut replica = reset_to_50();
+        replica.handle_metadata(&state(1, 6, 51, &[1]), T0);
+        replica.handle_metadata(&state(2, 7, 52, &[2]), T0);
+        let open = replica.open_request().unwrap();
+        assert_eq!(
+            (open.log_end, open.last_epoch, replica.epochs().clone()),
+            (Offset(50), LeaderEpoch::NONE, cache(&[(6, 50)]))
+        );
+        let opened = Answer::Opened { high_watermark: Offset(60), log_start: Offset(50), log_end: Offset(60) };
+        replica.handle_answer(open.open_no, opened, T0);
+        let batches = [batch(44, 52, 4)];
+        assert_eq!(replica.check_data(open.open_no, &data(50, -1, &batches)), DataVerdict::Append);
+        replica.handle_follower_append(&data(50, -1, &batches));
+        assert_eq!((replica.log().end, replica.epochs().clone()), (Offset(53), cache(&[(4, 50)])));
     }
 
     #[test]

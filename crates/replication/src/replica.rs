@@ -113,6 +113,7 @@ impl Replica {
         let same_leadership = state.leader_epoch == core.leader_epoch;
         let changed = state.partition_epoch != core.partition_epoch;
         let stricter = state.sync_before_ack && !core.sync_before_ack;
+        let weaker = core.sync_before_ack && !state.sync_before_ack;
         core.adopt(state);
         let mine = state.replicas.iter().any(|member| member.id == core.config.me);
         if state.leader == core.config.me && mine {
@@ -131,6 +132,9 @@ impl Replica {
         }
         if stricter {
             self.become_durable();
+        } else if weaker && let Role::Follower(follower) = &self.role {
+            // What waited for a sync counts now, and nothing else may come that would tell so.
+            follower.handle_sync_before_ack(&mut self.core);
         }
     }
 
