@@ -227,7 +227,7 @@ fn new_proposal(core: &mut Core, isr: Vec<(BrokerId, BrokerEpoch)>) -> Proposal 
 mod tests {
     use super::*;
     use crate::leader::ProduceVerdict;
-    use crate::messages::{Answer, OpenVerdict, PartitionState, ReplicaConfig};
+    use crate::messages::{Answer, OpenVerdict, PartitionState, ReplicaConfig, Session};
     use crate::testing::*;
     use model::{Offset, Rules};
 
@@ -623,5 +623,24 @@ mod tests {
         assert_eq!((hw(&leader), leader.poll_timeout()), (10, Some(T0 + RETRY_MS)));
         leader.handle_stream_closed(B3, BrokerEpoch(30), 1, T0);
         assert_eq!(hw(&leader), 12, "without a session it joins no more");
+    }
+
+    #[test]
+    fn the_high_watermark_does_not_wait_for_one_that_it_has_left_behind() {
+        // R18: broker 3 had everything a moment ago, was started anew, and has to be brought up first
+        let mut leader = leader(10, 10, &[1, 2, 3]);
+        opens(&mut leader, B2, 1, 10, T0);
+        opens(&mut leader, B3, 1, 10, T0);
+        let mut again = state(1, 5, 51, &[1, 2]);
+        again.replicas[2].broker_epoch = BrokerEpoch(77);
+        leader.handle_metadata(&again, T0);
+        append(&mut leader, 14, T0);
+        acks(&mut leader, B2, 1, 14, T0);
+        let started_anew = Session { broker_epoch: BrokerEpoch(77), ..session(B3, 1) };
+        let answer = leader.handle_open(B3, started_anew, open(1, 10, 4), T0 + 1);
+        assert!(matches!(answer, OpenVerdict::Answer(Answer::Opened { .. })), "{answer:?}");
+        append(&mut leader, 16, T0 + 2);
+        acks(&mut leader, B2, 1, 16, T0 + 2);
+        assert_eq!(hw(&leader), 16);
     }
 }

@@ -447,7 +447,8 @@ impl Leader {
         pending.added.contains(&id) && rules.hold(Rule::R14MaximalIsrOnExpand)
     }
 
-    /// Whether a follower is not proposed yet but will be: caught up and eligible (`R18`).
+    /// Whether a follower is not proposed yet but will be: caught up and eligible, and not below the high watermark, where it has
+    /// to be brought up first, which may take as long as a throttle wants (`R18`).
     fn is_joining(&self, core: &Core, peer: &Peer, now: Time) -> bool {
         let proposed = self.pending.as_ref().is_some_and(|pending| pending.added.contains(&peer.id));
         !proposed
@@ -455,6 +456,7 @@ impl Leader {
             && !core.recovering
             && peer.is_eligible(core)
             && peer.is_caught_up(core, now)
+            && peer.counted_end(core) >= Some(core.log.high_watermark)
     }
 
     /// The committed ISR, and who a pending proposal adds (`R14`).

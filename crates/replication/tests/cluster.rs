@@ -958,7 +958,7 @@ mod mutations {
         let mut unnoticed = Vec::new();
         for rule in rules {
             let zones = if rule == Rule::R79Zones { 2 } else { 0 };
-            match search(0..30_000, 1500, zones, Rules::without(rule)).0 {
+            match search(0..60_000, 1500, zones, Rules::without(rule)).0 {
                 Some(violation) => println!("{rule:?}: {}", violation.chars().take(90).collect::<String>()),
                 None => unnoticed.push(rule),
             }
