@@ -100,6 +100,10 @@ impl Partition {
         now: Time,
     ) {
         self.accept_loss(context, inner);
+        if inner.failed.is_some() {
+            // It follows nobody any more: there is no session to append in.
+            return;
+        }
         match append(&mut inner.log, batches) {
             Ok(()) => {
                 inner.no_space = false;
