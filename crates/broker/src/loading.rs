@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::{self, BoxStream, StreamExt};
 use metadata::{MetadataDelta, MetadataImage};
 use model::{
     BrokerEpoch, BrokerId, DirectoryId, EndMarker, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition,
@@ -58,6 +59,19 @@ struct Whose {
     other: Option<TopicId>,
 }
 
+/// Where a new log is to be.
+struct Place {
+    id: TopicPartition,
+    dir: Arc<LogDir>,
+    topic: Arc<str>,
+    hints: OpenHints,
+}
+
+/// A new log, or why there is none.
+type Opened = Result<Found, LogError>;
+
+/// New logs that are opened in one job at most: what else waits for the disk pool waits for no more.
+const TOGETHER: usize = 256;
 /// Between two lines about a recovery that takes long.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -173,8 +187,14 @@ impl Replicas {
         }
         // First what goes: a topic that is made again has the same names on disk.
         self.remove(&gone).await;
-        for id in &told {
-            self.ensure(after, *id).await;
+        let (mut opened, others) = self.open_new(after, &told);
+        while let Some(batch) = opened.next().await {
+            for (id, log) in batch {
+                self.ensure(after, id, Some(log)).await;
+            }
+        }
+        for id in others {
+            self.ensure(after, id, None).await;
         }
         // What the metadata says of replicas' brokers and of configs reaches the cores by the same path.
         if !delta.brokers.is_empty() || !delta.configs.is_empty() {
@@ -214,7 +234,68 @@ impl Replicas {
         }
     }
 
-    async fn ensure(&mut self, image: &MetadataImage, id: TopicPartition) {
+    /// Opens logs for those of `told` that have none here and whose place is known and free, [`TOGETHER`] in a job: a start with a
+    /// hundred thousand partitions that were never written to would go to the disk pool and back for each of them. Returns
+    /// whom that leaves, too.
+    fn open_new(
+        &self,
+        image: &MetadataImage,
+        told: &BTreeSet<TopicPartition>,
+    ) -> (BoxStream<'static, Vec<(TopicPartition, Opened)>>, Vec<TopicPartition>) {
+        let is_new = |id: &TopicPartition| self.context.partition(*id).is_none() && !self.found.contains_key(id);
+        let (new, mut others): (Vec<_>, Vec<_>) = told.iter().copied().partition(is_new);
+        let mut plain = Vec::new();
+        if !new.is_empty() {
+            let named = |(id, copies): (&TopicPartition, &Vec<Found>)| {
+                let partition = id.partition;
+                copies.iter().map(move |copy| (copy.topic.clone(), partition)).collect::<Vec<_>>()
+            };
+            let named: BTreeSet<_> = self.found.iter().flat_map(named).collect();
+            for id in new {
+                match self.plain_place(image, id, &named) {
+                    Some(place) => plain.push(place),
+                    None => others.push(id),
+                }
+            }
+        }
+        let mut batches = Vec::new();
+        while !plain.is_empty() {
+            batches.push(plain.drain(..plain.len().min(TOGETHER)).collect::<Vec<_>>());
+        }
+        let pool = self.context.disk_pool.clone();
+        let open = move |batch: Vec<Place>| {
+            let pool = pool.clone();
+            async move { pool.run(move || batch.into_iter().map(|place| (place.id, place.open())).collect()).await }
+        };
+        // One is opened while the one before is taken in.
+        (stream::iter(batches).map(open).buffered(2).boxed(), others)
+    }
+
+    /// Where a new log is to be, if nothing that lies there may be in its way (`named`), and nobody has to choose.
+    fn plain_place(&self, image: &MetadataImage, id: TopicPartition, named: &BTreeSet<ReplicaName>) -> Option<Place> {
+        let (topic, partition) = (image.topic(id.topic_id)?, image.partition(id)?);
+        let assigned = partition.directory_of(self.context.config.broker_id);
+        let dir = self.context.dirs.get(assigned).filter(|dir| dir.works())?;
+        let is_plain = !self.context.moves.prefers_any() && !named.contains(&(topic.name.to_string(), id.partition));
+        let (dir, topic) = (Arc::clone(dir), Arc::clone(&topic.name));
+        is_plain.then(|| Place { hints: self.hints_of_new(&topic, id), id, dir, topic })
+    }
+
+    /// A lossy log where one was lost: it says so where the controller asks for it (R35), until a leader's records come.
+    fn hints_of_new(&self, topic: &str, id: TopicPartition) -> OpenHints {
+        let all = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = if all.is_empty() { None } else { all.get(&(topic.to_owned(), id.partition)) };
+        OpenHints {
+            topic_id: id.topic_id,
+            recovery_point: Offset::ZERO,
+            clean: true,
+            log_start: Offset::ZERO,
+            high_watermark: lost.map_or(Offset::ZERO, |lost| lost.promised),
+        }
+    }
+
+    /// `opened` is the log that was opened for it with others, if there is one.
+    async fn ensure(&mut self, image: &MetadataImage, id: TopicPartition, opened: Option<Opened>) {
         if self.context.partition(id).is_some() {
             return;
         }
@@ -230,10 +311,17 @@ impl Replicas {
             None => {
                 let preferred = self.context.moves.take_preferred(&topic.name, id.partition);
                 let preferred = preferred.and_then(|id| self.context.dirs.get(id)).filter(|dir| dir.works());
+                // A wish that came meanwhile goes first: a log that nothing was written to leaves nothing behind.
+                let opened = opened.filter(|_| preferred.is_none());
                 let assigned = preferred.or_else(|| self.context.dirs.get(assigned)).cloned();
                 let dir = assigned.or_else(|| directories::choose(&self.context));
                 let Some(dir) = dir else { return };
-                match self.create(image, &dir, &topic.name, id).await {
+                let made = match opened {
+                    Some(opened) if !matches!(opened, Err(LogError::NoDescriptor(_))) => opened,
+                    // It waits for a file descriptor, too.
+                    _ => self.create(image, &dir, &topic.name, id).await,
+                };
+                match made {
                     Ok(found) => found,
                     Err(error) => {
                         tracing::error!(topic = %topic.name, partition = %id.partition, %error, "cannot create a partition's log");
@@ -424,30 +512,8 @@ impl Replicas {
             return Ok(found);
         }
         self.clear_way(image, dir, topic, id).await?;
-        // A lossy log: it says so where the controller asks for it (R35), until a leader's records come.
-        let key = (topic.to_string(), id.partition);
-        let lost = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let promised = lost.map_or(Offset::ZERO, |lost| lost.promised);
-        let hints = OpenHints {
-            topic_id: id.topic_id,
-            recovery_point: Offset::ZERO,
-            clean: true,
-            log_start: Offset::ZERO,
-            high_watermark: promised,
-        };
-        let (dir, name) = (Arc::clone(dir), Arc::clone(topic));
-        let opening = move || {
-            let path = dir.data().partition_path(&name, id.partition);
-            match open(&dir, &name, path.clone(), hints) {
-                // What lies there cannot be told to be this partition's.
-                Err(LogError::UnknownTopic(_) | LogError::WrongTopic { .. }) => {
-                    set_aside(&dir, &name, id.partition)?;
-                    open(&dir, &name, path, hints)
-                }
-                other => other,
-            }
-        };
-        when_possible(&self.context.disk_pool, opening).await
+        let place = Place { hints: self.hints_of_new(topic, id), id, dir: Arc::clone(dir), topic: Arc::clone(topic) };
+        when_possible(&self.context.disk_pool, move || place.open()).await
     }
 
     /// Opens replicas anew that a read found damaged, or that could not go on for want of a file descriptor, once the metadata
@@ -492,7 +558,7 @@ impl Replicas {
                 self.context.replica_found_lossy(id);
                 self.context.reopened(id);
                 self.found.insert(id, vec![found]);
-                self.ensure(image, id).await;
+                self.ensure(image, id, None).await;
                 if let (Some(wanted), Some(partition)) = (wanted, self.context.partition(id)) {
                     partition.move_to(&self.context, &wanted.to);
                 }
@@ -907,6 +973,21 @@ async fn delete(context: &Arc<Context>, dir: Arc<LogDir>, partitions: Vec<Gone>)
             tracing::error!(%error, "cannot free the space of deleted partitions");
         }
     });
+}
+
+impl Place {
+    fn open(&self) -> Opened {
+        let Place { id, dir, topic, hints } = self;
+        let path = dir.data().partition_path(topic, id.partition);
+        match open(dir, topic, path.clone(), *hints) {
+            // What lies there cannot be told to be this partition's.
+            Err(LogError::UnknownTopic(_) | LogError::WrongTopic { .. }) => {
+                set_aside(dir, topic, id.partition)?;
+                open(dir, topic, path, *hints)
+            }
+            other => other,
+        }
+    }
 }
 
 impl Found {

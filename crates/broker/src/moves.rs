@@ -96,6 +96,11 @@ impl Moves {
         preferred.remove(&(topic.to_owned(), partition))
     }
 
+    /// Whether [`Moves::take_preferred`] has something for any replica.
+    pub(crate) fn prefers_any(&self) -> bool {
+        !self.preferred.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn prefer(&self, topic: &str, partition: PartitionIndex, dir: DirectoryId) {
         let mut preferred = self.preferred.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (topic.to_owned(), partition);

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use broker::api::{Acks, BrokerApi};
 use metadata::ControlRequest;
-use metadata::control::{AlterConfigs, ConfigChange, ConfigOperation, DeleteTopics, IncrementalAlterConfigs, TopicRef};
+use metadata::control::{
+    AlterConfigs, ConfigChange, ConfigOperation, ControlResponse, CreateTopic, CreateTopics, DeleteTopics,
+    IncrementalAlterConfigs, TopicRef,
+};
 use metadata::records::ConfigResource;
-use model::{BrokerId, ErrorCode};
+use model::{BrokerId, ErrorCode, PartitionIndex, TopicPartition};
 use storage::disk::Crash;
 use storage::{Checkpoint, DataDir, LogEnv};
 
@@ -264,6 +267,46 @@ async fn a_topic_made_again_under_its_name_is_empty_also_for_a_broker_that_was_a
     cluster.kill_and_fence(1, Crash::KeepAll).await;
     assert_eq!(cluster.wait_leader(new).await, 2);
     assert_eq!(values(cluster.broker(2), new, 0).await, ["new"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_partitions_at_once_are_each_made_and_found_again_also_where_an_old_log_is_in_the_way() {
+    const MANY: i32 = 400;
+    let mut cluster = Cluster::start(2, 1).await;
+    let old = cluster.wide_topic(2, &[]);
+    let led_by_two = |id: &TopicPartition| cluster.controller.image().partition(*id).unwrap().leader == BrokerId(2);
+    let old = old.into_iter().find(led_by_two).unwrap();
+    cluster.wait_leads(2, &[old]).await;
+    produce_ok(cluster.broker(2), old, &["old"]).await;
+    cluster.shut_down(2).await;
+    let delete = DeleteTopics { topics: vec![TopicRef::Name("wide".to_owned())] };
+    cluster.controller.ask(&ControlRequest::DeleteTopics(delete));
+    let topic = CreateTopic {
+        name: "wide".to_owned(),
+        partitions: -1,
+        replication_factor: -1,
+        assignments: (0..MANY).map(|at| (PartitionIndex(at), vec![BrokerId(1), BrokerId(2)])).collect(),
+        configs: Vec::new(),
+    };
+    let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+    let ControlResponse::CreateTopics(created) = cluster.controller.ask(&request) else { panic!("another answer") };
+    let topic_id = created[0].result.as_ref().unwrap().id;
+    let new: Vec<_> = (0..MANY).map(|at| TopicPartition { topic_id, partition: PartitionIndex(at) }).collect();
+    cluster.wait_leads(1, &new).await;
+    let written = [0, old.partition.0, MANY - 1];
+    for at in written {
+        let id = TopicPartition { topic_id, partition: PartitionIndex(at) };
+        produce_ok(cluster.broker(1), id, &["new"]).await;
+    }
+    for _ in 0..2 {
+        cluster.start_broker(2).await;
+        eventually("broker 2 has them all", || {
+            let end = |id: &TopicPartition| written.iter().filter(|at| **at == id.partition.0).map(|_| 1).sum::<i64>();
+            new.iter().all(|id| cluster.log_end(2, *id) == end(id)).then_some(())
+        })
+        .await;
+        cluster.kill(2, Crash::KeepAll).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

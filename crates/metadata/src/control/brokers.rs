@@ -20,7 +20,7 @@ use crate::image::is_internal_topic;
 use crate::records::{BrokerChange, BrokerRegistration, ControllerRegistration, MetadataRecord, Partition};
 
 /// How many partitions a broker is asked for a recovery report of in one answer.
-const RECOVERY_WANTED_MAX: usize = 1000;
+const RECOVERY_WANTED_MAX: usize = 5000;
 
 impl Draft<'_> {
     pub(super) fn register_broker(
