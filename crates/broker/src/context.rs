@@ -26,6 +26,7 @@ use crate::follower_streams::FollowerStreams;
 use crate::groups::OFFSETS_TOPIC;
 use crate::isr::IsrProposals;
 use crate::leaderships::{LeadershipBoard, Leaderships};
+use crate::lifecycle::OwnController;
 use crate::moves::Moves;
 use crate::partition::{Checkpointed, Partition};
 use crate::throttle::Throttles;
@@ -44,6 +45,7 @@ pub(crate) struct Context {
     pub(crate) network: Network,
     pub(crate) dirs: LogDirs,
     pub(crate) controller: ControllerClient,
+    pub(crate) own_controller: Option<Arc<dyn OwnController>>,
     pub(crate) budget: Arc<MemoryBudget>,
     pub(crate) follower_streams: FollowerStreams,
     pub(crate) isr: IsrProposals,
@@ -85,8 +87,9 @@ pub(crate) struct Context {
     pub(crate) cleaner: CleanerState,
     /// When a controller answered last.
     answered: AtomicU64,
-    /// Counts up as long as the threads that serve requests get anywhere.
+    /// Counts up with each wish for it, as long as the threads that serve requests get anywhere.
     pub(crate) turns: AtomicU64,
+    pub(crate) turn_wanted: Notify,
     /// They have not for long: this broker is of no use as a leader, although its heartbeats go on.
     pub(crate) stuck: AtomicBool,
     /// Wakes the heartbeat before its time.
@@ -122,6 +125,7 @@ pub(crate) struct ContextParts {
     pub(crate) network: Network,
     pub(crate) dirs: LogDirs,
     pub(crate) controller: ControllerClient,
+    pub(crate) own_controller: Option<Arc<dyn OwnController>>,
     pub(crate) budget: Arc<MemoryBudget>,
 }
 
@@ -137,6 +141,7 @@ impl Context {
             network: parts.network,
             dirs: parts.dirs,
             controller: parts.controller,
+            own_controller: parts.own_controller,
             budget: parts.budget,
             follower_streams: FollowerStreams::default(),
             isr: IsrProposals::default(),
@@ -165,6 +170,7 @@ impl Context {
             cleaner: CleanerState::default(),
             answered: AtomicU64::new(0),
             turns: AtomicU64::new(0),
+            turn_wanted: Notify::new(),
             stuck: AtomicBool::new(false),
             heartbeat_wanted: Notify::new(),
         })
@@ -180,6 +186,15 @@ impl Context {
             self.answered.store(self.clock.monotonic().0, Ordering::Relaxed);
         }
         answer
+    }
+
+    /// Gives a sign of life to the controller of this process; whether that is the active one, and has heard it.
+    pub(crate) fn is_heard_here(&self, epoch: BrokerEpoch) -> bool {
+        let heard = self.own_controller.as_ref().is_some_and(|own| own.hear(self.config.broker_id, epoch));
+        if heard {
+            self.answered.store(self.clock.monotonic().0, Ordering::Relaxed);
+        }
+        heard
     }
 
     /// Whether no controller has answered for so long that another leader may have been elected wherever one could be (`R76`).

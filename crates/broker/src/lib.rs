@@ -47,7 +47,7 @@ mod waiters;
 
 pub use cleaner::CleanerMetrics;
 pub use config::BrokerConfig;
-pub use lifecycle::BrokerState;
+pub use lifecycle::{BrokerState, OwnController};
 pub use metrics::{BrokerMetrics, DirectoryMetrics, GroupLag, GroupLags, IsrMetrics, LAGS_MAX, PartitionMetrics};
 pub use node::{Broker, BrokerParts};
 pub use storage::compression;

@@ -28,9 +28,7 @@ const STOPPING_INTERVAL: Duration = Duration::from_millis(50);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a sign of life may be under way before the next one is due all the same.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the threads that serve requests show that they get somewhere.
-const TURN: Duration = Duration::from_millis(100);
-/// They are stuck when they have not for so long, in which this process ran.
+/// The threads that serve requests are stuck when they get nowhere for so long, in which this process ran.
 const STUCK_MS: u64 = 5_000;
 /// How long a peer may take to be watched anew.
 const WATCH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -53,6 +51,12 @@ pub enum BrokerState {
     Stopping,
     /// May end.
     Stopped,
+}
+
+/// A controller of the same process, if there is one: it hears of its own broker without a connection, ten wake-ups each (`R76`).
+pub trait OwnController: std::fmt::Debug + Send + Sync {
+    /// The broker lives. False where this is not the active controller, or it cannot listen now.
+    fn hear(&self, broker: BrokerId, epoch: BrokerEpoch) -> bool;
 }
 
 /// What the lifecycle's tasks share.
@@ -291,7 +295,8 @@ pub(crate) async fn keep_alive(context: Arc<Context>) {
             tracing::warn!(stuck, "whether nothing was served for {STUCK_MS} ms, so that another broker is to lead");
             context.heartbeat_wanted.notify_one();
         }
-        if let Some((epoch, _)) = context.registration() {
+        context.turn_wanted.notify_one();
+        if let Some((epoch, _)) = context.registration().filter(|(epoch, _)| !context.is_heard_here(*epoch)) {
             let alive = ControlRequest::Alive { broker: context.config.broker_id, epoch };
             if let Err(error) = context.ask(alive, ALIVE_TIMEOUT).await {
                 tracing::debug!(%error, "a sign of life was not heard");
@@ -301,11 +306,11 @@ pub(crate) async fn keep_alive(context: Arc<Context>) {
     }
 }
 
-/// Counts the turns of the threads that serve requests.
+/// Counts the turns of the threads that serve requests, one for each look at them.
 pub(crate) async fn count_turns(context: Arc<Context>) {
     loop {
+        context.turn_wanted.notified().await;
         context.turns.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(TURN).await;
     }
 }
 

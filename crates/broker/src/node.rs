@@ -32,7 +32,7 @@ use crate::context::{Context, ContextParts};
 use crate::groups::{Groups, OFFSETS_TOPIC};
 use crate::lag::PeerLags;
 use crate::leader_streams::LeaderStreams;
-use crate::lifecycle::{BrokerState, Lifecycle};
+use crate::lifecycle::{BrokerState, Lifecycle, OwnController};
 use crate::loading::Replicas;
 use crate::markers::MarkerSender;
 use crate::metrics::{BrokerMetrics, GroupLags};
@@ -68,6 +68,8 @@ pub struct BrokerParts {
     pub dirs: LogDirs,
     /// The way to the quorum.
     pub controller: ControllerClient,
+    /// The controller of this process.
+    pub own_controller: Option<Arc<dyn OwnController>>,
     /// Over which it reaches other brokers.
     pub network: Network,
     /// Where heartbeats, signs of life and the watch over other brokers run (`R76`): not where requests are served, so that
@@ -116,6 +118,7 @@ impl Broker {
             network: parts.network,
             dirs: parts.dirs,
             controller: parts.controller,
+            own_controller: parts.own_controller,
             budget: parts.budget,
         });
         let tail_bytes = u64::try_from(context.dirs.env().tail_limit()).unwrap_or(u64::MAX);

@@ -33,8 +33,10 @@ use crate::supervision::Supervision;
 const QUEUE: usize = 1024;
 /// Requests decided together at most.
 const TOGETHER: usize = 256;
-/// How often the loop looks at suspicions and at its tenure when nothing else happens.
+/// How often the loop looks at suspicions that stand, and at its tenure while it waits for an answer.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks when nothing is to be looked at: all else wakes it.
+const LOOK_SELDOM: Duration = Duration::from_secs(1);
 /// Of more leaders that one batch recovered the log says how many.
 const TOLD_ONE_BY_ONE: usize = 20;
 /// How long a quorum may take to confirm the leadership (`R71`).
@@ -169,6 +171,18 @@ impl ControlHandle {
         true
     }
 
+    /// As [`observe`](Self::observe), of a request that nothing is to be decided for, on any thread: false also where that would
+    /// have to wait for a decision.
+    pub(crate) fn observe_here(&self, request: &ControlRequest) -> bool {
+        let Some(tenure) = self.quorum.contact.active() else { return false };
+        let Ok(mut active) = self.active.try_lock() else { return false };
+        let is_served = active.tenure == Some(tenure);
+        if is_served {
+            active.control.observe(request, self.clock.now());
+        }
+        is_served
+    }
+
     fn not_controller<T>(&self, outcome: Outcome) -> Reply<T> {
         let leader = self.quorum.leader().filter(|(id, _)| id.0 != self.quorum.me.id);
         Reply::NotController { leader, undecided: outcome == Outcome::Undecided }
@@ -234,8 +248,8 @@ impl ControlLoop {
                 Some(tenure) => self.serve(tenure).await,
                 None => tokio::select! {
                     Some(input) = self.inputs.recv() => self.turn_away(input),
+                    // It becomes active by a report only.
                     _ = reports.changed() => {}
-                    () = tokio::time::sleep(LOOK) => {}
                 },
             }
         }
@@ -274,20 +288,33 @@ impl ControlLoop {
 
     /// Whether the tenure may still become active again, if it is not now.
     fn holds(&self, tenure: Tenure) -> bool {
-        let contact = &self.handle.quorum.contact;
-        contact.leading() == Some(tenure) && !contact.has_given_up(tenure)
+        holds(&self.handle.quorum, tenure)
+    }
+
+    /// When something may have to be done by the time alone: what is due, or a look at who is suspected.
+    fn next_look(&self) -> Instant {
+        let clock = self.handle.clock;
+        let (deadline, suspicion) = {
+            let active = self.handle.lock();
+            (active.control.next_deadline(), active.control.next_suspicion())
+        };
+        let now = Instant::now();
+        // At least a moment: a deadline that stays in the past must not spin.
+        let due = clock.instant(deadline).clamp(now + Duration::from_millis(1), now + LOOK_SELDOM);
+        // One that stands is looked at again and again.
+        suspicion.map_or(due, |suspicion| due.min(clock.instant(suspicion).max(now + LOOK)))
     }
 
     /// Waits for something to decide, and decides all there is.
     async fn gather(&mut self, tenure: Tenure) -> Pending {
         let mut pending = Pending::default();
-        let deadline = self.handle.lock().control.next_deadline();
-        // At least a moment: a deadline that stays in the past must not spin.
-        let (soonest, latest) = (Instant::now() + Duration::from_millis(1), Instant::now() + LOOK);
-        let deadline = self.handle.clock.instant(deadline).clamp(soonest, latest);
+        let look = self.next_look();
+        let (quorum, mut reports) = (Arc::clone(&self.handle.quorum), self.handle.quorum.reports());
+        // Dropping any is safe: what has not come is still to come.
         tokio::select! {
             Some(input) = self.inputs.recv() => self.decide(&mut pending, input),
-            () = tokio::time::sleep_until(deadline) => {}
+            () = tokio::time::sleep_until(look) => {}
+            () = async { while holds(&quorum, tenure) && reports.changed().await.is_ok() {} } => {}
         }
         while pending.parked.len() < TOGETHER
             && let Ok(input) = self.inputs.try_recv()
@@ -435,6 +462,11 @@ impl ControlLoop {
             });
         }
     }
+}
+
+/// See [`ControlLoop::holds`].
+fn holds(quorum: &Quorum, tenure: Tenure) -> bool {
+    quorum.contact.leading() == Some(tenure) && !quorum.contact.has_given_up(tenure)
 }
 
 /// Whether a suspect is gone: refused, another incarnation, or silent twice (`R76`).

@@ -21,14 +21,14 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use futures_util::FutureExt;
-use metadata::control::ControlSettings;
+use metadata::control::{ControlRequest, ControlSettings};
 use metadata::records::{BrokerRegistration, Listener};
-use model::{BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset};
+use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset};
 use rpc::controller::QuorumInfo;
 use rpc::net::{Incoming, Listening, Network};
 use rpc::raft::QuorumNode;
@@ -37,7 +37,7 @@ use storage::disk::Disk;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
-use crate::control_loop::{ControlConfig, ControlLoop};
+use crate::control_loop::{ControlConfig, ControlHandle, ControlLoop};
 use crate::raft::runtime::{Random, seed_thread};
 use crate::raft::{OpenError, Quorum, QuorumConfig};
 use crate::service::Service;
@@ -121,6 +121,8 @@ pub struct Controller;
 #[derive(Clone, Debug)]
 pub struct ControllerHandle {
     quorum: Arc<Quorum>,
+    /// The event loop, once it runs.
+    control: Arc<OnceLock<ControlHandle>>,
     address: SocketAddr,
     stop: watch::Sender<bool>,
     stopped: watch::Receiver<bool>,
@@ -194,6 +196,14 @@ impl ControllerHandle {
         self.quorum.contact.active().is_some()
     }
 
+    /// A sign of life of a broker of this very process (`R76`), which counts as one that came over a connection. False where it
+    /// has to come over one: this is not the active controller, or it is just deciding something.
+    #[must_use]
+    pub fn hear(&self, broker: BrokerId, epoch: BrokerEpoch) -> bool {
+        let alive = ControlRequest::Alive { broker, epoch };
+        self.control.get().is_some_and(|control| control.observe_here(&alive))
+    }
+
     /// How many leaders it had elected while it was active, since it started, and how many of them may not have had all
     /// committed records.
     #[must_use]
@@ -225,9 +235,11 @@ async fn run(config: ControllerConfig, incoming: Option<Incoming>, ready: onesho
     };
     let (stop, stopping) = watch::channel(false);
     let (done, stopped) = watch::channel(false);
-    let handle = ControllerHandle { quorum: Arc::clone(&quorum), address, stop, stopped };
+    let control = Arc::<OnceLock<ControlHandle>>::default();
+    let handle =
+        ControllerHandle { quorum: Arc::clone(&quorum), control: Arc::clone(&control), address, stop, stopped };
     if ready.send(Ok(handle)).is_ok() {
-        serve(&config, Arc::clone(&quorum), listener, stopping).await;
+        serve(&config, Arc::clone(&quorum), &control, listener, stopping).await;
     }
     quorum.shutdown().await;
     done.send_replace(true);
@@ -266,6 +278,7 @@ async fn open(
 async fn serve(
     config: &ControllerConfig,
     quorum: Arc<Quorum>,
+    reached: &OnceLock<ControlHandle>,
     listener: Listening,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -280,6 +293,7 @@ async fn serve(
     };
     let loop_random = Random(random.next());
     let (control_loop, handle) = ControlLoop::new(Arc::clone(&quorum), Arc::clone(&supervision), control, loop_random);
+    reached.set(handle.clone()).expect("a controller serves once");
     let service = Arc::new(Service { quorum: Arc::clone(&quorum), control: handle });
     let routes = rpc::controller::routes(service, Arc::clone(&quorum));
     let mut tasks = tokio::task::JoinSet::new();

@@ -23,14 +23,15 @@ pub(crate) async fn run(quorum: Arc<Quorum>, config: ControllerConfig) {
         listeners: config.listeners.clone(),
         features: supported_features(),
     };
-    let client = match ControllerClient::over(config.network.clone(), &config.voters) {
-        Ok(client) => client,
-        Err(error) => return tracing::error!(%error, "this controller cannot register"),
-    };
     loop {
         let image = quorum.image();
         let known = image.controllers().get(&own.id).is_some_and(|known| **known == own);
         if !image.cluster_id().is_none() && !known {
+            // Of its own each time: a connection that is kept is asked for signs of life for ever.
+            let client = match ControllerClient::over(config.network.clone(), &config.voters) {
+                Ok(client) => client,
+                Err(error) => return tracing::error!(%error, "this controller cannot register"),
+            };
             let request = ControlRequest::RegisterController(own.clone());
             if let Err(error) = client.call(request, Instant::now() + TIMEOUT).await {
                 tracing::debug!(%error, "this controller is not registered yet");

@@ -15,7 +15,9 @@ use crate::raft::Quorum;
 
 const RESIGN: Duration = Duration::from_secs(2);
 const FATAL: Duration = Duration::from_secs(10);
+/// Between two looks where something may be wrong, and where nothing is.
 const LOOK: Duration = Duration::from_millis(100);
+const LOOK_SELDOM: Duration = Duration::from_millis(500);
 
 /// What to do when this process cannot go on as a controller.
 pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
@@ -70,14 +72,17 @@ impl Supervision {
 
     /// Runs until it is dropped.
     pub(crate) async fn run(&self, quorum: &Quorum) {
+        let mut pause = LOOK;
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(pause).await;
             self.awake();
             let leading = quorum.contact.leading();
             if let Some(tenure) = leading {
                 self.judge(quorum, tenure, quorum.contact.silence(), "openraft's metrics stand still");
             }
+            let silent = leading.is_some() && quorum.contact.silence() >= LOOK_SELDOM;
             let mut resigned = self.resigned.lock().expect("no holder of the lock panics");
+            pause = if silent || resigned.is_some() { LOOK } else { LOOK_SELDOM };
             if resigned.is_some() && *resigned != leading {
                 *resigned = None;
                 quorum.raft.runtime_config().heartbeat(true);

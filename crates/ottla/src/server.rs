@@ -15,14 +15,14 @@ use broker::budget::MemoryBudget;
 use broker::coordinator::consumer::ConsumerConfig;
 use broker::coordinator::consumer::assign::Assignor;
 use broker::coordinator::consumer::config::{Bounded, MigrationPolicy};
-use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
+use broker::{Broker, BrokerConfig, BrokerParts, BrokerState, OwnController};
 use controller::{Controller, ControllerConfig, ControllerHandle, Timeouts};
 use futures_util::FutureExt;
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::ControlSettings;
 use metadata::Listener as MetadataListener;
 use metadata::records::SecurityProtocol;
-use model::{BrokerId, DirectoryId, Incarnation, Uuid};
+use model::{BrokerEpoch, BrokerId, DirectoryId, Incarnation, Uuid};
 use storage::{DataDir, DiskPool, LogDirs, LogEnv, MetaProperties};
 use tokio::net::TcpSocket;
 use tokio::runtime::Handle;
@@ -322,7 +322,14 @@ impl Running {
         if let Some(internal) = sockets.internal {
             let sockets = (internal, sockets.kafka);
             let limits = limits(config, descriptors);
-            let broker = start_broker((config, limits), directories.logs, incarnation, sockets, control, &status);
+            let broker = start_broker(
+                (config, limits),
+                directories.logs,
+                incarnation,
+                sockets,
+                (control, controller.clone()),
+                &status,
+            );
             serving = Some(broker.await?);
         }
         Ok(Running { controller, serving })
@@ -448,12 +455,22 @@ fn limits(config: &NodeConfig, descriptors: Descriptors) -> Limits {
     Limits { descriptors: gateway::Descriptors { limit, connections }, ..Limits::from_file(&config.given) }
 }
 
+/// What the broker of a combined node tells its controller without a connection.
+#[derive(Debug)]
+struct Own(ControllerHandle);
+
+impl OwnController for Own {
+    fn hear(&self, broker: BrokerId, epoch: BrokerEpoch) -> bool {
+        self.0.hear(broker, epoch)
+    }
+}
+
 async fn start_broker(
     (config, limits): (&NodeConfig, Limits),
     dirs: LogDirs,
     incarnation: Incarnation,
     (internal, kafka): (TcpSocket, Vec<(String, TcpSocket)>),
-    control: Handle,
+    (control, own_controller): (Handle, Option<ControllerHandle>),
     status: &Arc<NodeStatus>,
 ) -> Result<(Arc<Broker>, GatewayHandle)> {
     let budget = MemoryBudget::new(limits.memory_bytes);
@@ -464,6 +481,7 @@ async fn start_broker(
         disk_pool: DiskPool::new(DISK_THREADS)?,
         dirs,
         controller: controller_client(config, &control)?,
+        own_controller: own_controller.map(|own| Arc::new(Own(own)) as _),
         network: rpc::net::Network::Tcp,
         control: Some(control),
         internal: internal.listen(BACKLOG)?.into(),

@@ -285,6 +285,7 @@ impl Boot {
             disk_pool: DiskPool::inline(),
             dirs,
             controller: rpc::controller::ControllerClient::over(network.clone(), &voters(self.settings.nodes))?,
+            own_controller: None,
             network,
             control: None,
             internal: Listening::Links(internal),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use broker::api::{
 };
 use broker::budget::MemoryBudget;
 use broker::clock::{Clock, SystemClock};
-use broker::{Broker, BrokerConfig, BrokerParts, BrokerState};
+use broker::{Broker, BrokerConfig, BrokerParts, BrokerState, OwnController};
 use bytes::{Bytes, BytesMut};
 use metadata::configs::StaticConfig;
 use metadata::control::{CreateTopic, CreateTopics, Suspect, Suspicion};
@@ -69,6 +69,8 @@ pub(crate) struct Controller {
     held: watch::Sender<bool>,
     /// Nobody is answered while this is set.
     pub(crate) refuses: AtomicBool,
+    /// Signs of life that came over connections.
+    pub(crate) signs_of_life: AtomicUsize,
     clock: SystemClock,
     pub(crate) address: String,
 }
@@ -104,6 +106,7 @@ impl Controller {
             next: watch::Sender::new(MetadataOffset(0)),
             held: watch::Sender::new(false),
             refuses: AtomicBool::new(false),
+            signs_of_life: AtomicUsize::new(0),
             clock,
             address: listener.local_addr().unwrap().to_string(),
         });
@@ -194,6 +197,9 @@ impl ControllerServer for Controller {
     async fn call(self: Arc<Self>, request: ControlRequest, _: Duration) -> Reply<Answered> {
         if self.refuses.load(Ordering::Relaxed) {
             return Reply::NotController { leader: None, undecided: true };
+        }
+        if matches!(request, ControlRequest::Alive { .. }) {
+            self.signs_of_life.fetch_add(1, Ordering::Relaxed);
         }
         let response = self.ask(&request);
         Reply::Active(tenure(), Answered { response, next_offset: self.image().next_offset() })
@@ -289,6 +295,8 @@ pub(crate) struct Cluster {
     pub(crate) serving: Option<tokio::runtime::Handle>,
     /// What brokers started from now on ask about transactions.
     pub(crate) verifier: Option<Arc<dyn TransactionVerifier>>,
+    /// The controller that is of the process of brokers started from now on.
+    pub(crate) own_controller: Option<Arc<dyn OwnController>>,
     /// Their files.
     file: StaticConfig,
     /// What they take their time from.
@@ -358,6 +366,7 @@ impl Cluster {
             control: None,
             serving: None,
             verifier,
+            own_controller: None,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             clock: Arc::new(WrongClock { system: SystemClock::new(), ahead_ms: AtomicI64::new(0) }),
         };
@@ -393,6 +402,7 @@ impl Cluster {
             disk_pool: DiskPool::new(DISK_THREADS).unwrap(),
             dirs,
             controller: self.controller_client(),
+            own_controller: self.own_controller.clone(),
             network: rpc::net::Network::Tcp,
             control: self.control.clone(),
             internal: internal.into(),

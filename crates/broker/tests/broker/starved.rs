@@ -1,11 +1,14 @@
 //! Brokers that are taken for dead, or do not know that they are: one whose serving threads get nowhere, one that is cut off
 //! (`R76`).
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use broker::OwnController;
 use broker::api::Acks;
-use model::{BrokerId, ErrorCode};
+use metadata::ControlRequest;
+use model::{BrokerEpoch, BrokerId, ErrorCode};
 use storage::disk::Crash;
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -66,4 +69,41 @@ async fn a_leader_that_is_cut_off_does_not_keep_its_producers_waiting() {
     assert!(begun.elapsed() > Duration::from_secs(1), "it may have been a moment without a controller");
     // The record stays, and counts once its broker does again.
     assert_eq!(cluster.log_end(1, id), 2);
+}
+
+/// Hears its own broker while it is told to.
+#[derive(Debug)]
+struct Own {
+    controller: Arc<Controller>,
+    listens: AtomicBool,
+    heard: AtomicUsize,
+}
+
+impl OwnController for Own {
+    fn hear(&self, broker: BrokerId, epoch: BrokerEpoch) -> bool {
+        let listens = self.listens.load(Ordering::Relaxed);
+        if listens {
+            self.heard.fetch_add(1, Ordering::Relaxed);
+            self.controller.ask(&ControlRequest::Alive { broker, epoch });
+        }
+        listens
+    }
+}
+
+#[tokio::test]
+async fn a_broker_tells_the_controller_of_its_process_that_it_lives_and_any_other_over_a_connection() {
+    // R76
+    let mut cluster = Cluster::start(1, 1).await;
+    let controller = Arc::clone(&cluster.controller);
+    let own = Arc::new(Own { controller, listens: AtomicBool::new(true), heard: AtomicUsize::new(0) });
+    cluster.kill(1, Crash::KeepAll).await;
+    cluster.own_controller = Some(Arc::clone(&own) as _);
+    cluster.start_broker(1).await;
+    let signs = || cluster.controller.signs_of_life.load(Ordering::Relaxed);
+    let before = signs();
+    eventually("five signs of life", || (own.heard.load(Ordering::Relaxed) >= 5).then_some(())).await;
+    assert_eq!(signs(), before, "they come over a connection, too");
+    // Another one is the active controller now.
+    own.listens.store(false, Ordering::Relaxed);
+    eventually("five over a connection", || (signs() >= before + 5).then_some(())).await;
 }

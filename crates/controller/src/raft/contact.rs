@@ -93,7 +93,8 @@ impl Contact {
 
     /// The tenure of this node as a leader, whether it is active or not.
     pub(crate) fn leading(&self) -> Option<Tenure> {
-        let metrics = self.metrics();
+        let state = self.state();
+        let metrics = &state.metrics;
         let mine = metrics.state == ServerState::Leader && metrics.vote.leader_id.node_id == metrics.id;
         (mine && metrics.vote.committed).then(|| tenure(&metrics.vote.leader_id))
     }

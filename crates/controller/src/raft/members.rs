@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use crate::raft::Quorum;
 use crate::raft::types::{Member, NodeId};
 
-const PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks of a leader.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a learner may take to catch up before the replacement is tried anew.
 const CATCH_UP: Duration = Duration::from_secs(60);
 const CHANGE: Duration = Duration::from_secs(5);
@@ -24,10 +25,17 @@ const CHANGE: Duration = Duration::from_secs(5);
 /// Runs until it is dropped.
 pub(crate) async fn run(quorum: Arc<Quorum>) {
     let mut leading_since: Option<Instant> = None;
+    let mut reports = quorum.reports();
     loop {
-        tokio::time::sleep(PAUSE).await;
+        if leading_since.is_some() {
+            tokio::time::sleep(PAUSE).await;
+        }
         if quorum.contact.active().is_none() {
             leading_since = None;
+            // It becomes active by a report only.
+            if reports.changed().await.is_err() {
+                return;
+            }
             continue;
         }
         let since = *leading_since.get_or_insert_with(Instant::now);

@@ -256,6 +256,12 @@ impl ClusterControl {
         sessions.chain(recoveries).chain(rebalance).fold(idle, Time::min)
     }
 
+    /// When [`suspects`](Self::suspects) may have somebody to name by the time alone; `None` while that cannot be.
+    #[must_use]
+    pub fn next_suspicion(&self) -> Option<Time> {
+        self.soft.next_suspicion(&self.image)
+    }
+
     /// Who is believed gone (`R76`): to be probed over a new connection.
     #[must_use]
     pub fn suspects(&self, now: Time) -> Vec<Suspicion> {

@@ -153,13 +153,30 @@ impl SoftState {
     /// The suspicions that stand, by broker; among them the brokers unheard of since the tenure began (`R76`).
     pub(super) fn standing(&self, image: &MetadataImage, now: Time) -> Vec<Suspicion> {
         let suspicion = |broker: &BrokerRegistration| {
-            let reported = self.suspicions.get(&broker.id).filter(|suspicion| suspicion.epoch == broker.epoch);
-            let silent = self.heard(broker).is_none() && now.since(self.began) >= UNHEARD_MS;
-            let silent = silent && self.excused.get(&broker.id) != Some(&broker.epoch);
+            let reported = self.reported(broker);
+            let silent = self.is_unheard(broker) && now.since(self.began) >= UNHEARD_MS;
             let unheard = Suspicion { broker: broker.id, epoch: broker.epoch, since: self.began };
-            reported.copied().or_else(|| silent.then_some(unheard))
+            reported.or_else(|| silent.then_some(unheard))
         };
         image.alive_brokers().filter_map(|broker| suspicion(broker)).collect()
+    }
+
+    /// When there may be a suspicion that stands, if nothing comes meanwhile.
+    pub(super) fn next_suspicion(&self, image: &MetadataImage) -> Option<Time> {
+        let suspicion = |broker: &BrokerRegistration| match self.reported(broker) {
+            Some(suspicion) => Some(suspicion.since),
+            None => self.is_unheard(broker).then_some(self.began + UNHEARD_MS),
+        };
+        image.alive_brokers().filter_map(|broker| suspicion(broker)).min()
+    }
+
+    fn reported(&self, broker: &BrokerRegistration) -> Option<Suspicion> {
+        self.suspicions.get(&broker.id).filter(|suspicion| suspicion.epoch == broker.epoch).copied()
+    }
+
+    /// Nothing was heard of it in this tenure, nor was it found living.
+    fn is_unheard(&self, broker: &BrokerRegistration) -> bool {
+        self.heard(broker).is_none() && self.excused.get(&broker.id) != Some(&broker.epoch)
     }
 
     pub(super) fn report(&mut self, image: &MetadataImage, request: &RecoveryReport, now: Time) {

@@ -517,6 +517,32 @@ fn a_sign_of_life_since_the_suspicion_clears_it_as_a_heartbeat_does() {
     assert_eq!(cluster.control.soft.next_offset(broker), heard, "it says nothing of the metadata");
 }
 
+#[test]
+fn who_is_to_be_looked_at_next_is_known_before() {
+    // R76: the loop looks no more often than this says.
+    let mut cluster = Cluster::of(3);
+    assert_eq!(cluster.control.next_suspicion(), None, "all were heard, and nobody is reported");
+    cluster.now = cluster.now + 1;
+    cluster.control.begin_tenure(cluster.now);
+    let due = cluster.control.next_suspicion().unwrap();
+    assert!(due > cluster.now);
+    assert_eq!(cluster.control.suspects(due - 1), vec![]);
+    assert_eq!(cluster.control.suspects(due).len(), 3);
+    cluster.beat(1);
+    cluster.beat(2);
+    assert_eq!(cluster.control.next_suspicion(), Some(due), "the third one was not heard yet");
+    cluster.now = due;
+    let suspicion = cluster.control.suspects(due)[0];
+    cluster.control.clear_suspicion(&suspicion);
+    assert_eq!(cluster.control.next_suspicion(), None, "it has answered a probe");
+    cluster.now = cluster.now + 100;
+    let epoch = cluster.control.image().broker_epoch(BrokerId(1));
+    cluster.ask(ControlRequest::Suspect(Suspect { broker: BrokerId(1), epoch, reporter: BrokerId(2) }));
+    assert_eq!(cluster.control.next_suspicion(), Some(cluster.now));
+    cluster.ask(ControlRequest::Alive { broker: BrokerId(1), epoch });
+    assert_eq!(cluster.control.next_suspicion(), None);
+}
+
 fn fenced_with_two_of_three_suspected(mut cluster: Cluster) -> bool {
     for id in [1, 2] {
         let epoch = cluster.control.image().broker_epoch(BrokerId(id));
