@@ -244,7 +244,7 @@ impl MetadataImage {
     #[must_use]
     pub fn min_isr(&self, topic: &str, replicas: usize) -> usize {
         let set = self.topic_config(topic, configs::MIN_INSYNC_REPLICAS, BrokerId::NONE);
-        set.and_then(|value| value.parse().ok()).unwrap_or(1).clamp(1, replicas.max(1))
+        set.and_then(|value| value.trim().parse().ok()).unwrap_or(1).clamp(1, replicas.max(1))
     }
 
     /// How many zones the in-sync replicas of a topic must be in to commit (`R79`); none where it does not ask for zones.

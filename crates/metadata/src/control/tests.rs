@@ -844,6 +844,17 @@ fn lowering_min_isr_to_the_isr_ends_the_eligibility_of_others_first() {
     assert_eq!(cluster.shape(id), (1, vec![1], vec![], vec![]));
 }
 
+#[test]
+fn a_min_isr_with_spaces_around_it_counts() {
+    // R18, R34: it is taken as Kafka takes it, and would count as 1
+    let mut cluster = Cluster::of(3);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    cluster.set(topic("t"), "min.insync.replicas", ConfigOperation::Set(value(" 3 "))).unwrap();
+    assert_eq!(cluster.control.image().min_isr("t", 3), 3);
+    cluster.propose(id, &[1, 2]).unwrap();
+    assert_eq!(cluster.shape(id), (1, vec![1, 2], vec![3], vec![1, 2, 3]));
+}
+
 /// ISR {1} under a min ISR of 2; 2, which came back from a crash, may have all that was committed. Then min ISR is lowered to 1, 1
 /// commits alone, and dies; 2 says that it synced whatever it acknowledged.
 fn leader_after_min_isr_was_lowered_to_one(rules: Rules) -> i32 {
