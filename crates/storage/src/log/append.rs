@@ -359,7 +359,8 @@ impl Log {
         }
     }
 
-    /// Takes back what a failed append left behind `end`.
+    /// Takes back what a failed append left behind `end`, durably: by the next power cut the segment may be sealed, and below
+    /// the recovery point nobody looks for a part of a batch (`R31`).
     fn undo(&mut self, end: Offset) -> Result<(), LogError> {
         self.usable()?;
         if self.log_end > end {
@@ -367,7 +368,10 @@ impl Log {
         }
         let Some(active) = self.segments.last() else { return Ok(()) };
         let files = active.files(&self.env, &self.dir);
-        let cut = files.open(FileKind::Log).and_then(|log| log.truncate(u64::from(active.size)));
+        let cut = files.open(FileKind::Log).and_then(|log| {
+            log.truncate(u64::from(active.size))?;
+            log.sync_data()
+        });
         cut.map_err(|e| self.fatal(&files.path(FileKind::Log), "cannot take back a failed append in", &e))
     }
 

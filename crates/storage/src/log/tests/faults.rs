@@ -388,6 +388,29 @@ fn a_roll_without_space_leaves_nothing_behind_and_keeps_nothing_from_being_delet
     }
 }
 
+/// The disk may keep the write and forget that it was cut off.
+#[test]
+fn a_part_of_a_batch_that_found_no_space_does_not_come_back_in_a_sealed_segment() {
+    for seed in 0..40 {
+        let mut world = World::new(LogConfig { segment_ms: 50, ..LogConfig::default() });
+        world.append_records(0, 3);
+        world.checkpoint();
+        world.disk.fail(Call::Write, 0, FaultKind::ShortWrite(20));
+        world.disk.fail(Call::Write, 0, FaultKind::Enospc);
+        let refused = world.log.append(&[batch(3, 0, 3, 1003)]);
+        assert!(matches!(refused, Err(LogError::NoSpace(_))), "{refused:?}");
+        assert!(world.log.maybe_roll(Time(5000)).unwrap());
+        world.append_records(0, 3);
+        let recovery_point = world.checkpoint();
+        assert_eq!(recovery_point, world.log.log_end());
+        let (files, all) = (world.files(), world.all());
+        world.crash_and_reopen(Crash::Scatter(seed), OpenHints { recovery_point, ..hints() });
+        let first = |files: Vec<(String, u64)>| files.into_iter().find(|(name, _)| name == "00000000000000000000.log");
+        assert_eq!(first(world.files()), first(files), "seed {seed}");
+        assert_eq!(world.all(), all, "seed {seed}");
+    }
+}
+
 /// What reads a hint may do without it.
 fn may_be_passed_over(call: Call) -> bool {
     matches!(call, Call::Read | Call::Open | Call::Remove)
