@@ -24,6 +24,7 @@ def arguments():
     parser.add_argument("rules", nargs="*")
     parser.add_argument("--seconds-each", type=int, default=120, help="for how long a rule is tried")
     parser.add_argument("--seconds", type=int, default=20, help="for how long a run has faults, in its own time")
+    parser.add_argument("--patience", type=int, default=300, help="seconds after which a run is taken for endless")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--debug", action="store_true", help="not optimised, as `cargo test` builds it")
     parser.add_argument("--built", action="store_true", help="the program is there")
@@ -46,7 +47,10 @@ def all_rules():
 def run(seed, args, rule=None):
     """What a run says against it; nothing where it holds."""
     command = [PROGRAM, "run", str(seed), "--seconds", str(args.seconds), *(["--without", rule] if rule else [])]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=args.patience)
+    except subprocess.TimeoutExpired:
+        return "it goes round without coming to an end"
     if ended.returncode == 0:
         return None
     said = [line.strip() for line in ended.stdout.splitlines()[1:] if line.startswith("  ")]

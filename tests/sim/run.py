@@ -32,6 +32,7 @@ def arguments():
     parser.add_argument("--without")
     parser.add_argument("--only")
     parser.add_argument("--debug", action="store_true", help="not optimised, as `cargo test` builds it")
+    parser.add_argument("--patience", type=int, default=600, help="seconds after which a run is taken for endless")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     return parser.parse_args()
 
@@ -51,7 +52,10 @@ def one(program, seed, args):
             command += [f"--{name}", getattr(args, name)]
     said = []
     for _ in range(2 if args.twice else 1):
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=args.patience)
+        except subprocess.TimeoutExpired:
+            return False, f"seed={seed} goes round without coming to an end\n"
         said.append(ended.stdout)
         if ended.returncode != 0:
             return False, ended.stdout or f"seed={seed} ended with {ended.returncode}\n"

@@ -30,6 +30,13 @@ pub fn system_time() -> (u64, u64) {
     (ms / 1_000, ms % 1_000 * 1_000_000)
 }
 
+/// The right time, as a record's timestamp.
+#[must_use]
+pub fn timestamp() -> i64 {
+    let ms = EPOCH_MS + NOW.load(Ordering::Relaxed);
+    i64::try_from(ms).expect("it is of this century")
+}
+
 /// How far the wall clock of a machine is from the right time, in milliseconds.
 pub type Skew = Arc<AtomicI64>;
 

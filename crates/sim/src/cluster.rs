@@ -192,6 +192,7 @@ impl Cluster {
             }
             self.tally.forget_others(node.id, &metrics.partitions);
             self.tally.look_at_broker(node.id, node.incarnation, &metrics.isr);
+            self.tally.look_at_cleaner(node.id, node.incarnation, metrics.cleaner.cleanings);
         }
         let (compared, differ) = check_images(&self.nodes, &self.observer);
         self.tally.images += compared;

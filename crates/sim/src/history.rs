@@ -49,6 +49,10 @@ pub struct History {
     pub errors: BTreeMap<i16, u64>,
     /// What transactions wrote, as readers of committed records saw it.
     pub stable: BTreeMap<(Partition, i64), Bytes>,
+    /// Up to where each of these partitions was read.
+    pub stable_positions: BTreeMap<Partition, i64>,
+    /// What was written last under each key of the compacted topic.
+    pub keyed: BTreeMap<String, i32>,
     /// Partitions of these that were read to the end when nobody wrote any more.
     pub settled: BTreeMap<Partition, bool>,
     /// Offsets that groups committed.

@@ -395,7 +395,7 @@ impl Boot {
             transaction_state_log_min_isr: 2,
             transaction_state_log_segment_bytes: 1 << 20,
             rack_aware_reads: false,
-            file: BTreeMap::new(),
+            file: BTreeMap::from([("log.cleaner.backoff.ms".to_owned(), "700".to_owned())]),
             groups: self.group_config(),
             transactions: TransactionConfig {
                 id_expiration_ms: KEPT_MS,

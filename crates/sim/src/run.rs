@@ -14,13 +14,13 @@ use crate::client::Client;
 use crate::cluster::{CLIENTS, Cluster};
 use crate::faults::{Faults, KINDS};
 use crate::history::{Outcome, Partition, Written};
-use crate::invariants::{check_offsets, check_replicas, check_transactions, check_written, observe};
+use crate::invariants::{check_keyed, check_offsets, check_replicas, check_transactions, check_written, observe};
 use crate::net::HostId;
 use crate::node::{Settings, voters};
 use crate::tally::Report;
 use crate::workload::{
-    Admin, Auditor, Classic, Consumer, GroupClient, OUTS, PARTITIONS, Producer, Reader, StableReader, TRANSFORM,
-    Transformer, create_topics,
+    Admin, Auditor, Classic, Consumer, GroupClient, KEYED, OUTS, PARTITIONS, Producer, Reader, Shape, StableReader,
+    TOPIC, TRANSFORM, Transformer, create_topics,
 };
 
 /// Of every topic's partitions.
@@ -96,7 +96,10 @@ pub fn run(options: &Options) -> Report {
         rules: options.rules,
     };
     let cluster = Cluster::new(&settings, chance.one_in(2), options.seed);
-    let mut run = Run { cluster, cast, down_since: BTreeMap::new() };
+    let mut chance = Chance::of(options.seed, "shape");
+    let segment_ms = (!chance.one_in(3)).then(|| chance.between(300, 4_000));
+    let shape = Shape { synced: cluster.synced, segment_ms };
+    let mut run = Run { cluster, cast, shape, down_since: BTreeMap::new() };
     run.cluster.careless = options.careless;
     run.begin(options.seed);
     let mut faults = Faults::new(options.seed, options.only.as_deref());
@@ -114,6 +117,7 @@ pub fn run(options: &Options) -> Report {
 struct Run {
     cluster: Cluster,
     cast: Cast,
+    shape: Shape,
     /// Nodes that ended by themselves.
     down_since: BTreeMap<HostId, u64>,
 }
@@ -124,8 +128,8 @@ impl Run {
             self.cluster.start(HostId(id));
         }
         let cluster = &self.cluster;
-        let (mut creator, synced, history) = (self.client(0), cluster.synced, cluster.history.clone());
-        cluster.spawn_client(async move { create_topics(&mut creator, REPLICAS, synced, &history).await });
+        let (mut creator, shape, history) = (self.client(0), self.shape, cluster.history.clone());
+        cluster.spawn_client(async move { create_topics(&mut creator, REPLICAS, shape, &history).await });
         let controllers: Vec<(BrokerId, String)> = voters(self.cast.nodes);
         let network = Network::Other(Arc::new(cluster.net.dialer(CLIENTS)));
         let (observer, history) = (cluster.observer.clone(), cluster.history.clone());
@@ -137,6 +141,9 @@ impl Run {
             }
         });
         self.begin_records(seed);
+        if self.shape.segment_ms.is_some() {
+            self.begin_keyed(seed);
+        }
         if self.cast.groups {
             self.begin_groups(seed);
         }
@@ -175,15 +182,29 @@ impl Run {
             self.cluster.spawn_client(reader.run());
             for number in 0..PRODUCERS {
                 let chance = Chance::of(seed, &format!("producer {partition} {number}"));
-                let producer = Producer { number, partition, client: self.client(2), chance, history: history.clone() };
+                let producer = self.producer(number, (TOPIC, partition), chance);
                 self.cluster.spawn_client(producer.run());
             }
         }
     }
 
+    fn producer(&self, number: u64, (topic, partition): (&'static str, Partition), chance: Chance) -> Producer {
+        Producer { number, topic, partition, client: self.client(2), chance, history: self.cluster.history.clone() }
+    }
+
+    fn begin_keyed(&self, seed: u64) {
+        for number in 0..PRODUCERS {
+            let chance = Chance::of(seed, &format!("keyed {number}"));
+            self.employ(self.producer(number, (KEYED, 0), chance).run_keyed());
+        }
+    }
+
     fn begin_groups(&self, seed: u64) {
+        let has_static = Chance::of(seed, "static members").one_in(2);
         for member in 0..MEMBERS {
-            self.employ(Classic(self.group(seed, CLASSIC, &member.to_string())).run());
+            // Two of them have the same name.
+            let instance = has_static.then(|| format!("instance {}", member % 2));
+            self.employ(Classic(self.group(seed, CLASSIC, &member.to_string()), instance).run());
             self.employ(Consumer(self.group(seed, CONSUMER, &member.to_string())).run());
         }
     }
@@ -273,6 +294,7 @@ impl Run {
         };
         violations.extend(check_replicas(&self.cluster));
         violations.extend(check_offsets(&self.cluster));
+        violations.extend(check_keyed(&self.cluster));
         violations
     }
 
@@ -300,7 +322,8 @@ impl Run {
             let count = |of: &BTreeMap<(Partition, u64), u64>| of.get(&key).copied().unwrap_or(0);
             count(&history.progress) >= count(&before.records) + PROGRESS
         });
-        let steps = self.cast.names().iter().all(|name| {
+        let keyed = self.shape.segment_ms.map(|_| KEYED.to_owned());
+        let steps = self.cast.names().iter().chain(&keyed).all(|name| {
             let count = |of: &BTreeMap<String, u64>| of.get(name).copied().unwrap_or(0);
             count(&history.steps) >= count(&before.steps) + STEPS
         });
@@ -345,6 +368,7 @@ impl Run {
             ("starts", tally.starts),
             ("ended", tally.ended),
             ("truncations", tally.truncations),
+            ("cleanings", tally.cleanings()),
             ("images", tally.images),
             ("isr-failed", tally.isr_failed()),
             ("elections", seen.elections),

@@ -22,6 +22,7 @@ pub struct Tally {
     /// Images compared with the observer's.
     pub images: u64,
     ends: BTreeMap<(HostId, TopicPartition), i64>,
+    cleanings: BTreeMap<(HostId, Incarnation), u64>,
     refused: BTreeMap<(HostId, Incarnation), u64>,
 }
 
@@ -46,6 +47,17 @@ impl Tally {
     /// Looks at a broker's changes of in-sync replicas.
     pub fn look_at_broker(&mut self, node: HostId, incarnation: Incarnation, isr: &IsrMetrics) {
         self.refused.insert((node, incarnation), isr.failed);
+    }
+
+    /// Looks at how often a broker has compacted a log.
+    pub fn look_at_cleaner(&mut self, node: HostId, incarnation: Incarnation, cleanings: u64) {
+        self.cleanings.insert((node, incarnation), cleanings);
+    }
+
+    /// Logs that were compacted.
+    #[must_use]
+    pub fn cleanings(&self) -> u64 {
+        self.cleanings.values().sum()
     }
 
     /// ISR changes that were refused, or whose answer was lost.

@@ -3,6 +3,7 @@
 mod acknowledged;
 mod elections;
 mod images;
+mod keyed;
 mod leaders;
 mod offsets;
 mod owners;
@@ -14,6 +15,7 @@ mod zombies;
 pub use acknowledged::check_written;
 pub use elections::{Observer, Seen, observe};
 pub use images::check_images;
+pub use keyed::check_keyed;
 pub use leaders::Leaders;
 pub use offsets::{Offsets, check_offsets};
 pub use owners::Owners;

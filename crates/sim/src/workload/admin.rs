@@ -12,7 +12,7 @@ use protocol::messages::{
     DeleteRecordsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
 };
 
-use super::{OFFSETS, OUT, OUTS, PARTITIONS, TOPIC, TRANSACTIONS, topics_made};
+use super::{KEYED, OFFSETS, OUT, OUTS, PARTITIONS, TOPIC, TRANSACTIONS, topics_made};
 use crate::chance::Chance;
 use crate::client::Client;
 use crate::history::Shared;
@@ -21,6 +21,8 @@ use crate::history::Shared;
 const SYNCED: &[&str] = &["1", "2", "3"];
 /// What it may be where one disk at a time may lose something.
 const UNSYNCED: &[&str] = &["2", "3"];
+/// How many milliseconds an operator rests at most, from a nervous one to a calm one.
+const PAUSES: &[u64] = &[200, 1_500, 4_000];
 /// The type of a topic's configs.
 const TOPIC_CONFIGS: i8 = 2;
 
@@ -43,16 +45,17 @@ impl Admin {
     /// Acts until the faults are over.
     pub async fn run(mut self) {
         topics_made(&self.history).await;
+        let pause = *self.chance.pick(PAUSES);
         while !self.history.lock().calm {
             let what = match self.chance.between(0, 8) {
                 0 => ("min-isr", self.set_min_isr().await),
-                1 => ("deletions", self.delete_records().await),
+                1..=3 => ("deletions", self.delete_records().await),
                 _ => ("moves", self.reassign().await),
             };
             if let (name, Ok(true)) = what {
                 self.history.lock().step(name);
             }
-            let ms = self.chance.between(100, 4_000);
+            let ms = self.chance.between(20, pause);
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
     }
@@ -60,7 +63,7 @@ impl Admin {
     /// Another set of replicas, or an end of the move that is under way.
     async fn reassign(&mut self) -> Result<bool> {
         let (topic, partitions) =
-            *self.chance.pick(&[(TOPIC, PARTITIONS), (OUT, OUTS), (OFFSETS, 2), (TRANSACTIONS, 2)]);
+            *self.chance.pick(&[(TOPIC, PARTITIONS), (OUT, OUTS), (OFFSETS, 2), (TRANSACTIONS, 2), (KEYED, 1)]);
         let partition = self.partition(partitions);
         let replicas = (!self.chance.one_in(5)).then(|| self.replicas());
         let partition = ReassignablePartition { partition_index: partition, replicas };
@@ -106,18 +109,25 @@ impl Admin {
         Ok(answer.responses.first().context("no resource")?.error_code == 0)
     }
 
-    /// Of what has been read some is deleted; each producer's last batch stays, or it could not be known again (`R40`).
+    /// Of what has been read some is deleted, or all; each producer's last batch stays, or it could not be known again (`R40`).
+    /// What transactions wrote needs no such care: nobody writes on where a marker stands.
     async fn delete_records(&mut self) -> Result<bool> {
-        let partition = self.partition(PARTITIONS);
-        let end = self.history.lock().deletable(partition);
-        let offset = i64::try_from(self.chance.between(0, end.unsigned_abs() + 1)).context("too many records")?;
-        let leader = self.client.leader(TOPIC, partition).await?;
+        let (topic, partitions) = *self.chance.pick(&[(TOPIC, PARTITIONS), (OUT, OUTS)]);
+        let partition = self.partition(partitions);
+        let end = {
+            let history = self.history.lock();
+            let read = || history.stable_positions.get(&partition).copied().unwrap_or(0);
+            if topic == TOPIC { history.deletable(partition) } else { read() }
+        };
+        let anywhere = i64::try_from(self.chance.between(0, end.unsigned_abs() + 1)).context("too many records")?;
+        let offset = if self.chance.one_in(3) { end } else { anywhere };
+        let mut client = self.client.fresh();
+        let leader = client.leader(topic, partition).await?;
         let partitions = vec![DeleteRecordsPartition { partition_index: partition, offset }];
-        let topics = vec![DeleteRecordsTopic { name: TOPIC.to_owned(), partitions }];
+        let topics = vec![DeleteRecordsTopic { name: topic.to_owned(), partitions }];
         let request = DeleteRecordsRequest { topics, timeout_ms: 3_000 };
-        let answer: Result<DeleteRecordsResponse> = self.client.at(&leader, &request).await;
-        self.client.forget_leader(partition);
-        let topic = answer?.topics.into_iter().next().context("no topic")?;
+        let answer: DeleteRecordsResponse = client.at(&leader, &request).await?;
+        let topic = answer.topics.into_iter().next().context("no topic")?;
         Ok(topic.partitions.first().context("no partition")?.error_code == 0)
     }
 }

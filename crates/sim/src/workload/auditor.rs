@@ -36,7 +36,7 @@ impl Auditor {
     }
 
     async fn look(&mut self) -> Result<BTreeMap<(String, i32), i64>> {
-        let nobody = Membership { member_id: String::new(), generation: i32::MAX, has_epochs: false };
+        let nobody = Membership { member_id: String::new(), generation: i32::MAX, has_epochs: false, instance: None };
         let partitions: Vec<i32> = (0..PARTITIONS).collect();
         let mut all = BTreeMap::new();
         for group in &mut self.0 {

@@ -1,5 +1,6 @@
 //! A member of a classic group: joins, is given partitions by whoever leads the group, commits, and sometimes goes, or stands
-//! still for longer than its session and goes on as if nothing had been.
+//! still for longer than its session and goes on as if nothing had been. A static one takes the place of who had its name before,
+//! which may still be there and then is fenced (KIP-345).
 
 use std::time::Duration;
 
@@ -24,9 +25,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(12);
 /// Its protocol is no client's: nobody but its members reads what they tell each other.
 const PROTOCOL: &str = "sim";
 
-/// See the module.
+/// See the module: how it asks, and the name that it has as a static member.
 #[derive(Debug)]
-pub struct Classic(pub GroupClient);
+pub struct Classic(pub GroupClient, pub Option<String>);
 
 /// Who to be next: the same member again, or a new one.
 type Next = Option<String>;
@@ -51,8 +52,8 @@ impl Classic {
 
     async fn take_part(&mut self, member_id: Next) -> Result<Next> {
         let joined = self.join(member_id.unwrap_or_default()).await?;
-        let member =
-            Membership { member_id: joined.member_id.clone(), generation: joined.generation_id, has_epochs: false };
+        let (member_id, generation, instance) = (joined.member_id.clone(), joined.generation_id, self.1.clone());
+        let member = Membership { member_id, generation, has_epochs: false, instance };
         let Some(partitions) = self.sync(&member, &joined).await? else { return Ok(Some(member.member_id)) };
         self.0.owns(&member, &partitions);
         let mut positions = self.0.offsets(&member, &partitions).await?;
@@ -67,6 +68,7 @@ impl Classic {
                 session_timeout_ms: SESSION_MS,
                 rebalance_timeout_ms: REBALANCE_MS,
                 member_id,
+                group_instance_id: self.1.clone(),
                 protocol_type: PROTOCOL.to_owned(),
                 protocols: vec![JoinGroupRequestProtocol { name: PROTOCOL.to_owned(), metadata: Bytes::new() }],
                 ..Default::default()
@@ -87,6 +89,7 @@ impl Classic {
             group_id: self.0.group.clone(),
             generation_id: member.generation,
             member_id: member.member_id.clone(),
+            group_instance_id: self.1.clone(),
             protocol_type: Some(PROTOCOL.to_owned()),
             protocol_name: Some(PROTOCOL.to_owned()),
             assignments,
@@ -111,6 +114,7 @@ impl Classic {
             match self.0.commit(member, positions).await? {
                 Committed::Yes | Committed::No(ErrorCode::CoordinatorLoadInProgress) => {}
                 Committed::No(ErrorCode::RebalanceInProgress) => return Ok(Some(member.member_id.clone())),
+                Committed::No(ErrorCode::FencedInstanceId) => return self.give_way().await,
                 Committed::No(_) => return Ok(None),
             }
             if self.0.chance.one_in(30) {
@@ -119,10 +123,22 @@ impl Classic {
             match self.heartbeat(member).await? {
                 ErrorCode::None => {}
                 ErrorCode::RebalanceInProgress => return Ok(Some(member.member_id.clone())),
+                ErrorCode::FencedInstanceId => return self.give_way().await,
                 code => bail!("a heartbeat is refused with {}", code.name()),
             }
         }
-        self.leave(member).await?;
+        // Mostly a static member that goes says nothing: it comes back.
+        if self.1.is_none() || self.0.chance.one_in(4) {
+            self.leave(member).await?;
+        }
+        Ok(None)
+    }
+
+    /// Another one has its name, and keeps it for a while.
+    async fn give_way(&mut self) -> Result<Next> {
+        let ms = self.0.chance.between(500, 6_000);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        self.0.history.lock().step("fenced-instances");
         Ok(None)
     }
 
@@ -131,6 +147,7 @@ impl Classic {
             group_id: self.0.group.clone(),
             generation_id: member.generation,
             member_id: member.member_id.clone(),
+            group_instance_id: self.1.clone(),
             ..Default::default()
         };
         let coordinator = self.0.coordinator().await?;
@@ -139,7 +156,8 @@ impl Classic {
     }
 
     async fn leave(&mut self, member: &Membership) -> Result<()> {
-        let who = MemberIdentity { member_id: member.member_id.clone(), ..Default::default() };
+        let (member_id, group_instance_id) = (member.member_id.clone(), self.1.clone());
+        let who = MemberIdentity { member_id, group_instance_id, ..Default::default() };
         let request = LeaveGroupRequest { group_id: self.0.group.clone(), members: vec![who], ..Default::default() };
         let coordinator = self.0.coordinator().await?;
         let _: LeaveGroupResponse = self.0.client.at(&coordinator, &request).await?;

@@ -35,7 +35,7 @@ impl Consumer {
     /// As one member, until it is none any more.
     async fn take_part(&mut self) -> Result<()> {
         let member_id = Uuid::from_u128(self.0.chance.wide()).to_string();
-        let mut member = Membership { member_id, generation: 0, has_epochs: true };
+        let mut member = Membership { member_id, generation: 0, has_epochs: true, instance: None };
         let mut positions = Positions::new();
         while !self.0.is_stopping() {
             self.beat(&mut member, &mut positions).await?;

@@ -34,6 +34,15 @@ pub(super) struct Membership {
     pub(super) generation: i32,
     /// Whether the group is one of KIP-848.
     pub(super) has_epochs: bool,
+    /// Of a static member: who has this takes the place, the generation and the partitions of who had it before (KIP-345).
+    pub(super) instance: Option<String>,
+}
+
+impl Membership {
+    /// Who has what the member has.
+    fn owner(&self) -> &str {
+        self.instance.as_deref().unwrap_or(&self.member_id)
+    }
 }
 
 /// Up to where a member is, by partition.
@@ -111,6 +120,7 @@ impl GroupClient {
             group_id: self.group.clone(),
             generation_id_or_member_epoch: member.generation,
             member_id: member.member_id.clone(),
+            group_instance_id: member.instance.clone(),
             topics: vec![topic],
             ..Default::default()
         };
@@ -146,7 +156,7 @@ impl GroupClient {
         let mut history = self.history.lock();
         for partition in partitions {
             let at = (self.group.as_str(), member.generation, *partition);
-            let found = history.owners.claim(at, &member.member_id);
+            let found = history.owners.claim(at, member.owner());
             history.violations.extend(found);
         }
     }
@@ -185,6 +195,7 @@ fn is_certain(code: ErrorCode) -> bool {
         ErrorCode::IllegalGeneration
             | ErrorCode::UnknownMemberId
             | ErrorCode::FencedMemberEpoch
+            | ErrorCode::FencedInstanceId
             | ErrorCode::StaleMemberEpoch
             | ErrorCode::RebalanceInProgress
             | ErrorCode::CoordinatorLoadInProgress

@@ -46,6 +46,8 @@ pub const PARTITIONS: i32 = 3;
 pub const OUT: &str = "out";
 /// Its partitions.
 pub const OUTS: i32 = 2;
+/// What is compacted: a few keys are written again and again.
+pub const KEYED: &str = "keyed";
 /// The group whose offsets are committed in transactions.
 pub const TRANSFORM: &str = "transform";
 /// Where groups keep their offsets.
@@ -55,17 +57,37 @@ const TRANSACTIONS: &str = "__transaction_state";
 
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How topics are.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Whether acknowledged records are synced.
+    pub synced: bool,
+    /// How old an active segment becomes: short ones are deleted with their records, and compacted. Else nothing of that happens.
+    pub segment_ms: Option<u64>,
+}
+
 /// Makes the topics, however often that has to be asked. The coordinators' are made here too, because where acknowledged records
 /// are synced theirs have to be.
-pub async fn create_topics(client: &mut Client, replicas: i16, synced: bool, history: &Shared) {
+pub async fn create_topics(client: &mut Client, replicas: i16, shape: Shape, history: &Shared) {
     // Whoever starts with a wrong clock believes it.
     let data = [("min.insync.replicas", "2"), ("segment.bytes", "1048576"), ("retention.ms", "-1")];
     let state = [("min.insync.replicas", "2"), ("segment.bytes", "1048576"), ("cleanup.policy", "compact")];
-    let plan = [(TOPIC, PARTITIONS, data), (OUT, OUTS, data), (OFFSETS, 2, state), (TRANSACTIONS, 2, state)];
+    let plan = [
+        (TOPIC, PARTITIONS, data),
+        (OUT, OUTS, data),
+        (OFFSETS, 2, state),
+        (TRANSACTIONS, 2, state),
+        (KEYED, 1, state),
+    ];
+    let segment_ms = shape.segment_ms.map(|ms| ms.to_string());
     for (name, partitions, mut configs) in plan.map(|(name, partitions, configs)| (name, partitions, configs.to_vec()))
     {
-        if synced {
+        if shape.synced {
             configs.push(("flush.messages", "1"));
+        }
+        if let Some(ms) = &segment_ms {
+            configs.push(("segment.ms", ms));
+            configs.push(("min.cleanable.dirty.ratio", "0.1"));
         }
         let topic = CreatableTopic {
             name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Idempotent producers with acks=all that never give a batch up.
+//! Idempotent producers with acks=all that never give a batch up. Those of [`KEYED`] write a few keys again and again.
 
 use std::time::Duration;
 
@@ -8,11 +8,14 @@ use model::{Codec, ErrorCode, ProducerEpoch, ProducerId, Record, encode_batch, e
 use protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use protocol::messages::{InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse};
 
-use super::{PAUSE, TOPIC};
+use super::{KEYED, PAUSE, topics_made};
 use crate::chance::Chance;
 use crate::client::Client;
-use crate::clock::EPOCH_MS;
+use crate::clock::timestamp;
 use crate::history::{Outcome, Shared, Written};
+
+/// Keys of each producer of [`KEYED`].
+const KEYS: u64 = 4;
 
 /// One idempotent producer of one partition.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Producer {
     /// Its number.
     pub number: u64,
     /// Where it writes.
+    pub topic: &'static str,
+    /// Which partition.
     pub partition: i32,
     /// How it asks.
     pub client: Client,
@@ -46,13 +51,32 @@ impl Producer {
             let key = (self.partition, self.number);
             let written = Written { values: values.clone(), outcome: Outcome::Unknown };
             self.history.lock().written.entry(key).or_default().push(written);
-            let batch = batch(&values, id, sequence);
+            let batch = batch(None, &values, id, sequence);
             let offset = self.write(&batch).await;
             self.history.lock().acknowledge(key, offset);
             sequence += count;
             let pause = Duration::from_millis(self.chance.between(0, 40));
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Writes its keys until it is told to stop, and the last batch to its end.
+    pub async fn run_keyed(mut self) {
+        topics_made(&self.history).await;
+        let id = self.identity().await;
+        let mut sequence = 0;
+        while !self.history.lock().stopping {
+            let key = format!("{}-{}", self.number, self.chance.between(0, KEYS));
+            let value = Bytes::from(sequence.to_string());
+            let batch = batch(Some(&key), &[value], id, sequence);
+            self.history.lock().keyed.insert(key, sequence);
+            self.write(&batch).await;
+            self.history.lock().step(KEYED);
+            sequence += 1;
+            let pause = Duration::from_millis(self.chance.between(0, 100));
+            tokio::time::sleep(pause).await;
+        }
+        self.history.lock().working -= 1;
     }
 
     async fn identity(&mut self) -> (ProducerId, ProducerEpoch) {
@@ -92,10 +116,13 @@ impl Producer {
     }
 
     async fn attempt(&mut self, batch: &BytesMut) -> Result<Attempt> {
-        let leader = self.client.leader(TOPIC, self.partition).await?;
+        let leader = self.client.leader(self.topic, self.partition).await?;
         let data = PartitionProduceData { index: self.partition, records: Some(batch.clone()) };
-        let topic =
-            TopicProduceData { name: TOPIC.to_owned(), topic_id: self.client.topic_id, partition_data: vec![data] };
+        let topic = TopicProduceData {
+            name: self.topic.to_owned(),
+            topic_id: self.client.topic_id,
+            partition_data: vec![data],
+        };
         let request = ProduceRequest { transactional_id: None, acks: -1, timeout_ms: 3_000, topic_data: vec![topic] };
         let answer: ProduceResponse = self.client.at(&leader, &request).await?;
         let topic = answer.responses.into_iter().next().context("no topic")?;
@@ -109,9 +136,9 @@ impl Producer {
             ErrorCode::DuplicateSequenceNumber => Ok(Attempt::Done(None)),
             // Either the log has lost what it acknowledged, or the table of producers is not what the log says.
             ErrorCode::OutOfOrderSequenceNumber | ErrorCode::UnknownProducerId | ErrorCode::InvalidProducerEpoch => {
-                let (partition, number) = (self.partition, self.number);
+                let (topic, partition, number) = (self.topic, self.partition, self.number);
                 self.history
-                    .violation(format!("producer {number} of partition {partition} is told {code:?} by {leader}"));
+                    .violation(format!("producer {number} of {topic}-{partition} is told {code:?} by {leader}"));
                 std::future::pending().await
             }
             _ => Ok(Attempt::Again),
@@ -119,11 +146,16 @@ impl Producer {
     }
 }
 
-fn batch(values: &[Bytes], id: (ProducerId, ProducerEpoch), sequence: i32) -> BytesMut {
-    let record =
-        |(at, value): (i32, &Bytes)| Record { offset_delta: at, value: Some(value.clone()), ..Record::default() };
+fn batch(key: Option<&str>, values: &[Bytes], id: (ProducerId, ProducerEpoch), sequence: i32) -> BytesMut {
+    let key = key.map(|key| Bytes::copy_from_slice(key.as_bytes()));
+    let record = |(at, value): (i32, &Bytes)| Record {
+        offset_delta: at,
+        key: key.clone(),
+        value: Some(value.clone()),
+        ..Record::default()
+    };
     let records: Vec<Record> = (0..).zip(values).map(record).collect();
     let count = i32::try_from(values.len()).expect("a few");
-    let now = i64::try_from(EPOCH_MS).expect("it is of this century");
+    let now = timestamp();
     encode_batch(&encode_records(&records), Codec::None, count, now, now, Some((id.0, id.1, sequence)))
 }

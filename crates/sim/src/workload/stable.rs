@@ -39,7 +39,9 @@ impl StableReader {
             match self.fetch(next).await {
                 Ok(Some((read, is_end))) => {
                     next = read;
-                    self.history.lock().settled.insert(self.partition, nobody_writes && is_end);
+                    let mut history = self.history.lock();
+                    history.settled.insert(self.partition, nobody_writes && is_end);
+                    history.stable_positions.insert(self.partition, next);
                 }
                 Ok(None) | Err(_) => {
                     self.client.forget_leader(self.partition);

@@ -20,7 +20,7 @@ use super::group::{GroupClient, Membership};
 use super::{OUT, OUTS, PAUSE, TOPIC, TRANSFORM, topics_made};
 use crate::chance::Chance;
 use crate::client::{Client, Coordinated};
-use crate::clock::EPOCH_MS;
+use crate::clock::timestamp;
 use crate::history::Shared;
 use crate::invariants::{Id, value};
 
@@ -133,7 +133,8 @@ impl Transformer {
 
     /// Where those before have come to; nothing where that is not wanted any more.
     async fn position(&mut self, (_, epoch): Identity) -> Option<i64> {
-        let asking = Membership { member_id: String::new(), generation: i32::from(epoch.0), has_epochs: false };
+        let (member_id, generation) = (String::new(), i32::from(epoch.0));
+        let asking = Membership { member_id, generation, has_epochs: false, instance: None };
         while !self.offsets.is_stopping() {
             if self.offsets.coordinator().await.is_ok()
                 && let Ok(offsets) = self.offsets.offsets(&asking, &[self.input]).await
@@ -201,8 +202,8 @@ impl Transformer {
 
     async fn produce(&mut self, output: i32, identity: Identity, sequence: i32, value: &Bytes) -> Step {
         let record = Record { value: Some(value.clone()), ..Record::default() };
-        let now = i64::try_from(EPOCH_MS).expect("it is of this century");
-        let batch = encode_transactional_batch(&encode_records(&[record]), 1, now, (identity.0, identity.1, sequence));
+        let batch =
+            encode_transactional_batch(&encode_records(&[record]), 1, timestamp(), (identity.0, identity.1, sequence));
         loop {
             let was_zombie = self.is_zombie(identity);
             let code = self.try_produce(output, &batch).await.unwrap_or(ErrorCode::NetworkException);
