@@ -93,7 +93,6 @@ impl Classic {
             protocol_type: Some(PROTOCOL.to_owned()),
             protocol_name: Some(PROTOCOL.to_owned()),
             assignments,
-            ..Default::default()
         };
         let coordinator = self.0.coordinator().await?;
         let answer: SyncGroupResponse = self.0.client.at_within(JOIN_TIMEOUT, &coordinator, &request).await?;
@@ -148,7 +147,6 @@ impl Classic {
             generation_id: member.generation,
             member_id: member.member_id.clone(),
             group_instance_id: self.1.clone(),
-            ..Default::default()
         };
         let coordinator = self.0.coordinator().await?;
         let answer: HeartbeatResponse = self.0.client.at(&coordinator, &request).await?;
