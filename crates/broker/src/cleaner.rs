@@ -180,17 +180,14 @@ async fn clean(context: Arc<Context>, claim: Claim) {
     loop {
         let (job_context, job_claim, cleaner) = (Arc::clone(&context), Arc::clone(&claim), config(&context));
         let start = move || job_claim.start(&job_context, &cleaner);
-        let Some(cleaning) = context.disk_pool.run(start).await else { break };
+        // Whatever kept it from beginning would keep the next one, too.
+        let Some(cleaning) = context.disk_pool.run(start).await else { return give_up(&context, &claim, &all) };
         let (stats, end) = go_through(&context, &claim, cleaning).await;
         all = add(&all, &stats);
         match end {
             End::Again => {}
             End::Through => break,
-            End::GivenUp => {
-                claim.pause(context.clock.monotonic(), config(&context).backoff_ms.max(1));
-                count(&context, &all);
-                return context.cleaner.update(|metrics| metrics.given_up += 1);
-            }
+            End::GivenUp => return give_up(&context, &claim, &all),
         }
     }
     let partition = claim.partition();
@@ -209,6 +206,13 @@ async fn clean(context: Arc<Context>, claim: Claim) {
             metrics.recopy_percent = 100.0 * precise(all.bytes_written) / precise(all.bytes_read);
         }
     });
+}
+
+/// The log waits for a while before it is tried again.
+fn give_up(context: &Context, claim: &Claim, all: &CleaningStats) {
+    claim.pause(context.clock.monotonic(), config(context).backoff_ms.max(1));
+    count(context, all);
+    context.cleaner.update(|metrics| metrics.given_up += 1);
 }
 
 /// What a cleaning did, whatever came of it.

@@ -346,7 +346,8 @@ impl Cluster {
         Cluster::of(brokers, min_isr, None, file).await
     }
 
-    async fn of(
+    /// Both.
+    pub(crate) async fn of(
         brokers: i32,
         min_isr: u32,
         verifier: Option<Arc<dyn TransactionVerifier>>,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use broker::api::{Acks, BrokerApi, CoordinatorKind};
 use broker::{Broker, compression};
@@ -23,6 +24,7 @@ use storage::compression::{CompressionLevels, compress_into};
 use storage::disk::{Call, Crash, Disk, FaultKind};
 
 use crate::cluster::*;
+use crate::transactions::{Agrees, end, marker, transactional, write};
 
 /// Segments end by time, and the cleaner looks often.
 const QUICK: &[(&str, &str)] =
@@ -174,7 +176,7 @@ async fn a_follower_that_was_away_copies_a_compacted_log() {
 /// A log that is dirty, and is not compacted before [`compact`].
 async fn dirty_log() -> (Cluster, TopicPartition) {
     let file = [("log.cleaner.backoff.ms", "200"), ("log.roll.ms", "20"), ("log.cleaner.min.cleanable.ratio", "0.01")];
-    let cluster = Cluster::on_disk_only(1, 1, &file).await;
+    let cluster = Cluster::of(1, 1, Some(Arc::new(Agrees)), &file).await;
     let id = cluster.topic("t", &[1], &[]).await;
     cluster.wait_leader(id).await;
     for round in 0..20 {
@@ -188,8 +190,12 @@ async fn dirty_log() -> (Cluster, TopicPartition) {
 }
 
 fn compact(cluster: &Cluster) {
-    let operation = ConfigOperation::Set(Some("compact".to_owned()));
-    let changes = vec![ConfigChange { name: "cleanup.policy".to_owned(), operation }];
+    set(cluster, "cleanup.policy", "compact");
+}
+
+fn set(cluster: &Cluster, name: &str, value: &str) {
+    let operation = ConfigOperation::Set(Some(value.to_owned()));
+    let changes = vec![ConfigChange { name: name.to_owned(), operation }];
     cluster.controller.ask(&ControlRequest::IncrementalAlterConfigs(IncrementalAlterConfigs {
         resources: vec![(ConfigResource::Topic("t".to_owned()), changes)],
         validate_only: false,
@@ -208,6 +214,23 @@ async fn a_log_whose_cleaning_finds_no_space_is_not_tried_again_at_once() {
     assert!(later.given_up - first.given_up <= 5, "{first:?} {later:?}");
     assert_eq!(later.cleanings, 0);
     assert!(cluster.disk(1).faults_waiting() > 0);
+}
+
+/// What waits in memory to be written before a cleaning: the ends of aborted transactions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_cleaning_cannot_even_begin_is_not_tried_again_at_once() {
+    let (cluster, id) = dirty_log().await;
+    set(&cluster, "segment.ms", "3600000");
+    let broker = cluster.broker(1);
+    assert_eq!(write(broker, id, transactional("a", 0, 0)).await.0, ErrorCode::None);
+    assert_eq!(end(broker, id, marker(1, 0, false)).await, ErrorCode::None);
+    (0..5_000).for_each(|_| cluster.disk(1).fail(Call::Write, 0, FaultKind::Enospc));
+    compact(&cluster);
+    let cleaner = || broker.metrics().cleaner;
+    let first = eventually("one is given up", || Some(cleaner()).filter(|now| now.given_up > 0)).await;
+    let later = eventually("some rounds more", || Some(cleaner()).filter(|now| now.rounds >= first.rounds + 8)).await;
+    assert!(later.given_up - first.given_up <= 5, "{first:?} {later:?}");
+    assert_eq!(later.cleanings, 0, "{later:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
