@@ -146,7 +146,9 @@ fn hash_stream<H: Hasher>(stream: &Stream, opens: &Opens, state: &mut H) {
                     data;
                 (prev_offset, prev_epoch, high_watermark, log_start, leader_log_end, records).hash(state);
             }
-            Down::Progress(progress) => (progress.high_watermark, progress.log_start).hash(state),
+            Down::Progress(progress) => {
+                (progress.high_watermark, progress.log_start, progress.sync_before_ack).hash(state);
+            }
         }
     }
 }

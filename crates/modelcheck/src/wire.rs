@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use replication::{Action, Answer, BatchInfo, DataHeader, DataVerdict, OpenVerdict, Session};
+use replication::{Action, Answer, BatchInfo, DataHeader, DataVerdict, OpenVerdict, Progress, Session};
 
 use crate::control::{id, node_of};
 use crate::scenario::NODES;
@@ -210,7 +210,8 @@ impl World {
         match message {
             Down::Answer(open_no, answer) => replica.handle_answer(open_no, answer, now),
             Down::Progress(progress) => {
-                replica.handle_progress(progress.session.open_no, progress.high_watermark, progress.log_start);
+                let Progress { session, high_watermark, log_start, sync_before_ack } = progress;
+                replica.handle_progress(session.open_no, high_watermark, log_start, sync_before_ack);
             }
             Down::Data(data) => self.deliver_data(follower, &data),
         }

@@ -100,11 +100,12 @@ impl Replica {
         }
     }
 
-    /// The leader's watermarks (`R60`).
-    pub fn handle_progress(&mut self, open_no: u64, high_watermark: Offset, log_start: Offset) {
+    /// The leader's watermarks (`R60`), and whether it counts what is durable only (`R59`).
+    pub fn handle_progress(&mut self, open_no: u64, high_watermark: Offset, log_start: Offset, sync_before_ack: bool) {
         if let Role::Follower(follower) = &mut self.role
             && follower.is_current(open_no)
         {
+            follower.handle_mode(&mut self.core, sync_before_ack);
             follower.handle_watermarks(&mut self.core, high_watermark, log_start);
         }
     }
@@ -117,7 +118,7 @@ impl Replica {
             open_no: current.open_no,
             log_end,
             log_start: self.core.log.start,
-            durable: self.core.sync_before_ack,
+            durable: self.core.syncs_before_ack(),
         };
         if ack == current.acked {
             return None;
@@ -200,7 +201,7 @@ impl Follower {
             log_end: core.log.end,
             last_epoch: core.last_epoch(),
             log_start: core.log.start,
-            durable: core.sync_before_ack,
+            durable: core.syncs_before_ack(),
         };
         self.link = Link::Opening(open);
         Some(open)
@@ -225,9 +226,10 @@ impl Follower {
             _ => return,
         };
         match answer {
-            Answer::Opened { high_watermark, log_start, .. } => {
+            Answer::Opened { high_watermark, log_start, sync_before_ack, .. } => {
                 let acked = Ack { open_no, log_end: open.log_end, log_start: open.log_start, durable: open.durable };
                 self.link = Link::Current(Current { open_no, prev_epoch: open.last_epoch, acked });
+                self.handle_mode(core, sync_before_ack);
                 self.handle_watermarks(core, high_watermark, log_start);
             }
             Answer::Diverging { epoch, end } if common_end(core, epoch, end) < core.log.end => {
@@ -256,7 +258,7 @@ impl Follower {
             core.log.end = batch.last_offset + 1;
             current.prev_epoch = batch.leader_epoch;
         }
-        core.act(if core.sync_before_ack { Action::Sync } else { Action::AckDirty });
+        core.act(if core.syncs_before_ack() { Action::Sync } else { Action::AckDirty });
         self.handle_watermarks(core, data.high_watermark, data.log_start);
     }
 
@@ -272,7 +274,7 @@ impl Follower {
 
     pub(crate) fn handle_synced(&mut self, core: &mut Core) {
         match self.link {
-            Link::Current(_) if core.sync_before_ack => core.act(Action::AckDirty),
+            Link::Current(_) if core.syncs_before_ack() => core.act(Action::AckDirty),
             Link::Wanted if core.counted_end() == core.log.end => core.act(Action::OpenSession { leader: self.leader }),
             _ => {}
         }
@@ -284,6 +286,19 @@ impl Follower {
             Link::Current(_) => core.act(Action::AckDirty),
             Link::Wanted => core.act(Action::OpenSession { leader: self.leader }),
             Link::Backoff(_) | Link::Opening(_) => {}
+        }
+    }
+
+    /// What the leader counts: where that is only what is durable, this follower syncs before it acknowledges, whatever its own
+    /// broker's settings say (`R59`); else the leader would wait for ever.
+    fn handle_mode(&self, core: &mut Core, sync_before_ack: bool) {
+        let before = core.syncs_before_ack();
+        core.leader_syncs_before_ack = sync_before_ack;
+        let after = core.syncs_before_ack();
+        if after && !before && core.log.synced_end < core.log.end {
+            core.act(Action::Sync);
+        } else if after != before {
+            self.ack_dirty(core);
         }
     }
 
@@ -355,7 +370,12 @@ mod tests {
     }
 
     fn opened(high_watermark: i64) -> Answer {
-        Answer::Opened { high_watermark: Offset(high_watermark), log_start: Offset(0), log_end: Offset(100) }
+        Answer::Opened {
+            high_watermark: Offset(high_watermark),
+            log_start: Offset(0),
+            log_end: Offset(100),
+            sync_before_ack: false,
+        }
     }
 
     /// As `opening`, with the session open at the follower's own high watermark.
@@ -468,6 +488,37 @@ mod tests {
     }
 
     #[test]
+    fn whose_leader_counts_what_is_durable_syncs_whatever_its_own_settings_say() {
+        // R59: else that leader would wait for ever
+        let (mut replica, open) = opening(10, 10, &[(4, 0)]);
+        replica.core.log.synced_end = Offset(8);
+        let opened = |sync_before_ack| Answer::Opened {
+            high_watermark: Offset(10),
+            log_start: Offset(0),
+            log_end: Offset(100),
+            sync_before_ack,
+        };
+        replica.handle_answer(open.open_no, opened(true), T0);
+        assert_eq!(drain(&mut replica), [Action::Sync], "what it had counts once it is durable");
+        let point = replica.sync_point();
+        replica.handle_synced(point, T0);
+        assert_eq!(replica.ack().map(|ack| (ack.log_end, ack.durable)), Some((Offset(10), true)));
+        drain(&mut replica);
+        replica.handle_follower_append(&data(10, 4, &[batch(10, 12, 5)]));
+        assert!(drain(&mut replica).contains(&Action::Sync));
+        assert_eq!(replica.ack(), None);
+        // Not any more: what waited is acknowledged at once.
+        replica.handle_progress(1, Offset(10), Offset(0), false);
+        assert_eq!(drain(&mut replica), [Action::AckDirty]);
+        assert_eq!(replica.ack().map(|ack| (ack.log_end, ack.durable)), Some((Offset(13), false)));
+        replica.handle_progress(1, Offset(10), Offset(0), true);
+        assert_eq!(drain(&mut replica), [Action::Sync]);
+        // It says nothing about another leader, nor about this replica as one.
+        replica.handle_metadata(&state(1, 6, 51, &[1, 2, 3]), T0);
+        assert_eq!(replica.counted_end(), Offset(13));
+    }
+
+    #[test]
     fn the_same_metadata_again_keeps_the_session() {
         // R28
         let mut replica = current(10, &[(4, 0)]);
@@ -492,7 +543,7 @@ mod tests {
             assert_eq!(replica.check_data(old, &data(10, 4, &[batch(10, 12, 5)])), DataVerdict::Drop);
             replica.handle_answer(old, diverging(4, 2), T0);
             replica.handle_answer(old, Answer::OutOfRange { log_start: Offset(3), log_end: Offset(9) }, T0);
-            replica.handle_progress(old, Offset(10), Offset(5));
+            replica.handle_progress(old, Offset(10), Offset(5), false);
         }
         assert_eq!(replica, before);
     }
@@ -561,7 +612,12 @@ mod tests {
         let (mut replica, open) = opening(20, 5, &[(4, 0)]);
         replica.handle_answer(open.open_no, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }, T0);
         let open = replica.open_request().unwrap();
-        let opened = Answer::Opened { high_watermark: Offset(60), log_start: Offset(50), log_end: Offset(60) };
+        let opened = Answer::Opened {
+            high_watermark: Offset(60),
+            log_start: Offset(50),
+            log_end: Offset(60),
+            sync_before_ack: false,
+        };
         replica.handle_answer(open.open_no, opened, T0);
         drain(&mut replica);
         replica
@@ -595,7 +651,12 @@ mod tests {
             (open.log_end, open.last_epoch, replica.epochs().clone()),
             (Offset(50), LeaderEpoch::NONE, cache(&[(6, 50)]))
         );
-        let opened = Answer::Opened { high_watermark: Offset(60), log_start: Offset(50), log_end: Offset(60) };
+        let opened = Answer::Opened {
+            high_watermark: Offset(60),
+            log_start: Offset(50),
+            log_end: Offset(60),
+            sync_before_ack: false,
+        };
         replica.handle_answer(open.open_no, opened, T0);
         let batches = [batch(44, 52, 4)];
         assert_eq!(replica.check_data(open.open_no, &data(50, -1, &batches)), DataVerdict::Append);
@@ -790,9 +851,9 @@ mod tests {
         let (mut replica, open) = opening(10, 3, &[(4, 0)]);
         replica.handle_answer(open.open_no, opened(4), T0);
         drain(&mut replica);
-        replica.handle_progress(9, Offset(9), Offset(9));
+        replica.handle_progress(9, Offset(9), Offset(9), false);
         assert_eq!(drain(&mut replica), [], "not of this session");
-        replica.handle_progress(1, Offset(40), Offset(6));
+        replica.handle_progress(1, Offset(40), Offset(6), false);
         let actions = [Action::HighWatermark(Offset(10)), Action::AdvanceLogStart(Offset(6)), Action::AckDirty];
         assert_eq!(drain(&mut replica), actions);
         let ack = Ack { open_no: 1, log_end: Offset(10), log_start: Offset(6), durable: false };

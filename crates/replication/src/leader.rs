@@ -61,6 +61,8 @@ pub(crate) struct Cursor {
     pub(crate) sent_epoch: LeaderEpoch,
     pub(crate) sent_high_watermark: Offset,
     pub(crate) sent_log_start: Offset,
+    /// Whether it was told that only what is durable counts (`R59`).
+    pub(crate) sent_mode: bool,
     /// (end offset, bytes) of what is not acknowledged yet.
     pub(crate) in_flight: VecDeque<(Offset, u64)>,
     pub(crate) in_flight_bytes: u64,
@@ -284,17 +286,18 @@ impl Replica {
         cursor.in_flight.push_back((end, bytes + together.map_or(0, |(_, before)| before)));
     }
 
-    /// The watermarks to send this follower where no data carries them (`R60`); counts as sent.
+    /// The watermarks to send this follower where no data carries them (`R60`), and whether it is to sync (`R59`); counts as sent.
     pub fn next_progress(&mut self, follower: BrokerId) -> Option<Progress> {
-        let log = self.core.log;
+        let (log, sync_before_ack) = (self.core.log, self.core.syncs_before_ack());
         let Role::Leader(leader) = &mut self.role else { return None };
         let cursor = leader.peer_mut(follower)?.cursor.as_mut()?;
-        if cursor.sent_high_watermark == log.high_watermark && cursor.sent_log_start == log.start {
+        let now = (log.high_watermark, log.start, sync_before_ack);
+        if (cursor.sent_high_watermark, cursor.sent_log_start, cursor.sent_mode) == now {
             return None;
         }
-        cursor.sent_high_watermark = log.high_watermark;
-        cursor.sent_log_start = log.start;
-        Some(Progress { session: cursor.session, high_watermark: log.high_watermark, log_start: log.start })
+        (cursor.sent_high_watermark, cursor.sent_log_start, cursor.sent_mode) = now;
+        let (high_watermark, log_start) = (log.high_watermark, log.start);
+        Some(Progress { session: cursor.session, high_watermark, log_start, sync_before_ack })
     }
 
     /// The committed ISR; empty where this replica does not lead.
@@ -369,7 +372,18 @@ impl Leader {
         }
         self.isr.clone_from(&state.isr);
         self.adopt_members(core, now);
+        self.tell_mode(core);
         self.settle(core, now);
+    }
+
+    /// Followers are told whether only what is durable counts from now on (`R59`).
+    pub(crate) fn tell_mode(&self, core: &mut Core) {
+        let mode = core.syncs_before_ack();
+        for peer in &self.peers {
+            if peer.cursor.as_ref().is_some_and(|cursor| cursor.sent_mode != mode) {
+                core.act(Action::ProgressDirty { follower: peer.id });
+            }
+        }
     }
 
     /// Keeps what is known of followers that stay, forgets those that went or registered anew (`R8`, `R56`).
@@ -475,7 +489,7 @@ impl Leader {
                 core.act(Action::StreamDirty { follower: peer.id });
             }
         }
-        if core.sync_before_ack {
+        if core.syncs_before_ack() {
             core.act(Action::Sync);
         }
         self.settle(core, now);
@@ -505,8 +519,7 @@ impl Leader {
         }
         let mut answer = divergence_of(core, &open);
         if !core.config.rules.hold(Rule::R24Divergence) && matches!(answer, Answer::Diverging { .. }) {
-            let log = core.log;
-            answer = Answer::Opened { high_watermark: log.high_watermark, log_start: log.start, log_end: log.end };
+            answer = opened(core);
         }
         if let Answer::Opened { .. } = answer {
             peer.opened(core, session, open, now);
@@ -613,12 +626,11 @@ impl Leader {
 fn divergence_of(core: &Core, open: &Open) -> Answer {
     let log = core.log;
     let out_of_range = Answer::OutOfRange { log_start: log.start, log_end: log.end };
-    let opened = Answer::Opened { high_watermark: log.high_watermark, log_start: log.start, log_end: log.end };
     if open.last_epoch == LeaderEpoch::NONE {
         // Only an empty log has no last epoch; then there is nothing to compare but the place.
         let empty = open.log_start == open.log_end;
         let inside = log.start <= open.log_end && open.log_end <= log.end;
-        return if empty && inside { opened } else { out_of_range };
+        return if empty && inside { opened(core) } else { out_of_range };
     }
     if open.log_end < log.start && core.config.rules.hold(Rule::R26LogStart) {
         return out_of_range;
@@ -628,7 +640,16 @@ fn divergence_of(core: &Core, open: &Open) -> Answer {
         Some(found) if found.epoch < open.last_epoch || found.end < open.log_end => {
             Answer::Diverging { epoch: found.epoch, end: found.end }
         }
-        Some(_) => opened,
+        Some(_) => opened(core),
+    }
+}
+
+fn opened(core: &Core) -> Answer {
+    Answer::Opened {
+        high_watermark: core.log.high_watermark,
+        log_start: core.log.start,
+        log_end: core.log.end,
+        sync_before_ack: core.syncs_before_ack(),
     }
 }
 
@@ -653,6 +674,7 @@ impl Peer {
             sent_epoch: open.last_epoch,
             sent_high_watermark: core.log.high_watermark,
             sent_log_start: core.log.start,
+            sent_mode: core.syncs_before_ack(),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
         });
@@ -666,7 +688,7 @@ impl Peer {
 
     /// What of its log counts (`R18`): under sync before ack what it has told to be durable (`R59`).
     fn counted_end(&self, core: &Core) -> Option<Offset> {
-        let strict = core.sync_before_ack && core.config.rules.hold(Rule::R59DurableAck);
+        let strict = core.syncs_before_ack() && core.config.rules.hold(Rule::R59DurableAck);
         if strict { self.durable_end } else { self.log_end }
     }
 
@@ -751,6 +773,7 @@ mod tests {
             high_watermark: Offset(high_watermark),
             log_start: Offset(log_start),
             log_end: Offset(log_end),
+            sync_before_ack: false,
         })
     }
 
@@ -1206,11 +1229,37 @@ mod tests {
         assert_eq!(leader.next_progress(B2), None);
         append(&mut leader, 12, T0);
         acks(&mut leader, B2, 1, 12, T0);
-        let progress = Progress { session: session(B2, 1), high_watermark: Offset(12), log_start: Offset(0) };
+        let progress = Progress {
+            session: session(B2, 1),
+            high_watermark: Offset(12),
+            log_start: Offset(0),
+            sync_before_ack: false,
+        };
         assert_eq!(leader.next_progress(B2), Some(progress));
         assert_eq!(leader.next_progress(B2), None);
         leader.handle_log_start(Offset(6));
         assert_eq!(leader.next_progress(B2), Some(Progress { log_start: Offset(6), ..progress }));
+    }
+
+    #[test]
+    fn followers_are_told_whether_only_what_is_durable_counts() {
+        // R59: their own settings may be others
+        let mut leader = leader(10, 10, &[1, 2]);
+        opens(&mut leader, B2, 1, 10, T0);
+        drain(&mut leader);
+        for strict in [true, false] {
+            leader.handle_sync_before_ack(strict, T0);
+            assert!(
+                drain(&mut leader).contains(&Action::ProgressDirty { follower: B2 }),
+                "whether data goes there or not"
+            );
+            assert_eq!(leader.next_progress(B2).map(|progress| progress.sync_before_ack), Some(strict));
+            assert_eq!(leader.next_progress(B2), None);
+        }
+        leader.handle_metadata(&PartitionState { sync_before_ack: true, ..state(1, 5, 50, &[1, 2]) }, T0);
+        assert!(drain(&mut leader).contains(&Action::ProgressDirty { follower: B2 }));
+        let answer = leader.handle_open(B3, session(B3, 1), open(1, 10, 4), T0);
+        assert!(matches!(answer, OpenVerdict::Answer(Answer::Opened { sync_before_ack: true, .. })), "{answer:?}");
     }
 
     #[test]

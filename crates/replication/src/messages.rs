@@ -125,6 +125,8 @@ pub enum Answer {
         log_start: Offset,
         /// Where it ends.
         log_end: Offset,
+        /// The leader counts what is durable only (`R59`).
+        sync_before_ack: bool,
     },
     /// The logs part (`R24`).
     Diverging {
@@ -232,6 +234,8 @@ pub struct Progress {
     pub high_watermark: Offset,
     /// Where its log starts.
     pub log_start: Offset,
+    /// The leader counts what is durable only (`R59`).
+    pub sync_before_ack: bool,
 }
 
 /// What a sync that starts now will make durable: given back when it is done.
@@ -306,6 +310,11 @@ pub enum Action {
     },
     /// `next_send` or `next_progress` may have something for this follower.
     StreamDirty {
+        /// Who.
+        follower: BrokerId,
+    },
+    /// `next_progress` has something for this follower that no data carries.
+    ProgressDirty {
         /// Who.
         follower: BrokerId,
     },

@@ -121,7 +121,8 @@ impl Core {
             partition_epoch,
             members,
             ack_rule,
-            sync_before_ack,
+            own_sync_before_ack,
+            leader_syncs_before_ack,
             recovering,
             last_open_no,
             // Only new numbers come from it.
@@ -130,7 +131,7 @@ impl Core {
         } = self;
         let ReplicaConfig { me, lag_time_max_ms: _, window_bytes: _, opens_before: _, rules } = config;
         (me, rules, log, epochs, leader_epoch, partition_epoch).hash(state);
-        (members, ack_rule, sync_before_ack, recovering, actions).hash(state);
+        (members, ack_rule, own_sync_before_ack, leader_syncs_before_ack, recovering, actions).hash(state);
         (names.open)(*me, *last_open_no).hash(state);
     }
 }
@@ -175,9 +176,11 @@ impl Peer {
         }
         cursor.is_some().hash(state);
         if let Some(cursor) = cursor {
-            let Cursor { session, sent_end, sent_epoch, sent_high_watermark, sent_log_start, in_flight, .. } = cursor;
+            let Cursor {
+                session, sent_end, sent_epoch, sent_high_watermark, sent_log_start, sent_mode, in_flight, ..
+            } = cursor;
             hash_session(*id, *session, names, state);
-            (sent_end, sent_epoch, sent_high_watermark, sent_log_start).hash(state);
+            (sent_end, sent_epoch, sent_high_watermark, sent_log_start, sent_mode).hash(state);
             if core.config.window_bytes != u64::MAX {
                 (in_flight, cursor.in_flight_bytes).hash(state);
             }

@@ -43,7 +43,10 @@ pub(crate) struct Core {
     pub(crate) partition_epoch: PartitionEpoch,
     pub(crate) members: Vec<Member>,
     pub(crate) ack_rule: AckRule,
-    pub(crate) sync_before_ack: bool,
+    /// By this broker's own settings.
+    pub(crate) own_sync_before_ack: bool,
+    /// By those of the leader that it follows, as that said last: a default may stand in the file of one broker only.
+    pub(crate) leader_syncs_before_ack: bool,
     pub(crate) recovering: bool,
     pub(crate) last_open_no: u64,
     pub(crate) last_proposal: u64,
@@ -72,7 +75,8 @@ impl Replica {
             partition_epoch: PartitionEpoch::NONE,
             members: Vec::new(),
             ack_rule: AckRule { min_isr: 1, zones: 0 },
-            sync_before_ack: false,
+            own_sync_before_ack: false,
+            leader_syncs_before_ack: false,
             recovering: false,
             last_proposal: 0,
             actions: VecDeque::new(),
@@ -112,8 +116,7 @@ impl Replica {
         }
         let same_leadership = state.leader_epoch == core.leader_epoch;
         let changed = state.partition_epoch != core.partition_epoch;
-        let stricter = state.sync_before_ack && !core.sync_before_ack;
-        let weaker = core.sync_before_ack && !state.sync_before_ack;
+        let before = core.syncs_before_ack();
         core.adopt(state);
         let mine = state.replicas.iter().any(|member| member.id == core.config.me);
         if state.leader == core.config.me && mine {
@@ -130,9 +133,13 @@ impl Replica {
         } else {
             self.stop_role();
         }
-        if stricter {
+        let after = self.core.syncs_before_ack();
+        if after && !before {
             self.become_durable();
-        } else if weaker && let Role::Follower(follower) = &self.role {
+        } else if before
+            && !after
+            && let Role::Follower(follower) = &self.role
+        {
             // What waited for a sync counts now, and nothing else may come that would tell so.
             follower.handle_sync_before_ack(&mut self.core);
         }
@@ -171,10 +178,13 @@ impl Replica {
     /// Whether records count only once they are durable has changed.
     pub fn handle_sync_before_ack(&mut self, sync_before_ack: bool, now: Time) {
         let core = &mut self.core;
-        core.sync_before_ack = sync_before_ack;
+        core.own_sync_before_ack = sync_before_ack;
         match &mut self.role {
             Role::Idle => {}
-            Role::Leader(leader) => leader.settle(core, now),
+            Role::Leader(leader) => {
+                leader.tell_mode(core);
+                leader.settle(core, now);
+            }
             Role::Follower(follower) => follower.handle_sync_before_ack(core),
         }
     }
@@ -229,6 +239,7 @@ impl Replica {
     /// Ends sessions and, where leadership is lost, the waiting produces. A leader of a newer epoch keeps those: its log
     /// has their records.
     fn leave_role(&mut self, loses_leadership: bool) -> Option<Box<Leader>> {
+        self.core.leader_syncs_before_ack = false;
         match std::mem::replace(&mut self.role, Role::Idle) {
             Role::Idle => None,
             Role::Leader(mut leader) => {
@@ -382,7 +393,7 @@ impl Core {
         self.partition_epoch = state.partition_epoch;
         self.members.clone_from(&state.replicas);
         self.adopt_rule(state.ack_rule);
-        self.sync_before_ack = state.sync_before_ack;
+        self.own_sync_before_ack = state.sync_before_ack;
         self.recovering = state.recovering;
     }
 
@@ -415,9 +426,15 @@ impl Core {
         self.member(id).map_or(BrokerEpoch::NONE, |member| member.broker_epoch)
     }
 
+    /// Whether records count only once they are durable: by this broker's settings or by its leader's, which would wait for
+    /// ever for what no follower syncs (`R59`).
+    pub(crate) fn syncs_before_ack(&self) -> bool {
+        self.own_sync_before_ack || self.leader_syncs_before_ack
+    }
+
     /// The end of what this replica vouches for: under sync before ack what is durable (`R18`, `R59`).
     pub(crate) fn counted_end(&self) -> Offset {
-        let synced = self.sync_before_ack && self.config.rules.hold(Rule::R18SyncedEnd);
+        let synced = self.syncs_before_ack() && self.config.rules.hold(Rule::R18SyncedEnd);
         if synced { self.log.synced_end } else { self.log.end }
     }
 

@@ -526,7 +526,9 @@ impl World {
         }
         match message {
             Down::Answer(open_no, answer) => n.replica.handle_answer(open_no, answer, self.now),
-            Down::Progress(p) => n.replica.handle_progress(p.session.open_no, p.high_watermark, p.log_start),
+            Down::Progress(p) => {
+                n.replica.handle_progress(p.session.open_no, p.high_watermark, p.log_start, p.sync_before_ack);
+            }
             Down::Data { open_no, prev, hw, end, records } => {
                 let batches: Vec<BatchInfo> = records
                     .iter()

@@ -129,6 +129,8 @@ pub enum Answer {
         log_start: Offset,
         /// Where it ends.
         log_end: Offset,
+        /// Only what is durable counts there (`R59`).
+        sync_before_ack: bool,
     },
     /// The logs part (`R24`).
     Diverging {
@@ -172,6 +174,8 @@ pub struct Progress {
     pub high_watermark: Offset,
     /// Where its log starts.
     pub log_start: Offset,
+    /// Only what is durable counts there (`R59`).
+    pub sync_before_ack: bool,
 }
 
 /// Records (`R58`).
@@ -449,6 +453,7 @@ fn leader_to_wire(frame: LeaderFrame) -> (wire::LeaderMessage, Vec<wire::Data>) 
                 open_no: p.open_no,
                 high_watermark: p.high_watermark.0,
                 log_start: p.log_start.0,
+                sync_before_ack: p.sync_before_ack,
             })
             .collect(),
         data: Vec::new(),
@@ -485,9 +490,12 @@ fn kind_from_wire(kind: i32) -> Option<LaneKind> {
 fn answer_to_wire(answer: Answer) -> wire::open_answer::Answer {
     use wire::open_answer::Answer as Wire;
     match answer {
-        Answer::Opened { high_watermark, log_start, log_end } => {
-            Wire::Opened(wire::Opened { high_watermark: high_watermark.0, log_start: log_start.0, log_end: log_end.0 })
-        }
+        Answer::Opened { high_watermark, log_start, log_end, sync_before_ack } => Wire::Opened(wire::Opened {
+            high_watermark: high_watermark.0,
+            log_start: log_start.0,
+            log_end: log_end.0,
+            sync_before_ack,
+        }),
         Answer::Diverging { epoch, end } => Wire::Diverging(wire::Diverging { epoch: epoch.0, end: end.0 }),
         Answer::OutOfRange { log_start, log_end } => {
             Wire::OutOfRange(wire::OutOfRange { log_start: log_start.0, log_end: log_end.0 })
@@ -504,6 +512,7 @@ fn answer_from_wire(answer: Option<wire::open_answer::Answer>) -> Result<Answer,
             high_watermark: Offset(o.high_watermark),
             log_start: Offset(o.log_start),
             log_end: Offset(o.log_end),
+            sync_before_ack: o.sync_before_ack,
         },
         Wire::Diverging(d) => Answer::Diverging { epoch: LeaderEpoch(d.epoch), end: Offset(d.end) },
         Wire::OutOfRange(r) => Answer::OutOfRange { log_start: Offset(r.log_start), log_end: Offset(r.log_end) },
@@ -529,6 +538,7 @@ fn leader_from_wire(message: wire::LeaderMessage) -> Result<LeaderFrame, RpcErro
         open_no: p.open_no,
         high_watermark: Offset(p.high_watermark),
         log_start: Offset(p.log_start),
+        sync_before_ack: p.sync_before_ack,
     });
     let data = message.data.into_iter().map(|d| Data {
         handle: d.handle,
@@ -587,7 +597,12 @@ mod tests {
         };
         assert_eq!(follower_from_wire(follower_to_wire(follower.clone())), Ok(follower));
         let answers = [
-            Answer::Opened { high_watermark: Offset(1), log_start: Offset(0), log_end: Offset(2) },
+            Answer::Opened {
+                high_watermark: Offset(1),
+                log_start: Offset(0),
+                log_end: Offset(2),
+                sync_before_ack: true,
+            },
             Answer::Diverging { epoch: LeaderEpoch(-1), end: Offset(5) },
             Answer::OutOfRange { log_start: Offset(3), log_end: Offset(9) },
             Answer::Refused(75),
@@ -597,7 +612,13 @@ mod tests {
         let leader = LeaderFrame {
             hello: Some(BrokerEpoch(39)),
             answers: answers.into_iter().map(|answer| OpenAnswer { handle: 1, open_no: 6, answer }).collect(),
-            progress: vec![Progress { handle: 1, open_no: 6, high_watermark: Offset(3), log_start: Offset(0) }],
+            progress: vec![Progress {
+                handle: 1,
+                open_no: 6,
+                high_watermark: Offset(3),
+                log_start: Offset(0),
+                sync_before_ack: true,
+            }],
             data: vec![Data {
                 handle: 1,
                 open_no: 6,

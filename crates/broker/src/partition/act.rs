@@ -105,6 +105,7 @@ impl Partition {
                 "an in-sync follower came back without records below the high watermark; proposing its removal"
             ),
             Action::StreamDirty { follower } => self.queue_data(inner, follower),
+            Action::ProgressDirty { follower } => self.queue_progress(inner, follower),
             Action::SessionEnded { follower, session, error } => inner.refuse_session(follower, session.open_no, error),
             Action::SessionMoved { follower, session, to } => inner.send_away(follower, session.open_no, to),
             // R25: durable before the recovery point passes its newest entry; the flusher does so.

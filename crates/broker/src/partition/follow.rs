@@ -43,10 +43,10 @@ impl Partition {
     pub(crate) fn handle_answer(self: &Arc<Self>, context: &Arc<Context>, answer: wire::OpenAnswer) {
         self.handle(context, |inner, now| {
             let opened = match answer.answer {
-                wire::Answer::Opened { high_watermark, log_start, log_end } => {
+                wire::Answer::Opened { high_watermark, log_start, log_end, sync_before_ack } => {
                     let end = inner.log.log_end();
                     inner.append_times.opened(end, log_end);
-                    Answer::Opened { high_watermark, log_start, log_end }
+                    Answer::Opened { high_watermark, log_start, log_end, sync_before_ack }
                 }
                 wire::Answer::Diverging { epoch, end } => Answer::Diverging { epoch, end },
                 wire::Answer::OutOfRange { log_start, log_end } => Answer::OutOfRange { log_start, log_end },
@@ -131,7 +131,8 @@ impl Partition {
     /// The leader's watermarks (`R60`).
     pub(crate) fn handle_progress(self: &Arc<Self>, context: &Arc<Context>, progress: wire::Progress) {
         self.handle_in_frame(context, |inner, _| {
-            inner.replica.handle_progress(progress.open_no, progress.high_watermark, progress.log_start);
+            let wire::Progress { open_no, high_watermark, log_start, sync_before_ack, .. } = progress;
+            inner.replica.handle_progress(open_no, high_watermark, log_start, sync_before_ack);
         });
     }
 

@@ -291,7 +291,14 @@ impl Partition {
     /// As `queue_ready`; where there is no data, the watermarks may have moved.
     pub(super) fn queue_data(self: &Arc<Self>, inner: &mut Inner, follower: BrokerId) {
         self.queue_ready(inner, follower);
-        let waits = |link: &&mut Link| link.follower == follower && !link.queued_data && !link.queued_progress;
+        if inner.links.iter().any(|link| link.follower == follower && !link.queued_data) {
+            self.queue_progress(inner, follower);
+        }
+    }
+
+    /// Puts this partition on the list of those whose watermarks, or mode, the follower has not been told.
+    pub(super) fn queue_progress(self: &Arc<Self>, inner: &mut Inner, follower: BrokerId) {
+        let waits = |link: &&mut Link| link.follower == follower && !link.queued_progress;
         if let Some(link) = inner.links.iter_mut().find(waits) {
             link.queued_progress = true;
             link.stream.push_moved(Arc::clone(self));
@@ -310,6 +317,7 @@ impl Partition {
             open_no: progress.session.open_no,
             high_watermark: progress.high_watermark,
             log_start: progress.log_start,
+            sync_before_ack: progress.sync_before_ack,
         })
     }
 }
@@ -417,8 +425,8 @@ fn session_of(stream: &LeaderStream, open_no: u64) -> Session {
 
 fn answer_to_wire(answer: Answer) -> wire::Answer {
     match answer {
-        Answer::Opened { high_watermark, log_start, log_end } => {
-            wire::Answer::Opened { high_watermark, log_start, log_end }
+        Answer::Opened { high_watermark, log_start, log_end, sync_before_ack } => {
+            wire::Answer::Opened { high_watermark, log_start, log_end, sync_before_ack }
         }
         Answer::Diverging { epoch, end } => wire::Answer::Diverging { epoch, end },
         Answer::OutOfRange { log_start, log_end } => wire::Answer::OutOfRange { log_start, log_end },

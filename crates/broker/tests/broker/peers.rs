@@ -212,7 +212,11 @@ impl Followed {
 
     async fn accept(&self, open: &Open) {
         let (start, end) = (Offset(0), open.log_end);
-        self.answer(open, Answer::Opened { high_watermark: start, log_start: start, log_end: end }).await;
+        self.answer(
+            open,
+            Answer::Opened { high_watermark: start, log_start: start, log_end: end, sync_before_ack: false },
+        )
+        .await;
     }
 
     async fn data(&self, data: Data) {

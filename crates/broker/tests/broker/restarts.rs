@@ -137,6 +137,31 @@ async fn synced_before_acked_survives_the_power_cut_of_all_replicas() {
     assert_eq!(values(cluster.broker(leader), id, 0).await, expected);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_counts_what_is_durable_has_its_followers_sync_whatever_their_own_settings_say() {
+    // R59: the default stands with broker 1 only
+    const NAME: &str = "log.flush.interval.messages";
+    let mut cluster = Cluster::start(2, 2).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    for value in [Some("1"), None, Some("1")] {
+        let one = ConfigResource::Broker(BrokerId(1));
+        set(&cluster, one.clone(), NAME, value);
+        let image = |broker: i32| cluster.broker(broker).image();
+        let known =
+            || (image(1).config_of(&one, NAME) == value && image(2).config_of(&one, NAME) == value).then_some(());
+        eventually("the brokers know it", known).await;
+        produce_ok(cluster.broker(1), id, &["b"]).await;
+    }
+    cluster.kill(1, Crash::LoseUnsynced).await;
+    cluster.kill(2, Crash::LoseUnsynced).await;
+    cluster.start_broker(2).await;
+    cluster.start_broker(1).await;
+    let leader = cluster.wait_leader(id).await;
+    assert_eq!(values(cluster.broker(leader), id, 0).await, ["a", "b", "b", "b"]);
+}
+
 /// What the checkpoint on a broker's disk says of `partition`.
 fn checkpointed(cluster: &Cluster, broker: i32, which: Checkpoint, name: &str) -> Option<i64> {
     let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(broker).fork()), 16, 0);
@@ -145,9 +170,13 @@ fn checkpointed(cluster: &Cluster, broker: i32, which: Checkpoint, name: &str) -
 }
 
 fn set_flush_messages(cluster: &Cluster, value: Option<&str>) {
+    set(cluster, ConfigResource::Topic("t".to_owned()), "flush.messages", value);
+}
+
+fn set(cluster: &Cluster, resource: ConfigResource, name: &str, value: Option<&str>) {
     let operation = value.map_or(ConfigOperation::Delete, |value| ConfigOperation::Set(Some(value.to_owned())));
-    let change = ConfigChange { name: "flush.messages".to_owned(), operation };
-    let resources = vec![(ConfigResource::Topic("t".to_owned()), vec![change])];
+    let change = ConfigChange { name: name.to_owned(), operation };
+    let resources = vec![(resource, vec![change])];
     cluster
         .controller
         .ask(&ControlRequest::IncrementalAlterConfigs(IncrementalAlterConfigs { resources, validate_only: false }));
