@@ -39,6 +39,10 @@ const PARK: Duration = Duration::from_secs(1);
 
 /// Opens that one stream may have parked.
 const PARKED_MAX: usize = 100_000;
+/// Answers that may wait for one that reads none: more than it has replicas.
+const ANSWERS_MAX: usize = 200_000;
+/// Lanes of one follower; two for each of its fetchers.
+const LANES_MAX: u32 = 4096;
 
 /// One follower's stream, as its partitions' sessions know it.
 #[derive(Debug)]
@@ -118,7 +122,15 @@ impl LeaderStream {
 
     /// The answer to an open, in order with what its session gives.
     pub(crate) fn push_answer(&self, answer: OpenAnswer) {
-        lock(&self.queues).answers.push(answer);
+        let waiting = {
+            let mut queues = lock(&self.queues);
+            queues.answers.push(answer);
+            queues.answers.len()
+        };
+        if waiting > ANSWERS_MAX && !self.is_closed() {
+            tracing::warn!(follower = %self.follower, waiting, "a follower opens sessions and reads no answers; its stream ends");
+            self.close();
+        }
         self.wake.notify_one();
     }
 
@@ -233,6 +245,9 @@ impl LeaderStreams {
     }
 
     fn admit(&self, hello: &Hello, own_epoch: BrokerEpoch) -> Result<Arc<LeaderStream>, String> {
+        if hello.lane >= LANES_MAX {
+            return Err(format!("broker {} has no lane {}", hello.follower, hello.lane));
+        }
         let stream = Arc::new(LeaderStream::new(hello, own_epoch, &self.context));
         let mut streams = lock(&self.streams);
         if let Some(old) = streams.get(&(hello.follower, hello.lane)) {

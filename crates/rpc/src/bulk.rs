@@ -364,7 +364,13 @@ mod tests {
 
     fn message(sizes: &[&[usize]]) -> wire::LeaderMessage {
         wire::LeaderMessage {
-            progress: vec![wire::Progress { handle: 1, open_no: 6, high_watermark: 3, log_start: 0 }],
+            progress: vec![wire::Progress {
+                handle: 1,
+                open_no: 6,
+                high_watermark: 3,
+                log_start: 0,
+                sync_before_ack: true,
+            }],
             data: sizes.iter().map(|sizes| data(sizes)).collect(),
             ..wire::LeaderMessage::default()
         }

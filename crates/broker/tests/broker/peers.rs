@@ -251,6 +251,31 @@ fn data(open: &Open, records: Bytes) -> Data {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_opens_sessions_and_reads_no_answers_loses_its_stream() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    let stream = played.follow(1).await;
+    let mut sent = 0;
+    let lost = async {
+        loop {
+            let stale = |number| Open { leader_epoch: LeaderEpoch(-2), ..open(id, number, 0, -1) };
+            let opens = (sent..sent + 5_000).map(stale).collect();
+            if !stream.sender.send(FollowerFrame { opens, ..FollowerFrame::default() }).await {
+                return;
+            }
+            sent += 5_000;
+            assert!(sent < 2_000_000, "the leader keeps whatever it is asked for");
+        }
+    };
+    soon("the end of the stream", lost).await;
+    let hello = Hello { lane: 1_000_000, ..played.hello(1) };
+    let (_sender, mut frames) = soon("a stream", dial(&Network::Tcp, &played.address(1), hello)).await.unwrap();
+    assert!(frames.next().await.is_err(), "a lane that no follower has");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acks_all_waits_until_the_follower_has_acknowledged_and_then_tells_it_the_high_watermark() {
     let cluster = Cluster::start(1, 2).await;
     let mut played = Played::start(&cluster).await;
