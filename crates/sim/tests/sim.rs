@@ -41,7 +41,7 @@ fn what_is_lost_is_noticed() {
 fn whatever_fails_nothing_acknowledged_is_lost_and_the_cluster_recovers() {
     let mut totals: BTreeMap<String, u64> = BTreeMap::new();
     // Between them: groups, transactions, a disk that is replaced, all disks losing what was not synced.
-    for seed in [4, 9, 25] {
+    for seed in [4, 9, 12] {
         for (name, value) in run(seed, 15) {
             *totals.entry(name).or_default() += value.parse::<u64>().unwrap_or(0);
         }

@@ -159,7 +159,9 @@ async fn a_leader_that_counts_what_is_durable_has_its_followers_sync_whatever_th
     cluster.start_broker(2).await;
     cluster.start_broker(1).await;
     let leader = cluster.wait_leader(id).await;
-    assert_eq!(values(cluster.broker(leader), id, 0).await, ["a", "b", "b", "b"]);
+    cluster.wait_isr(id, &[1, 2]).await;
+    assert_eq!(produce_ok(cluster.broker(leader), id, &["c"]).await, 4);
+    assert_eq!(values(cluster.broker(leader), id, 0).await, ["a", "b", "b", "b", "c"]);
 }
 
 /// What the checkpoint on a broker's disk says of `partition`.
