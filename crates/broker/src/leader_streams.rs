@@ -130,6 +130,8 @@ impl LeaderStream {
         if waiting > ANSWERS_MAX && !self.is_closed() {
             tracing::warn!(follower = %self.follower, waiting, "a follower opens sessions and reads no answers; its stream ends");
             self.close();
+            // Nobody is told any of it; the stream itself may last as long as its connection.
+            lock(&self.queues).answers = Vec::new();
         }
         self.wake.notify_one();
     }

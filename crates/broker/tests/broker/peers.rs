@@ -256,22 +256,18 @@ async fn a_follower_that_opens_sessions_and_reads_no_answers_loses_its_stream() 
     let mut played = Played::start(&cluster).await;
     let id = cluster.topic("t", &[1, PLAYED], &[]).await;
     cluster.wait_leader(id).await;
-    let stream = played.follow(1).await;
-    let mut sent = 0;
-    let lost = async {
-        loop {
-            // Large numbers take more room in what lies in the windows of the connection.
-            let number = |at: u64| u64::MAX / 2 + at;
-            let stale = |at| Open { leader_epoch: LeaderEpoch(-2), ..open(id, number(at), 0, -1) };
-            let opens = (sent..sent + 5_000).map(stale).collect();
-            if !stream.sender.send(FollowerFrame { opens, ..FollowerFrame::default() }).await {
-                return;
-            }
-            sent += 5_000;
-            assert!(sent < 2_000_000, "the leader keeps whatever it is asked for");
+    let mut stream = played.follow(1).await;
+    // Large numbers take more room in what lies in the windows of the connection.
+    let stale = |at| Open { leader_epoch: LeaderEpoch(-2), ..open(id, u64::MAX / 2 + at, 0, -1) };
+    for at in (0..2_000_000).step_by(5_000) {
+        let opens = (at..at + 5_000).map(stale).collect();
+        let sent = stream.sender.send(FollowerFrame { opens, ..FollowerFrame::default() });
+        // The leader has ended the stream, or reads no more of it: its end waits behind the answers.
+        if !tokio::time::timeout(Duration::from_secs(10), sent).await.unwrap_or(false) {
+            break;
         }
-    };
-    soon("the end of the stream", lost).await;
+    }
+    stream.ended().await;
     let hello = Hello { lane: 1_000_000, ..played.hello(1) };
     let refused = soon("an answer", dial(&Network::Tcp, &played.address(1), hello)).await;
     assert!(refused.is_err(), "a lane that no follower has");
