@@ -46,6 +46,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 RESULTS = clusters.REPOSITORY / 'docs/results/powercut.md'
 DISK_BYTES = 1 << 30
 PARTITIONS = 3
+# Of one cluster; then another one begins, with empty disks: what rounds wrote stays, and fills a disk in some 110 of them.
+ROUNDS = 75
 PAGE_CACHE_SECONDS = 10
 # Mode: its config, and how long before the cut an acknowledgement must have come for its record to be promised.
 MODES = {'sync-before-ack': ({'flush.messages': '1'}, 0.0), 'interval': ({'flush.ms': '100'}, 1.0), 'page-cache': ({}, PAGE_CACHE_SECONDS)}
@@ -365,6 +367,13 @@ showed different metadata.
 """
 
 
+def end(cluster, devices):
+    if cluster:
+        cluster.close()
+    if devices:
+        devices.close()
+
+
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument('--cuts', type=int, default=24)
@@ -378,13 +387,17 @@ def main():
     first = given.seed or (int(note.read_text()) if note.exists() else 1)
     work = home / f'run-{first}'
     shutil.rmtree(work, ignore_errors=True)
-    (work / 'cluster').mkdir(parents=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    devices, cluster, rows, seed = Devices(work), None, [], first
+    devices, cluster, rows, seed = None, None, [], first
     try:
-        cluster = CutCluster(work / 'cluster', devices)
         for number in range(given.cuts):
             seed = first + number
+            if number % ROUNDS == 0:
+                end(cluster, devices)
+                place = work / str(number)
+                (place / 'cluster').mkdir(parents=True)
+                cluster, devices = None, Devices(place)
+                cluster = CutCluster(place / 'cluster', devices)
             try:
                 row = round_(cluster, number, seed, given.quorum)
             except Exception as error:
@@ -403,9 +416,7 @@ def main():
             if problems:
                 break
     finally:
-        if cluster:
-            cluster.close()
-        devices.close()
+        end(cluster, devices)
         tally(rows, first, given.quorum)
     failed = sum(bool(problems) for _, problems, _ in rows)
     print(f'{len(rows)} cuts, {failed} failed' + (f'; logs: {work}' if failed else ''), flush=True)
