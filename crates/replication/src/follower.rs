@@ -607,18 +607,20 @@ mod tests {
         assert_eq!(replica.open_request(), Some(Open { log_start: Offset(50), ..crate::testing::open(2, 50, -1) }));
     }
 
+    /// By a leader whose log is 50..60, all of it committed.
+    const OPENED_50_TO_60: Answer = Answer::Opened {
+        high_watermark: Offset(60),
+        log_start: Offset(50),
+        log_end: Offset(60),
+        sync_before_ack: false,
+    };
+
     /// Its log was reset to the leader's log start of 50, and the session is open as number 2; actions drained.
     fn reset_to_50() -> Replica {
         let (mut replica, open) = opening(20, 5, &[(4, 0)]);
         replica.handle_answer(open.open_no, Answer::OutOfRange { log_start: Offset(50), log_end: Offset(60) }, T0);
         let open = replica.open_request().unwrap();
-        let opened = Answer::Opened {
-            high_watermark: Offset(60),
-            log_start: Offset(50),
-            log_end: Offset(60),
-            sync_before_ack: false,
-        };
-        replica.handle_answer(open.open_no, opened, T0);
+        replica.handle_answer(open.open_no, OPENED_50_TO_60, T0);
         drain(&mut replica);
         replica
     }
@@ -651,13 +653,7 @@ mod tests {
             (open.log_end, open.last_epoch, replica.epochs().clone()),
             (Offset(50), LeaderEpoch::NONE, cache(&[(6, 50)]))
         );
-        let opened = Answer::Opened {
-            high_watermark: Offset(60),
-            log_start: Offset(50),
-            log_end: Offset(60),
-            sync_before_ack: false,
-        };
-        replica.handle_answer(open.open_no, opened, T0);
+        replica.handle_answer(open.open_no, OPENED_50_TO_60, T0);
         let batches = [batch(44, 52, 4)];
         assert_eq!(replica.check_data(open.open_no, &data(50, -1, &batches)), DataVerdict::Append);
         replica.handle_follower_append(&data(50, -1, &batches));
