@@ -1,5 +1,7 @@
 """The load beside faults: idempotent producers with acks=all, a consumer group that commits, a transactional producer with a
 read_committed reader, and a watcher that fetches what was committed. All of it becomes a history."""
+import faulthandler
+import os
 import threading
 import time
 
@@ -242,9 +244,11 @@ class Workload:
         return usable
 
     def read_committed(self, name):
-        """One reader over all: one assignment from the first record to the last."""
+        """One reader over all: one assignment from the first record to the last. With READER_DEBUG in the environment (say
+        cgrp,topic,fetch,broker) librdkafka tells what it does on the standard error."""
+        debug = {'debug': os.environ['READER_DEBUG'], 'log_level': 7} if 'READER_DEBUG' in os.environ else {}
         consumer = Consumer(self.client(name, **{'group.id': unique('reader'), 'enable.auto.commit': False, 'auto.offset.reset': 'error',
-                                                 'isolation.level': 'read_committed'}))
+                                                 'isolation.level': 'read_committed', **debug}))
         consumer.assign([TopicPartition(self.transactional, p, 0) for p in range(WIDTH)])
         try:
             while not self.consuming.is_set():
@@ -369,6 +373,8 @@ class Workload:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
+                # Where each stands: in a call of the client that does not return, or in our own code.
+                faulthandler.dump_traceback()
                 raise TimeoutError(f'{thread.name} does not end within {timeout} s')
 
     def read_back(self, topic, partitions, isolation):
