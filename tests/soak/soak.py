@@ -223,13 +223,29 @@ class Passing(Part):
 
     def __init__(self, soak):
         super().__init__(soak)
-        self.number = 0
+        self.number, self.asked_again = 0, 0
+
+    def decided(self, call, done):
+        """Has the controller decide. One that is lost meanwhile leaves it open whether it did (REQUEST_TIMED_OUT): asked again, the
+        answer may be `done`."""
+        try:
+            return call()
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.REQUEST_TIMED_OUT:
+                raise
+        self.asked_again += 1
+        try:
+            return call()
+        except KafkaException as e:
+            if e.args[0].code() != done:
+                raise
 
     def turn(self):
         self.number += 1
         name = f'passing-{self.number}'
         admin = AdminClient({'bootstrap.servers': self.soak.bootstrap})
-        admin.create_topics([NewTopic(name, 6, 3)], operation_timeout=20)[name].result(60)
+        self.decided(lambda: admin.create_topics([NewTopic(name, 6, 3)], operation_timeout=20)[name].result(60),
+                     KafkaError.TOPIC_ALREADY_EXISTS)
         producer = Producer({'bootstrap.servers': self.soak.bootstrap, 'enable.idempotence': True})
         for i in range(60):
             producer.produce(name, b'passing', partition=i % 6)
@@ -242,7 +258,7 @@ class Passing(Part):
             assert time.monotonic() < deadline, f'{name}: {read} of 60 read in 90 s'
         consumer.close()
         admin.delete_consumer_groups([name])[name].result(60)
-        admin.delete_topics([name])[name].result(60)
+        self.decided(lambda: admin.delete_topics([name])[name].result(60), KafkaError.UNKNOWN_TOPIC_OR_PART)
         self.soak.ended.wait(10)
 
 
@@ -260,7 +276,8 @@ class Soak:
         seen = [0] * PARTITIONS
         self.writer, self.transactions = Writer(self, given.rate), Transactions(self)
         self.readers, self.committed = [Reader(self, seen) for _ in range(2)], Committed(self)
-        self.parts = [self.writer, self.transactions, *self.readers, self.committed, Passing(self)]
+        self.passing = Passing(self)
+        self.parts = [self.writer, self.transactions, *self.readers, self.committed, self.passing]
         self.kills, self.rows = 0, []
 
     def drain(self, step, done):
@@ -331,7 +348,8 @@ class Soak:
             if after > before + most:
                 grown.append(what)
         print(f'{self.kills} kills, {sum(self.writer.acked)} records acknowledged and read in order, '
-              f'{len(self.transactions.committed)} transactions read whole and once')
+              f'{len(self.transactions.committed)} transactions read whole and once; {self.passing.number} topics and groups came and '
+              f'went, {self.passing.asked_again} times a lost controller left open whether')
         if grown:
             raise SystemExit(f'grown: {", ".join(grown)}')
 
