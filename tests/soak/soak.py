@@ -226,12 +226,12 @@ class Passing(Part):
         self.number, self.asked_again = 0, 0
 
     def decided(self, call, done):
-        """Has the controller decide. One that is lost meanwhile leaves it open whether it did (REQUEST_TIMED_OUT): asked again, the
-        answer may be `done`."""
+        """Has the controller decide. One that is lost meanwhile leaves it open whether it did (REQUEST_TIMED_OUT), and so does a
+        broker that is killed before it answers: asked again, the answer may be `done`."""
         try:
             return call()
         except KafkaException as e:
-            if e.args[0].code() != KafkaError.REQUEST_TIMED_OUT:
+            if e.args[0].code() not in (KafkaError.REQUEST_TIMED_OUT, KafkaError._TRANSPORT):
                 raise
         self.asked_again += 1
         try:
@@ -349,7 +349,7 @@ class Soak:
                 grown.append(what)
         print(f'{self.kills} kills, {sum(self.writer.acked)} records acknowledged and read in order, '
               f'{len(self.transactions.committed)} transactions read whole and once; {self.passing.number} topics and groups came and '
-              f'went, {self.passing.asked_again} times a lost controller left open whether')
+              f'went, {self.passing.asked_again} times the loss of a node left open whether')
         if grown:
             raise SystemExit(f'grown: {", ".join(grown)}')
 
