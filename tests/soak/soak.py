@@ -226,7 +226,7 @@ class Passing(Part):
         self.number, self.asked_again = 0, 0
 
     def decided(self, call, done):
-        """Has the controller decide. One that is lost meanwhile leaves it open whether it did (REQUEST_TIMED_OUT), and so does a
+        """Has the controller or a coordinator decide. One that is lost meanwhile leaves it open whether it did (REQUEST_TIMED_OUT), and so does a
         broker that is killed before it answers: asked again, the answer may be `done`."""
         try:
             return call()
@@ -257,7 +257,7 @@ class Passing(Part):
             read += sum(not m.error() for m in consumer.consume(60, 0.5))
             assert time.monotonic() < deadline, f'{name}: {read} of 60 read in 90 s'
         consumer.close()
-        admin.delete_consumer_groups([name])[name].result(60)
+        self.decided(lambda: admin.delete_consumer_groups([name])[name].result(60), KafkaError.GROUP_ID_NOT_FOUND)
         self.decided(lambda: admin.delete_topics([name])[name].result(60), KafkaError.UNKNOWN_TOPIC_OR_PART)
         self.soak.ended.wait(10)
 
