@@ -226,8 +226,8 @@ class Passing(Part):
         self.number, self.asked_again = 0, 0
 
     def decided(self, call, done):
-        """Has the controller or a coordinator decide. One that is lost meanwhile leaves it open whether it did (REQUEST_TIMED_OUT), and so does a
-        broker that is killed before it answers: asked again, the answer may be `done`."""
+        """Has the controller or a coordinator decide. One that is lost meanwhile leaves it open whether it did
+        (REQUEST_TIMED_OUT), and so does a broker that is killed before it answers: asked again, the answer may be `done`."""
         try:
             return call()
         except KafkaException as e:
