@@ -1,6 +1,7 @@
 //! A whole broker: its parts put together, its tasks started and stopped, and the [`BrokerApi`] that listeners call.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -99,6 +100,8 @@ pub struct Broker {
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
     /// The registration that the last clean shutdown was proven for; it stays proven until this run is registered.
     previous_epoch: BrokerEpoch,
+    /// How many topics' requests this process has seeded.
+    seeded: AtomicU64,
     /// What the tail cache may hold.
     _tail_cache: Standing,
 }
@@ -149,6 +152,7 @@ impl Broker {
             verifier: parts.verifier.unwrap_or(verifier),
             tasks: std::sync::Mutex::default(),
             previous_epoch,
+            seeded: AtomicU64::new(0),
             _tail_cache: context.budget.stand_beside(tail_bytes),
         });
         let control = parts.control.unwrap_or_else(Handle::current);
@@ -255,11 +259,19 @@ impl Broker {
         self.transactions.stop();
     }
 
+    /// So that new topics are known when their request is asked again: another seed for each, from what no other process has.
+    fn seed(&self, request: &mut ControlRequest) {
+        if let ControlRequest::CreateTopics(create) = request {
+            let number = u128::from(self.seeded.fetch_add(1, Ordering::Relaxed)) + 1;
+            create.seed = self.context.config.incarnation.0.as_u128().wrapping_add(number << 32);
+        }
+    }
+
     /// As Kafka makes the topics of its coordinators.
     async fn create_coordinators_topic(&self, kind: CoordinatorKind) -> Result<(), ErrorCode> {
         let topic = coordinators_topic(&self.context.config, kind);
         let name = topic.name.clone();
-        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false, seed: 0 });
         match self.control(request, 5_000).await {
             Ok(ControlResponse::CreateTopics(created)) => match created.first().map(|topic| &topic.result) {
                 Some(Err(error)) if error.code != ErrorCode::TopicAlreadyExists => {
@@ -451,7 +463,11 @@ impl BrokerApi for Broker {
         self.producer_ids.next(&self.context).await
     }
 
-    async fn control(&self, request: ControlRequest, timeout_ms: u64) -> Result<ControlResponse, ControlUnavailable> {
+    async fn control(
+        &self,
+        mut request: ControlRequest,
+        timeout_ms: u64,
+    ) -> Result<ControlResponse, ControlUnavailable> {
         let timed_out = |message: String| ControlUnavailable { error: ErrorCode::RequestTimedOut, message };
         if timeout_ms == 0 {
             // As Kafka: nothing is begun whose time is over.
@@ -459,6 +475,7 @@ impl BrokerApi for Broker {
         }
         let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms);
         let unavailable = |error: CallError| timed_out(error.to_string());
+        self.seed(&mut request);
         let answered = self.context.controller.ask(request, deadline).await.map_err(unavailable)?;
         // A client that asks here next sees what was decided.
         let shown = || (self.context.image().next_offset() >= answered.next_offset).then_some(());

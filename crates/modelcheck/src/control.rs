@@ -74,7 +74,7 @@ impl Control {
             assignments: vec![(PartitionIndex(0), brokers(scenario.replicas))],
             configs,
         };
-        self.ask(&ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false }));
+        self.ask(&ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false, seed: 0 }));
         self.partition.topic_id = self.control.image().topic_id(TOPIC).expect("the topic was created");
     }
 

@@ -852,7 +852,7 @@ fn info_from_wire(info: wire::DescribeResponse) -> Result<QuorumInfo, RpcError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metadata::control::UpdateFeatures;
+    use metadata::control::{CreateTopics, UpdateFeatures};
     use model::Uuid;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -1060,7 +1060,10 @@ mod tests {
         let now = (first.asked.load(Ordering::Relaxed), second.asked.load(Ordering::Relaxed));
         assert_eq!(now, (asked + 1, others));
         // What does the same the second time goes on to the next.
-        assert_eq!(asks(repeatable()).await, Ok(answered));
+        assert_eq!(asks(repeatable()).await.as_ref(), Ok(&answered));
+        let topics = |seed| ControlRequest::CreateTopics(CreateTopics { topics: vec![], validate_only: false, seed });
+        assert_eq!(asks(topics(0)).await, Err(CallError::Unknown));
+        assert_eq!(asks(topics(1)).await, Ok(answered), "whose own it knows");
     }
 
     #[tokio::test]

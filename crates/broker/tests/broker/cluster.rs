@@ -485,7 +485,7 @@ impl Cluster {
             assignments: vec![(PartitionIndex(0), replicas.iter().map(|id| BrokerId(*id)).collect())],
             configs: configs.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect(),
         };
-        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false, seed: 0 });
         let ControlResponse::CreateTopics(created) = self.controller.ask(&request) else { panic!("another answer") };
         let id = created[0].result.as_ref().unwrap().id;
         let id = TopicPartition { topic_id: id, partition: PartitionIndex(0) };
@@ -504,7 +504,7 @@ impl Cluster {
             assignments: Vec::new(),
             configs: configs.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect(),
         };
-        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+        let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false, seed: 0 });
         let ControlResponse::CreateTopics(created) = self.controller.ask(&request) else { panic!("another answer") };
         let topic_id = created[0].result.as_ref().unwrap().id;
         (0..partitions).map(|at| TopicPartition { topic_id, partition: PartitionIndex(at) }).collect()

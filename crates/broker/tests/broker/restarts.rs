@@ -319,7 +319,7 @@ async fn many_partitions_at_once_are_each_made_and_found_again_also_where_an_old
         assignments: (0..MANY).map(|at| (PartitionIndex(at), vec![BrokerId(1), BrokerId(2)])).collect(),
         configs: Vec::new(),
     };
-    let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false });
+    let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false, seed: 0 });
     let ControlResponse::CreateTopics(created) = cluster.controller.ask(&request) else { panic!("another answer") };
     let topic_id = created[0].result.as_ref().unwrap().id;
     let new: Vec<_> = (0..MANY).map(|at| TopicPartition { topic_id, partition: PartitionIndex(at) }).collect();

@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: CreateTopicsRequest) -> CreateTopicsResponse {
     let names: Vec<String> = request.topics.iter().map(|topic| topic.name.clone()).collect();
     let topics = request.topics.into_iter().map(wanted).collect();
-    let create = CreateTopics { topics, validate_only: request.validate_only };
+    let create = CreateTopics { topics, validate_only: request.validate_only, seed: 0 };
     let mut topics: Vec<CreatableTopicResult> =
         match ask_controller!(call, CreateTopics, create, millis(request.timeout_ms)) {
             Ok(created) => created.into_iter().map(|topic| told(&call, topic)).collect(),

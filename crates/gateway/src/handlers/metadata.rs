@@ -141,7 +141,7 @@ async fn create_missing<B: BrokerApi>(call: &Call<B>, names: &[String]) -> BTree
     if topics.is_empty() {
         return BTreeMap::new();
     }
-    let request = CreateTopics { topics, validate_only: false };
+    let request = CreateTopics { topics, validate_only: false, seed: 0 };
     match ask_controller!(call, CreateTopics, request, CREATE_TIMEOUT_MS) {
         Ok(created) => {
             let refusal = |error: ::metadata::ControlError| match error.code {

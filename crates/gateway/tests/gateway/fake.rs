@@ -370,7 +370,7 @@ impl BrokerApi for Fake {
     async fn control(&self, request: ControlRequest, _: u64) -> Result<ControlResponse, ControlUnavailable> {
         self.controlled.lock().unwrap().push(request.clone());
         match request {
-            ControlRequest::CreateTopics(CreateTopics { topics, validate_only }) => {
+            ControlRequest::CreateTopics(CreateTopics { topics, validate_only, .. }) => {
                 let create = |topic: metadata::control::CreateTopic| {
                     let id = if validate_only { TopicId::NONE } else { self.topic(&topic.name, 1) };
                     let configs = topic.configs.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();

@@ -66,8 +66,8 @@ pub enum ControlRequest {
 }
 
 impl ControlRequest {
-    /// Whether asking twice is as asking once: then it may be asked again although it is unknown what became of it. What
-    /// clients want done is not: the second time would meet the effect of the first.
+    /// Whether asking twice is as asking once: then it may be asked again although it is unknown what became of it. Most of what
+    /// clients want done is not: the second time would meet the effect of the first. New topics are known by their identities.
     #[must_use]
     pub fn may_repeat(&self) -> bool {
         match self {
@@ -80,8 +80,8 @@ impl ControlRequest {
             | ControlRequest::RecoveryReport(_)
             | ControlRequest::AssignReplicas(_)
             | ControlRequest::AllocateProducerIds { .. } => true,
-            ControlRequest::CreateTopics(_)
-            | ControlRequest::DeleteTopics(_)
+            ControlRequest::CreateTopics(request) => request.seed != 0,
+            ControlRequest::DeleteTopics(_)
             | ControlRequest::CreatePartitions(_)
             | ControlRequest::IncrementalAlterConfigs(_)
             | ControlRequest::AlterConfigs(_)
@@ -401,6 +401,9 @@ pub struct CreateTopics {
     pub topics: Vec<CreateTopic>,
     /// Whether only to say what would happen.
     pub validate_only: bool,
+    /// The identities of the topics follow from it, so that a request that is asked again knows what it created the first time.
+    /// Chosen by who asks, another one for each request; 0: the controller chooses, and the request is not to be asked again.
+    pub seed: u128,
 }
 
 /// A new topic.

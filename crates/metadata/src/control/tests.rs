@@ -135,7 +135,7 @@ impl Cluster {
 
     fn create(&mut self, topic: CreateTopic) -> Result<NewTopic, ControlError> {
         match self
-            .ask(ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false }))
+            .ask(ControlRequest::CreateTopics(CreateTopics { topics: vec![topic], validate_only: false, seed: 0 }))
             .response
         {
             ControlResponse::CreateTopics(mut list) => list.remove(0).result,
@@ -1199,7 +1199,7 @@ fn topics_are_refused_with_kafkas_codes() {
 #[test]
 fn validating_a_topic_creates_nothing() {
     let mut cluster = Cluster::of(3);
-    let request = CreateTopics { topics: vec![plain("t"), plain("u"), plain("u")], validate_only: true };
+    let request = CreateTopics { topics: vec![plain("t"), plain("u"), plain("u")], validate_only: true, seed: 0 };
     let decision = cluster.ask(ControlRequest::CreateTopics(request));
     let ControlResponse::CreateTopics(list) = decision.response else { panic!("{decision:?}") };
     let configs = Default::default();
@@ -1207,6 +1207,32 @@ fn validating_a_topic_creates_nothing() {
     assert_eq!(list[0].result, Ok(would));
     assert_eq!(code(list[1].result.clone()), ErrorCode::InvalidRequest);
     assert_eq!(decision.records, vec![]);
+}
+
+/// An answer that is lost with its controller leaves it open whether the topics are there: the broker asks the next one.
+#[test]
+fn a_request_for_topics_that_is_asked_again_knows_its_own() {
+    let mut cluster = Cluster::of(3);
+    let configured =
+        CreateTopic { partitions: 4, configs: vec![("retention.ms".to_owned(), value("5"))], ..plain("t") };
+    let topics = vec![plain("bad name"), configured, plain("u")];
+    let request = |seed| CreateTopics { topics: topics.clone(), validate_only: false, seed };
+    let mut ask = |request| {
+        let decision = cluster.ask(ControlRequest::CreateTopics(request));
+        let ControlResponse::CreateTopics(list) = decision.response else { panic!("{:?}", decision.response) };
+        (list, decision.records.len())
+    };
+    let first = CreateTopics { topics: topics[..2].to_vec(), ..request(7) };
+    let (before, records) = ask(first);
+    assert!(records > 4 && before[1].result.is_ok(), "{before:?}");
+    // All of it again, and one that the first time did not come to.
+    let (again, records) = ask(request(7));
+    assert_eq!((&again[..2], records), (before.as_slice(), 2), "{again:?}");
+    assert_eq!(ask(request(7)), (again, 0));
+    for seed in [8, 0] {
+        let (other, records) = ask(request(seed));
+        assert_eq!((code(other[1].result.clone()), records), (ErrorCode::TopicAlreadyExists, 0));
+    }
 }
 
 #[test]
@@ -1554,7 +1580,8 @@ proptest! {
 #[test]
 fn deciding_twice_decides_the_same() {
     let mut cluster = Cluster::of(3);
-    let request = ControlRequest::CreateTopics(CreateTopics { topics: vec![plain("t")], validate_only: false });
+    let request =
+        ControlRequest::CreateTopics(CreateTopics { topics: vec![plain("t")], validate_only: false, seed: 0 });
     cluster.control.observe(&request, cluster.now);
     let decide = |cluster: &Cluster, entropy| cluster.control.decide(&request, cluster.now, entropy);
     assert_eq!(decide(&cluster, 5), decide(&cluster, 5));

@@ -34,6 +34,17 @@ fn check_may_grow(name: &str) -> Result<(), ControlError> {
     Ok(())
 }
 
+/// Version 4, not starting with '-' as Kafka's: it would read as an option on a command line.
+fn topic_id(entropy: &mut Entropy) -> TopicId {
+    loop {
+        let bits = entropy.next_u128() & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+        let id = TopicId(Uuid::from_u128(bits));
+        if !id.to_string().starts_with('-') {
+            return id;
+        }
+    }
+}
+
 impl Draft<'_> {
     pub(super) fn create_topics(
         &mut self,
@@ -41,16 +52,19 @@ impl Draft<'_> {
         entropy: u128,
     ) -> Result<ControlResponse, ControlError> {
         let mut entropy = Entropy::new(entropy);
+        // One for each topic, whatever becomes of the others: the same ones when the request is asked again.
+        let mut seeded = (request.seed != 0).then(|| Entropy::new(request.seed));
         let mut times = BTreeMap::<&str, usize>::new();
         for topic in &request.topics {
             *times.entry(&topic.name).or_default() += 1;
         }
         let mut results = Vec::new();
         for topic in &request.topics {
+            let wanted = seeded.as_mut().map(topic_id);
             let result = if times.get(topic.name.as_str()).is_some_and(|times| *times > 1) {
                 Err(ControlError::new(ErrorCode::InvalidRequest, "Duplicate topic name."))
             } else {
-                self.create_topic(topic, request.validate_only, &mut entropy)
+                self.create_topic(topic, wanted, request.validate_only, &mut entropy)
             };
             results.push(CreatedTopic { name: topic.name.clone(), result });
         }
@@ -63,6 +77,7 @@ impl Draft<'_> {
     fn create_topic(
         &mut self,
         topic: &CreateTopic,
+        wanted: Option<TopicId>,
         validate_only: bool,
         entropy: &mut Entropy,
     ) -> Result<NewTopic, ControlError> {
@@ -71,9 +86,14 @@ impl Draft<'_> {
             let message = format!("Creation of internal topic {CLUSTER_METADATA} is prohibited.");
             return Err(ControlError::new(ErrorCode::InvalidRequest, message));
         }
-        if self.image.topic_id(&topic.name).is_some() {
-            let message = format!("Topic '{}' already exists.", topic.name);
-            return Err(ControlError::new(ErrorCode::TopicAlreadyExists, message));
+        match self.image.topic_id(&topic.name) {
+            // This very request created it, and its answer was lost.
+            Some(id) if Some(id) == wanted => return Ok(self.created_before(id, &topic.name)),
+            Some(_) => {
+                let message = format!("Topic '{}' already exists.", topic.name);
+                return Err(ControlError::new(ErrorCode::TopicAlreadyExists, message));
+            }
+            None => {}
         }
         self.check_collision(&topic.name)?;
         let configs = check_topic_configs(&topic.configs)?;
@@ -84,7 +104,7 @@ impl Draft<'_> {
         };
         let zones = configs.get(ACK_RULE).and_then(|rule| configs::ack_zones(rule)).unwrap_or(0);
         self.check_zones(zones, &placement)?;
-        let id = self.new_topic_id(entropy);
+        let id = wanted.filter(|id| self.image.topic(*id).is_none()).unwrap_or_else(|| self.new_topic_id(entropy));
         self.push(MetadataRecord::Topic { id, name: topic.name.clone() });
         // Before the partitions: min ISR counts from the first one on.
         for (name, value) in &configs {
@@ -105,6 +125,22 @@ impl Draft<'_> {
             replication_factor: i16::try_from(replicas).unwrap_or(i16::MAX),
             configs,
         })
+    }
+
+    fn created_before(&self, id: TopicId, name: &str) -> NewTopic {
+        let partitions = self.image.topic(id).map_or(0, |topic| topic.partitions.len());
+        let first = self.image.partition(TopicPartition { topic_id: id, partition: PartitionIndex(0) });
+        NewTopic {
+            id,
+            partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+            replication_factor: i16::try_from(first.map_or(0, |first| first.replicas.len())).unwrap_or(i16::MAX),
+            configs: self
+                .image
+                .configs()
+                .get(&ConfigResource::Topic(name.to_owned()))
+                .map(|set| (**set).clone())
+                .unwrap_or_default(),
+        }
     }
 
     /// Kafka names metrics by topic with '.' and '_' alike: two topics must not differ in them alone.
@@ -243,12 +279,10 @@ impl Draft<'_> {
         }
     }
 
-    /// Version 4, not starting with '-' as Kafka's (it would read as an option on a command line), and new.
     fn new_topic_id(&self, entropy: &mut Entropy) -> TopicId {
         loop {
-            let bits = entropy.next_u128() & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-            let id = TopicId(Uuid::from_u128(bits));
-            if self.image.topic(id).is_none() && !id.to_string().starts_with('-') {
+            let id = topic_id(entropy);
+            if self.image.topic(id).is_none() {
                 return id;
             }
         }

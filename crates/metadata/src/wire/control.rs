@@ -63,6 +63,7 @@ pub(super) fn request_to_wire(request: &ControlRequest) -> Kind {
         ControlRequest::CreateTopics(r) => Kind::CreateTopics(wire::CreateTopics {
             topics: r.topics.iter().map(create_to_wire).collect(),
             validate_only: r.validate_only,
+            seed: uuid_to_wire(model::Uuid::from_u128(r.seed)),
         }),
         ControlRequest::DeleteTopics(r) => {
             Kind::DeleteTopics(wire::DeleteTopics { topics: r.topics.iter().map(topic_ref_to_wire).collect() })
@@ -118,6 +119,8 @@ pub(super) fn request_from_wire(kind: Kind) -> Result<ControlRequest, WireError>
         Kind::CreateTopics(r) => ControlRequest::CreateTopics(CreateTopics {
             topics: each(r.topics, create)?,
             validate_only: r.validate_only,
+            // None from a broker of before.
+            seed: if r.seed.is_empty() { 0 } else { uuid(&r.seed, "seed")?.as_u128() },
         }),
         Kind::DeleteTopics(r) => ControlRequest::DeleteTopics(DeleteTopics { topics: each(r.topics, topic_ref)? }),
         Kind::CreatePartitions(r) => ControlRequest::CreatePartitions(CreatePartitions {

@@ -194,6 +194,7 @@ fn admin_requests() -> Vec<ControlRequest> {
                 configs: vec![pair(Some("v")), pair(None)],
             }],
             validate_only: true,
+            seed: u128::MAX - 5,
         }),
         ControlRequest::DeleteTopics(DeleteTopics {
             topics: vec![TopicRef::Name("t".to_owned()), TopicRef::Id(TopicId(id(5)))],
