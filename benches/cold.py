@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What it costs a node to serve a log that is in no tail cache: CPU a gigabyte, and MB/s, of one consumer.
 
-  cold.py [--gigabytes 2] [--batch 16 1000] [--fetch 64 256 1024] [--rounds 3] [--evict] [BINARY…]
+  cold.py [--gigabytes 2] [--batch 16 1000] [--fetch 64 256 1024] [--rounds 3] [--evict | --tail] [BINARY…]
 
 One node of its own (RF 1, one partition, fresh data) is filled with batches of so many KiB and started again: nothing of them
 is in the tail cache then, all of it in the page cache, or nothing of it with --evict. Then a consumer that looks at nothing
 but the batches' headers reads it from end to end, with fetches of so many KiB, in turns from each binary (or
 target/release/ottla). Beside it, in the same sitting: the same file sent by bare sendfile to a socket of this machine, whose
-other end throws it away. CPU is the sender's alone: the node's, or of the process that calls sendfile.
+other end throws it away. CPU is the sender's alone: the node's, or of the process that calls sendfile. With --tail the tail cache is
+larger than the log and the node is not started again: everything is read from there.
 """
 import argparse
 import os
@@ -134,7 +135,8 @@ def row(name, runs):
 def measure(binaries, batch, given):
     home = pathlib.Path(tempfile.mkdtemp(prefix='ottla-cold-', dir=installs.CACHE))
     os.environ['OTTLA'] = binaries[0]
-    cluster = clusters.OttlaCluster(home, nodes=1)
+    overrides = [f'ottla.tail.cache.bytes={int(given.gigabytes * 1.5e9)}'] if given.tail else []
+    cluster = clusters.OttlaCluster(home, nodes=1, overrides=overrides)
     try:
         admin = AdminClient({'bootstrap.servers': cluster.bootstrap})
         admin.create_topics([NewTopic(TOPIC, 1, 1, config={'segment.bytes': str(1 << 30)})])[TOPIC].result(30)
@@ -142,16 +144,17 @@ def measure(binaries, batch, given):
         fill(cluster.bootstrap, int(given.gigabytes * 1e9), batch)
         files = sorted(cluster.partition_directory(1, TOPIC, 0).glob('*.log'))
         print(f'{sum(f.stat().st_size for f in files) / 1e9:.1f} GB in batches of {batch} KiB, '
-              f'{"on the disk" if given.evict else "in the page cache"}', flush=True)
+              f'{"in the tail cache" if given.tail else "on the disk" if given.evict else "in the page cache"}', flush=True)
         runs = {}
         for _ in range(given.rounds):
             settle(files, given.evict)
             runs.setdefault('bare sendfile', []).append(bare(files))
             for binary in binaries:
-                cluster.stop(1)
-                os.environ['OTTLA'] = binary
-                cluster.start(1)
-                cluster.wait_ready()
+                if not given.tail:
+                    cluster.stop(1)
+                    os.environ['OTTLA'] = binary
+                    cluster.start(1)
+                    cluster.wait_ready()
                 for size in given.fetch:
                     settle(files, given.evict)
                     runs.setdefault(f'{binary[-24:]} fetches of {size} KiB', []).append(consume(cluster, size << 10))
@@ -170,6 +173,7 @@ def main():
     arguments.add_argument('--fetch', type=int, nargs='*', default=[64, 256, 1024])
     arguments.add_argument('--rounds', type=int, default=3)
     arguments.add_argument('--evict', action='store_true')
+    arguments.add_argument('--tail', action='store_true', help='with one binary')
     given = arguments.parse_args()
     binaries = given.binaries or [clusters.ottla_binary()]
     for batch in given.batch:
