@@ -41,8 +41,8 @@ from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 PARTITIONS = 12
 # By how much the median of the last quarter may be above that of the second: memory in MiB, files and threads each.
 GROWTH = {'rss': 24, 'files': 12, 'threads': 2}
-# What retention leaves on the disks: a soak of any length fits.
-BOUNDED = {'retention.bytes': str(64 << 20), 'segment.bytes': str(16 << 20)}
+# What retention leaves on the disks: a soak of any length fits, and after some minutes there is no segment more than there was.
+BOUNDED = {'retention.bytes': str(6 << 20), 'segment.bytes': str(1 << 20)}
 
 
 class Part(threading.Thread):
