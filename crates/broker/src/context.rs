@@ -11,7 +11,7 @@ use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, Time, TopicId, TopicPartition};
 use rpc::controller::{CallError, ControllerClient};
 use rpc::net::Network;
-use storage::{DiskPool, LogDir, LogDirs};
+use storage::{DirHealth, DiskPool, LogDir, LogDirs};
 use tokio::sync::{Notify, watch};
 
 use crate::budget::MemoryBudget;
@@ -433,9 +433,9 @@ impl Context {
         judged
     }
 
-    /// The log directories that have less space than is to be kept.
-    pub(crate) fn full_directories(&self) -> Vec<DirectoryId> {
-        self.dirs.working().filter(|dir| dir.health().is_full()).map(|dir| dir.id()).collect()
+    /// The log directories that are in use and in this state.
+    pub(crate) fn directories_that(&self, are: fn(&DirHealth) -> bool) -> Vec<DirectoryId> {
+        self.dirs.working().filter(|dir| are(dir.health())).map(|dir| dir.id()).collect()
     }
 
     /// Between half of `duration` and all of it.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use metadata::control::{AssignReplicas, ControlRequest, ControlResponse};
 use model::{DirectoryId, TopicPartition};
 use storage::LogDir;
+use storage::reserve::floor_of;
 use tokio::sync::Notify;
 
 use crate::context::Context;
@@ -68,7 +69,8 @@ pub(crate) async fn watch(context: Arc<Context>) {
         };
         context.disk_pool.run(look).await;
         for dir in context.dirs.iter() {
-            let now = Seen { full: dir.health().is_full(), failed: !dir.works() };
+            let health = dir.health();
+            let now = Seen { full: health.is_full(), exhausted: health.is_exhausted(), failed: !dir.works() };
             let before = seen.insert(dir.id(), now).unwrap_or_default();
             if now.failed && !before.failed {
                 end_replicas(&context, dir);
@@ -79,6 +81,12 @@ pub(crate) async fn watch(context: Arc<Context>) {
                 tell_space(dir, now.full);
                 context.heartbeat_wanted.notify_one();
             }
+            if now.exhausted != before.exhausted && !now.failed {
+                tell_exhausted(dir, now.exhausted);
+                context.heartbeat_wanted.notify_one();
+                // Of replicas that ended for want of space.
+                context.reopening_wanted.notify_one();
+            }
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -88,6 +96,7 @@ pub(crate) async fn watch(context: Arc<Context>) {
 #[derive(Clone, Copy, Default)]
 struct Seen {
     full: bool,
+    exhausted: bool,
     failed: bool,
 }
 
@@ -114,6 +123,21 @@ fn tell_space(dir: &LogDir, full: bool) {
         );
     } else {
         tracing::info!(%directory, available, reserve, "there is space again: writes are taken");
+    }
+}
+
+fn tell_exhausted(dir: &LogDir, exhausted: bool) {
+    let space = dir.health().space();
+    let directory = dir.data().path().display();
+    let (available, least) = (space.available, floor_of(space.reserve));
+    if exhausted {
+        tracing::error!(
+            %directory, available, least,
+            "little is left of what ottla.disk.reserve.bytes keeps: writes of internal topics are refused here, too, so no \
+             offset can be committed; free some space"
+        );
+    } else {
+        tracing::info!(%directory, available, least, "writes of internal topics are taken again");
     }
 }
 

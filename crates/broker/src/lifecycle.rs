@@ -15,6 +15,7 @@ use metadata::control::{
 use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use rpc::controller::MetadataEvent;
 use rpc::net::Keepalive;
+use storage::DirHealth;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -264,7 +265,8 @@ async fn heartbeat(
         offline_directories: context.dirs.offline(),
         cordoned_directories: context.cordoned_directories(),
         lossy: failed.iter().chain(&found_lossy).copied().collect(),
-        full_directories: context.full_directories(),
+        full_directories: context.directories_that(DirHealth::is_full),
+        exhausted_directories: context.directories_that(DirHealth::is_exhausted),
     };
     match context.ask(ControlRequest::Heartbeat(request), CALL_TIMEOUT).await {
         Ok(ControlResponse::Heartbeat(answer)) => {

@@ -516,8 +516,9 @@ impl Replicas {
         when_possible(&self.context.disk_pool, move || place.open()).await
     }
 
-    /// Opens replicas anew that a read found damaged, or that could not go on for want of a file descriptor, once the metadata
-    /// says that they count for nothing: they are found as at a start, and fetch again what they have lost (`R29`).
+    /// Opens replicas anew that a read found damaged, or that could not go on for want of a file descriptor or of space, once
+    /// the metadata says that they count for nothing: they are found as at a start, and fetch again what they have lost (`R29`).
+    /// Where nothing is left of the reserve, they would end again: that is waited for.
     pub(crate) async fn reopen_damaged(&mut self, image: &MetadataImage) {
         let me = self.context.config.broker_id;
         for id in self.context.damaged_and_told() {
@@ -525,6 +526,7 @@ impl Replicas {
                 // It goes, or is gone.
                 None => self.context.reopened(id),
                 Some(now) if now.isr.contains(&me) || now.elr.contains(&me) || now.leader == me => {}
+                Some(_) if self.context.partition(id).is_some_and(|p| p.dir().health().is_exhausted()) => {}
                 Some(_) => self.reopen(image, id).await,
             }
         }

@@ -39,7 +39,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::control_loop::{ControlConfig, ControlHandle, ControlLoop};
 use crate::raft::runtime::{Random, seed_thread};
-use crate::raft::{OpenError, Quorum, QuorumConfig};
+use crate::raft::{OpenError, Quorum, QuorumConfig, Waits};
 use crate::service::Service;
 use crate::supervision::Supervision;
 
@@ -241,6 +241,8 @@ async fn run(config: ControllerConfig, incoming: Option<Incoming>, ready: onesho
     if ready.send(Ok(handle)).is_ok() {
         serve(&config, Arc::clone(&quorum), &control, listener, stopping).await;
     }
+    // What waits for space was acknowledged to nobody.
+    quorum.waits.end();
     quorum.shutdown().await;
     done.send_replace(true);
 }
@@ -250,20 +252,22 @@ async fn open(
     incoming: Option<Incoming>,
 ) -> Result<(Arc<Quorum>, Listening, SocketAddr), ControllerError> {
     let bind = |source| ControllerError::Bind { address: config.bind, source };
-    let (listener, address, pool) = match incoming {
-        Some(incoming) => (Listening::Links(incoming), config.bind, DiskPool::inline()),
+    let (listener, address, pool, waits) = match incoming {
+        // One thread does everything: nothing may wait in it.
+        Some(incoming) => (Listening::Links(incoming), config.bind, DiskPool::inline(), Waits::never()),
         None => {
             let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
             let address = listener.local_addr().map_err(bind)?;
             // One thread writes, one reads: nobody else's work comes between.
             let pool = DiskPool::new(2).map_err(ControllerError::Thread)?;
-            (Listening::Tcp(listener), address, pool)
+            (Listening::Tcp(listener), address, pool, Waits::default())
         }
     };
     let quorum = Quorum::open(QuorumConfig {
         me: QuorumNode { id: config.node_id, directory: config.directory },
         voters: config.voters.clone(),
         disk: Arc::clone(&config.disk),
+        waits,
         dir: config.path.clone(),
         keep_image: config.keep_image,
         pool,

@@ -2,7 +2,7 @@
 //!
 //! A leader whose batch stays unresolved or whose metrics stand still for two seconds stops its heartbeats, so that the
 //! others elect; after ten seconds, or when openraft has stopped, nothing but a restart helps. The ten seconds are of a
-//! process that runs: one that was paused starts to count when it goes on.
+//! process that runs: one that was paused starts to count when it goes on, and so does one whose log waits for space.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -37,9 +37,9 @@ struct Awake {
 }
 
 impl Awake {
-    /// How long nothing has paused the process.
-    fn look(&mut self, now: Instant) -> Duration {
-        if now - self.looked >= RESIGN {
+    /// How long nothing has paused the process, as far as it is not `held`.
+    fn look(&mut self, now: Instant, held: bool) -> Duration {
+        if held || now - self.looked >= RESIGN {
             self.since = now;
         }
         self.looked = now;
@@ -75,7 +75,7 @@ impl Supervision {
         let mut pause = LOOK;
         loop {
             tokio::time::sleep(pause).await;
-            self.awake();
+            self.awake(quorum);
             let leading = quorum.contact.leading();
             if let Some(tenure) = leading {
                 self.judge(quorum, tenure, quorum.contact.silence(), "openraft's metrics stand still");
@@ -91,15 +91,15 @@ impl Supervision {
     }
 
     fn judge(&self, quorum: &Quorum, tenure: Tenure, age: Duration, why: &str) {
-        if age.min(self.awake()) >= FATAL {
+        if age.min(self.awake(quorum)) >= FATAL {
             self.fatal(why);
         } else if age >= RESIGN {
             self.resign(quorum, tenure, why);
         }
     }
 
-    fn awake(&self) -> Duration {
-        self.awake.lock().expect("no holder of the lock panics").look(Instant::now())
+    fn awake(&self, quorum: &Quorum) -> Duration {
+        self.awake.lock().expect("no holder of the lock panics").look(Instant::now(), quorum.waits_for_space())
     }
 
     fn resign(&self, quorum: &Quorum, tenure: Tenure, why: &str) {
@@ -127,11 +127,23 @@ mod tests {
         let mut now = start;
         while now < start + 2 * FATAL {
             now += LOOK;
-            awake.look(now);
+            awake.look(now, false);
         }
-        assert!(awake.look(now) >= FATAL, "a process that runs counts all of it");
+        assert!(awake.look(now, false) >= FATAL, "a process that runs counts all of it");
         now += 2 * FATAL;
-        assert_eq!(awake.look(now), Duration::ZERO);
-        assert_eq!(awake.look(now + LOOK), LOOK);
+        assert_eq!(awake.look(now, false), Duration::ZERO);
+        assert_eq!(awake.look(now + LOOK, false), LOOK);
+    }
+
+    #[test]
+    fn time_in_which_the_log_waited_for_space_makes_nothing_fatal() {
+        let start = Instant::now();
+        let mut awake = Awake { since: start, looked: start };
+        let mut now = start;
+        while now < start + 2 * FATAL {
+            now += LOOK;
+            assert_eq!(awake.look(now, true), Duration::ZERO);
+        }
+        assert_eq!(awake.look(now + LOOK, false), LOOK);
     }
 }

@@ -144,6 +144,7 @@ fn heartbeat(broker: i32, epoch: BrokerEpoch) -> ControlRequest {
         cordoned_directories: Vec::new(),
         lossy: Vec::new(),
         full_directories: Vec::new(),
+        exhausted_directories: Vec::new(),
     })
 }
 
@@ -496,6 +497,69 @@ async fn a_controller_whose_disk_fails_asks_for_its_end_and_the_others_go_on() {
     until("the wish to end", || !fatal.lock().unwrap().is_empty()).await;
     assert!(fatal.lock().unwrap().iter().all(|id| *id == cluster.voters[leader].0.0));
     assert!(!cluster.handle(leader).is_active());
+}
+
+/// From now on every write there finds no space, until it is forgiven.
+fn fill(disk: &MemDisk) {
+    (0..5_000).for_each(|_| disk.fail(Call::Write, 0, FaultKind::Enospc));
+}
+
+/// A registration at one controller alone, which nobody answers yet.
+fn begin_register(cluster: &Cluster, at: usize, broker: i32) -> tokio::task::JoinHandle<BrokerEpoch> {
+    let client = ControllerClient::new(&cluster.voters[at..=at]).unwrap();
+    tokio::spawn(async move { register(&client, broker, 1).await })
+}
+
+#[tokio::test]
+async fn a_leader_without_space_waits_as_one_that_is_paused_and_comes_back_by_itself() {
+    // R30, R67: the others go on, and no process ends.
+    let disks: Vec<MemDisk> = (0..3).map(|_| MemDisk::new()).collect();
+    let mut cluster = Cluster::of_three(|config| {
+        config.disk = Arc::new(disks[usize::try_from(config.node_id.0 - 1).unwrap()].clone());
+    });
+    cluster.start_all().await;
+    let (leader, _) = cluster.active().await;
+    cluster.register(1).await;
+    let old = cluster.handle(leader).clone();
+    fill(&disks[leader]);
+    let hanging = begin_register(&cluster, leader, 2);
+    until("the wait", || old.quorum.waits_for_space()).await;
+    until("the end of its activity", || !old.is_active()).await;
+    let (second, _) = cluster.active().await;
+    assert_ne!(second, leader);
+    let others: Vec<_> = cluster.voters.iter().filter(|(id, _)| *id != cluster.voters[leader].0).cloned().collect();
+    let epoch = register(&ControllerClient::new(&others).unwrap(), 3, 1).await;
+    assert!(old.quorum.waits_for_space() && old.quorum.image().broker_epoch(BrokerId(3)) != epoch);
+    hanging.abort();
+    disks[leader].forgive();
+    until("its return", || old.quorum.image().broker_epoch(BrokerId(3)) == epoch).await;
+    assert!(!old.quorum.waits_for_space());
+    let (active, _) = cluster.active().await;
+    assert_eq!(cluster.handle(active).status().quorum.term, cluster.handle(second).status().quorum.term);
+}
+
+#[tokio::test]
+async fn a_sole_voter_without_space_waits_for_it_and_can_be_stopped_meanwhile() {
+    let disk = MemDisk::new();
+    let mut cluster = Cluster::of_three(|config| config.disk = Arc::new(disk.clone()));
+    cluster.configs[0].voters.truncate(1);
+    cluster.start(0).await;
+    cluster.active().await;
+    fill(&disk);
+    let hanging = begin_register(&cluster, 0, 1);
+    until("the wait", || cluster.handle(0).quorum.waits_for_space()).await;
+    disk.forgive();
+    let epoch = hanging.await.unwrap();
+    fill(&disk);
+    let hanging = begin_register(&cluster, 0, 2);
+    until("the wait", || cluster.handle(0).quorum.waits_for_space()).await;
+    tokio::time::timeout(PATIENCE, cluster.stop(0)).await.unwrap();
+    hanging.abort();
+    disk.forgive();
+    cluster.start(0).await;
+    cluster.active().await;
+    let image = cluster.handle(0).quorum.image();
+    assert_eq!((image.broker_epoch(BrokerId(1)), image.brokers().len()), (epoch, 1));
 }
 
 #[tokio::test]

@@ -206,6 +206,7 @@ impl Control {
             cordoned_directories: Vec::new(),
             lossy: Vec::new(),
             full_directories: Vec::new(),
+            exhausted_directories: Vec::new(),
         };
         match self.ask(&ControlRequest::Heartbeat(request)).response {
             ControlResponse::Heartbeat(answer) => Some(answer),
@@ -254,6 +255,7 @@ impl Control {
             cordoned_directories: Vec::new(),
             lossy: Vec::new(),
             full_directories: Vec::new(),
+            exhausted_directories: Vec::new(),
         };
         if !self.partition().awaits_recovery() || self.is_fenced(node) || self.is_shutting_down(node) {
             return false;

@@ -44,8 +44,9 @@ impl NodeStatus {
         let directory = |each: broker::DirectoryMetrics| {
             let why = each.failure.or_else(|| {
                 each.space.full.then(|| {
+                    let too = if each.space.exhausted { ", of internal topics too" } else { "" };
                     format!(
-                        "{} bytes are free and {} are kept: writes are refused",
+                        "{} bytes are free and {} are kept: writes are refused{too}",
                         each.space.available, each.space.reserve
                     )
                 })
@@ -305,6 +306,10 @@ fn directories(directories: &[broker::DirectoryMetrics], out: &mut Vec<Family>) 
     }));
     out.push(family("ottla_log_directory_refuses_writes", "1 where a log directory is below its reserve", |each| {
         f64::from(u8::from(each.space.full))
+    }));
+    let help = "1 where little is left of a log directory's reserve, so that internal topics are refused, too";
+    out.push(family("ottla_log_directory_refuses_internal_writes", help, |each| {
+        f64::from(u8::from(each.space.exhausted))
     }));
     out.push(family("kafka_log_logmanager_logdirectoryoffline", "1 where a log directory is out of use", |each| {
         f64::from(u8::from(each.failure.is_some()))

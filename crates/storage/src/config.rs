@@ -32,7 +32,8 @@ pub struct LogConfig {
     pub min_compaction_lag_ms: i64,
     pub max_compaction_lag_ms: i64,
     pub min_cleanable_dirty_ratio: f64,
-    /// Not Kafka's: appends go on below the disk's reserve. Of the topics that the brokers write for themselves.
+    /// Not Kafka's: appends go on below the disk's reserve, until little is left of it. Of the topics that the brokers write
+    /// for themselves.
     pub may_use_reserve: bool,
     /// `compression.gzip.level`, `compression.lz4.level`, `compression.zstd.level`.
     pub compression_levels: CompressionLevels,

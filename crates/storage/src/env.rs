@@ -117,10 +117,22 @@ impl DirHealth {
         self.space.space()
     }
 
-    /// Whether appends are refused for want of space.
+    /// Whether appends are refused for want of space, but for those of logs that may use the reserve.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.space.is_full()
+    }
+
+    /// Whether those are, too: what is left of the reserve is for what keeps the node going.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.space.is_exhausted()
+    }
+
+    /// Whether the appends of a log are refused for want of space, by whether it may use the reserve.
+    #[must_use]
+    pub fn refuses(&self, may_use_reserve: bool) -> bool {
+        if may_use_reserve { self.is_exhausted() } else { self.is_full() }
     }
 
     /// Takes the directory offline; the first reason stays.

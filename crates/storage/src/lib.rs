@@ -21,6 +21,7 @@ mod group_sync;
 pub mod log;
 mod log_dirs;
 pub mod metadata_store;
+pub mod patience;
 pub mod pool;
 pub mod quorum_log;
 pub mod quorum_snapshot;

@@ -5,13 +5,16 @@
 //!             │  appends go on
 //!  reserve ───┼──────────────────  below it appends are refused, but for those of internal topics; they go on again at
 //!             │                    an eighth more than the reserve
+//!  floor   ───┼──────────────────  a quarter of the reserve: below it those are refused, too; again at an eighth more
+//!             │                    than the floor. What is left is for the quorum's log, votes, snapshots, checkpoints and
+//!             │                    indexes
 //!  ballast ───┼──────────────────  a file that holds its space against everybody else: given up when the quorum's log, a
 //!             │                    vote, a checkpoint or an index finds the disk full, made again when there is room
 //!           0 ┘
 //! ```
 //!
 //! Invariants: between two looks at the file system, appends are counted against what the last one found: the reserve is
-//! not overrun by a fast writer. Segment data never takes from the ballast.
+//! not overrun by a fast writer, nor is the floor. Segment data never takes from the ballast.
 
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
@@ -35,11 +38,19 @@ const SHARE_MAX: u64 = 10;
 /// The ballast is this share of the reserve, in these bounds.
 const BALLAST_SHARE: u64 = 4;
 const BALLAST_MAX: u64 = 64 << 20;
+/// This share of the reserve no segment data takes.
+const FLOOR_SHARE: u64 = 4;
 
 /// The reserve of a file system of `total` bytes, where `configured` was given (negative: not given).
 #[must_use]
 pub fn reserve_of(total: u64, configured: i64) -> u64 {
     u64::try_from(configured).unwrap_or_else(|_| (total / SHARE).clamp(LEAST, MOST).min(total / SHARE_MAX))
+}
+
+/// Below so many free bytes nothing of a reserve is left for the logs of internal topics.
+#[must_use]
+pub fn floor_of(reserve: u64) -> u64 {
+    reserve / FLOOR_SHARE
 }
 
 /// What is known of a directory's free space.
@@ -53,6 +64,8 @@ pub struct Space {
     pub reserve: u64,
     /// Whether they are.
     pub full: bool,
+    /// Whether those of internal topics are, too.
+    pub exhausted: bool,
 }
 
 /// Whether a directory has space for appends. See the module.
@@ -64,6 +77,18 @@ pub(crate) struct SpaceGauge {
     /// What may be appended before the reserve is reached; counted only where there is a reserve.
     left: AtomicI64,
     full: AtomicBool,
+    exhausted: AtomicBool,
+}
+
+/// Whether so much space is too little, where it was before or was not: a little more than the least is asked for, so that a
+/// directory at the edge does not go back and forth.
+fn is_short(before: bool, available: u64, least: u64) -> bool {
+    available < if before { least.saturating_add(least / 8) } else { least }
+}
+
+/// A number of bytes that is counted with others.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 impl SpaceGauge {
@@ -72,27 +97,35 @@ impl SpaceGauge {
         self.total.store(total, Ordering::Relaxed);
         self.available.store(available, Ordering::Relaxed);
         self.reserve.store(reserve, Ordering::Relaxed);
-        let left = i64::try_from(available).unwrap_or(i64::MAX).saturating_sub(i64::try_from(reserve).unwrap_or(0));
-        self.left.store(left, Ordering::Relaxed);
-        // A little more than the reserve, so that a directory at the edge does not go back and forth.
-        let again = reserve.saturating_add(reserve / 8);
-        let full = if self.is_full() { available < again } else { available < reserve };
-        self.full.swap(full, Ordering::Relaxed) != full
+        self.left.store(signed(available).saturating_sub(signed(reserve)), Ordering::Relaxed);
+        let full = is_short(self.is_full(), available, reserve);
+        let exhausted = is_short(self.is_exhausted(), available, floor_of(reserve));
+        let changed = self.full.swap(full, Ordering::Relaxed) != full;
+        self.exhausted.swap(exhausted, Ordering::Relaxed) != exhausted || changed
     }
 
-    /// So many bytes were appended.
+    /// So many bytes were appended, or written to a copy.
     pub(crate) fn spend(&self, bytes: u64) {
-        if self.reserve.load(Ordering::Relaxed) == 0 {
+        let reserve = self.reserve.load(Ordering::Relaxed);
+        if reserve == 0 {
             return;
         }
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        if self.left.fetch_sub(bytes, Ordering::Relaxed) < bytes {
+        let bytes = signed(bytes);
+        let left = self.left.fetch_sub(bytes, Ordering::Relaxed).saturating_sub(bytes);
+        if left < 0 {
             self.full.store(true, Ordering::Relaxed);
+        }
+        if left.saturating_add(signed(reserve)) < signed(floor_of(reserve)) {
+            self.exhausted.store(true, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.exhausted.load(Ordering::Relaxed)
     }
 
     pub(crate) fn space(&self) -> Space {
@@ -101,6 +134,7 @@ impl SpaceGauge {
             available: self.available.load(Ordering::Relaxed),
             reserve: self.reserve.load(Ordering::Relaxed),
             full: self.is_full(),
+            exhausted: self.is_exhausted(),
         }
     }
 }
@@ -288,7 +322,26 @@ mod tests {
             gauge.measured(10_000, available, 800);
             assert_eq!((available, gauge.is_full()), (available, full));
         }
-        assert_eq!(gauge.space(), Space { total: 10_000, available: 0, reserve: 800, full: true });
+        let space = Space { total: 10_000, available: 0, reserve: 800, full: true, exhausted: true };
+        assert_eq!(gauge.space(), space);
+    }
+
+    #[test]
+    fn a_directory_below_a_quarter_of_its_reserve_is_exhausted_until_it_has_a_little_more() {
+        let gauge = SpaceGauge::default();
+        for (available, exhausted) in [(799, false), (200, false), (199, true), (224, true), (225, false)] {
+            gauge.measured(10_000, available, 800);
+            assert_eq!((available, gauge.is_exhausted(), gauge.is_full()), (available, exhausted, true));
+        }
+        assert!(gauge.measured(10_000, 100, 800) && !gauge.measured(10_000, 99, 800), "only a change is news");
+        // What is appended counts here, too.
+        gauge.measured(10_000, 300, 800);
+        gauge.spend(100);
+        assert!(!gauge.is_exhausted());
+        gauge.spend(1);
+        assert!(gauge.is_exhausted());
+        gauge.measured(10_000, 0, 0);
+        assert!(!gauge.is_exhausted(), "without a reserve nothing is refused before the disk is full");
     }
 
     #[test]

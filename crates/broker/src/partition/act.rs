@@ -1,6 +1,7 @@
 //! What the core's actions mean here, and the syncs that they ask for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{BrokerId, ErrorCode, Offset, Time};
 use replication::{Action, Lane, ProduceVerdict, SyncPoint};
@@ -14,6 +15,8 @@ use crate::loading::load_producers;
 
 /// The producers' state is checkpointed after so many bytes: to replay them takes a start some milliseconds.
 const SNAPSHOT_BYTES: u64 = 32 << 20;
+/// Before a replica that ended for want of space is opened anew.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 impl Partition {
     /// Carries out every action that is due, in order, under the lock; then sets the timer.
@@ -424,15 +427,27 @@ impl Partition {
         }
         tracing::error!(topic = %self.topic, partition = %self.id.partition, %error, "the log failed; this replica serves no longer");
         inner.failed = Some(error.to_string());
-        if inner.log.is_unfinished() {
-            // Nothing is lost: it is opened anew, as after a crash, once the controller has heard.
-            context.replica_damaged(self.id);
+        match error {
+            // Nothing is lost: it is opened anew, as after a crash, once the controller has heard; without space not at once.
+            LogError::NoSpace(_) => self.reopen_later(context),
+            _ if inner.log.is_unfinished() => context.replica_damaged(self.id),
+            _ => {}
         }
         self.forget_unverified(inner, ErrorCode::KafkaStorageError);
         inner.fail_waiters(ErrorCode::KafkaStorageError);
         inner.fetch_waiters.wake();
         inner.replica.handle_stop();
         context.replica_failed(self.id, &inner.dir);
+    }
+
+    /// What was not to be had may be there soon.
+    fn reopen_later(&self, context: &Arc<Context>) {
+        let (id, task_context) = (self.id, Arc::clone(context));
+        context.runtime.spawn(async move {
+            tokio::time::sleep(REOPEN_PAUSE).await;
+            task_context.replica_damaged(id);
+            task_context.heartbeat_wanted.notify_one();
+        });
     }
 }
 

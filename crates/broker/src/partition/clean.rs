@@ -247,9 +247,9 @@ impl Inner {
         self.failed.is_none() && !self.removed && self.uncleanable.is_none() && self.moving.is_none()
     }
 
-    /// A copy takes space before any is freed: what is to be kept free is not for it, but in logs that may use it up.
+    /// A copy takes space before any is freed: what is to be kept free is not for it, but in logs that may use some of it.
     fn has_no_space_for_a_copy(&self) -> bool {
-        self.dir.health().is_full() && !self.settings.log.may_use_reserve
+        self.dir.health().refuses(self.settings.log.may_use_reserve)
     }
 
     /// R39: nothing at or above the high watermark, or that belongs to a transaction that may still be decided.

@@ -18,7 +18,7 @@ impl Partition {
     pub(crate) fn open_session(self: &Arc<Self>, context: &Arc<Context>, handle: u64) -> Option<wire::Open> {
         // Where the log has to be synced first (R59), the core asks for that instead.
         let open = self.handle(context, |inner, now| {
-            if inner.dir.health().is_full() && !inner.settings.log.may_use_reserve {
+            if inner.dir.health().refuses(inner.settings.log.may_use_reserve) {
                 // It could take nothing; and a replica without a session is not proposed into the ISR.
                 inner.reopen_at = Some(now + SHORTAGE_PAUSE_MS);
                 return None;

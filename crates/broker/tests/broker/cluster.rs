@@ -738,6 +738,7 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> B
         cordoned_directories: Vec::new(),
         lossy: Vec::new(),
         full_directories: vec![],
+        exhausted_directories: vec![],
     };
     controller.ask(&ControlRequest::Heartbeat(heartbeat));
     epoch

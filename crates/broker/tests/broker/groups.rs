@@ -196,3 +196,49 @@ async fn a_coordinator_that_could_not_be_read_once_is_loaded_all_the_same() {
     write_all_at(&*log, &mut [IoSlice::new(&byte)], position).unwrap();
     assert_eq!(committed(&cluster).await, Offset(5));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_are_refused_where_little_of_the_reserve_is_left_and_taken_again_with_space() {
+    let cluster = Cluster::start(2, 1).await;
+    let commits = async |offset| {
+        let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(-1, "", offset)).await else {
+            panic!("another")
+        };
+        answer.topics[0].partitions[0].1
+    };
+    // Both of them, and how much their disks have.
+    let leave = |bytes| [1, 2].into_iter().for_each(|id| cluster.disk(id).leave_space(bytes));
+    let spaces = || [1, 2].map(|id| cluster.broker(id).metrics().directories[0].space);
+    let reserve = RESERVE.unsigned_abs();
+    assert_eq!(commits(1).await, ErrorCode::None);
+    leave(reserve - 1);
+    eventually("they are full", || spaces().iter().all(|space| space.full).then_some(())).await;
+    assert_eq!(commits(2).await, ErrorCode::None, "the reserve is for them");
+    leave(reserve / 4 - 1);
+    eventually("they are exhausted", || spaces().iter().all(|space| space.exhausted).then_some(())).await;
+    for id in [1, 2, 1, 2] {
+        let refused = match cluster.broker(id).group(commit(-1, "", 3)).await {
+            Ok(GroupResponse::OffsetCommit(answer)) => answer.topics[0].partitions[0].1,
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => error,
+        };
+        assert_eq!(refused, ErrorCode::NotCoordinator, "clients ask again");
+    }
+    assert_eq!(committed(&cluster).await, Offset(2), "what is there is served");
+    leave(10 * reserve);
+    eventually("there is space", || spaces().iter().all(|space| !space.full).then_some(())).await;
+    assert_eq!(commits(4).await, ErrorCode::None);
+    assert_eq!(committed(&cluster).await, Offset(4));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_with_little_of_its_reserve_left_hands_internal_topics_over_too() {
+    let cluster = Cluster::start(3, 2).await;
+    let id = cluster.topic("__consumer_offsets", &[1, 2, 3], &[]).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    cluster.disk(1).leave_space(RESERVE.unsigned_abs() / 4 - 1);
+    eventually("another leads", || cluster.led_by_another_than(id, 1)).await;
+    cluster.wait_isr(id, &[2, 3]).await;
+    cluster.disk(1).leave_space(10 * RESERVE.unsigned_abs());
+    cluster.wait_isr(id, &[1, 2, 3]).await;
+}

@@ -1,5 +1,6 @@
 //! The replication protocol against peers that the test plays itself: what counts, and what hostile frames come to.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use rpc::replication::{
     Ack, Answer, Data, FollowerFrame, FollowerFrames, FollowerSender, Hello, LaneKind, LeaderFrame, LeaderFrames,
     LeaderSource, Open, OpenAnswer, ReplicationServer, dial,
 };
-use storage::disk::{Call, Crash, FaultKind};
+use storage::disk::{Call, Crash, FaultKind, read_small_file};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -143,6 +144,7 @@ fn heartbeat(controller: &Controller, epoch: &AtomicI64, want_fence: bool) -> Co
         cordoned_directories: Vec::new(),
         lossy: Vec::new(),
         full_directories: Vec::new(),
+        exhausted_directories: Vec::new(),
     })
 }
 
@@ -535,6 +537,46 @@ async fn a_cut_that_finds_no_descriptor_is_made_over_a_log_that_was_opened_anew(
     let session = stream.opened().await;
     assert_eq!((session.log_end, session.last_epoch), (Offset(3), LeaderEpoch(0)), "nothing is lost");
     assert_eq!(cluster.disk(1).faults_waiting(), 0);
+    stream.answer(&session, diverging).await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_end, session.last_epoch), (Offset(1), LeaderEpoch(0)));
+    assert_eq!(cluster.broker(1).describe_log_dirs()[0].error, ErrorCode::None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_that_finds_no_space_is_made_when_there_is_some() {
+    // R30: neither does the directory go offline, nor is anything lost.
+    let cluster = Cluster::start(1, 1).await;
+    let mut played = Played::start(&cluster).await;
+    cluster.topic("t", &[PLAYED, 1], &[]).await;
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    stream.accept(&session).await;
+    for offset in 0..3 {
+        let epoch = if offset == 0 { -1 } else { 0 };
+        let frame = data(&Open { log_end: Offset(offset), last_epoch: LeaderEpoch(epoch), ..session }, Bytes::new());
+        stream.data(Data { batches: vec![written(&["v"], offset, 0)], ..frame }).await;
+    }
+    let all = |frame: FollowerFrame| frame.acks.iter().any(|ack| ack.log_end == Offset(3)).then_some(());
+    stream.next("the last acknowledgement", all).await;
+    // A cut below what is checkpointed as synced has to be noted first.
+    let checkpoint = Path::new("/data/recovery-point-offset-checkpoint");
+    let synced = || {
+        let text = read_small_file(cluster.disk(1), checkpoint, 1 << 20).unwrap().unwrap_or_default();
+        String::from_utf8(text).unwrap().contains("t 0 3").then_some(())
+    };
+    eventually("the recovery point", synced).await;
+    stream.answer(&session, Answer::Refused(ErrorCode::OffsetOutOfRange.code())).await;
+    let session = stream.opened().await;
+    cluster.disk(1).leave_space(0);
+    let diverging = Answer::Diverging { epoch: LeaderEpoch(0), end: Offset(1) };
+    stream.answer(&session, diverging).await;
+    let exhausted = || cluster.broker(1).metrics().directories[0].space.exhausted.then_some(());
+    eventually("it is noticed", exhausted).await;
+    cluster.disk(1).leave_space(10 * RESERVE.unsigned_abs());
+    let mut stream = played.followed().await;
+    let session = stream.opened().await;
+    assert_eq!((session.log_end, session.last_epoch), (Offset(3), LeaderEpoch(0)), "nothing is lost");
     stream.answer(&session, diverging).await;
     let session = stream.opened().await;
     assert_eq!((session.log_end, session.last_epoch), (Offset(1), LeaderEpoch(0)));

@@ -24,6 +24,10 @@ pub(crate) async fn run(quorum: Arc<Quorum>, mut random: Random) {
     loop {
         let patience = lease + random.between(min, max);
         wait_for_silence(&quorum, patience).await;
+        if quorum.waits_for_space() {
+            tokio::time::sleep(lease).await;
+            continue;
+        }
         // A round's answers are void after half a lease; elections follow each other at random distances.
         let round = tokio::time::timeout(lease / 2, ask_all(&quorum)).await;
         let silent = is_bound_to_nobody(&quorum) || quorum.contact.age() > lease;

@@ -40,6 +40,7 @@ use rpc::controller::{QuorumInfo, QuorumReplica, Tenure};
 use rpc::raft::QuorumNode;
 use storage::DiskPool;
 use storage::disk::Disk;
+use storage::patience::{Patience, PatientDisk};
 use storage::quorum_log::QuorumError;
 use storage::quorum_snapshot::QuorumSnapshots;
 use tokio::sync::watch;
@@ -110,12 +111,37 @@ pub(crate) struct QuorumConfig {
     pub(crate) me: QuorumNode,
     pub(crate) voters: Vec<(BrokerId, String)>,
     pub(crate) disk: Arc<dyn Disk>,
+    /// Who waits where that has no space.
+    pub(crate) waits: Waits,
     pub(crate) dir: PathBuf,
     /// Whether the image is also kept in sled, on the machine's own file system.
     pub(crate) keep_image: bool,
     pub(crate) pool: DiskPool,
     pub(crate) network: rpc::net::Network,
     pub(crate) timeouts: Timeouts,
+}
+
+/// Who waits for space. openraft's core stands still while its log or vote is written, and goes on beside a snapshot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waits {
+    /// For the log and the vote.
+    pub(crate) log: Arc<Patience>,
+    pub(crate) snapshots: Arc<Patience>,
+}
+
+impl Waits {
+    /// Nobody ever waits.
+    pub(crate) fn never() -> Waits {
+        let waits = Waits::default();
+        waits.end();
+        waits
+    }
+
+    /// From now on nobody waits.
+    pub(crate) fn end(&self) {
+        self.log.end();
+        self.snapshots.end();
+    }
 }
 
 /// A member of the quorum.
@@ -127,6 +153,7 @@ pub(crate) struct Quorum {
     pub(crate) contact: Contact,
     pub(crate) links: Arc<Links>,
     pub(crate) log_store: LogStore,
+    pub(crate) waits: Waits,
     pub(crate) machine: StateMachine,
     pub(crate) published: Arc<MetadataLog>,
     /// Whether this node had nothing at all when it started.
@@ -195,6 +222,7 @@ impl Quorum {
             contact,
             links,
             log_store,
+            waits: config.waits,
             machine,
             published,
             was_blank,
@@ -203,6 +231,12 @@ impl Quorum {
             elections: Elections::default(),
             reports: watch::Sender::new(0),
         })
+    }
+
+    /// Whether openraft's core stands still until there is space for its log or vote: nothing is to be asked of it meanwhile,
+    /// as it would do all of that afterwards.
+    pub(crate) fn waits_for_space(&self) -> bool {
+        self.waits.log.is_waiting()
     }
 
     /// Takes openraft's metrics as they come; returns when openraft has stopped.
@@ -324,9 +358,10 @@ pub(crate) fn open_stores(
     config: &QuorumConfig,
     published: Arc<MetadataLog>,
 ) -> Result<(LogStore, StateMachine), OpenError> {
-    let (disk, dir) = (&config.disk, &config.dir);
+    let over = |patience| PatientDisk::over(Arc::clone(&config.disk), Arc::clone(patience));
+    let (disk, dir) = (&over(&config.waits.log), &config.dir);
     disk.create_dir_all(dir).map_err(|source| QuorumError::Io { path: dir.clone(), source })?;
-    let snapshots = QuorumSnapshots::open(Arc::clone(disk), &dir.join("snapshots"))?;
+    let snapshots = QuorumSnapshots::open(over(&config.waits.snapshots), &dir.join("snapshots"))?;
     let newest = snapshots.newest()?;
     let meta: Option<SnapshotMeta> =
         newest.as_ref().map(|s| codec::from_json(&s.meta)).transpose().map_err(StoreError::from)?;

@@ -24,7 +24,7 @@ use crate::metadata_log::MetadataLog;
 use crate::raft::log_store::LogStore;
 use crate::raft::state_machine::{Position, StateMachine};
 use crate::raft::types::{Entry, Member, NodeId};
-use crate::raft::{QuorumConfig, Timeouts, open_stores};
+use crate::raft::{QuorumConfig, Timeouts, Waits, open_stores};
 
 const MAGIC: &[u8; 8] = b"OTTLAMD\n";
 const VERSION: u32 = 1;
@@ -65,6 +65,7 @@ impl QuorumFiles {
             me: QuorumNode { id: self.node_id, directory: self.directory },
             voters: Vec::new(),
             disk: Arc::clone(&self.disk),
+            waits: Waits::never(),
             dir: self.path.clone(),
             keep_image: false,
             pool: pool.clone(),

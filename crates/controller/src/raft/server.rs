@@ -18,6 +18,7 @@ impl RaftServer for Quorum {
     async fn call(self: Arc<Self>, from: QuorumNode, to: QuorumNode, call: RaftCall) -> Result<RaftAnswer, String> {
         self.check_route(from, to)?;
         check_form(from, &call)?;
+        self.check_awake(&call)?;
         match call {
             RaftCall::Meet => {
                 let empty = self.is_empty();
@@ -70,6 +71,7 @@ impl RaftServer for Quorum {
     ) -> Result<RaftVote, String> {
         self.check_route(from, to)?;
         check_vote(from, vote, true)?;
+        self.check_space()?;
         let vote = vote_from_wire(vote);
         let meta: SnapshotMeta = codec::from_json(&meta).map_err(|error| error.to_string())?;
         let snapshot = Snapshot { meta, snapshot: Box::new(Cursor::new(data.to_vec())) };
@@ -99,6 +101,19 @@ impl Quorum {
             Some(directory) => Err(format!("node {} was met with directory {directory}", from.id)),
             None => Ok(()),
         }
+    }
+
+    /// Whether openraft is not asked, or can answer.
+    fn check_awake(&self, call: &RaftCall) -> Result<(), String> {
+        match call {
+            RaftCall::Append { .. } | RaftCall::Vote { .. } => self.check_space(),
+            RaftCall::MayElect { .. } | RaftCall::Meet => Ok(()),
+        }
+    }
+
+    /// A member that waits for space is as one that is paused: what came meanwhile would pile up before its core.
+    fn check_space(&self) -> Result<(), String> {
+        if self.waits_for_space() { Err("this node waits for space on its disk".to_owned()) } else { Ok(()) }
     }
 
     async fn answer_vote(&self, vote: RaftVote, last: Option<RaftLogId>) -> Result<RaftAnswer, String> {

@@ -29,6 +29,7 @@ fn config(disk: &MemDisk) -> QuorumConfig {
         me: QuorumNode { id: BrokerId(1), directory: model::DirectoryId(Uuid::from_u128(1)) },
         voters: Vec::new(),
         disk: Arc::new(disk.clone()),
+        waits: Waits::never(),
         dir: PathBuf::from("/q"),
         keep_image: false,
         pool: DiskPool::inline(),

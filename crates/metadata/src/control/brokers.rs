@@ -176,7 +176,7 @@ impl Draft<'_> {
         } else if request.want_shutdown {
             self.begin_controlled_shutdown(&broker);
         } else if !request.full_directories.is_empty() {
-            self.relieve_full(&broker, &request.full_directories);
+            self.relieve_full(&broker, request);
         }
         Ok(ControlResponse::Heartbeat(HeartbeatAnswer {
             is_fenced: self.image.broker(broker.id).is_none_or(|now| now.fenced),
@@ -219,10 +219,13 @@ impl Draft<'_> {
     }
 
     /// A broker that has no space for a partition leaves its leadership and its ISR, where the others are enough for the min
-    /// ISR: it could only hold them up. What the brokers write for themselves goes on there.
-    fn relieve_full(&mut self, broker: &BrokerRegistration, full: &[DirectoryId]) {
+    /// ISR: it could only hold them up. What the brokers write for themselves goes on there until the directory is exhausted.
+    fn relieve_full(&mut self, broker: &BrokerRegistration, request: &Heartbeat) {
         for partition in self.partitions_of(broker.id) {
             let directory = partition.directory_of(broker.id);
+            let topic = self.image.topic(partition.topic_id);
+            let internal = topic.is_none_or(|topic| is_internal_topic(&topic.name));
+            let full = if internal { &request.exhausted_directories } else { &request.full_directories };
             let all = broker.directories.iter().all(|each| full.contains(each));
             if !(full.contains(&directory) || (directory.is_none() && all)) || !partition.isr.contains(&broker.id) {
                 continue;
@@ -230,9 +233,7 @@ impl Draft<'_> {
             let mut others = (*partition).clone();
             others.isr.retain(|b| *b != broker.id && self.image.is_eligible(&partition, *b));
             let enough = !others.isr.is_empty() && self.is_enough(&others);
-            let topic = self.image.topic(partition.topic_id);
-            let internal = topic.is_none_or(|topic| is_internal_topic(&topic.name));
-            if enough && !internal {
+            if enough {
                 self.change(partition.id(), &Want { leaves: Some(broker.id), ..Want::default() });
             }
         }

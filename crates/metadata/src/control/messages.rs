@@ -272,8 +272,10 @@ pub struct Heartbeat {
     pub offline_directories: Vec<DirectoryId>,
     /// Replicas found lossy since the registration (`R29`, `R78`).
     pub lossy: Vec<TopicPartition>,
-    /// The log directories that take no appends now, for want of space.
+    /// The log directories that take no appends now, for want of space, but for those of internal topics.
     pub full_directories: Vec<DirectoryId>,
+    /// Those of them that take none of internal topics, either.
+    pub exhausted_directories: Vec<DirectoryId>,
     /// The log directories that take no new replicas, as an operator wants it (KIP-1066).
     pub cordoned_directories: Vec<DirectoryId>,
 }

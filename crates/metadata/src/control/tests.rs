@@ -118,6 +118,7 @@ impl Cluster {
             cordoned_directories: vec![],
             lossy: vec![],
             full_directories: vec![],
+            exhausted_directories: vec![],
         }
     }
 
@@ -831,6 +832,9 @@ fn a_broker_without_space_leaves_what_others_can_carry_and_keeps_the_rest() {
     // The leader takes it back when it has caught up again.
     cluster.propose(id, &[1, 2, 3]).unwrap();
     assert_eq!(cluster.shape(id), (2, vec![1, 2, 3], vec![], vec![]));
+    // Until it is exhausted.
+    cluster.send(Heartbeat { exhausted_directories: vec![directory(1)], ..full(&cluster, 1) });
+    assert_eq!(cluster.shape(internal), (2, vec![2, 3], vec![], vec![]));
 }
 
 #[test]

@@ -153,6 +153,7 @@ fn broker_requests() -> Vec<ControlRequest> {
             offline_directories: vec![DirectoryId(id(1))],
             lossy: vec![tp()],
             full_directories: vec![],
+            exhausted_directories: vec![DirectoryId(id(2))],
             cordoned_directories: vec![DirectoryId(id(1))],
         }),
         ControlRequest::AssignReplicas(AssignReplicas {

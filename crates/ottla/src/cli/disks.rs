@@ -32,7 +32,8 @@ pub(super) async fn trouble(client: &mut KafkaClient, id: i32, address: &str) ->
         }
         let (total, free) = (u64::try_from(directory.total_bytes).ok()?, u64::try_from(directory.usable_bytes).ok()?);
         let reserve = storage::reserve::reserve_of(total, configured);
-        let text = format!("node {id}: {path} has {free} bytes free and keeps {reserve}: it refuses writes");
+        let too = if free < storage::reserve::floor_of(reserve) { ", of internal topics too" } else { "" };
+        let text = format!("node {id}: {path} has {free} bytes free and keeps {reserve}: it refuses writes{too}");
         (free < reserve).then_some(text)
     };
     Ok(answer.results.iter().filter_map(trouble).collect())

@@ -27,14 +27,15 @@ impl Log {
     ///
     /// # Errors
     /// `OutOfOrder`, `OutOfRange` behind the last offset there is, `Lossy`, `NoSpace` and `NoDescriptor` leave the log as it was; anything else took the directory offline
-    /// (`R30`). Where batches that were written could not be taken back for want of a descriptor, the log is unfinished.
+    /// (`R30`). Where batches that were written could not be taken back for want of a descriptor or of space, the log is
+    /// unfinished.
     pub fn append(&mut self, batches: &[RecordBatch]) -> Result<Appended, LogError> {
         self.usable()?;
         if let Condition::Lossy(first_bad) = self.condition {
             return Err(LogError::Lossy { first_bad });
         }
         self.check_order(batches)?;
-        if self.env.health.is_full() && !self.config.may_use_reserve {
+        if self.env.health.refuses(self.config.may_use_reserve) {
             return Err(LogError::NoSpace(self.dir.to_path_buf()));
         }
         let before = self.log_end;
@@ -43,7 +44,7 @@ impl Log {
             // An open that found no descriptor was before the first write.
             if self.log_end > before || !matches!(error, LogError::NoDescriptor(_)) {
                 let undone = self.undo(before);
-                self.ended(undone)?;
+                self.begun(undone)?;
             }
             return Err(error);
         }

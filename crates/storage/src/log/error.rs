@@ -18,7 +18,8 @@ pub enum LogError {
     /// An earlier or this call failed in a way that ends the use of the whole log directory (`R30`).
     #[error("the log directory is offline: {0}")]
     DirectoryOffline(String),
-    /// No space; the log is as it was before the call, and the call may be made again later.
+    /// No space; the log is as it was before the call, and the call may be made again later; but where
+    /// [`Log::is_unfinished`](super::Log::is_unfinished) says so, a change was begun that cannot be gone on with here.
     #[error("no space is left for {}: free some, or move partitions away", .0.display())]
     NoSpace(PathBuf),
     /// No file descriptor was to be had for something in there. The disk is as good as it was, the log is as it was before

@@ -13,7 +13,7 @@ use model::{BatchHeader, Offset};
 
 use super::segment::{FileKind, Segment, SegmentFiles, Stamp};
 use super::walk::{NEAR, Step, Walker};
-use crate::disk::{DiskFile, read_exact_at, write_all_at};
+use crate::disk::{DiskFile, is_out_of_space, read_exact_at, write_all_at};
 
 const ENTRY: usize = 8;
 const TIME_ENTRY: usize = 12;
@@ -101,29 +101,27 @@ impl Indexer {
         !self.pending.is_empty() || !self.pending_times.is_empty()
     }
 
-    /// Writes what waits, and gives its memory back.
+    /// Writes what waits, and gives its memory back. Where there is no descriptor or no space, entries wait for the next time.
     pub(super) fn flush(&mut self, files: &SegmentFiles) -> io::Result<()> {
         if !self.pending.is_empty() {
-            // Opened before anything is taken: where there is no descriptor, the entries wait for the next time.
             let file = files.create(FileKind::Index)?;
-            let pending = std::mem::take(&mut self.pending);
+            let pending = &self.pending;
             let bytes: Vec<u8> =
                 pending.iter().flat_map(|(o, p)| [o.to_be_bytes(), p.to_be_bytes()].concat()).collect();
             let position = u64::from(self.written) * ENTRY as u64;
             write_all_at(&*file, &mut [IoSlice::new(&bytes)], position)?;
-            self.written += u32::try_from(pending.len()).unwrap_or(0);
+            self.written += u32::try_from(std::mem::take(&mut self.pending).len()).unwrap_or(0);
         }
         if !self.pending_times.is_empty() {
             let file = files.create(FileKind::TimeIndex)?;
-            let pending = std::mem::take(&mut self.pending_times);
-            let mut bytes = Vec::with_capacity(pending.len() * TIME_ENTRY);
-            for (timestamp, relative) in &pending {
+            let mut bytes = Vec::with_capacity(self.pending_times.len() * TIME_ENTRY);
+            for (timestamp, relative) in &self.pending_times {
                 bytes.extend_from_slice(&timestamp.to_be_bytes());
                 bytes.extend_from_slice(&relative.to_be_bytes());
             }
             let position = u64::from(self.times_written) * TIME_ENTRY as u64;
             write_all_at(&*file, &mut [IoSlice::new(&bytes)], position)?;
-            self.times_written += u32::try_from(pending.len()).unwrap_or(0);
+            self.times_written += u32::try_from(std::mem::take(&mut self.pending_times).len()).unwrap_or(0);
         }
         Ok(())
     }
@@ -161,7 +159,12 @@ pub(super) fn floor_entry(files: &SegmentFiles, offset: Offset, end: u64) -> io:
 
 /// The index file, if it is there.
 pub(super) fn open(files: &SegmentFiles) -> io::Result<Option<Arc<dyn DiskFile>>> {
-    match files.open(FileKind::Index) {
+    open_kind(files, FileKind::Index)
+}
+
+/// A file, if it is there.
+fn open_kind(files: &SegmentFiles, kind: FileKind) -> io::Result<Option<Arc<dyn DiskFile>>> {
+    match files.open(kind) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
     }
@@ -210,14 +213,79 @@ pub(super) fn floor_time_in(times: &dyn DiskFile, base: Offset, timestamp: i64) 
     Ok(Some(Stamp { timestamp: found, offset: base + i64::from(relative) }))
 }
 
-/// Cuts both indexes: entries of the offset index from number `keep` on go, and time entries of offsets above `last`.
+/// Cuts both indexes, where they are there: entries of the offset index from number `keep` on go, and time entries of offsets
+/// above `last`. Needs no space.
 pub(super) fn cut(files: &SegmentFiles, keep: u32, last: Offset) -> io::Result<()> {
-    let index = files.create(FileKind::Index)?;
-    index.truncate(u64::from(keep) * ENTRY as u64)?;
-    let times = files.create(FileKind::TimeIndex)?;
+    if let Some(index) = open_kind(files, FileKind::Index)? {
+        index.truncate(u64::from(keep) * ENTRY as u64)?;
+    }
+    let Some(times) = open_kind(files, FileKind::TimeIndex)? else { return Ok(()) };
     let limit = last - files.base();
     let keep = partition_point(entries(&*times, TIME_ENTRY)?, |n| Ok(i64::from(read_time(&*times, n)?.1) <= limit))?;
     times.truncate(u64::from(keep) * TIME_ENTRY as u64)
+}
+
+/// The indexes of a segment as a start makes them anew behind the last entry that it believes. On a disk without space they
+/// stay as they were cut: what has no entry is found by reading.
+pub(super) struct Rebuild {
+    keep: u32,
+    last: Offset,
+    /// None where there was no space.
+    indexer: Option<Box<Indexer>>,
+}
+
+impl Rebuild {
+    /// Behind `floor`, or from the start.
+    pub(super) fn begin(files: &SegmentFiles, floor: Option<&Entry>) -> io::Result<Self> {
+        let (keep, last) = floor.map_or((0, files.base() + -1), |e| (e.number + 1, e.header.last_offset()));
+        cut(files, keep, last)?;
+        let mut rebuild = Self { keep, last, indexer: None };
+        rebuild.indexer = rebuild.unless_full(files, Indexer::open(files).map(Box::new))?;
+        Ok(rebuild)
+    }
+
+    /// As [`Indexer::note`].
+    pub(super) fn note(
+        &mut self,
+        segment: &Segment,
+        header: &BatchHeader,
+        (position, interval): (u32, u32),
+        files: &SegmentFiles,
+    ) -> io::Result<()> {
+        let Some(indexer) = self.indexer.as_deref_mut() else { return Ok(()) };
+        indexer.note(segment, header, position, interval);
+        if indexer.is_full() { self.flush(files) } else { Ok(()) }
+    }
+
+    /// All batches were noted.
+    pub(super) fn end(mut self, segment: &Segment, files: &SegmentFiles) -> io::Result<Option<Box<Indexer>>> {
+        if let Some(indexer) = self.indexer.as_deref_mut() {
+            indexer.note_time(segment);
+            self.flush(files)?;
+        }
+        Ok(self.indexer)
+    }
+
+    fn flush(&mut self, files: &SegmentFiles) -> io::Result<()> {
+        let Some(indexer) = self.indexer.as_deref_mut() else { return Ok(()) };
+        let flushed = indexer.flush(files);
+        if self.unless_full(files, flushed)?.is_none() {
+            self.indexer = None;
+        }
+        Ok(())
+    }
+
+    /// None where there was no space: then both indexes end where they did before, so that neither tells of more than the
+    /// other.
+    fn unless_full<T>(&self, files: &SegmentFiles, outcome: io::Result<T>) -> io::Result<Option<T>> {
+        match outcome {
+            Err(error) if is_out_of_space(&error) => {
+                tracing::warn!(path = %files.path(FileKind::Index).display(), "there is no space to rebuild this index: what it does not tell is read");
+                cut(files, self.keep, self.last).map(|()| None)
+            }
+            other => other.map(Some),
+        }
+    }
 }
 
 fn relative(base: Offset, offset: Offset) -> Option<u32> {

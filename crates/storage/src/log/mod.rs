@@ -158,8 +158,8 @@ pub struct Log {
     lent_end: Offset,
     /// Space was reserved for the active segment.
     preallocated: bool,
-    /// A change of its files was begun and could not be gone on with, for want of a file descriptor.
-    unfinished: bool,
+    /// Why a change of its files was begun and could not be gone on with: no file descriptor, or no space.
+    unfinished: Option<Box<LogError>>,
 }
 
 /// A log that is gone leaves no file open: of one that is deleted, an open file keeps the space.
@@ -303,23 +303,34 @@ impl Log {
         self.segments.iter().for_each(|segment| segment.files(&self.env, &self.dir).close_all());
     }
 
-    /// Whether a change was begun and not ended, for want of a file descriptor: the files are as a crash would leave them,
-    /// which every start copes with. This log gives `NoDescriptor` from now on, and is to be opened anew.
+    /// Whether a change was begun and not ended, for want of a file descriptor or of space: the files are as a crash would
+    /// leave them, which every start copes with. This log gives that error from now on, and is to be opened anew.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        self.unfinished
+        self.unfinished.is_some()
     }
 
-    /// The outcome of a change that must not stay half done.
+    /// The outcome of a change that must not stay half done; without space it was not begun.
     fn ended<T>(&mut self, outcome: Result<T, LogError>) -> Result<T, LogError> {
-        self.unfinished |= matches!(outcome, Err(LogError::NoDescriptor(_)));
+        match outcome {
+            Err(LogError::NoDescriptor(_)) => self.begun(outcome),
+            other => other,
+        }
+    }
+
+    /// The same of a change that was begun.
+    fn begun<T>(&mut self, outcome: Result<T, LogError>) -> Result<T, LogError> {
+        if let Err(error) = &outcome
+            && error.is_shortage()
+        {
+            self.unfinished.get_or_insert_with(|| Box::new(error.clone()));
+        }
         outcome
     }
 
     fn usable(&self) -> Result<(), LogError> {
         match self.env.health.failure() {
-            None if self.unfinished => Err(LogError::NoDescriptor(self.dir.to_path_buf())),
-            None => Ok(()),
+            None => self.unfinished.as_deref().map_or(Ok(()), |error| Err(error.clone())),
             Some(reason) => Err(LogError::DirectoryOffline(reason.to_owned())),
         }
     }
@@ -333,6 +344,12 @@ impl Log {
 
     fn fatal(&self, path: &Path, what: &str, error: &io::Error) -> LogError {
         LogError::fatal(&self.env.health, path, what, error)
+    }
+
+    /// An error of a call that may need space: without it, nothing was done.
+    fn short(&self) -> impl Fn(io::Error) -> LogError + use<> {
+        let (health, dir) = (Arc::clone(&self.env.health), Arc::clone(&self.dir));
+        move |error| LogError::write(&health, &dir, &error)
     }
 
     /// An error somewhere in the log's directory that ends its use, unless there was no descriptor.

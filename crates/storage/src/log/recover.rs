@@ -21,7 +21,7 @@ use model::{BatchHeader, EpochCache, LeaderEpoch, Offset, TopicId};
 use super::aborted::AbortedIndex;
 use super::compaction::swap;
 use super::identity::{self, Identity};
-use super::index::{self, Indexer};
+use super::index::{self, Rebuild};
 use super::segment::{CLEANED, FileKind, Segment, parse_name};
 use super::sync::SyncState;
 use super::tail::Tail;
@@ -169,7 +169,7 @@ impl Log {
             lent_end: Offset::ZERO,
             truncations: 0,
             preallocated: false,
-            unfinished: false,
+            unfinished: None,
         }
     }
 
@@ -307,11 +307,9 @@ impl Log {
             recovery.expected = segment.base;
         }
         let start = floor.map_or(0, |entry| u64::from(entry.position));
-        let mut indexer = None;
+        let mut rebuild = None;
         if !(recovery.clean && (floor.is_some() || end == 0)) {
-            let (keep, last) = floor.map_or((0, segment.base + -1), |e| (e.number + 1, e.header.last_offset()));
-            index::cut(&files, keep, last).map_err(&failed)?;
-            indexer = Some(Box::new(Indexer::open(&files).map_err(&failed)?));
+            rebuild = Some(Rebuild::begin(&files, floor.as_ref()).map_err(&failed)?);
         }
         (segment.max, segment.unread) = (None, floor.map_or(0, |entry| entry.position));
         let log = files.open(FileKind::Log).map_err(&failed)?;
@@ -329,12 +327,10 @@ impl Log {
             walker.skip(&header);
             recovery.progress.tell(&self.dir, before + walker.position());
             segment.count_time(&header, believed, walker.position());
-            if let Some(indexer) = indexer.as_deref_mut().filter(|_| indexed.take().is_none()) {
+            if let Some(rebuild) = rebuild.as_mut().filter(|_| indexed.take().is_none()) {
                 let position = u32::try_from(position).expect("positions are below 2 GiB");
-                indexer.note(segment, &header, position, self.config.index_interval_bytes);
-                if indexer.is_full() {
-                    indexer.flush(&files).map_err(&failed)?;
-                }
+                let place = (position, self.config.index_interval_bytes);
+                rebuild.note(segment, &header, place, &files).map_err(&failed)?;
             }
         }
         let mut end = walker.position();
@@ -346,12 +342,11 @@ impl Log {
         }
         segment.size = u32::try_from(end).expect("positions are below 2 GiB");
         segment.dirty = !recovery.clean;
-        if let Some(indexer) = indexer.as_deref_mut() {
-            indexer.note_time(segment);
-            indexer.flush(&files).map_err(&failed)?;
+        self.indexer = None;
+        if let Some(rebuild) = rebuild {
             segment.indexes_dirty = true;
+            self.indexer = rebuild.end(segment, &files).map_err(&failed)?;
         }
-        self.indexer = indexer;
         Ok((end < size).then_some(end))
     }
 

@@ -59,10 +59,15 @@ impl Log {
             return Ok(None);
         }
         if self.sync_flushes_indexes() {
-            self.flush_indexes()?;
+            match self.flush_indexes() {
+                // The records are synced all the same, and the entries wait.
+                Ok(()) | Err(LogError::NoSpace(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        // All are opened before anything is taken off: where there is no descriptor, the next sync begins where this one did.
-        let failed = self.failed("cannot open a file in");
+        // All are opened before anything is taken off: where there is no descriptor, or no space for a new index, the next
+        // sync begins where this one did.
+        let failed = self.short();
         let mut ticket = SyncTicket {
             env: self.env.clone(),
             dir: Arc::clone(&self.dir),

@@ -43,8 +43,9 @@ impl Log {
     /// the last batch that stays. In a lossy log this accepts the loss (`R29`). Blocks.
     ///
     /// # Errors
-    /// `OutOfRange` below the log start; `NoSpace` where a copy has to be made of what was lent ([`Log::lend`]);
-    /// `NoDescriptor`, and the log is unfinished; anything else took the directory offline.
+    /// `OutOfRange` below the log start; `NoSpace` where a copy has to be made of what was lent ([`Log::lend`]), or for the
+    /// note, and the log is as it was; `NoSpace` or `NoDescriptor`, and it is unfinished; anything else took the directory
+    /// offline.
     pub fn truncate_to(&mut self, offset: Offset) -> Result<Offset, LogError> {
         self.usable()?;
         let cut = self.cut_to(offset);
@@ -78,6 +79,13 @@ impl Log {
             None => self.log_end,
         };
         self.note_truncation(end.min(offset))?;
+        let cut = self.cut_noted(keep, offset);
+        self.begun(cut)?;
+        Ok(self.log_end)
+    }
+
+    /// The cut itself: `keep` segments stay, but for what the last one has from `offset` on.
+    fn cut_noted(&mut self, keep: usize, offset: Offset) -> Result<(), LogError> {
         self.remove_segments_from(keep)?;
         if self.segments.is_empty() {
             self.start_over(self.log_end)?;
@@ -91,14 +99,14 @@ impl Log {
         }
         self.cut_aborted(self.log_end)?;
         self.forget_snapshots_above(self.log_end)?;
-        self.accept_loss()?;
-        Ok(self.log_end)
+        self.accept_loss()
     }
 
     /// Drops everything and goes on at `offset` (`R26`), durably. Blocks.
     ///
     /// # Errors
-    /// `NoDescriptor`, and the log is unfinished; anything else took the directory offline.
+    /// `NoSpace` for the note, and the log is as it was; `NoSpace` or `NoDescriptor`, and it is unfinished; anything else took
+    /// the directory offline.
     pub fn reset_to(&mut self, offset: Offset) -> Result<(), LogError> {
         self.usable()?;
         let reset = self.begin_at(offset);
@@ -114,6 +122,11 @@ impl Log {
         self.complete_swap()?;
         self.forget_cleaned_above(Offset::ZERO)?;
         self.note_truncation(offset.min(self.log_start))?;
+        let begun = self.begin_noted(offset);
+        self.begun(begun)
+    }
+
+    fn begin_noted(&mut self, offset: Offset) -> Result<(), LogError> {
         self.remove_segments_from(0)?;
         self.start_over(offset)?;
         self.forget_snapshots_above(Offset(-1))?;
@@ -348,7 +361,8 @@ impl Log {
         let offset = noted.map_or(offset, |noted| noted.min(offset));
         let text = checkpoint::format([offset.to_string()].into_iter());
         let written = replace_file(&*self.env.disk, &note_path(&self.dir), text.as_bytes());
-        written.map_err(|e| self.fatal(&self.dir, "cannot note a truncation in", &e))?;
+        // Nothing was cut yet: without space the log is as it was.
+        written.map_err(self.short())?;
         self.truncation_noted = true;
         Ok(())
     }

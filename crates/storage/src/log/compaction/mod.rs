@@ -192,7 +192,7 @@ impl Log {
         match self.put_in_place(cleaned, sources, now) {
             Ok(()) => Ok(CleanedSwap::Done),
             Err(error) => {
-                if error.is_shortage() && !self.unfinished {
+                if error.is_shortage() && !self.is_unfinished() {
                     files.remove().map_err(&failed)?;
                 }
                 Err(error)

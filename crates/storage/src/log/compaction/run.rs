@@ -195,6 +195,12 @@ impl Cleaning {
         }
     }
 
+    /// So many bytes of a copy were written: they take space until the sources are freed.
+    fn wrote(&mut self, bytes: u64) {
+        self.stats.bytes_written += bytes;
+        self.env.health.space.spend(bytes);
+    }
+
     fn done_bytes(&self) -> u64 {
         self.stats.bytes_read + self.stats.bytes_written
     }
@@ -372,7 +378,7 @@ impl Cleaning {
         written.map_err(|e| self.write_failed(&copy.writer.files, &e))?;
         copy.prefix.start += chunk.len() as u64;
         self.stats.bytes_read += chunk.len() as u64;
-        self.stats.bytes_written += chunk.len() as u64;
+        self.wrote(chunk.len() as u64);
         Ok(())
     }
 
@@ -384,7 +390,7 @@ impl Cleaning {
         let flushed = written.and_then(|()| if indexer.is_full() { indexer.flush(files) } else { Ok(()) });
         flushed.map_err(|e| LogError::write(&self.env.health, &files.path(FileKind::Log), &e))?;
         *position += buffer.len() as u64;
-        self.stats.bytes_written += buffer.len() as u64;
+        self.wrote(buffer.len() as u64);
         buffer.clear();
         Ok(())
     }

@@ -9,6 +9,7 @@ mod life;
 mod model_based;
 mod relocation;
 mod send;
+mod space;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use model::{Codec, EpochCache, LeaderEpoch, Offset, Record, RecordBatch, TopicId, Uuid, encode_batch, encode_records};
 
-use super::{Log, LogError, OpenHints, Recovered};
+use super::{Log, LogError, OpenHints, Recovered, Verdict};
 use crate::config::LogConfig;
 use crate::disk::{Crash, Disk, MemDisk};
 use crate::env::LogEnv;
