@@ -94,8 +94,8 @@ fn write_directory(
     data.write_checkpoint(Checkpoint::SyncedBeforeAck, synced)
 }
 
-/// Retention, rolling by time, expiry of producers, until the broker stops. Files that were deleted are freed in the first
-/// round after their time.
+/// Retention, rolling by time, expiry of producers, until the broker stops. Files that were deleted are freed when their time
+/// has come, by the partitions' timers.
 pub(crate) async fn retain(context: Arc<Context>) {
     let interval = Duration::from_millis(context.config.log_retention_check_interval_ms.max(1));
     loop {

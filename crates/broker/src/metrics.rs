@@ -119,6 +119,8 @@ pub struct BrokerMetrics {
     pub lent_files: usize,
     /// How often no file descriptor was to be had.
     pub descriptor_shortages: u64,
+    /// How often a partition's alarm has gone off.
+    pub timeouts: u64,
     /// Whether nothing is deleted by age, because the wall clock jumped.
     pub deletion_paused: bool,
     /// The log directories.
@@ -151,6 +153,7 @@ impl BrokerMetrics {
             open_files: env.open_files(),
             lent_files: env.lent_files(),
             descriptor_shortages: env.descriptor_shortages(),
+            timeouts: context.timers.fired(),
             deletion_paused: context.clock_watch.is_paused(),
             directories: opened.chain(context.dirs.unopened().iter().map(unopened)).collect(),
             cleaner: context.cleaner.metrics(context.clock.monotonic(), &context.partitions()),

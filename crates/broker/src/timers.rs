@@ -3,6 +3,7 @@
 //! Invariant: a partition has at most a few entries; an entry that comes too early or too late does no harm.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::context::Context;
 pub(crate) struct Timers {
     due: Mutex<BTreeSet<(Time, TopicPartition)>>,
     earlier: Notify,
+    fired: AtomicU64,
 }
 
 impl Timers {
@@ -30,6 +32,11 @@ impl Timers {
         }
     }
 
+    /// How many entries have come.
+    pub(crate) fn fired(&self) -> u64 {
+        self.fired.load(Ordering::Relaxed)
+    }
+
     fn next(&self) -> Option<Time> {
         self.due.lock().unwrap_or_else(PoisonError::into_inner).first().map(|(due, _)| *due)
     }
@@ -40,6 +47,7 @@ impl Timers {
         while entries.first().is_some_and(|(at, _)| *at <= now) {
             due.extend(entries.pop_first().map(|(_, partition)| partition));
         }
+        self.fired.fetch_add(due.len() as u64, Ordering::Relaxed);
         due
     }
 }

@@ -208,6 +208,7 @@ fn broker_metrics(broker: &Broker, out: &mut Vec<Family>) {
             "A file could not be opened, as the process has as many open as it may",
             metrics.descriptor_shortages,
         ),
+        ("ottla_partition_timeouts", "A partition woke up at a time that it had asked for", metrics.timeouts),
     ] {
         out.push(counter(name, help, value));
     }

@@ -26,8 +26,8 @@ impl Partition {
         }
         inner.note_in_flight();
         self.note_changes(context, inner);
-        let flush_at = self.sync_by_interval(context, inner);
-        if let Some(due) = inner.replica.poll_timeout().into_iter().chain(inner.reopen_at).chain(flush_at).min()
+        let own = [inner.reopen_at, self.sync_by_interval(context, inner), inner.freeing_due()];
+        if let Some(due) = own.into_iter().flatten().chain(inner.replica.poll_timeout()).min()
             && inner.timer.is_none_or(|set| due < set)
         {
             inner.timer = Some(due);
@@ -54,11 +54,12 @@ impl Partition {
     /// Syncs where `flush.messages` or `flush.ms` say that it is time, and says when it will be.
     fn sync_by_interval(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) -> Option<Time> {
         let policy = inner.log.flush_policy();
+        // What can no longer be synced needs no timer.
+        let unsynced = if inner.failed.is_some() || inner.removed { 0 } else { inner.log.unsynced() };
         let FlushPolicy::Interval { ms, .. } = policy else {
             inner.unsynced_since = None;
             return None;
         };
-        let unsynced = inner.log.unsynced();
         if unsynced == 0 {
             inner.unsynced_since = None;
             return None;

@@ -41,8 +41,7 @@ pub(crate) enum SliceOutcome {
 }
 
 impl Partition {
-    /// What there is to clean, where the topic is compacted and no cleaner is at it; frees what earlier cleanings replaced.
-    /// Blocks.
+    /// What there is to clean, where the topic is compacted and no cleaner is at it. Blocks.
     pub(crate) fn cleanable(self: &Arc<Self>, context: &Arc<Context>) -> Option<Cleanable> {
         // What goes by its age, or is kept for its youth, does not hang on a clock that was set wrong.
         let wall = context.judged_time().wall;
@@ -50,16 +49,11 @@ impl Partition {
             if !inner.settings.compacted || !inner.may_be_cleaned() || inner.cleaning {
                 return None;
             }
-            let bound = inner.cleaning_bound();
-            let freed = inner.log.free_deleted(now);
             if inner.cleaning_pause.holds(now) || inner.has_no_space_for_a_copy() {
-                if let Err(error) = freed {
-                    self.log_failed(context, inner, &error);
-                }
                 return None;
             }
-            let found = freed.and_then(|_| inner.log.cleanable(wall, bound));
-            found.unwrap_or_else(|error| {
+            let bound = inner.cleaning_bound();
+            inner.log.cleanable(wall, bound).unwrap_or_else(|error| {
                 self.log_failed(context, inner, &error);
                 None
             })

@@ -324,7 +324,7 @@ impl Partition {
 
     /// The time that this partition asked for has come.
     pub(crate) fn handle_timeout(self: &Arc<Self>, context: &Arc<Context>) {
-        self.handle(context, |inner, now| {
+        let removal = self.handle(context, |inner, now| {
             inner.timer = None;
             inner.replica.handle_timeout(now);
             if inner.reopen_at.take_if(|at| *at <= now).is_some()
@@ -332,7 +332,11 @@ impl Partition {
             {
                 stream.want_session(self.id);
             }
+            self.start_freeing(context, inner, now)
         });
+        if let Some(removal) = removal {
+            self.free(context, removal);
+        }
     }
 
     /// What came of one copy of a proposed ISR (`R16`).

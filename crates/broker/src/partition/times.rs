@@ -138,8 +138,39 @@ impl Partition {
             inner.jobs += u32::from(removal.is_some());
             removal
         });
-        let Some(removal) = removal else { return };
-        let removed = removal.run();
+        if let Some(removal) = removal {
+            self.freed(context, removal.run());
+        }
+    }
+
+    /// The files whose `file.delete.delay.ms` is over.
+    pub(super) fn start_freeing(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        inner: &mut Inner,
+        now: Time,
+    ) -> Option<Removal> {
+        if inner.freeing_due().is_none_or(|due| due > now) {
+            return None;
+        }
+        let removal = inner.log.start_freeing(now).unwrap_or_else(|error| {
+            self.log_failed(context, inner, &error);
+            None
+        });
+        inner.jobs += u32::from(removal.is_some());
+        removal
+    }
+
+    /// Removes them on the disk pool.
+    pub(super) fn free(self: &Arc<Self>, context: &Arc<Context>, removal: Removal) {
+        let (partition, task_context) = (Arc::clone(self), Arc::clone(context));
+        context.runtime.spawn(async move {
+            let removed = task_context.disk_pool.run(move || removal.run()).await;
+            partition.freed(&task_context, removed);
+        });
+    }
+
+    fn freed(self: &Arc<Self>, context: &Arc<Context>, removed: Result<(), LogError>) {
         self.handle(context, |inner, _| {
             self.job_ended(inner);
             if let Err(error) = removed {
@@ -173,6 +204,13 @@ impl Partition {
                 Err(error) => return self.handle(context, |inner, _| self.log_failed(context, inner, &error)),
             }
         }
+    }
+}
+
+impl Inner {
+    /// When files are to be freed; never by a replica that ended.
+    pub(super) fn freeing_due(&self) -> Option<Time> {
+        self.log.freeing_due().filter(|_| self.failed.is_none() && !self.removed)
     }
 }
 

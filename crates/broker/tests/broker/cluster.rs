@@ -289,6 +289,8 @@ pub(crate) struct Cluster {
     pub(crate) window_bytes: u64,
     /// Between heartbeats of a running broker that is started from now on.
     pub(crate) heartbeat_ms: u64,
+    /// Between rounds of retention of a broker that is started from now on.
+    pub(crate) retention_check_ms: u64,
     /// Where brokers started from now on keep themselves registered, if not where they serve.
     pub(crate) control: Option<tokio::runtime::Handle>,
     /// Where they serve, if not where the test runs.
@@ -364,6 +366,7 @@ impl Cluster {
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
             window_bytes: 10 << 20,
             heartbeat_ms: 500,
+            retention_check_ms: 50,
             control: None,
             serving: None,
             verifier,
@@ -396,6 +399,7 @@ impl Cluster {
                 file: self.file.clone(),
                 replica_fetch_response_max_bytes: self.window_bytes,
                 broker_heartbeat_interval_ms: self.heartbeat_ms,
+                log_retention_check_interval_ms: self.retention_check_ms,
                 ..config(id, self.starts, port)
             },
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,

@@ -1,5 +1,7 @@
 //! Several log directories in one broker: placement, one that fails, one that is missing, empty or of an older time.
 
+use std::time::Duration;
+
 use broker::api::{Acks, BrokerApi, LogDirDescription};
 use broker::{Broker, BrokerState};
 use metadata::control::{ConfigChange, ConfigOperation, IncrementalAlterConfigs};
@@ -348,4 +350,18 @@ async fn a_cordoned_directory_takes_no_new_replicas_from_the_next_heartbeat_on()
     eventually("the controller knows", || (cordoned() == 0).then_some(())).await;
     let id = cluster.topic("d", &[1], &[]).await;
     assert_eq!(placed(&cluster, 1, id).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_replica_with_records_to_be_synced_does_not_wake_up_for_them_any_more() {
+    let cluster = two_each(1, 1).await;
+    let [first, _] = one_in_each(&cluster, &[1], &[("flush.ms", "2")]).await;
+    (0..100).for_each(|_| cluster.disk_at(1, 0).fail(Call::SyncData, 0, FaultKind::Eio));
+    produce(cluster.broker(1), first, Acks::Leader, batch(&["a"])).await;
+    let metrics = || cluster.broker(1).metrics();
+    eventually("the directory fails", || metrics().directories[0].failure.as_ref().map(drop)).await;
+    let before = metrics().timeouts;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let woken = metrics().timeouts - before;
+    assert!(woken < 40, "{woken} times in 0.4 s");
 }

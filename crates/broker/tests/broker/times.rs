@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use broker::api::{Acks, BrokerApi, Isolation, ListOffsetsPartition, ListedOffset, OffsetSpec};
 use metadata::control::{ConfigChange, ConfigOperation, IncrementalAlterConfigs};
@@ -96,6 +97,28 @@ async fn retention_makes_space_also_where_there_is_none_for_a_roll() {
     assert!(cluster.disk(1).faults_waiting() > 0, "there was no space for a roll all the time");
     let earliest = ask(&cluster, id, OffsetSpec::Earliest).await.unwrap();
     assert_eq!((earliest.error, earliest.offset), (ErrorCode::None, Offset(4)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_files_are_freed_at_their_time_and_not_with_the_next_round_of_retention() {
+    const ROUND: Duration = Duration::from_secs(6);
+    let mut cluster = Cluster::start(0, 1).await;
+    cluster.retention_check_ms = u64::try_from(ROUND.as_millis()).unwrap();
+    cluster.start_broker(1).await;
+    let configs = [("segment.bytes", "1048576"), ("retention.bytes", "1"), ("file.delete.delay.ms", "500")];
+    let id = cluster.topic("t", &[1], &configs).await;
+    cluster.wait_leader(id).await;
+    for _ in 0..4 {
+        produce_ok(cluster.broker(1), id, &[&"z".repeat(600_000)]).await;
+    }
+    let waiting = || {
+        let files = cluster.disk(1).list(Path::new("/data/t-0")).unwrap();
+        files.into_iter().filter(|entry| entry.name.ends_with(".deleted")).count()
+    };
+    eventually("a round of retention", || (waiting() > 0).then_some(())).await;
+    let since = Instant::now();
+    eventually("they are freed", || (waiting() == 0).then_some(())).await;
+    assert!(since.elapsed() < ROUND / 2, "after {:?}", since.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,7 @@ pub struct Deleted {
     pub log_start: Option<Offset>,
 }
 
-/// Files that were renamed and wait for their delay.
+/// Files that were renamed and wait for their delay, which is that of the time when they were.
 #[derive(Debug)]
 pub(super) struct PendingDeletion {
     /// By the monotonic clock.
@@ -137,12 +137,19 @@ impl Log {
         Ok(self.deletions.len())
     }
 
+    /// When the next delay is over, by the monotonic clock.
+    #[must_use]
+    pub fn freeing_due(&self) -> Option<Time> {
+        self.deletions.first().map(|deletion| deletion.due)
+    }
+
     /// The files whose delay is over, to be removed without the log.
     ///
     /// # Errors
     /// Where the directory is offline.
     pub fn start_freeing(&mut self, now: Time) -> Result<Option<Removal>, LogError> {
         self.usable()?;
+        // They are in the order of their times.
         let due = self.deletions.partition_point(|deletion| deletion.due <= now);
         let paths: Vec<PathBuf> = self.deletions.drain(..due).flat_map(|deletion| deletion.paths).collect();
         if self.deletions.is_empty() {
@@ -195,9 +202,11 @@ impl Log {
         Ok(())
     }
 
-    /// Takes files that were put away for `free_deleted`.
+    /// Takes files that were put away for `free_deleted`. The delay may be another one than for those before.
     pub(super) fn delete_later(&mut self, now: Time, paths: Vec<PathBuf>) {
-        self.deletions.push(PendingDeletion { due: now + self.config.file_delete_delay_ms, paths });
+        let due = now + self.config.file_delete_delay_ms;
+        let place = self.deletions.partition_point(|deletion| deletion.due <= due);
+        self.deletions.insert(place, PendingDeletion { due, paths });
     }
 }
 

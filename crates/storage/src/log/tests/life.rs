@@ -170,6 +170,31 @@ fn a_timestamp_finds_the_first_record_that_is_not_older() {
 }
 
 #[test]
+fn files_are_freed_in_the_order_of_their_times_also_after_the_delay_was_changed() {
+    for (delays, due) in [([1000, 0], [9000, 10_000]), ([0, 1000], [9000, 10_000])] {
+        let mut world = World::new(LogConfig { retention_ms: 100, ..small_segments() });
+        (0..60).for_each(|_| world.append_records(0, 3));
+        let mut deleted = Vec::new();
+        // More of one kind than of the other: a search that takes them for sorted finds any place.
+        for (delay, high_watermark) in delays.into_iter().zip([60, 180]) {
+            world.log.set_config(Arc::new(LogConfig { file_delete_delay_ms: delay, ..(**world.log.config()).clone() }));
+            deleted.push((
+                delay,
+                world.log.retain(Some(Time(9000)), Offset(high_watermark), Time(9000)).unwrap().segments,
+            ));
+        }
+        let late = deleted.iter().find(|(delay, _)| *delay > 0).unwrap().1;
+        assert!(late > 1 && deleted.iter().all(|(_, segments)| *segments > 1), "{deleted:?}");
+        assert_eq!(world.log.freeing_due(), Some(Time(due[0])));
+        assert_eq!(world.log.free_deleted(Time(due[0])).unwrap(), late, "{delays:?}");
+        assert_eq!(world.log.freeing_due(), Some(Time(due[1])));
+        assert_eq!(world.log.free_deleted(Time(due[1] - 1)).unwrap(), late);
+        assert_eq!(world.log.free_deleted(Time(due[1])).unwrap(), 0);
+        assert_eq!(world.log.freeing_due(), None);
+    }
+}
+
+#[test]
 fn retention_by_time_size_and_log_start_spares_what_is_above_the_high_watermark() {
     let at = |ms| Time(ms);
     let mut world = World::new(LogConfig { retention_ms: 100, file_delete_delay_ms: 10, ..small_segments() });
