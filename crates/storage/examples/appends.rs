@@ -1,22 +1,26 @@
-//! What appends, cold reads and syncs cost: `appends GIGABYTES [DIRECTORY]`.
+//! What appends, cold reads and syncs cost: `appends GIGABYTES [DIRECTORY] [--flush-ms N]`.
 //!
 //! Each figure stands beside the bare cost of the same bytes on the same disk, measured in the same run, in turns: CPU of
 //! the calling thread a gigabyte for `Log::append` and for `pwrite`, for `Log::read` of a log without a tail cache and for
 //! `pread`; the time of an append that is synced before it is acknowledged and of a write with `fdatasync`; and of a
 //! thousand logs written at once and synced as a broker does, with as many threads: beside a thousand files, each with its
 //! `fdatasync`, and beside as many bytes in one file.
+//!
+//! With `--flush-ms`, every flush takes so much longer, the bare ones too: a disk whose flush takes long, and whose writes do
+//! not. The waits of flushes that run at once overlap, and a sync of the whole file system waits once.
 
 use std::error::Error;
 use std::fs::File;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use model::{
-    ClientBatches, Codec, LeaderEpoch, Offset, Record, RecordBatch, TopicId, Uuid, encode_batch, encode_records,
+    ClientBatches, Codec, LeaderEpoch, Offset, Record, RecordBatch, Time, TopicId, Uuid, encode_batch, encode_records,
 };
-use storage::disk::{Disk, RealDisk};
+use storage::disk::{DirEntry, Disk, DiskFile, OpenMode, RealDisk, SharedSync};
 use storage::reserve::Ballast;
 use storage::{DiskPool, Log, LogConfig, LogEnv, OpenHints};
 
@@ -31,27 +35,145 @@ const THREADS: usize = 8;
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
-    let given: Vec<String> = std::env::args().skip(1).collect();
+    let mut given: Vec<String> = std::env::args().skip(1).collect();
+    let mut flush = Duration::ZERO;
+    if let Some(at) = given.iter().position(|word| word == "--flush-ms") {
+        let ms = given.get(at + 1).ok_or("--flush-ms takes a number")?.parse()?;
+        flush = Duration::from_millis(ms);
+        given.drain(at..=at + 1);
+    }
     let gigabytes = given.first().map_or(Ok(2), |text| text.parse::<usize>())?;
     let parent = given.get(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = parent.join(format!("appends-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
-    let outcome = measure(&dir, gigabytes);
+    let outcome = measure(&dir, gigabytes, SlowDisk { disk: Arc::new(RealDisk), flush });
     std::fs::remove_dir_all(&dir)?;
     outcome
 }
 
-fn measure(dir: &Path, gigabytes: usize) -> Outcome<()> {
+fn measure(dir: &Path, gigabytes: usize, disk: SlowDisk) -> Outcome<()> {
     for size in [1 << 20, 16 << 10] {
         appends(&dir.join(format!("size-{size}")), size, gigabytes * (1 << 30) / TURN)?;
     }
-    let one = one_log_synced(&dir.join("one"))?;
-    many_logs_synced(&dir.join("many"), one)
+    if !disk.flush.is_zero() {
+        println!("each flush takes {:?} longer", disk.flush);
+    }
+    let one = one_log_synced(&dir.join("one"), &disk)?;
+    many_logs_synced(&dir.join("many"), one, &disk)
+}
+
+/// The machine's disk, whose flushes take longer than they do.
+#[derive(Clone, Debug)]
+struct SlowDisk {
+    disk: Arc<dyn Disk>,
+    flush: Duration,
+}
+
+#[derive(Debug)]
+struct SlowFile {
+    file: Arc<dyn DiskFile>,
+    flush: Duration,
+}
+
+#[derive(Debug)]
+struct SlowSync {
+    shared: Arc<dyn SharedSync>,
+    flush: Duration,
+}
+
+/// What a flush takes beside what it takes.
+fn flushed<T>(done: io::Result<T>, flush: Duration) -> io::Result<T> {
+    if !flush.is_zero() {
+        std::thread::sleep(flush);
+    }
+    done
+}
+
+impl Disk for SlowDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(SlowFile { file: self.disk.open(path, mode)?, flush: self.flush }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        self.disk.list(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_dir_all(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
+        self.disk.space(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        flushed(self.disk.sync_dir(dir), self.flush)
+    }
+
+    fn shared_sync(&self, dir: &Path) -> Option<Arc<dyn SharedSync>> {
+        let shared = self.disk.shared_sync(dir)?;
+        Some(Arc::new(SlowSync { shared, flush: self.flush }))
+    }
+}
+
+impl SharedSync for SlowSync {
+    fn is_worth(&self, files: usize, each: Duration) -> bool {
+        self.shared.is_worth(files, each)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        flushed(self.shared.sync_all(), self.flush)
+    }
+}
+
+impl DiskFile for SlowFile {
+    fn read_at(&self, into: &mut [u8], position: u64) -> io::Result<usize> {
+        self.file.read_at(into, position)
+    }
+
+    fn write_at(&self, from: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
+        self.file.write_at(from, position)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        flushed(self.file.sync_data(), self.flush)
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        self.file.truncate(size)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn modified(&self) -> io::Result<Time> {
+        self.file.modified()
+    }
+
+    fn preallocate(&self, size: u64) -> io::Result<()> {
+        self.file.preallocate(size)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.file.try_lock()
+    }
 }
 
 /// As of a log directory, without a tail cache: what is measured is the disk.
-fn env(dir: &Path) -> LogEnv {
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+fn env(dir: &Path, disk: Arc<dyn Disk>) -> LogEnv {
     LogEnv::new(Arc::clone(&disk), 2 * LOGS, 0).for_directory(Ballast::new(disk, dir))
 }
 
@@ -104,7 +226,7 @@ impl Cost {
 
 fn appends(dir: &Path, size: usize, turns: usize) -> Outcome<()> {
     std::fs::create_dir_all(dir)?;
-    let mut log = open(&env(dir), &dir.join("bench-0"), LogConfig::default())?;
+    let mut log = open(&env(dir, Arc::new(RealDisk)), &dir.join("bench-0"), LogConfig::default())?;
     let (mut ours, mut bare) = (Cost::default(), Cost::default());
     let mut files = Vec::new();
     for turn in 0..turns {
@@ -179,9 +301,9 @@ fn median(times: &mut [Duration]) -> Duration {
 }
 
 /// The median of an append that is synced; beside it a write that is.
-fn one_log_synced(dir: &Path) -> Outcome<Duration> {
+fn one_log_synced(dir: &Path, disk: &SlowDisk) -> Outcome<Duration> {
     std::fs::create_dir_all(dir)?;
-    let mut log = open(&env(dir), &dir.join("bench-0"), before_ack())?;
+    let mut log = open(&env(dir, Arc::new(disk.clone())), &dir.join("bench-0"), before_ack())?;
     let bare = File::create_new(dir.join("bare"))?;
     let (mut ours, mut bares) = (Vec::new(), Vec::new());
     for i in 0..SYNCS {
@@ -192,7 +314,7 @@ fn one_log_synced(dir: &Path) -> Outcome<Duration> {
         ours.push(begun.elapsed());
         let begun = Instant::now();
         bare.write_all_at(batch.bytes(), u64::try_from(i * batch.bytes().len())?)?;
-        bare.sync_data()?;
+        flushed(bare.sync_data(), disk.flush)?;
         bares.push(begun.elapsed());
     }
     let (a, b) = (median(&mut ours), median(&mut bares));
@@ -204,9 +326,9 @@ fn one_log_synced(dir: &Path) -> Outcome<Duration> {
 }
 
 /// A thousand logs, each with a batch, synced together; beside it a thousand files, and one with as many bytes.
-fn many_logs_synced(dir: &Path, one: Duration) -> Outcome<()> {
+fn many_logs_synced(dir: &Path, one: Duration, disk: &SlowDisk) -> Outcome<()> {
     std::fs::create_dir_all(dir)?;
-    let env = env(dir);
+    let env = env(dir, Arc::new(disk.clone()));
     let open_one = |i| open(&env, &dir.join(format!("bench-{i}")), before_ack());
     let mut logs: Vec<Log> = (0..LOGS).map(open_one).collect::<Outcome<_>>()?;
     let files: Vec<File> =
@@ -227,12 +349,13 @@ fn many_logs_synced(dir: &Path, one: Duration) -> Outcome<()> {
         for (file, batch) in files.iter().zip(&batches) {
             file.write_all_at(batch.bytes(), round * 1000)?;
         }
-        in_parallel(files.iter().collect(), |file| file.sync_data()).into_iter().collect::<Result<Vec<()>, _>>()?;
+        let synced_one = in_parallel(files.iter().collect(), |file| flushed(file.sync_data(), disk.flush));
+        synced_one.into_iter().collect::<Result<Vec<()>, _>>()?;
         let bare = begun.elapsed();
         let written: Vec<u8> = batches.iter().flat_map(|batch| batch.bytes().iter().copied()).collect();
         let begun = Instant::now();
         single.write_all_at(&written, round * written.len() as u64)?;
-        single.sync_data()?;
+        flushed(single.sync_data(), disk.flush)?;
         // The first round makes the directories' names durable.
         if round > 0 {
             let of_round = [appended, synced, bare, begun.elapsed()];
