@@ -12,7 +12,7 @@ use metadata::MetadataImage;
 use metadata::control::{
     ControlRequest, ControlResponse, Heartbeat, HeartbeatAnswer, RecoveryReport, RegisterBroker, Suspect,
 };
-use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ErrorCode, MetadataOffset, TopicPartition};
 use rpc::controller::MetadataEvent;
 use rpc::net::Keepalive;
 use storage::DirHealth;
@@ -391,6 +391,10 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecy
                     return lifecycle.give_up();
                 }
             };
+            if is_of_before(&before, &after) {
+                tracing::error!(known_to = %before.next_offset(), restored_at = %after.restored_at(), "the metadata was restored while this broker ran, which knows what it lost: it stops. Start it again");
+                return lifecycle.give_up();
+            }
             let after = Arc::new(after);
             if let Err(error) = context.join_cluster(after.cluster_id()).await {
                 tracing::error!(%error, "this directory cannot follow that cluster");
@@ -409,6 +413,12 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecy
             }
         }
     }
+}
+
+/// Whether `before` may be of a time that `after` does not know, as it was restored since. Nobody goes on from one to the other:
+/// roles, coordinators and producer ids that this process holds are of another history (`R80`).
+fn is_of_before(before: &MetadataImage, after: &MetadataImage) -> bool {
+    before.next_offset() > MetadataOffset(0) && before.next_offset() < after.restored_at()
 }
 
 /// Whether the metadata knows this process.
@@ -486,6 +496,20 @@ async fn report_suspects(context: &Arc<Context>, image: &MetadataImage) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_goes_on_from_metadata_that_was_restored_since() {
+        // R80
+        let at = |next| MetadataImage::from_snapshot(MetadataOffset(next), &[]);
+        let (restored, _) = metadata::restore::go_on(&at(20), 0).unwrap();
+        assert!(is_of_before(&at(15), &restored), "it may have led since");
+        assert!(is_of_before(&at(30), &restored), "it knows what was lost");
+        let mut later = restored.clone();
+        later.apply(&metadata::MetadataRecord::ProducerIds { next: model::ProducerId(1) });
+        assert!(!is_of_before(&restored, &later));
+        assert!(!is_of_before(&MetadataImage::default(), &restored), "it has just begun");
+        assert!(!is_of_before(&at(20), &at(30)), "nothing was restored");
+    }
 
     #[test]
     fn who_makes_no_turn_for_many_looks_is_stuck_until_the_next_turn() {

@@ -8,6 +8,9 @@
 //! Whose a log is, its `partition.metadata` says, and the `topic-id-checkpoint` once more (`R4`). Where the file is missing or
 //! damaged, the checkpoint counts, and the file is written again. Invariant: a log with records is deleted for its name's sake
 //! only where it is proven to be another topic's, that is gone; else it is kept aside, and what it promised is lost (`R78`).
+//!
+//! Metadata that was restored (`R80`) may be older than the logs are: the first start by it deletes none of them. What it does
+//! not place here is kept aside, directory by directory; each notes when that is done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,7 +20,8 @@ use std::time::Duration;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use metadata::{MetadataDelta, MetadataImage};
 use model::{
-    BrokerEpoch, BrokerId, DirectoryId, EndMarker, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition,
+    BrokerEpoch, BrokerId, DirectoryId, EndMarker, LeaderEpoch, MetadataOffset, Offset, PartitionIndex, TopicId,
+    TopicPartition,
 };
 use replication::producers::{EndedTransaction, ProducerBatch, ProducerTable};
 use replication::{AckRule, Member, PartitionState, ReplicaConfig};
@@ -84,6 +88,10 @@ pub(crate) struct Replicas {
     /// Copies that an earlier process was making, to move replicas to other directories.
     futures: BTreeMap<TopicPartition, Vec<(Arc<LogDir>, FutureDir)>>,
     settings: BTreeMap<TopicId, Arc<TopicSettings>>,
+    /// By which restored metadata the logs of each directory were sorted.
+    sorted_by: BTreeMap<DirectoryId, MetadataOffset>,
+    /// Where the metadata was restored that is applied now.
+    restored_at: MetadataOffset,
 }
 
 impl Replicas {
@@ -102,9 +110,10 @@ impl Replicas {
         let total = surveys.iter().map(|survey| survey.partitions.len()).sum();
         let mut lost = promised_in(&surveys);
         let elsewhere = promised_elsewhere(&surveys);
+        let sorted_by = surveys.iter().map(|survey| (survey.dir.id(), survey.sorted_by)).collect();
         let mut jobs = tokio::task::JoinSet::new();
         let mut futures: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for Survey { dir, checkpoints, partitions, futures: begun } in surveys {
+        for Survey { dir, checkpoints, partitions, futures: begun, .. } in surveys {
             for future in begun {
                 futures.entry(future.id).or_default().push((Arc::clone(&dir), future));
             }
@@ -141,7 +150,8 @@ impl Replicas {
             tracing::error!(topic, %partition, records_below = %promised, "a replica that was here is gone");
         }
         *context.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
-        Ok(Replicas { context: Arc::clone(context), found, futures, settings: BTreeMap::new() })
+        let (settings, restored_at) = (BTreeMap::new(), MetadataOffset(0));
+        Ok(Replicas { context: Arc::clone(context), found, futures, settings, sorted_by, restored_at })
     }
 
     /// Whether all that was here can be told to be here. Else a clean shutdown is no proof of it (`R10`, `R34`).
@@ -159,6 +169,7 @@ impl Replicas {
     /// Brings the partitions here from `before` to `after`.
     pub(crate) async fn apply(&mut self, before: &MetadataImage, after: &Arc<MetadataImage>) {
         let delta = MetadataDelta::between(before, after);
+        self.restored_at = after.restored_at();
         let me = self.context.config.broker_id;
         // Before any partition hears of a replica that is to be brought up.
         self.context.throttles.follow(before, after, me, self.context.clock.monotonic());
@@ -205,7 +216,7 @@ impl Replicas {
         }
     }
 
-    /// Deletes what is on disk but not in the metadata: called once the metadata is known to be current.
+    /// Takes away what is on disk but not in the metadata: called once the metadata is known to be current.
     pub(crate) async fn drop_strays(&mut self) {
         // Every replica that is placed here has been made by now: what is still missed is missed by nobody.
         self.context.lost.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -229,8 +240,30 @@ impl Replicas {
         let strays = self.found.iter().filter(|(id, copies)| !placed(id) && !doubtful(id, copies));
         let strays: Vec<TopicPartition> = strays.map(|(id, _)| *id).collect();
         if !strays.is_empty() {
-            tracing::warn!(count = strays.len(), "deleting replicas that the metadata does not place here");
+            tracing::warn!(count = strays.len(), "taking away replicas that the metadata does not place here");
             self.remove(&strays).await;
+        }
+        self.note_sorted().await;
+    }
+
+    /// Whether a directory's logs may be of a time that the metadata does not know, as it was restored since (`R80`).
+    fn is_unsorted(&self, dir: DirectoryId) -> bool {
+        self.sorted_by.get(&dir).is_none_or(|at| *at < self.restored_at) && self.restored_at != MetadataOffset(0)
+    }
+
+    /// Each log here is where the restored metadata wants it, or aside: from now on what it deletes goes (`R80`).
+    async fn note_sorted(&mut self) {
+        let at = self.restored_at;
+        let dirs: Vec<_> = self.context.dirs.working().filter(|dir| self.is_unsorted(dir.id())).cloned().collect();
+        for dir in dirs {
+            let job_dir = Arc::clone(&dir);
+            let noted = self.context.disk_pool.run(move || job_dir.data().write_restored_at(at)).await;
+            if let Err(error) = noted {
+                // The next start sets aside once more.
+                tracing::error!(%error, "cannot note by which metadata the logs were sorted");
+                dir.failed(&error);
+            }
+            self.sorted_by.insert(dir.id(), at);
         }
     }
 
@@ -574,9 +607,10 @@ impl Replicas {
         }
     }
 
-    /// Takes replicas off this broker and deletes them: those that it hosts, or what was found of them.
+    /// Takes replicas off this broker and deletes them: those that it hosts, or what was found of them. What was found by a
+    /// metadata that was restored since is kept aside (`R80`).
     async fn remove(&mut self, ids: &[TopicPartition]) {
-        let mut names = Vec::new();
+        let (mut names, mut kept) = (Vec::new(), Vec::new());
         for id in ids {
             for (dir, future) in self.futures.remove(id).unwrap_or_default() {
                 forget(&self.context, dir, future).await;
@@ -595,10 +629,11 @@ impl Replicas {
             }
             for found in self.found.remove(id).unwrap_or_default() {
                 unclaimed.remove(&(*id, found.dir.id()));
-                names.push((found.dir, Arc::from(found.topic.as_str()), id.partition));
+                let to = if self.is_unsorted(found.dir.id()) { &mut kept } else { &mut names };
+                to.push((found.dir, Arc::from(found.topic.as_str()), id.partition));
             }
         }
-        if names.is_empty() {
+        if names.is_empty() && kept.is_empty() {
             return;
         }
         // The checkpoints know names only: what they say of these would be taken for another topic's of that name.
@@ -610,6 +645,9 @@ impl Replicas {
         }
         for (dir, partitions) in by_dir.into_values() {
             delete(&self.context, dir, partitions).await;
+        }
+        for (dir, topic, partition) in kept.into_iter().filter(|(dir, ..)| dir.works()) {
+            keep_unknown(&self.context, dir, topic, partition).await;
         }
     }
 
@@ -649,18 +687,36 @@ fn is_named(found: &Found, other: &TopicPartition, topic: &str, id: TopicPartiti
 /// Takes a directory out of use of which nobody can say whose it is: for good where it never had a record, else it is kept for
 /// people to look at.
 fn set_aside(dir: &LogDir, topic: &str, partition: PartitionIndex) -> Result<(), LogError> {
+    if let Some(aside) = put_aside(dir, topic, partition)? {
+        let kept = aside.display();
+        tracing::error!(%topic, %partition, %kept, "nothing proves which topic the log in this directory is of: it is kept under another name, and the replica begins anew as one that lost its records. If no other replica has them: stop this broker, delete the new directory, give this one its name back with a partition.metadata that has the topic's id, and start it; else delete it");
+    }
+    Ok(())
+}
+
+/// The log of a replica that the restored metadata does not place here: it may be all that there is of it (`R80`).
+async fn keep_unknown(context: &Context, dir: Arc<LogDir>, topic: Arc<str>, partition: PartitionIndex) {
+    let name = Arc::clone(&topic);
+    let put = move || put_aside(&dir, &name, partition);
+    match when_possible(&context.disk_pool, put).await {
+        Ok(None) => {}
+        Ok(Some(aside)) => {
+            let kept = aside.display();
+            tracing::error!(%topic, %partition, %kept, "the metadata was restored from a time when this replica was not here: its log is kept under another name. Nobody reads it any more; once its records are not needed, delete it");
+        }
+        Err(error) => tracing::error!(%topic, %partition, %error, "cannot set a partition's log aside"),
+    }
+}
+
+/// Takes a partition's directory away: for good where it never had a record; else gives the name that it has now.
+fn put_aside(dir: &LogDir, topic: &str, partition: PartitionIndex) -> Result<Option<PathBuf>, LogError> {
     let path = dir.data().partition_path(topic, partition);
     let aside = match dir.data().has_records(topic, partition) {
         Ok(true) => dir.data().set_aside(topic, partition),
         Ok(false) => dir.data().delete_partition(topic, partition).map(|_| None),
         Err(error) => Err(error),
     };
-    let aside = aside.map_err(|error| as_log_error(dir, &path, &error))?;
-    if let Some(aside) = aside {
-        let kept = aside.display();
-        tracing::error!(%topic, %partition, %kept, "nothing proves which topic the log in this directory is of: it is kept under another name, and the replica begins anew as one that lost its records. If no other replica has them: stop this broker, delete the new directory, give this one its name back with a partition.metadata that has the topic's id, and start it; else delete it");
-    }
-    Ok(())
+    aside.map_err(|error| as_log_error(dir, &path, &error))
 }
 
 fn as_log_error(dir: &LogDir, path: &Path, error: &DataDirError) -> LogError {
@@ -685,19 +741,29 @@ struct Survey {
     checkpoints: Checkpoints,
     partitions: Vec<PartitionDir>,
     futures: Vec<FutureDir>,
+    /// By which restored metadata they were sorted (`R80`).
+    sorted_by: MetadataOffset,
+}
+
+impl Survey {
+    fn of(dir: &Arc<LogDir>) -> Result<Survey, DataDirError> {
+        let data = dir.data();
+        Ok(Survey {
+            dir: Arc::clone(dir),
+            checkpoints: Checkpoints::read(dir)?,
+            partitions: data.partitions()?,
+            futures: data.futures()?,
+            sorted_by: data.read_restored_at()?,
+        })
+    }
 }
 
 /// Looks into all directories. One that cannot be read is offline from then on.
 fn survey(context: &Context) -> Result<Vec<Survey>, DataDirError> {
     let (mut surveys, mut last_error) = (Vec::new(), None);
     for dir in context.dirs.working() {
-        let data = dir.data();
-        let found =
-            Checkpoints::read(dir).and_then(|checkpoints| Ok((checkpoints, data.partitions()?, data.futures()?)));
-        match found {
-            Ok((checkpoints, partitions, futures)) => {
-                surveys.push(Survey { dir: Arc::clone(dir), checkpoints, partitions, futures });
-            }
+        match Survey::of(dir) {
+            Ok(survey) => surveys.push(survey),
             Err(error) if error.is_out_of_descriptors() => return Err(error),
             Err(error) => {
                 tracing::error!(%error, "a log directory cannot be read: it is offline");

@@ -42,6 +42,7 @@ pub type ConfigMap = BTreeMap<String, String>;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct MetadataImage {
     next_offset: MetadataOffset,
+    restored_at: MetadataOffset,
     cluster_id: ClusterId,
     next_producer_id: ProducerId,
     features: Arc<BTreeMap<String, i16>>,
@@ -56,6 +57,7 @@ impl Default for MetadataImage {
     fn default() -> Self {
         Self {
             next_offset: MetadataOffset(0),
+            restored_at: MetadataOffset(0),
             cluster_id: ClusterId::NONE,
             next_producer_id: ProducerId(0),
             features: Arc::default(),
@@ -87,6 +89,13 @@ impl MetadataImage {
     #[must_use]
     pub fn next_offset(&self) -> MetadataOffset {
         self.next_offset
+    }
+
+    /// Where the metadata goes on since it was put back or recovered last: what was told before at lower offsets may be
+    /// another history (`R80`). 0 where it never was.
+    #[must_use]
+    pub fn restored_at(&self) -> MetadataOffset {
+        self.restored_at
     }
 
     /// The cluster's identity; `NONE` before the first record.
@@ -293,6 +302,7 @@ impl MetadataImage {
             MetadataRecord::PartitionChange(change) => self.change_partition(change),
             MetadataRecord::Config { resource, name, value } => self.set_config(resource, name, value.as_deref()),
             MetadataRecord::ProducerIds { next } => self.next_producer_id = *next,
+            MetadataRecord::Restored { at } => self.restored_at = *at,
         }
         self.next_offset = MetadataOffset(self.next_offset.0 + 1);
     }
@@ -309,6 +319,9 @@ impl MetadataImage {
         records.extend(self.features.iter().map(feature));
         if self.next_producer_id != ProducerId(0) {
             records.push(MetadataRecord::ProducerIds { next: self.next_producer_id });
+        }
+        if self.restored_at != MetadataOffset(0) {
+            records.push(MetadataRecord::Restored { at: self.restored_at });
         }
         let controller =
             |c: &Arc<ControllerRegistration>| MetadataRecord::ControllerRegistration(Box::new((**c).clone()));
@@ -499,6 +512,7 @@ mod tests {
             }),
             (0..3i16).prop_map(|level| MetadataRecord::FeatureLevel { name: "f".to_owned(), level }),
             (0..9i64).prop_map(|next| MetadataRecord::ProducerIds { next: ProducerId(next) }),
+            (0..9u64).prop_map(|at| MetadataRecord::Restored { at: MetadataOffset(at) }),
         ]
     }
 

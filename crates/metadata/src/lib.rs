@@ -1,6 +1,7 @@
 //! What the cluster is ([`MetadataRecord`], [`MetadataImage`], [`MetadataDelta`]) and how it may change ([`control`]).
 //!
 //! Reading order: [`records`] (the facts of the metadata log), [`image`] (what they add up to), [`delta`] (what changed),
+//! [`restore`] (an older image goes on as a later one),
 //! [`configs`] (Kafka's configs as data), [`throttle`] (whose replication is held back), [`control`] (the decisions of the active controller), [`wire`] (all of it as
 //! bytes).
 //!
@@ -12,6 +13,8 @@ pub mod records;
 pub mod image;
 
 pub mod delta;
+
+pub mod restore;
 
 pub mod configs;
 mod flush;

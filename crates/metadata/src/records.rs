@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, PartitionEpoch, PartitionIndex,
-    ProducerId, TopicId, TopicPartition,
+    BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, PartitionEpoch,
+    PartitionIndex, ProducerId, TopicId, TopicPartition,
 };
 
 /// One fact of the metadata log.
@@ -64,6 +64,11 @@ pub enum MetadataRecord {
     ProducerIds {
         /// The first one that is not.
         next: ProducerId,
+    },
+    /// The metadata was put back, or recovered from what one voter had; only in snapshots (`R80`).
+    Restored {
+        /// The first offset after that: nobody was told of one at or above it before.
+        at: MetadataOffset,
     },
 }
 
@@ -263,7 +268,8 @@ pub struct Partition {
     pub last_known_elr: Vec<BrokerId>,
     /// The leader; `NONE` where there is none.
     pub leader: BrokerId,
-    /// Who led last: the leader, where there is one.
+    /// Who led last: the leader, where there is one. `NONE` where nobody ever led, or the metadata was restored since and
+    /// nobody knows who did (`R80`).
     pub last_leader: BrokerId,
     /// The directory that the last leader led from.
     pub last_leader_directory: DirectoryId,

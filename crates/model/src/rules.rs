@@ -140,6 +140,8 @@ rules! {
     R71Stall,
     R76MoreThanHalf,
     R78LossyReplica,
+    R80AboveTheLogs,
+    R80NobodyAlone,
     R59DurableAck,
 }
 

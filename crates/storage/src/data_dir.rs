@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, TopicId, TopicPartition, Uuid};
+use model::{
+    BrokerEpoch, BrokerId, ClusterId, DirectoryId, MetadataOffset, Offset, PartitionIndex, TopicId, TopicPartition,
+    Uuid,
+};
 
 use crate::checkpoint;
 use crate::disk::{
@@ -32,6 +35,8 @@ pub(crate) const DELETED: &str = "-delete";
 pub(crate) const STRAY: &str = "-stray";
 /// Which topic each log here is of, once more: a name may be another topic's next time.
 pub(crate) const TOPIC_IDS: &str = "topic-id-checkpoint";
+/// How new the restored metadata is by which the logs here were sorted.
+const RESTORED: &str = "metadata-restored-checkpoint";
 /// Kafka's, of the copy of a log that is moved.
 const FUTURE: &str = "-future";
 
@@ -355,6 +360,31 @@ impl DataDir {
     ) -> Result<(), DataDirError> {
         let lines: Vec<String> = ids.into_iter().map(|(topic, p, id)| format!("{topic} {p} {id}")).collect();
         self.replace(&self.path.join(TOPIC_IDS), checkpoint::format(lines.into_iter()).as_bytes())
+    }
+
+    /// Where the metadata was restored that the logs here were last sorted by (`R80`); 0 where it never was, or nobody can
+    /// tell.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn read_restored_at(&self) -> Result<MetadataOffset, DataDirError> {
+        let path = self.path.join(RESTORED);
+        let text = match read_small_file(self.disk(), &path, SMALL_MAX) {
+            Ok(text) => text.unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Vec::new(),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        let at = checkpoint::parse_one(&text).and_then(|at| u64::try_from(at.0).ok());
+        Ok(MetadataOffset(at.unwrap_or(0)))
+    }
+
+    /// Notes that, durably.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_restored_at(&self, at: MetadataOffset) -> Result<(), DataDirError> {
+        let text = checkpoint::format([at.0.to_string()].into_iter());
+        self.replace(&self.path.join(RESTORED), text.as_bytes())
     }
 
     /// Whether any file of a partition's directory has records.
@@ -754,6 +784,22 @@ mod tests {
         let dir = on(&disk).unwrap();
         assert_eq!(dir.free_deleted().unwrap(), 3);
         assert_eq!((dir.free_deleted().unwrap(), listed(&dir)), (0, all[..2].to_vec()));
+    }
+
+    #[test]
+    fn by_which_metadata_the_logs_were_sorted_outlives_a_crash_and_is_nothing_where_it_is_damaged() {
+        // R80
+        let disk = MemDisk::new();
+        let dir = on(&disk).unwrap();
+        assert_eq!(dir.read_restored_at().unwrap(), MetadataOffset(0));
+        dir.write_restored_at(MetadataOffset(1 << 58)).unwrap();
+        disk.crash(Crash::LoseUnsynced);
+        let dir = on(&disk).unwrap();
+        assert_eq!(dir.read_restored_at().unwrap(), MetadataOffset(1 << 58));
+        for damage in ["", "0\n1\n-5\n", "0\n1\nnoise\n", "0\n0\n", "0\n1\n1\n#crc32c 00000000\n"] {
+            write(&disk, &dir.path().join(RESTORED), damage.as_bytes());
+            assert_eq!(dir.read_restored_at().unwrap(), MetadataOffset(0), "{damage}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ enum Key {
     ClusterId,
     Feature(String),
     ProducerIds,
+    Restored,
     Controller(BrokerId),
     Broker(BrokerId),
     Topic(TopicId),
@@ -167,6 +168,7 @@ fn own_key(record: &MetadataRecord) -> Key {
         MetadataRecord::PartitionChange(change) => Key::Partition(change.id()),
         MetadataRecord::Config { resource, name, .. } => Key::Config(resource.clone(), name.clone()),
         MetadataRecord::ProducerIds { .. } => Key::ProducerIds,
+        MetadataRecord::Restored { .. } => Key::Restored,
     }
 }
 
@@ -181,6 +183,8 @@ impl Key {
                 out.extend_from_slice(name.as_bytes());
             }
             Key::ProducerIds => out.push(b'2'),
+            // It refers to nothing.
+            Key::Restored => out.push(b'8'),
             Key::Controller(id) => {
                 out.push(b'3');
                 out.extend_from_slice(&id.0.to_be_bytes());
@@ -221,6 +225,10 @@ impl Key {
                 Some(MetadataRecord::FeatureLevel { name: name.clone(), level })
             }
             Key::ProducerIds => Some(MetadataRecord::ProducerIds { next: image.next_producer_id() }),
+            Key::Restored => {
+                let at = image.restored_at();
+                (at != MetadataOffset(0)).then_some(MetadataRecord::Restored { at })
+            }
             Key::Controller(id) => {
                 let controller = image.controllers().get(id)?;
                 Some(MetadataRecord::ControllerRegistration(Box::new((**controller).clone())))

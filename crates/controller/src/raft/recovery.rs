@@ -3,13 +3,16 @@
 //!
 //! Both write one snapshot whose only voter is this node; the others join it as new ones. Neither asks anybody: what a
 //! quorum had and this node has not is lost, and voters of the old quorum that come back with their old directories would
-//! be another cluster of the same name.
+//! be another cluster of the same name. What the brokers did since what is left here was written is not known: the numbers
+//! that they may hold are passed over, and nobody counts as in sync (`R80`, [`metadata::restore`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use metadata::restore::{self, Raised};
 use metadata::{MetadataImage, MetadataRecord};
 use model::batch::crc32c;
 use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset};
@@ -49,8 +52,10 @@ pub struct QuorumFiles {
 pub struct Recovered {
     /// The cluster.
     pub cluster_id: ClusterId,
-    /// The offset after its last record.
+    /// The offset after its last record, before anything was raised.
     pub next_offset: MetadataOffset,
+    /// What was raised above what others may know (`R80`).
+    pub raised: Raised,
     /// The last log entry that it had: index and term. What others had after it may be lost.
     pub last_entry: Option<(u64, u64)>,
     /// Who voted before.
@@ -90,6 +95,15 @@ fn store(error: &dyn std::fmt::Display) -> ControllerError {
     ControllerError::Store(error.to_string())
 }
 
+/// Passes over what may have been given out since the machine's image (`R80`); the image as it was, and what was raised.
+fn pass_over(machine: &StateMachine) -> Result<(MetadataImage, Raised), ControllerError> {
+    let before = machine.image();
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (image, raised) = restore::go_on(&before, now_s).map_err(|error| store(&error))?;
+    machine.replace_image(image);
+    Ok((before, raised))
+}
+
 /// Makes a survivor the only voter of what it has: its newest snapshot and every entry of its log, committed or not.
 ///
 /// # Errors
@@ -112,12 +126,13 @@ pub async fn recover_alone(files: &QuorumFiles) -> Result<Recovered, ControllerE
     let alone =
         Entry { log_id: LogId::new(last.leader_id, last.index + 1), payload: EntryPayload::Membership(files.alone()) };
     machine.apply([alone]).await.map_err(|error| store(&error))?;
-    let image = machine.image();
+    let (image, raised) = pass_over(&machine)?;
     machine.build_snapshot().await.map_err(|error| store(&error))?;
     machine.close();
     Ok(Recovered {
         cluster_id: image.cluster_id(),
         next_offset: image.next_offset(),
+        raised,
         last_entry: Some((last.index, last.leader_id.term)),
         voters: voters.into_iter().map(|voter| BrokerId(voter.id)).collect(),
     })
@@ -139,12 +154,13 @@ pub async fn restore(files: &QuorumFiles, backup: Bytes) -> Result<Recovered, Co
         log_id: LogId::new(CommittedLeaderId::new(1, files.me()), 1),
         payload: EntryPayload::Membership(files.alone()),
     };
-    machine.start_from(Position { next_offset: image.next_offset().0, ..Position::default() }, image.clone());
+    machine.start_from(Position { next_offset: image.next_offset().0, ..Position::default() }, image);
     machine.apply([alone]).await.map_err(|error| store(&error))?;
+    let (image, raised) = pass_over(&machine)?;
     machine.build_snapshot().await.map_err(|error| store(&error))?;
     machine.close();
     let (cluster_id, next_offset) = (image.cluster_id(), image.next_offset());
-    Ok(Recovered { cluster_id, next_offset, last_entry: None, voters: Vec::new() })
+    Ok(Recovered { cluster_id, next_offset, raised, last_entry: None, voters: Vec::new() })
 }
 
 /// The bytes of a backup.

@@ -90,6 +90,13 @@ impl StateMachine {
         machine.image = image;
     }
 
+    /// Goes on with another image where it stands: for a machine that nobody uses yet.
+    pub(crate) fn replace_image(&self, image: MetadataImage) {
+        let mut machine = self.machine();
+        machine.position.next_offset = image.next_offset().0;
+        machine.image = image;
+    }
+
     fn machine(&self) -> MutexGuard<'_, Machine> {
         self.shared.machine.lock().expect("no holder of the lock panics")
     }

@@ -12,6 +12,7 @@ use crate::control::reassign::Assignment;
 use crate::control::{ClusterControl, soft::SoftState};
 use crate::image::MetadataImage;
 use crate::records::{LeaderRecoveryState, MetadataRecord, Partition, PartitionChange};
+use crate::restore::EPOCHS;
 
 /// See the module.
 pub(super) struct Draft<'a> {
@@ -139,7 +140,7 @@ impl<'a> Draft<'a> {
         }
         after.last_known_elr = self.target_last_known(before, &after);
         if self.begins_leader_epoch(before, &after) || want.recovered.is_some() {
-            after.leader_epoch = LeaderEpoch(before.leader_epoch.0 + 1);
+            after.leader_epoch = LeaderEpoch(self.newest_epoch(before).0 + 1);
         }
         let leads = !after.is_leaderless();
         if leads && (after.leader_epoch != before.leader_epoch || after.directories != before.directories) {
@@ -147,6 +148,15 @@ impl<'a> Draft<'a> {
             after.last_leader_directory = after.directory_of(after.leader);
         }
         after
+    }
+
+    /// The newest leader epoch that anybody told of: a log may have a later one than the metadata, where that was restored
+    /// (`R80`). What is further away than one restoration raises is no epoch that was ever given.
+    fn newest_epoch(&self, partition: &Partition) -> LeaderEpoch {
+        let known = partition.leader_epoch;
+        let told = self.answers(partition).into_iter().map(|(_, answer)| answer.last_epoch);
+        let told = told.filter(|epoch| epoch.0 < known.0.saturating_add(EPOCHS) && self.holds(Rule::R80AboveTheLogs));
+        told.fold(known, LeaderEpoch::max)
     }
 
     /// Whether a leadership of its own begins: the leader changed, or a replica left the assignment (`R1`, `R37`).

@@ -55,7 +55,9 @@ impl Draft<'_> {
             };
             candidates.max_by_key(rank).map(|(broker, _)| *broker)
         };
-        let synced = greatest(&|answer| answer.synced_before_ack && !answer.lossy);
+        // R80: who was in sync when the metadata ends may have left since: such a log is no proof alone.
+        let is_known = partition.last_leader != BrokerId::NONE || !self.holds(Rule::R80NobodyAlone);
+        let synced = greatest(&|answer| is_known && answer.synced_before_ack && !answer.lossy);
         if synced.is_some() {
             return synced;
         }

@@ -2,6 +2,7 @@
 
 mod directories;
 mod reassign;
+mod restored;
 mod zones;
 
 use model::{

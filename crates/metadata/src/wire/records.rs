@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, PartitionEpoch, PartitionIndex, ProducerId,
+    BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, PartitionEpoch,
+    PartitionIndex, ProducerId,
 };
 
 use super::generated::metadata::v1 as wire;
@@ -45,6 +46,7 @@ pub(super) fn to_wire(record: &MetadataRecord) -> wire::Record {
             value: value.clone(),
         }),
         MetadataRecord::ProducerIds { next } => Kind::ProducerIds(wire::ProducerIds { next: next.0 }),
+        MetadataRecord::Restored { at } => Kind::Restored(wire::Restored { at: at.0 }),
     };
     wire::Record { kind: Some(kind) }
 }
@@ -77,6 +79,7 @@ pub(super) fn from_wire(record: wire::Record, version: u32) -> Result<MetadataRe
             MetadataRecord::Config { resource: resource(some(of, "resource")?)?, name, value }
         }
         Kind::ProducerIds(wire::ProducerIds { next }) => MetadataRecord::ProducerIds { next: ProducerId(next) },
+        Kind::Restored(wire::Restored { at }) => MetadataRecord::Restored { at: MetadataOffset(at) },
     })
 }
 

@@ -341,6 +341,14 @@ fn version_1_is_what_it_was() {
     assert_eq!(sum_of(&encode_records(&records())), 6_251_483_132_106_795_219);
 }
 
+/// Added since then. It is in snapshots of a metadata that was restored only: a reader from before refuses those (R80).
+#[test]
+fn where_the_metadata_was_restored_travels_with_its_snapshots() {
+    let records = [MetadataRecord::Restored { at: MetadataOffset(u64::MAX) }];
+    assert_eq!(encode_records(&records)[..5], [0x08, 0x01, 0x12, 0x0d, 0x6a]);
+    assert_eq!(decode_records(&encode_records(&records)).unwrap(), records);
+}
+
 /// What was added to the format since then: fields that a reader from before passes over.
 #[test]
 fn cordoned_directories_travel_with_registrations_and_their_changes() {

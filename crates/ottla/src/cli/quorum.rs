@@ -9,6 +9,7 @@ use clap::Subcommand;
 use controller::recovery;
 use futures_util::StreamExt;
 use metadata::MetadataImage;
+use metadata::restore::{EPOCHS, Raised};
 use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset};
 use protocol::messages::{
     AddRaftVoterRequest, AddRaftVoterResponse, DescribeQuorumRequest, DescribeQuorumResponse, RemoveRaftVoterRequest,
@@ -140,9 +141,14 @@ async fn restore(output: Output, file: &Path, config: &Path) -> Result<()> {
     let (_locked, files) = crate::server::quorum_files(&node_config(config)?)?;
     let restored = recovery::restore(&files, bytes.into()).await?;
     let sentence = format!(
-        "restored the metadata of cluster {} up to offset {}: node {} is its only voter. Start it, then the other nodes with \
-         empty metadata directories, and add those that are to vote with `ottla quorum add`",
-        restored.cluster_id, restored.next_offset, files.node_id
+        "restored the metadata of cluster {} up to offset {}: node {} is its only voter.\n{}\nwhat may be missing: what was \
+         changed since the backup: topics, partitions, configs, where replicas are. {LOGS_OF_OTHERS}\n{WHO_LEADS}\nstop every \
+         node that still runs, start this one, then the others with empty metadata directories, and add those that are to \
+         vote with `ottla quorum add`",
+        restored.cluster_id,
+        restored.next_offset,
+        files.node_id,
+        what_was_raised(&restored.raised)
     );
     output.fact(&sentence, &facts(&restored))
 }
@@ -154,15 +160,31 @@ async fn recover(output: Output, config: &Path) -> Result<()> {
         recovered.voters.iter().filter(|id| **id != files.node_id).map(ToString::to_string).collect();
     let (index, term) = recovered.last_entry.unwrap_or_default();
     let sentence = format!(
-        "node {} is the only voter of cluster {}, with the metadata up to offset {}.\nwhat may be lost: everything that the \
-         voters {} had after log entry {index} of term {term}: topics, configs, members of ISRs, leaders.\nthey must never \
-         come back with their old metadata directories: wipe those, start them, and add them with `ottla quorum add`",
+        "node {} is the only voter of cluster {}, with the metadata up to offset {}.\n{}\nwhat may be lost: everything that the \
+         voters {} had after log entry {index} of term {term}: topics, partitions, configs, where replicas are. \
+         {LOGS_OF_OTHERS}\n{WHO_LEADS}\nthose voters must never come back with their old metadata directories: wipe those, \
+         start them, and add them with `ottla quorum add`. Stop every broker that still runs, and start it again",
         files.node_id,
         recovered.cluster_id,
         recovered.next_offset,
+        what_was_raised(&recovered.raised),
         others.join(", ")
     );
     output.fact(&sentence, &facts(&recovered))
+}
+
+/// R80, for whoever reads what these commands print.
+const LOGS_OF_OTHERS: &str = "Logs that this metadata does not place where they are, each broker keeps under a name that ends in -stray \
+     when it starts next: nobody reads them, and nobody but you deletes them. Topics that were deleted since come back empty";
+const WHO_LEADS: &str = "a partition is led again once each of its replicas has told what it has; where one never comes back, elect \
+     uncleanly (kafka-leader-election.sh --election-type unclean)";
+
+fn what_was_raised(raised: &Raised) -> String {
+    format!(
+        "raised above what brokers and clients may know: the next metadata offset to {}, the next producer id to {}, the epochs of \
+         {} partitions by {EPOCHS}; {} brokers have to register anew",
+        raised.next_offset, raised.next_producer_id, raised.partitions, raised.brokers
+    )
 }
 
 fn facts(recovered: &recovery::Recovered) -> Value {
@@ -170,6 +192,10 @@ fn facts(recovered: &recovery::Recovered) -> Value {
     json!({
         "cluster_id": recovered.cluster_id.to_string(), "next_offset": recovered.next_offset.0, "last_index": index,
         "last_term": term, "former_voters": recovered.voters.iter().map(|id| id.0).collect::<Vec<_>>(),
+        "raised": {
+            "next_offset": recovered.raised.next_offset.0, "next_producer_id": recovered.raised.next_producer_id.0,
+            "partitions": recovered.raised.partitions, "brokers": recovered.raised.brokers, "epochs_by": EPOCHS,
+        },
     })
 }
 

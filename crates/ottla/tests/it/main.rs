@@ -9,5 +9,6 @@ mod local;
 mod log;
 mod moves;
 mod quorum;
+mod restored;
 mod tidy;
 mod transactions;
