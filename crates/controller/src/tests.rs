@@ -837,6 +837,34 @@ async fn voters_come_and_go_while_the_quorum_works() {
     until("the new voter knows", || cluster.handle(at).status().next_offset.0 > second.0.unsigned_abs()).await;
 }
 
+#[tokio::test]
+async fn a_voter_is_added_at_another_address_than_the_one_that_is_configured() {
+    // R74, KIP-853: its machine was replaced
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    cluster.active().await;
+    let first = cluster.register(1).await;
+    let client = cluster.client();
+    assert_eq!(change(&client, VoterChange::Remove { node: voter(3, DirectoryId::NONE) }).await, Ok(()));
+    cluster.stop(2).await;
+    let moved = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    cluster.configs[2].bind = moved;
+    cluster.configs[2].disk = Arc::new(MemDisk::new());
+    cluster.configs[2].directory = DirectoryId(Uuid::from_u128(900));
+    cluster.start(2).await;
+    let add = VoterChange::Add { node: voter(3, cluster.configs[2].directory), address: moved.to_string() };
+    assert_eq!(change(&client, add).await, Ok(()));
+    until("three voters", || cluster.voters_now() == [1, 2, 3]).await;
+    cluster.stop(0).await;
+    let second = register(&client, 2, 1).await;
+    assert!(second > first, "2 and 3 alone decide, whoever of them leads");
+    // All files still name where it was: whoever follows finds it where it is.
+    cluster.start(0).await;
+    cluster.stop(1).await;
+    let third = register(&client, 4, 1).await;
+    assert!(third > second, "1 and 3 alone decide");
+}
+
 impl Cluster {
     fn files(&self, at: usize) -> recovery::QuorumFiles {
         let config = &self.configs[at];

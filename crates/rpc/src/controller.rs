@@ -603,14 +603,18 @@ impl ControllerClient {
         self.shared.controllers.read().expect("no holder of the lock panics").len()
     }
 
-    /// Where the leader that was named stands; one that is new is added, at the address it has.
+    /// Where the leader that was named stands, at the address that it was named with. One that is new is added; so is one that
+    /// moved, beside where it was: a name that cannot be reached from here must not cost the one that can.
     fn position(&self, not: &wire::NotController) -> Option<usize> {
         let mut controllers = self.shared.controllers.write().expect("no holder of the lock panics");
-        let found = controllers.iter().position(|controller| controller.id.0 == not.leader_id);
+        let elsewhere = controllers.iter().position(|controller| controller.id.0 == not.leader_id);
+        let is_named =
+            |controller: &Arc<Controller>| controller.id.0 == not.leader_id && controller.address == not.leader_address;
+        let found = controllers.iter().position(is_named);
         if found.is_some() || not.leader_id < 0 || controllers.len() >= CONTROLLERS_MAX {
-            return found;
+            return found.or(elsewhere);
         }
-        let channel = self.shared.network.connect_lazy(&not.leader_address).ok()?;
+        let Ok(channel) = self.shared.network.connect_lazy(&not.leader_address) else { return elsewhere };
         let (id, address) = (BrokerId(not.leader_id), not.leader_address.clone());
         controllers.push(Arc::new(Controller { id, address, channel }));
         Some(controllers.len() - 1)
@@ -1038,6 +1042,29 @@ mod tests {
         let remove = VoterChange::Remove { node: node(7) };
         let refused = client.change_voters(&remove, in_ms(20_000)).await.unwrap().unwrap_err();
         assert_eq!((refused.code, refused.message), (ErrorCode::VoterNotFound, format!("{remove:?}")));
+        assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
+    }
+
+    /// A voter was removed, and added at another address: R69 names it there.
+    #[tokio::test]
+    async fn a_controller_that_is_known_is_asked_where_it_is_said_to_be_now() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let (_, moved) = serve(Some(tenure(5, 4)), None).await;
+        let (other, first) = serve(None, Some((BrokerId(4), moved.clone()))).await;
+        let voters = [(BrokerId(4), gone), (BrokerId(1), first)];
+        let client = ControllerClient::new(&voters).unwrap();
+        assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
+        assert_eq!(client.count(), 3);
+        // The same name adds nothing.
+        let named = wire::NotController { leader_id: 4, leader_address: moved, undecided: true };
+        assert_eq!((client.position(&named), client.count()), (Some(2), 3));
+        // An address that nobody can reach costs the one that is known nothing but a try, nor may there be ever more.
+        assert!(other.asked.load(Ordering::Relaxed) > 0);
+        for port in 0..2 * CONTROLLERS_MAX {
+            let leader_address = format!("127.0.0.1:{}", port + 1);
+            assert!(client.position(&wire::NotController { leader_address, ..named.clone() }).is_some());
+        }
+        assert!(client.count() <= CONTROLLERS_MAX);
         assert_eq!(client.call(request(), in_ms(20_000)).await, Ok(ControlResponse::Done));
     }
 

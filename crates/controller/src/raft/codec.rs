@@ -151,8 +151,9 @@ mod tests {
     #[test]
     fn entries_read_back_and_cut_ones_are_errors() {
         let node = NodeId { id: 4, directory: Uuid::from_u128(u128::MAX - 5) };
-        let nodes =
-            [(node, Member { address: "h:1".to_owned() })].into_iter().collect::<std::collections::BTreeMap<_, _>>();
+        let nodes = [(node, Member { address: "h:1".to_owned(), given: true })]
+            .into_iter()
+            .collect::<std::collections::BTreeMap<_, _>>();
         let log_id = LogId::new(CommittedLeaderId::new(7, node), 9);
         let batch = Batch { term: 7, node, base: 40, records: RecordBytes(Bytes::from_static(b"records")) };
         let payloads = [

@@ -100,7 +100,7 @@ fn is_lowest(quorum: &Quorum) -> bool {
 async fn initialize(quorum: &Quorum, met: &Met) {
     let mut members = BTreeMap::new();
     for (id, address) in &quorum.voters {
-        let member = Member { address: address.clone() };
+        let member = Member { address: address.clone(), given: false };
         if id.0 == quorum.me.id {
             members.insert(quorum.me, member);
         } else if let Some((node, _)) = met.get(id).copied().flatten() {

@@ -71,9 +71,10 @@ fn due(quorum: &Quorum, since: Instant) -> Option<(NodeId, NodeId, Member)> {
         if new == old {
             return None;
         }
-        let address = quorum.links.address(old, membership.get_node(&old)?);
+        let before = membership.get_node(&old)?;
+        let member = Member { address: quorum.links.address(old, before), given: before.given };
         let silent = quorum.links.acknowledged(old).map_or(since.elapsed(), |at| at.elapsed().min(since.elapsed()));
-        (old != quorum.me && silent >= quorum.timeouts.replace_after).then_some((old, new, Member { address }))
+        (old != quorum.me && silent >= quorum.timeouts.replace_after).then_some((old, new, member))
     })
 }
 
@@ -111,7 +112,7 @@ pub(crate) async fn add(quorum: &Quorum, node: QuorumNode, address: String) -> R
     };
     let new = NodeId { id: node.id.0, directory: directory.0 };
     tracing::warn!(%new, address, "a voter is added");
-    teach(quorum, new, Member { address }).await?;
+    teach(quorum, new, Member { address, given: true }).await?;
     let mut wanted = voters(quorum);
     wanted.insert(new);
     commit(quorum, wanted).await

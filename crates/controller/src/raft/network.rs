@@ -32,7 +32,7 @@ const BACKOFF: Duration = Duration::from_millis(100);
 pub(crate) struct Links {
     network: rpc::net::Network,
     me: QuorumNode,
-    /// By `node.id`: the configured addresses, which may be newer than the membership's.
+    /// By `node.id`: the configured addresses, which may be newer than those that the membership began with.
     addresses: BTreeMap<i32, String>,
     acknowledged: Mutex<BTreeMap<NodeId, Instant>>,
     #[cfg(test)]
@@ -56,8 +56,11 @@ impl Links {
         self.acknowledged.lock().expect("no holder of the lock panics").get(&node).copied()
     }
 
-    /// The address of a member.
+    /// The address of a member: as an operator gave it when it was added, else as it is configured.
     pub(crate) fn address(&self, node: NodeId, member: &Member) -> String {
+        if member.given {
+            return member.address.clone();
+        }
         self.addresses.get(&node.id).unwrap_or(&member.address).clone()
     }
 

@@ -86,7 +86,7 @@ impl QuorumFiles {
 
     /// A membership of this node alone.
     fn alone(&self) -> Membership<NodeId, Member> {
-        let members = BTreeMap::from([(self.me(), Member { address: self.address.clone() })]);
+        let members = BTreeMap::from([(self.me(), Member { address: self.address.clone(), given: false })]);
         Membership::new(vec![BTreeSet::from([self.me()])], members)
     }
 }

@@ -44,6 +44,14 @@ pub(crate) struct NodeId {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) address: String,
+    /// An operator said so when it was added: no file knows better. Not in what earlier versions wrote.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) given: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What an entry says: records, fenced by the tenure that decided them and the offset they were decided on (`R66`).
