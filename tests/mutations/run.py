@@ -30,7 +30,7 @@ def rules():
 def binaries():
     """The test programs of the cores, built with rules that can be switched off: {name: path}"""
     build = subprocess.run(
-        ['cargo', 'test', '--no-run', '--message-format=json', '-p', 'metadata', '-p', 'replication',
+        ['cargo', 'test', '--no-run', '--message-format=json', '-p', 'metadata', '-p', 'replication', '-p', 'controller',
          '--features', 'replication/mutations'], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     found = {}
     for line in build.stdout.splitlines():

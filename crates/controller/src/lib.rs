@@ -19,6 +19,12 @@ mod supervision;
 #[cfg(test)]
 mod tests;
 
+/// All rules, but for the one that `just mutations` has switched off.
+#[cfg(test)]
+fn rules() -> model::Rules {
+    model::Rules::without_named(&std::env::var("OTTLA_SWITCHED_OFF").unwrap_or_default())
+}
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -273,6 +279,7 @@ async fn open(
         pool,
         network: config.network.clone(),
         timeouts: config.timeouts,
+        rules: config.settings.rules,
     });
     let quorum = quorum.await.map_err(|error: OpenError| ControllerError::Store(error.to_string()))?;
     Ok((Arc::new(quorum), listener, address))

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use model::{Rule, Rules};
 use openraft::{LogId, ServerState};
 use rpc::controller::Tenure;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ pub(crate) struct Contact {
     started: Instant,
     /// The lease of a follower, and the longest age at which a leader's quorum ack counts (`R68`).
     lease: Duration,
+    rules: Rules,
 }
 
 #[derive(Debug)]
@@ -31,10 +33,10 @@ struct State {
 }
 
 impl Contact {
-    pub(crate) fn new(metrics: RaftMetrics, lease: Duration) -> Contact {
+    pub(crate) fn new(metrics: RaftMetrics, lease: Duration, rules: Rules) -> Contact {
         let now = Instant::now();
         let state = State { metrics, reported: now, heard: now, since: now, over: None };
-        Contact { state: Mutex::new(state), started: now, lease }
+        Contact { state: Mutex::new(state), started: now, lease, rules }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -67,7 +69,8 @@ impl Contact {
 
     /// Whether an election of another node, which has `last`, may be started as far as this one knows (`R75`).
     pub(crate) fn consents(&self, last: Option<LogId<NodeId>>, own_last: Option<LogId<NodeId>>) -> bool {
-        self.age() > self.lease && own_last <= last
+        let alone = self.age() > self.lease || !self.rules.hold(Rule::R75Lease);
+        alone && (own_last <= last || !self.rules.hold(Rule::R75LogId))
     }
 
     /// Whether this node started less than a lease ago: openraft's own lease is void after a restart.
@@ -88,6 +91,7 @@ impl Contact {
         let own_entry_applied = metrics.last_applied.is_some_and(|id| id.leader_id == metrics.vote.leader_id);
         let fresh = state.quorum_ack_age().is_some_and(|age| age < self.lease);
         let now = tenure(&metrics.vote.leader_id);
+        let fresh = fresh || !self.rules.hold(Rule::R68Fresh);
         (own_entry_applied && fresh && state.over != Some(now)).then_some(now)
     }
 
@@ -151,7 +155,30 @@ mod tests {
     fn contact(state: ServerState) -> Contact {
         let mut metrics = RaftMetrics::new_initial(node(2));
         metrics.state = state;
-        Contact::new(metrics, LEASE)
+        Contact::new(metrics, LEASE, crate::rules())
+    }
+
+    /// R68: who was confirmed by a quorum within the lease, and by nobody since, is active until the lease is over.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_is_active_only_while_a_quorum_has_confirmed_it_within_the_lease() {
+        let mut metrics = RaftMetrics::new_initial(node(2));
+        metrics.state = ServerState::Leader;
+        metrics.vote = openraft::Vote::new_committed(3, node(2));
+        metrics.last_applied = Some(LogId::new(openraft::CommittedLeaderId::new(3, node(2)), 7));
+        let contact = Contact::new(metrics.clone(), LEASE, crate::rules());
+        assert_eq!(contact.active(), None, "nobody has confirmed it yet");
+        metrics.millis_since_quorum_ack = Some(100);
+        contact.report(metrics.clone());
+        let active = contact.active().expect("confirmed a moment ago");
+        advance(LEASE - Duration::from_millis(101)).await;
+        assert_eq!(contact.active(), Some(active));
+        advance(MOMENT).await;
+        assert_eq!(contact.active(), None, "openraft's numbers grow older while it reports none");
+        metrics.millis_since_quorum_ack = Some(0);
+        contact.report(metrics);
+        assert_eq!(contact.active(), Some(active));
+        contact.give_up(active);
+        assert_eq!(contact.active(), None);
     }
 
     /// R75: start and restart count as contact, and so does what a leader says; only silence of more than a lease lets another

@@ -12,6 +12,7 @@ use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use model::{Rule, Rules};
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{LogId, OptionalSend, RaftLogReader, Vote};
 use storage::DiskPool;
@@ -48,6 +49,7 @@ struct Shared {
     last: Mutex<Option<LogId<NodeId>>>,
     pool: DiskPool,
     snapshot_saved: Notify,
+    rules: Rules,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,7 @@ struct State {
     purged: Option<LogId<NodeId>>,
     /// The newest snapshot that is durable.
     snapshot: Option<LogId<NodeId>>,
+    rules: Rules,
 }
 
 impl LogStore {
@@ -67,14 +70,20 @@ impl LogStore {
         dir: &Path,
         pool: DiskPool,
         snapshot: Option<LogId<NodeId>>,
+        rules: Rules,
     ) -> Result<LogStore, StoreError> {
         let log = QuorumLog::open(Arc::clone(disk), &dir.join("quorum.log"))?;
         let vote = QuorumVote::open(&**disk, &dir.join("quorum.vote"))?;
         let purged = log.purged().map(|point| codec::from_json(&point.id)).transpose()?;
-        let state = State { log, vote, purged, snapshot };
+        let state = State { log, vote, purged, snapshot, rules };
         let last = Mutex::new(state.last()?);
-        let shared = Shared { state: Mutex::new(state), last, pool, snapshot_saved: Notify::new() };
+        let shared = Shared { state: Mutex::new(state), last, pool, snapshot_saved: Notify::new(), rules };
         Ok(LogStore { shared: Arc::new(shared) })
+    }
+
+    /// Which rules hold for what is kept here.
+    pub(crate) fn rules(&self) -> Rules {
+        self.shared.rules
     }
 
     /// Takes the commitment from the stored vote: a restarted leader must be elected again, because it may have lost
@@ -173,7 +182,8 @@ impl State {
 
     /// Purges what openraft purged, as far as the snapshot goes.
     fn purge_allowed(&mut self) -> Result<(), StoreError> {
-        let Some(allowed) = self.purged.min(self.snapshot) else { return Ok(()) };
+        let bound = if self.rules.hold(Rule::R72PurgeBound) { self.snapshot } else { self.purged };
+        let Some(allowed) = self.purged.min(bound) else { return Ok(()) };
         Ok(self.log.purge(&PurgePoint { index: allowed.index, id: codec::to_json(&allowed) })?)
     }
 

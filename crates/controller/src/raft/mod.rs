@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metadata::MetadataImage;
-use model::{BrokerId, MetadataOffset};
+use model::{BrokerId, MetadataOffset, Rules};
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use rpc::controller::{QuorumInfo, QuorumReplica, Tenure};
@@ -119,6 +119,7 @@ pub(crate) struct QuorumConfig {
     pub(crate) pool: DiskPool,
     pub(crate) network: rpc::net::Network,
     pub(crate) timeouts: Timeouts,
+    pub(crate) rules: Rules,
 }
 
 /// Who waits for space. openraft's core stands still while its log or vote is written, and goes on beside a snapshot.
@@ -213,7 +214,7 @@ impl Quorum {
         let network = Network { links: Arc::clone(&links) };
         let raft = Raft::new(me, Arc::new(raft_config), network, log_store.clone(), machine.clone()).await;
         let raft = raft.map_err(|error| OpenError::Raft(error.to_string()))?;
-        let contact = Contact::new(raft.metrics().borrow().clone(), config.timeouts.election_max);
+        let contact = Contact::new(raft.metrics().borrow().clone(), config.timeouts.election_max, config.rules);
         Ok(Quorum {
             me,
             voters: config.voters,
@@ -366,7 +367,7 @@ pub(crate) fn open_stores(
     let meta: Option<SnapshotMeta> =
         newest.as_ref().map(|s| codec::from_json(&s.meta)).transpose().map_err(StoreError::from)?;
     let snapshot_id = meta.as_ref().and_then(|meta| meta.last_log_id);
-    let log_store = LogStore::open(disk, dir, config.pool.clone(), snapshot_id)?;
+    let log_store = LogStore::open(disk, dir, config.pool.clone(), snapshot_id, config.rules)?;
     log_store.forget_leadership()?;
     let bounds = log_store.bounds()?;
     if bounds.purged > snapshot_id {

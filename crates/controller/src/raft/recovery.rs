@@ -15,7 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use metadata::restore::{self, Raised};
 use metadata::{MetadataImage, MetadataRecord};
 use model::batch::crc32c;
-use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset};
+use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset, Rules};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{CommittedLeaderId, EntryPayload, LogId, Membership, RaftLogReader};
 use rpc::raft::QuorumNode;
@@ -75,6 +75,7 @@ impl QuorumFiles {
             keep_image: false,
             pool: pool.clone(),
             timeouts: Timeouts::default(),
+            rules: Rules::all(),
         };
         let opened = pool.run(move || open_stores(&config, Arc::new(MetadataLog::new()))).await;
         opened.map_err(|error| store(&error))

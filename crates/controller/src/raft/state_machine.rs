@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use metadata::{MetadataImage, MetadataRecord};
-use model::MetadataOffset;
+use model::{MetadataOffset, Rule};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, LogId, OptionalSend, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -123,7 +123,10 @@ impl StateMachine {
     ) -> Result<Applied, UnknownRecords> {
         let leader = log_id.leader_id;
         let next = machine.image.next_offset();
-        if (leader.term, leader.node_id) != (batch.term, batch.node) || batch.base != next.0 {
+        let rules = self.shared.log_store.rules();
+        let of_its_tenure = (leader.term, leader.node_id) == (batch.term, batch.node);
+        let of_its_tenure = of_its_tenure || !rules.hold(Rule::R66Tenure);
+        if !of_its_tenure || (batch.base != next.0 && rules.hold(Rule::R66Base)) {
             return Ok(Applied::Superseded);
         }
         let records = metadata::wire::decode_records(&batch.records.0).map_err(|e| UnknownRecords(e.to_string()))?;

@@ -34,6 +34,7 @@ fn config(disk: &MemDisk) -> QuorumConfig {
         keep_image: false,
         pool: DiskPool::inline(),
         timeouts: Timeouts::default(),
+        rules: crate::rules(),
     }
 }
 
@@ -67,7 +68,7 @@ impl Reopening {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         // Purges are not held back here: a snapshot of everything is said to be durable.
         let all = LogId::new(CommittedLeaderId::new(u64::MAX, NodeId::default()), u64::MAX);
-        self.inner = LogStore::open(&disk, Path::new("/q"), DiskPool::inline(), Some(all)).unwrap();
+        self.inner = LogStore::open(&disk, Path::new("/q"), DiskPool::inline(), Some(all), Rules::all()).unwrap();
     }
 }
 
