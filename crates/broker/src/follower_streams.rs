@@ -40,6 +40,27 @@ const STEADY: Duration = Duration::from_secs(1);
 /// How long the leader's end of a stream that is no longer needed is waited for.
 const PARTING: Duration = Duration::from_secs(1);
 
+/// How long to wait before a leader is dialled again: not at all at first, then ever longer (`R63`).
+#[derive(Default)]
+struct Redial {
+    pause: Option<Duration>,
+}
+
+impl Redial {
+    /// A stream stood for so long, and ended.
+    fn stood(&mut self, time: Duration) {
+        if time >= STEADY {
+            self.pause = None;
+        }
+    }
+
+    /// The pause before the next try; `None` where it is to be at once.
+    fn next_pause(&mut self) -> Option<Duration> {
+        let next = self.pause.map_or(FIRST_RETRY, |pause| (pause * 2).min(LAST_RETRY));
+        self.pause.replace(next)
+    }
+}
+
 /// All streams on which this broker follows.
 #[derive(Debug, Default)]
 pub(crate) struct FollowerStreams {
@@ -223,7 +244,7 @@ impl FollowerStream {
     /// Dials until told to stop. Stream numbers count up from `stream_no` by one a connection; streams of one process
     /// start 2^32 apart.
     async fn run(self: Arc<Self>, context: Arc<Context>, mut stream_no: u64) {
-        let mut pause = None;
+        let mut redial = Redial::default();
         while !self.is_stopped() {
             stream_no += 1;
             let dialled = Instant::now();
@@ -236,9 +257,7 @@ impl FollowerStream {
                         return part(frames).await;
                     }
                     context.suspect(self.leader);
-                    if dialled.elapsed() >= STEADY {
-                        pause = None;
-                    }
+                    redial.stood(dialled.elapsed());
                 }
                 Err(reason) => {
                     tracing::debug!(leader = %self.leader, lane = ?self.lane, %reason, "cannot follow");
@@ -247,12 +266,10 @@ impl FollowerStream {
                     }
                 }
             }
-            // R63: dial at once, then back off.
-            if let Some(pause) = pause {
+            if let Some(pause) = redial.next_pause() {
                 // Dropping the wake-up is safe: the sets keep what it was for.
                 let _ = tokio::time::timeout(context.jitter(pause), self.stop_notified()).await;
             }
-            pause = Some(pause.map_or(FIRST_RETRY, |pause: Duration| (pause * 2).min(LAST_RETRY)));
         }
     }
 
@@ -445,4 +462,23 @@ fn fetcher_of(partition: TopicPartition, fetchers: u32) -> u32 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_dialled_at_once_and_then_after_ever_longer_pauses() {
+        // R63
+        let mut redial = Redial::default();
+        let pauses = |redial: &mut Redial| [(); 9].map(|()| redial.next_pause().map(|pause| pause.as_millis()));
+        let growing = [None, Some(20), Some(40), Some(80), Some(160), Some(320), Some(640), Some(1000), Some(1000)];
+        assert_eq!(pauses(&mut redial), growing);
+        // One that ends again and again is no reason to dial again and again.
+        redial.stood(STEADY - Duration::from_millis(1));
+        assert_eq!(redial.next_pause(), Some(LAST_RETRY));
+        redial.stood(STEADY);
+        assert_eq!(pauses(&mut redial), growing);
+    }
 }

@@ -511,6 +511,20 @@ mod tests {
         assert!(!is_of_before(&at(20), &at(30)), "nothing was restored");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_nobody_lets_stop_stops_after_thirty_seconds() {
+        // R77
+        let (lifecycle, began) = (Lifecycle::new(), tokio::time::Instant::now());
+        let state = lifecycle.state();
+        let early = tokio::time::timeout(Duration::from_millis(29_999), lifecycle.shut_down()).await;
+        assert!(early.is_err());
+        assert_eq!(*state.borrow(), BrokerState::Stopping);
+        let lifecycle = Lifecycle::new();
+        lifecycle.shut_down().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(59_999));
+        assert_eq!(*lifecycle.state().borrow(), BrokerState::Stopped);
+    }
+
     #[test]
     fn who_makes_no_turn_for_many_looks_is_stuck_until_the_next_turn() {
         let mut standstill = Standstill::default();

@@ -114,6 +114,7 @@ mod tests {
 
     #[test]
     fn a_follower_gets_whole_batches_or_the_image() {
+        // R70
         let log = MetadataLog::new();
         grow(&log, 3, 10);
         grow(&log, 2, 20);

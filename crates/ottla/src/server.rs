@@ -351,16 +351,16 @@ impl Running {
             gateway.stop(GATEWAY_LINGER).await;
         }
         if let Some(controller) = self.controller {
-            linger(&controller).await;
+            linger(|| controller.is_active() && controller.stopping_brokers() > 0).await;
             controller.shutdown().await;
         }
     }
 }
 
 /// R77: other brokers may still be stopping, and need the quorum for it.
-async fn linger(controller: &ControllerHandle) {
+async fn linger(is_needed: impl Fn() -> bool) {
     let until = tokio::time::Instant::now() + CONTROLLER_LINGER;
-    while controller.is_active() && controller.stopping_brokers() > 0 && tokio::time::Instant::now() < until {
+    while is_needed() && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -619,4 +619,24 @@ fn consumer_config(config: &NodeConfig, defaults: &ConsumerConfig) -> Result<Con
         migration: migration.transpose()?.unwrap_or(defaults.migration),
         ..defaults.clone()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_stays_while_brokers_stop_but_for_five_seconds_at_most() {
+        // R77
+        let began = tokio::time::Instant::now();
+        linger(|| false).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let looks = Cell::new(0);
+        linger(|| looks.replace(looks.get() + 1) < 3).await;
+        assert_eq!(began.elapsed(), Duration::from_millis(150));
+        linger(|| true).await;
+        assert_eq!(began.elapsed(), Duration::from_millis(5_150));
+    }
 }

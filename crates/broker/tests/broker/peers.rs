@@ -394,6 +394,7 @@ async fn a_hostile_follower_loses_its_stream_and_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hello_of_another_cluster_leader_or_registration_is_refused() {
+    // R5, R8, R56
     let cluster = Cluster::start(1, 1).await;
     let mut played = Played::start(&cluster).await;
     let id = cluster.topic("t", &[1, PLAYED], &[]).await;

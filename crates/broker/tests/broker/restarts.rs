@@ -75,6 +75,28 @@ async fn the_only_replica_comes_back_after_a_clean_shutdown_and_after_a_kill() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_without_a_controller_stops_after_two_seconds_and_proves_that_it_has_flushed() {
+    // R77: clean means flushed, not handed over
+    let mut cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    let epoch = cluster.controller.image().broker_epoch(BrokerId(1));
+    cluster.controller.refuses.store(true, std::sync::atomic::Ordering::Relaxed);
+    let began = std::time::Instant::now();
+    cluster.shut_down(1).await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(20), "{took:?}");
+    let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(1).fork()), 16, 0);
+    let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
+    assert_eq!(data.take_clean_shutdown().unwrap(), Some(epoch));
+    cluster.controller.refuses.store(false, std::sync::atomic::Ordering::Relaxed);
+    cluster.start_broker(1).await;
+    cluster.wait_leader(id).await;
+    assert_eq!(values(cluster.broker(1), id, 0).await, ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_in_a_shutdown_leaves_no_mark() {
     let mut cluster = Cluster::start(1, 1).await;
     let id = cluster.topic("t", &[1], &[]).await;
