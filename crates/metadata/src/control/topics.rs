@@ -97,12 +97,12 @@ impl Draft<'_> {
         }
         self.check_collision(&topic.name)?;
         let configs = check_topic_configs(&topic.configs)?;
+        let zones = configs.get(ACK_RULE).and_then(|rule| configs::ack_zones(rule)).unwrap_or(0);
         let placement = if topic.assignments.is_empty() {
-            self.place_topic(topic, entropy)?
+            self.place_topic(topic, zones, entropy)?
         } else {
             self.assigned_placement(topic)?
         };
-        let zones = configs.get(ACK_RULE).and_then(|rule| configs::ack_zones(rule)).unwrap_or(0);
         self.check_zones(zones, &placement)?;
         let id = wanted.filter(|id| self.image.topic(*id).is_none()).unwrap_or_else(|| self.new_topic_id(entropy));
         self.push(MetadataRecord::Topic { id, name: topic.name.clone() });
@@ -159,7 +159,12 @@ impl Draft<'_> {
         }
     }
 
-    fn place_topic(&self, topic: &CreateTopic, entropy: &mut Entropy) -> Result<Vec<Vec<BrokerId>>, ControlError> {
+    fn place_topic(
+        &self,
+        topic: &CreateTopic,
+        zones: usize,
+        entropy: &mut Entropy,
+    ) -> Result<Vec<Vec<BrokerId>>, ControlError> {
         let settings = &self.control.settings;
         let partitions = if topic.partitions == -1 { settings.num_partitions } else { topic.partitions };
         let factor =
@@ -172,13 +177,15 @@ impl Draft<'_> {
             let message = "Number of partitions was set to an invalid non-positive value.";
             return Err(ControlError::new(ErrorCode::InvalidPartitions, message));
         };
-        self.place(partitions, factor, entropy)
+        self.place(partitions, factor, zones, entropy)
     }
 
+    /// Where new partitions with `factor` replicas go, so that each is in `zones` zones at least (`R79`).
     fn place(
         &self,
         partitions: usize,
         factor: usize,
+        zones: usize,
         entropy: &mut Entropy,
     ) -> Result<Vec<Vec<BrokerId>>, ControlError> {
         let is_full = |broker: &BrokerRegistration, directory| self.soft().is_full(broker, directory);
@@ -187,7 +194,7 @@ impl Draft<'_> {
             let message = format!("Unable to replicate the partition {factor} time(s): {why}");
             Err(ControlError::new(ErrorCode::InvalidReplicationFactor, message))
         };
-        if placer.unfenced() == 0 {
+        if !placer.can_lead(factor, 0) {
             return refuse("All brokers are currently fenced.".to_owned());
         }
         if factor > placer.brokers() {
@@ -196,11 +203,23 @@ impl Draft<'_> {
                 "The target replication factor of {factor} cannot be reached because only {brokers} broker(s) are registered and not cordoned."
             ));
         }
+        if zones > factor.min(placer.zones()) {
+            let found = placer.zones();
+            let message = format!(
+                "{ACK_RULE}=zones={zones} needs replicas in {zones} zones, but there are {factor} of each partition, and the \
+                 brokers that take new ones are in {found}: ask for more replicas, give the brokers a broker.rack, or set \
+                 {ACK_RULE}=isr"
+            );
+            return Err(ControlError::new(ErrorCode::InvalidConfig, message));
+        }
+        if !placer.can_lead(factor, zones) {
+            return refuse(format!("{ACK_RULE}=zones={zones}, and all brokers with a rack are currently fenced."));
+        }
         if partitions.saturating_add(self.records.len()) > NEW_PARTITIONS_MAX {
             let message = format!("Excessively large number of partitions per request: at most {NEW_PARTITIONS_MAX}.");
             return Err(ControlError::new(ErrorCode::PolicyViolation, message));
         }
-        Ok((0..partitions).map(|_| placer.place(factor)).collect())
+        Ok((0..partitions).map(|_| placer.place(factor, zones)).collect())
     }
 
     fn assigned_placement(&self, topic: &CreateTopic) -> Result<Vec<Vec<BrokerId>>, ControlError> {
@@ -368,8 +387,9 @@ impl Draft<'_> {
         check_may_grow(&request.name)?;
         let factor = topic.partitions.values().next().map_or(1, |partition| partition.factor());
         let added = count - current;
+        let zones = self.image.ack_zones(&request.name);
         let placement = match &request.assignments {
-            None => self.place(added, factor, entropy)?,
+            None => self.place(added, factor, zones, entropy)?,
             Some(assigned) if assigned.len() != added => {
                 let message = format!(
                     "Attempted to add {added} additional partition(s), but only {} assignment(s) were specified.",
@@ -382,7 +402,7 @@ impl Draft<'_> {
                 assigned.clone()
             }
         };
-        self.check_zones(self.image.ack_zones(&request.name), &placement)?;
+        self.check_zones(zones, &placement)?;
         let first = topic.partitions.keys().next_back().map_or(0, |last| last.0 + 1);
         for (index, replicas) in (first..).zip(placement) {
             self.push_partition(TopicPartition { topic_id: topic.id, partition: PartitionIndex(index) }, replicas);
