@@ -146,7 +146,10 @@ async fn outlook(
 }
 
 /// min.insync.replicas and the zones of ottla.ack.rule, by topic.
-async fn ack_rules(client: &mut KafkaClient, metadata: &MetadataResponse) -> Result<BTreeMap<String, (usize, usize)>> {
+pub(super) async fn ack_rules(
+    client: &mut KafkaClient,
+    metadata: &MetadataResponse,
+) -> Result<BTreeMap<String, (usize, usize)>> {
     let resource = |name: &String| describe_configs_request::DescribeConfigsResource {
         resource_type: TOPIC_RESOURCE,
         resource_name: name.clone(),

@@ -1,11 +1,19 @@
 //! Replicas that are moved from the command line, a node that joins and one that leaves, and what another failure stops.
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 
+use protocol::messages::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+use protocol::messages::describe_configs_request::DescribeConfigsResource;
+use protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use protocol::messages::{
+    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, DescribeConfigsRequest,
+    DescribeConfigsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+    ListPartitionReassignmentsRequest, ListPartitionReassignmentsResponse,
+};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, LIMIT, eventually, free_base_port, ottla, terminate};
+use crate::cluster::{Cluster, LIMIT, ask, eventually, free_base_port, ottla, stdout, terminate};
 
 /// A node that is a broker only, beside the cluster's own; ended with the value.
 struct Joined(Child);
@@ -95,6 +103,140 @@ fn a_node_joins_takes_its_share_is_drained_and_leaves() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("BROKER_ID_NOT_REGISTERED"), "{again:?}");
     let read = cluster.run(&["consume", "moving", "--from-beginning", "--max-messages", "500"]);
     assert_eq!(crate::cluster::stdout(&read).lines().count(), 500, "within {LIMIT:?}");
+}
+
+const RATE: &str = "leader.replication.throttled.rate";
+
+/// A topic "slow" with a replica of each partition, two of them on node 3, and an operator's own throttles: of node 1, and
+/// of a partition.
+struct Throttled(Cluster);
+
+impl Throttled {
+    fn start() -> Throttled {
+        let throttled = Throttled(Cluster::start(3, &["--ephemeral"]));
+        throttled.create();
+        let own = throttled.0.run(&["topic", "alter", "slow", "-c", "leader.replication.throttled.replicas=0:1"]);
+        assert!(own.status.success(), "{own:?}");
+        let value = Some("50000000".to_owned());
+        let configs = vec![AlterableConfig { name: RATE.to_owned(), config_operation: 0, value }];
+        let node = AlterConfigsResource { resource_type: 4, resource_name: "1".to_owned(), configs };
+        let request = IncrementalAlterConfigsRequest { resources: vec![node], validate_only: false };
+        let answer: IncrementalAlterConfigsResponse = ask(&throttled.address(1), &request, 1);
+        assert_eq!(answer.responses[0].error_code, 0);
+        throttled
+    }
+
+    fn create(&self) {
+        self.0.json(&["topic", "create", "slow", "-p", "6", "-r", "1"]);
+        let lines = format!("{}\n", "x".repeat(100)).repeat(10_000);
+        for _ in 0..3 {
+            assert!(self.0.produce(&["slow"], &lines).status.success());
+        }
+    }
+
+    fn address(&self, node: u16) -> String {
+        format!("127.0.0.1:{}", self.0.base_port + node - 1)
+    }
+
+    /// Moves both partitions off node 3, at a rate at which that never ends.
+    fn rebalance(&self) -> Child {
+        let mut command = self.0.command(&["cluster", "rebalance", "--drain", "3", "--execute", "--throttle", "1"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        eventually("both are under way", || (self.under_way().len() == 2).then_some(()));
+        child
+    }
+
+    /// The partitions that are being moved, and where to.
+    fn under_way(&self) -> Vec<(i32, i32)> {
+        let request = ListPartitionReassignmentsRequest { topics: None, timeout_ms: 10_000 };
+        let answer: ListPartitionReassignmentsResponse = ask(&self.address(1), &request, 0);
+        let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
+        partitions.map(|partition| (partition.partition_index, partition.adding_replicas[0])).collect()
+    }
+
+    /// Aims a move elsewhere, or cancels it, as another tool would.
+    fn aim(&self, partition_index: i32, replicas: Option<Vec<i32>>) {
+        let partitions = vec![ReassignablePartition { partition_index, replicas }];
+        let request = AlterPartitionReassignmentsRequest {
+            timeout_ms: 10_000,
+            allow_replication_factor_change: true,
+            topics: vec![ReassignableTopic { name: "slow".to_owned(), partitions }],
+        };
+        let answer: AlterPartitionReassignmentsResponse = ask(&self.address(1), &request, 1);
+        assert_eq!((answer.error_code, answer.responses[0].partitions[0].error_code), (0, 0), "{answer:?}");
+    }
+
+    /// What a node has of its own for its rate as a leader, as it says itself.
+    fn rate(&self, node: u16) -> Option<String> {
+        let configuration_keys = Some(vec![RATE.to_owned()]);
+        let resource_name = node.to_string();
+        let resources = vec![DescribeConfigsResource { resource_type: 4, resource_name, configuration_keys }];
+        let request = DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() };
+        let answer: DescribeConfigsResponse = ask(&self.address(node), &request, 4);
+        let config = &answer.results[0].configs[0];
+        (config.config_source == 2).then(|| config.value.clone()).flatten()
+    }
+
+    /// Everything that was throttled is throttled as the operator had it.
+    fn is_as_before(&self) {
+        let topics = self.0.json(&["topic", "list"]);
+        if topics.as_array().expect("a list").iter().any(|topic| topic["topic"] == "slow") {
+            let configs = &self.0.json(&["topic", "describe", "slow"])["configs"];
+            assert_eq!(*configs, json!({ "leader.replication.throttled.replicas": "0:1" }));
+        }
+        let rates = [1, 2, 3].map(|node| self.rate(node));
+        assert_eq!(rates, [Some("50000000".to_owned()), None, None]);
+    }
+}
+
+fn ended(mut child: Child) -> Output {
+    eventually("it ends", || child.try_wait().expect("a child"));
+    child.wait_with_output().expect("it ended")
+}
+
+#[test]
+fn a_rebalance_ends_with_its_moves_and_takes_its_throttle_with_it_whatever_becomes_of_them() {
+    let throttled = Throttled::start();
+    let child = throttled.rebalance();
+    assert_eq!(throttled.rate(2).as_deref(), Some("1"), "it is throttled meanwhile");
+    let under_way = throttled.under_way();
+    let ((cancelled, _), (elsewhere, to)) = (under_way[0], under_way[1]);
+    throttled.aim(cancelled, None);
+    throttled.aim(elsewhere, Some(vec![3 - to]));
+    let output = ended(child);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(stderr.contains(&format!("slow-{cancelled} was cancelled")), "{stderr}");
+    assert!(stderr.contains(&format!("slow-{elsewhere} was aimed elsewhere, at {}", 3 - to)), "{stderr}");
+    throttled.is_as_before();
+
+    // What it is told to throttle by is refused for the nodes, and not for the topic.
+    throttled.0.json(&["cluster", "rebalance", "--cancel"]);
+    let drain = ["cluster", "rebalance", "--drain", "3", "--execute", "--throttle", "18446744073709551615"];
+    let output = throttled.0.run(&drain);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the throttle of"), "{output:?}");
+    assert_eq!(throttled.under_way(), []);
+    throttled.is_as_before();
+}
+
+#[test]
+fn a_rebalance_that_is_stopped_or_whose_topic_is_deleted_takes_its_throttle_back() {
+    let throttled = Throttled::start();
+    let mut child = throttled.rebalance();
+    assert!(!terminate(&mut child).success());
+    let output = child.wait_with_output().expect("it ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("go on, without a throttle"), "{stderr}");
+    throttled.is_as_before();
+
+    throttled.0.json(&["cluster", "rebalance", "--cancel"]);
+    throttled.0.json(&["topic", "delete", "slow"]);
+    throttled.create();
+    let child = throttled.rebalance();
+    throttled.0.json(&["topic", "delete", "slow"]);
+    let output = ended(child);
+    assert!(stdout(&output).ends_with("moved 0 partitions\n"), "{output:?}");
+    throttled.is_as_before();
 }
 
 #[test]

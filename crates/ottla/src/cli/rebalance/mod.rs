@@ -1,38 +1,43 @@
-//! `ottla cluster rebalance`: shows what would move, then has it moved, and tells how far it is.
+//! `ottla cluster rebalance`: shows what would move, then has it moved, and tells how far it is and what became of it.
+//!
+//! Invariant: whatever becomes of the moves, and of this program short of SIGKILL, the throttle that it set is taken back.
 
+mod fate;
 mod plan;
+mod throttle;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::Args;
 use model::ErrorCode;
+use protocol::messages::describe_cluster_response::DescribeClusterBroker;
+use protocol::messages::list_partition_reassignments_response::{
+    OngoingPartitionReassignment, OngoingTopicReassignment,
+};
 use protocol::messages::{
-    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, ElectLeadersRequest, ElectLeadersResponse,
-    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, ListPartitionReassignmentsRequest,
+    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, DescribeClusterRequest,
+    DescribeClusterResponse, ElectLeadersRequest, ElectLeadersResponse, ListPartitionReassignmentsRequest,
     ListPartitionReassignmentsResponse, MetadataResponse, alter_partition_reassignments_request, elect_leaders_request,
-    incremental_alter_configs_request,
 };
 use serde_json::{Value, json};
 
+use super::cluster::ack_rules;
 use crate::cli::output::{Output, counted, say};
 use crate::kafka_client::{KafkaClient, check, check_message};
+use crate::stop::StopSignal;
+use fate::{Fate, Watch};
 use plan::{Broker, Move, Placed, Plan};
+use throttle::Throttle;
 
 const TIMEOUT_MS: i32 = 60_000;
 /// Partitions of one request.
 const AT_ONCE: usize = 500;
 const LOOK: Duration = Duration::from_millis(250);
-/// Kafka's numbers of resource types and config operations.
-const TOPIC: i8 = 2;
-const BROKER: i8 = 4;
-const SET: i8 = 0;
-const DELETE: i8 = 1;
-const LEADER_RATE: &str = "leader.replication.throttled.rate";
-const FOLLOWER_RATE: &str = "follower.replication.throttled.rate";
-const LEADER_REPLICAS: &str = "leader.replication.throttled.replicas";
-const FOLLOWER_REPLICAS: &str = "follower.replication.throttled.replicas";
+
+/// A partition: its topic, and its number.
+type Key = (String, i32);
 
 /// What to do.
 #[derive(Debug, Args)]
@@ -56,9 +61,11 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, options: Rebal
         return cancel(client, output).await;
     }
     let metadata = client.metadata(None).await?;
+    let registered = registered(client).await?;
+    let zones = ack_rules(client, &metadata).await?.into_iter().map(|(topic, (_, zones))| (topic, zones)).collect();
     let drained: BTreeSet<i32> = options.drain.iter().copied().collect();
-    let brokers = brokers(&metadata);
-    let placed = placed(&metadata);
+    let brokers = brokers(&registered);
+    let placed = placed(&metadata, &zones);
     for id in &drained {
         let known = brokers.iter().any(|b| b.id == *id) || placed.iter().any(|p| p.replicas.contains(id));
         ensure!(known, "there is no node {id}; `ottla cluster status` shows those there are");
@@ -74,29 +81,48 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, options: Rebal
         "{} under way: wait for them, or cancel them with `ottla cluster rebalance --cancel`",
         counted(i64::try_from(under_way.len())?, "move")
     );
-    let throttle = Throttle::of(&plan.moves, options.throttle);
-    throttle.set(client).await?;
-    let done = execute(client, output, &plan.moves).await;
-    // Whatever became of the moves: a throttle that is left behind slows everything that comes later.
-    throttle.take_back(client).await?;
-    done?;
-    elect(client, &plan.moves).await?;
-    let left = if plan.unmet.is_empty() { "" } else { "; not everything could be had, see above" };
-    let object = json!({ "moved": plan.moves.len(), "unmet": plan.unmet });
-    output.fact(&format!("moved {}{left}", counted(i64::try_from(plan.moves.len())?, "partition")), &object)
+    let throttle = Throttle::of(client, &plan.moves, &registered, options.throttle).await?;
+    let fates = execute_throttled(client, output, &plan.moves, &throttle).await?;
+    let done: Vec<&Move> =
+        plan.moves.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Done).map(|(m, _)| m).collect();
+    elect(client, &done).await?;
+    told(output, &plan, done.len(), &fates)
 }
 
-fn brokers(metadata: &MetadataResponse) -> Vec<Broker> {
-    metadata.brokers.iter().map(|broker| Broker { id: broker.node_id, zone: broker.rack.clone() }).collect()
+/// What became of it all; an error where something did not move.
+fn told(output: Output, plan: &Plan, moved: usize, fates: &[Fate]) -> Result<()> {
+    let named = plan.moves.iter().zip(fates);
+    let left = named.filter_map(|(m, fate)| Some(format!("{}-{} {}", m.topic, m.partition, fate.failure()?)));
+    let left: Vec<String> = left.collect();
+    let all = plan.moves.len();
+    ensure!(left.is_empty(), "{} of {all} partitions were not moved: {}", left.len(), left.join(", "));
+    let unmet = if plan.unmet.is_empty() { "" } else { "; not everything could be had, see above" };
+    let object = json!({ "moved": moved, "unmet": plan.unmet });
+    output.fact(&format!("moved {}{unmet}", counted(i64::try_from(moved)?, "partition")), &object)
 }
 
-fn placed(metadata: &MetadataResponse) -> Vec<Placed> {
+/// All brokers that the cluster counts on, those that are away among them.
+async fn registered(client: &mut KafkaClient) -> Result<Vec<DescribeClusterBroker>> {
+    let request = DescribeClusterRequest { include_fenced_brokers: true, ..DescribeClusterRequest::default() };
+    let answer: DescribeClusterResponse = client.any(&request).await?;
+    check_message(answer.error_code, answer.error_message.as_deref())?;
+    Ok(answer.brokers)
+}
+
+fn brokers(registered: &[DescribeClusterBroker]) -> Vec<Broker> {
+    let broker = |b: &DescribeClusterBroker| Broker { id: b.broker_id, zone: b.rack.clone(), fenced: b.is_fenced };
+    registered.iter().map(broker).collect()
+}
+
+fn placed(metadata: &MetadataResponse, zones: &BTreeMap<String, usize>) -> Vec<Placed> {
     let mut placed: Vec<Placed> = Vec::new();
     for topic in &metadata.topics {
+        let name = topic.name.clone().unwrap_or_default();
         placed.extend(topic.partitions.iter().map(|partition| Placed {
-            topic: topic.name.clone().unwrap_or_default(),
+            topic: name.clone(),
             partition: partition.partition_index,
             replicas: partition.replica_nodes.clone(),
+            zones: zones.get(&name).copied().unwrap_or(0),
         }));
     }
     placed.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
@@ -138,21 +164,25 @@ fn show(output: Output, plan: &Plan, executes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Which partitions are being moved: their topics and numbers.
-async fn ongoing(client: &mut KafkaClient) -> Result<BTreeSet<(String, i32)>> {
+/// Which partitions are being moved, and where to.
+async fn ongoing(client: &mut KafkaClient) -> Result<BTreeMap<Key, Vec<i32>>> {
     let request = ListPartitionReassignmentsRequest { topics: None, timeout_ms: TIMEOUT_MS };
     let answer: ListPartitionReassignmentsResponse = client.any(&request).await?;
     check_message(answer.error_code, answer.error_message.as_deref())?;
-    let each = |topic: protocol::messages::list_partition_reassignments_response::OngoingTopicReassignment| {
+    let target = |p: OngoingPartitionReassignment| -> Vec<i32> {
+        p.replicas.into_iter().filter(|id| !p.removing_replicas.contains(id)).collect()
+    };
+    let each = |topic: OngoingTopicReassignment| {
         let name = topic.name;
-        topic.partitions.into_iter().map(move |p| (name.clone(), p.partition_index))
+        topic.partitions.into_iter().map(move |p| ((name.clone(), p.partition_index), target(p)))
     };
     Ok(answer.topics.into_iter().flat_map(each).collect())
 }
 
-/// Asks for replicas of partitions; `None` cancels.
-async fn alter(client: &mut KafkaClient, wanted: &[(String, i32, Option<Vec<i32>>)]) -> Result<()> {
+/// Asks for replicas of partitions; `None` cancels. Answers which are refused, and why.
+async fn alter(client: &mut KafkaClient, wanted: &[(String, i32, Option<Vec<i32>>)]) -> Result<BTreeMap<Key, String>> {
     use alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+    let mut refused = BTreeMap::new();
     for part in wanted.chunks(AT_ONCE) {
         let mut topics: BTreeMap<&str, Vec<ReassignablePartition>> = BTreeMap::new();
         for (topic, partition_index, replicas) in part {
@@ -173,45 +203,68 @@ async fn alter(client: &mut KafkaClient, wanted: &[(String, i32, Option<Vec<i32>
                 if let Err(error) = check_message(partition.error_code, partition.error_message.as_deref())
                     && !gone
                 {
-                    bail!("{}-{}: {error:#}", topic.name, partition.partition_index);
+                    refused.insert((topic.name.clone(), partition.partition_index), format!("{error:#}"));
                 }
             }
         }
     }
-    Ok(())
+    Ok(refused)
 }
 
-/// Has it moved, and waits until it is.
-async fn execute(client: &mut KafkaClient, output: Output, moves: &[Move]) -> Result<()> {
+/// Has it moved under the throttle, which is taken back whatever becomes of the moves: one that is left behind slows
+/// everything that comes later.
+async fn execute_throttled(
+    client: &mut KafkaClient,
+    output: Output,
+    moves: &[Move],
+    throttle: &Throttle,
+) -> Result<Vec<Fate>> {
+    let mut stop = StopSignal::new()?;
+    // Not to be cut off: what is on its way could arrive after it was taken back.
+    let done = match throttle.set(client).await {
+        // Cutting off loses nothing: a connection is used again only after a whole exchange, and the moves are the cluster's.
+        Ok(()) => tokio::select! {
+            fates = execute(client, output, moves) => fates,
+            () = stop.received() => Err(anyhow!(
+                "stopped: the moves that are under way go on, without a throttle; `ottla cluster rebalance --cancel` ends them"
+            )),
+        },
+        Err(error) => Err(error),
+    };
+    let back = tokio::select! {
+        back = throttle.take_back(client) => back,
+        () = stop.received() => Err(anyhow!("stopped again")),
+    };
+    match (done, back) {
+        (done, Ok(())) => done,
+        (Ok(_), Err(error)) => Err(error.context("the throttle could not be taken back")),
+        (Err(why), Err(error)) => Err(why.context(format!("the throttle could not be taken back: {error:#}"))),
+    }
+}
+
+/// Has it moved, and waits until that is done, or known not to be: what became of each move.
+async fn execute(client: &mut KafkaClient, output: Output, moves: &[Move]) -> Result<Vec<Fate>> {
     let wanted: Vec<_> = moves.iter().map(|m| (m.topic.clone(), m.partition, Some(m.to.clone()))).collect();
-    alter(client, &wanted).await?;
+    let mut watch = Watch::new(moves, alter(client, &wanted).await?);
     let mut told = None;
     loop {
         let under_way = ongoing(client).await?;
-        let left = moves.iter().filter(|m| under_way.contains(&(m.topic.clone(), m.partition))).count();
-        // A broker that has not heard of the moves yet knows of none under way either.
-        if left == 0 && are_done(client, moves).await? {
-            return Ok(());
-        }
+        let placed = placed(&client.metadata(None).await?, &BTreeMap::new());
+        let now = placed.into_iter().map(|p| ((p.topic, p.partition), p.replicas)).collect();
+        let left = watch.look(&under_way, &now, Instant::now());
         if told != Some(left) && !output.json {
             say(&format!("{} of {} moved", moves.len() - left, moves.len()));
         }
         told = Some(left);
+        if let Some(fates) = watch.ended() {
+            return Ok(fates);
+        }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Whether the replicas are where they were to be.
-async fn are_done(client: &mut KafkaClient, moves: &[Move]) -> Result<bool> {
-    let placed = placed(&client.metadata(None).await?);
-    let now: BTreeMap<_, _> = placed.iter().map(|p| ((p.topic.as_str(), p.partition), &p.replicas)).collect();
-    // A topic that was deleted meanwhile has nothing left to move.
-    let done = |m: &Move| now.get(&(m.topic.as_str(), m.partition)).is_none_or(|replicas| **replicas == m.to);
-    Ok(moves.iter().all(done))
-}
-
 /// The preferred replicas lead where they changed.
-async fn elect(client: &mut KafkaClient, moves: &[Move]) -> Result<()> {
+async fn elect(client: &mut KafkaClient, moves: &[&Move]) -> Result<()> {
     let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
     for each in moves.iter().filter(|m| m.from.first() != m.to.first()) {
         topics.entry(&each.topic).or_default().push(each.partition);
@@ -230,68 +283,12 @@ async fn elect(client: &mut KafkaClient, moves: &[Move]) -> Result<()> {
 
 async fn cancel(client: &mut KafkaClient, output: Output) -> Result<()> {
     let under_way = ongoing(client).await?;
-    let wanted: Vec<_> = under_way.iter().map(|(topic, partition)| (topic.clone(), *partition, None)).collect();
-    alter(client, &wanted).await?;
+    let wanted: Vec<_> = under_way.into_keys().map(|(topic, partition)| (topic, partition, None)).collect();
+    let refused = alter(client, &wanted).await?;
+    if let Some(((topic, partition), why)) = refused.first_key_value() {
+        let (refused, all) = (refused.len(), wanted.len());
+        bail!("{refused} of {all} moves could not be cancelled; {topic}-{partition}: {why}");
+    }
     let count = i64::try_from(wanted.len())?;
     output.fact(&format!("cancelled {}", counted(count, "move")), &json!({ "cancelled": count }))
-}
-
-/// Kafka's throttle configs for some moves.
-struct Throttle {
-    rate: Option<u64>,
-    brokers: BTreeSet<i32>,
-    /// By topic: who is throttled where it leads, and where it follows.
-    topics: BTreeMap<String, (Vec<String>, Vec<String>)>,
-}
-
-impl Throttle {
-    fn of(moves: &[Move], rate: Option<u64>) -> Throttle {
-        let mut throttle = Throttle { rate, brokers: BTreeSet::new(), topics: BTreeMap::new() };
-        for each in moves {
-            let (leading, following) = throttle.topics.entry(each.topic.clone()).or_default();
-            let named = |id: &i32| format!("{}:{id}", each.partition);
-            leading.extend(each.from.iter().map(named));
-            following.extend(each.to.iter().filter(|id| !each.from.contains(id)).map(named));
-            throttle.brokers.extend(each.from.iter().chain(&each.to));
-        }
-        throttle
-    }
-
-    async fn set(&self, client: &mut KafkaClient) -> Result<()> {
-        let Some(rate) = self.rate else { return Ok(()) };
-        self.alter(client, SET, &rate.to_string()).await
-    }
-
-    async fn take_back(&self, client: &mut KafkaClient) -> Result<()> {
-        if self.rate.is_none() {
-            return Ok(());
-        }
-        self.alter(client, DELETE, "").await
-    }
-
-    async fn alter(&self, client: &mut KafkaClient, config_operation: i8, rate: &str) -> Result<()> {
-        use incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
-        let config = |name: &str, value: String| AlterableConfig {
-            name: name.to_owned(),
-            config_operation,
-            value: (config_operation == SET).then_some(value),
-        };
-        let broker = |id: &i32| AlterConfigsResource {
-            resource_type: BROKER,
-            resource_name: id.to_string(),
-            configs: vec![config(LEADER_RATE, rate.to_owned()), config(FOLLOWER_RATE, rate.to_owned())],
-        };
-        let topic = |(name, (leading, following)): (&String, &(Vec<String>, Vec<String>))| AlterConfigsResource {
-            resource_type: TOPIC,
-            resource_name: name.clone(),
-            configs: vec![config(LEADER_REPLICAS, leading.join(",")), config(FOLLOWER_REPLICAS, following.join(","))],
-        };
-        let resources = self.brokers.iter().map(broker).chain(self.topics.iter().map(topic)).collect();
-        let request = IncrementalAlterConfigsRequest { resources, validate_only: false };
-        let answer: IncrementalAlterConfigsResponse = client.any(&request).await?;
-        for result in &answer.responses {
-            check_message(result.error_code, result.error_message.as_deref())?;
-        }
-        Ok(())
-    }
 }

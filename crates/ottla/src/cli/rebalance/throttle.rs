@@ -1,0 +1,166 @@
+//! Kafka's throttle configs for some moves: what they were before, what they are meanwhile, and how that is undone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use model::ErrorCode;
+use protocol::messages::describe_cluster_response::DescribeClusterBroker;
+use protocol::messages::describe_configs_request::DescribeConfigsResource;
+use protocol::messages::{
+    DescribeConfigsRequest, DescribeConfigsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+    incremental_alter_configs_request,
+};
+
+use super::plan::Move;
+use crate::kafka_client::{KafkaClient, check_message, code_of, is_retriable};
+
+/// Kafka's numbers of resource types, config operations, and sources of configs.
+const TOPIC: i8 = 2;
+const BROKER: i8 = 4;
+const SET: i8 = 0;
+const DELETE: i8 = 1;
+const SET_FOR_TOPIC: i8 = 1;
+const SET_FOR_BROKER: i8 = 2;
+const LEADER_RATE: &str = "leader.replication.throttled.rate";
+const FOLLOWER_RATE: &str = "follower.replication.throttled.rate";
+const LEADER_REPLICAS: &str = "leader.replication.throttled.replicas";
+const FOLLOWER_REPLICAS: &str = "follower.replication.throttled.replicas";
+/// How long taking back goes on where nobody can decide it: an election of the controllers is over by then.
+const TRIED_FOR: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The values of two configs of a broker or a topic; `None` where it has none of its own.
+type Values = [Option<String>; 2];
+
+/// One whose configs are changed.
+struct Throttled {
+    kind: i8,
+    name: String,
+    configs: [&'static str; 2],
+    before: Values,
+    meanwhile: Values,
+}
+
+/// See the module; nothing where there is no rate.
+pub(super) struct Throttle(Vec<Throttled>);
+
+impl Throttle {
+    /// For these moves: asks what is set now, so that it can be put back.
+    pub(super) async fn of(
+        client: &mut KafkaClient,
+        moves: &[Move],
+        registered: &[DescribeClusterBroker],
+        rate: Option<u64>,
+    ) -> Result<Throttle> {
+        let Some(rate) = rate else { return Ok(Throttle(Vec::new())) };
+        let mut throttled = Vec::new();
+        let moved: BTreeSet<i32> = moves.iter().flat_map(|m| m.from.iter().chain(&m.to)).copied().collect();
+        // One that is away sends and takes nothing, and cannot be asked what is set for it.
+        for broker in registered.iter().filter(|broker| moved.contains(&broker.broker_id) && !broker.is_fenced) {
+            let (name, configs) = (broker.broker_id.to_string(), [LEADER_RATE, FOLLOWER_RATE]);
+            let address = format!("{}:{}", broker.host, broker.port);
+            let resources = vec![describe(BROKER, &name, configs)];
+            let request = DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() };
+            let answer: DescribeConfigsResponse = client.at(&address, &request).await?;
+            let before = own(&answer, &name, configs, SET_FOR_BROKER).with_context(|| format!("node {name}"))?;
+            let meanwhile = [Some(rate.to_string()), Some(rate.to_string())];
+            throttled.push(Throttled { kind: BROKER, name, configs, before, meanwhile });
+        }
+        let topics = replicas(moves);
+        let configs = [LEADER_REPLICAS, FOLLOWER_REPLICAS];
+        let resources = topics.keys().map(|name| describe(TOPIC, name, configs)).collect();
+        let request = DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() };
+        let answer: DescribeConfigsResponse = client.any(&request).await?;
+        for (name, meanwhile) in topics {
+            let before = own(&answer, &name, configs, SET_FOR_TOPIC).with_context(|| format!("topic {name}"))?;
+            throttled.push(Throttled { kind: TOPIC, name, configs, before, meanwhile });
+        }
+        Ok(Throttle(throttled))
+    }
+
+    /// Sets it. Where something is refused, the rest is set all the same, and is to be taken back.
+    pub(super) async fn set(&self, client: &mut KafkaClient) -> Result<()> {
+        let refusals = self.alter(client, |each| &each.meanwhile).await?;
+        refusals.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Puts back what was set before. What does not exist any more needs nothing.
+    pub(super) async fn take_back(&self, client: &mut KafkaClient) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + TRIED_FOR;
+        let gone = [ErrorCode::UnknownTopicOrPartition, ErrorCode::BrokerIdNotRegistered];
+        loop {
+            let answered = self.alter(client, |each| &each.before).await;
+            let mut failures = answered.unwrap_or_else(|error| vec![error]).into_iter();
+            let failed = failures.find(|error| !code_of(error).is_some_and(|code| gone.contains(&code)));
+            match failed {
+                Some(error) if is_retriable(&error) && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Some(error) => return Err(error),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Gives each resource its values; answers what is refused, each by itself.
+    async fn alter(
+        &self,
+        client: &mut KafkaClient,
+        values: impl Fn(&Throttled) -> &Values,
+    ) -> Result<Vec<anyhow::Error>> {
+        use incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
+        if self.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        let config = |(name, value): (&&str, &Option<String>)| AlterableConfig {
+            name: (*name).to_owned(),
+            config_operation: if value.is_some() { SET } else { DELETE },
+            value: value.clone(),
+        };
+        let resource = |each: &Throttled| AlterConfigsResource {
+            resource_type: each.kind,
+            resource_name: each.name.clone(),
+            configs: each.configs.iter().zip(values(each)).map(config).collect(),
+        };
+        let resources = self.0.iter().map(resource).collect();
+        let request = IncrementalAlterConfigsRequest { resources, validate_only: false };
+        let answer: IncrementalAlterConfigsResponse = client.any(&request).await?;
+        let checked = answer.responses.iter().map(|result| {
+            check_message(result.error_code, result.error_message.as_deref())
+                .with_context(|| format!("the throttle of {}", result.resource_name))
+        });
+        Ok(checked.filter_map(Result::err).collect())
+    }
+}
+
+/// By topic: who is throttled where it leads, and where it follows.
+fn replicas(moves: &[Move]) -> BTreeMap<String, Values> {
+    let mut topics: BTreeMap<String, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    for each in moves {
+        let (leading, following) = topics.entry(each.topic.clone()).or_default();
+        let named = |id: &i32| format!("{}:{id}", each.partition);
+        leading.extend(each.from.iter().map(named));
+        following.extend(each.to.iter().filter(|id| !each.from.contains(id)).map(named));
+    }
+    let joined =
+        |(leading, following): (Vec<String>, Vec<String>)| [Some(leading.join(",")), Some(following.join(","))];
+    topics.into_iter().map(|(topic, named)| (topic, joined(named))).collect()
+}
+
+fn describe(resource_type: i8, name: &str, configs: [&str; 2]) -> DescribeConfigsResource {
+    let configuration_keys = Some(configs.map(str::to_owned).to_vec());
+    DescribeConfigsResource { resource_type, resource_name: name.to_owned(), configuration_keys }
+}
+
+/// What a resource has of its own, and not by a default.
+fn own(answer: &DescribeConfigsResponse, resource: &str, configs: [&str; 2], source: i8) -> Result<Values> {
+    let result = answer.results.iter().find(|result| result.resource_name == resource);
+    let result = result.context("DescribeConfigs did not answer")?;
+    check_message(result.error_code, result.error_message.as_deref())?;
+    let value = |name: &str| {
+        let config = result.configs.iter().find(|config| config.name == name && config.config_source == source)?;
+        config.value.clone()
+    };
+    Ok(configs.map(value))
+}
