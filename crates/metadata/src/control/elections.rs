@@ -12,7 +12,7 @@ use crate::control::messages::{
 };
 use crate::records::Partition;
 
-/// How many leaders go back to the preferred replica at once.
+/// How many leaders go back to the preferred replica at once, as in Kafka.
 const REBALANCED_AT_ONCE: usize = 1000;
 
 impl Draft<'_> {
@@ -173,18 +173,22 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Leaders go back to the preferred replica where it is alive and in sync.
-    pub(super) fn rebalance_leaders(&mut self) {
+    /// Leaders go back to the preferred replica where it is alive and in sync: so many at once; whether there are more.
+    pub(super) fn rebalance_leaders(&mut self) -> bool {
         let away = |partition: &&Arc<Partition>| {
             let preferred = partition.replicas.first().copied().unwrap_or(BrokerId::NONE);
             partition.leader != preferred
                 && partition.isr.contains(&preferred)
                 && self.image.is_eligible(partition, preferred)
         };
-        let ids: Vec<_> = self.image.partitions().filter(away).map(|p| p.id()).take(REBALANCED_AT_ONCE).collect();
+        let mut ids: Vec<_> =
+            self.image.partitions().filter(away).map(|p| p.id()).take(REBALANCED_AT_ONCE + 1).collect();
+        let more = ids.len() > REBALANCED_AT_ONCE;
+        ids.truncate(REBALANCED_AT_ONCE);
         for id in ids {
             self.change(id, &Want { preferred: true, ..Want::default() });
         }
+        more
     }
 }
 

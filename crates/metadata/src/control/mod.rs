@@ -230,7 +230,7 @@ impl ClusterControl {
     pub fn tick(&mut self, now: Time) -> Decision {
         self.soft.pass(now, self.stall_ms());
         let recoverable = self.soft.recoveries.note(&self.image, now, self.settings.recovery_wait_ms);
-        let rebalance = self.soft.rebalance_due(self.settings.leader_rebalance_ms, now);
+        let rebalance = self.next_rebalance().is_some_and(|due| now >= due);
         let mut draft = Draft::new(self);
         for broker in self.expired(now) {
             draft.fence(broker, FenceReason::SessionExpired);
@@ -238,10 +238,17 @@ impl ClusterControl {
         for id in recoverable {
             draft.recover(id, now);
         }
+        let goes_on = rebalance && draft.rebalance_leaders();
+        let decision = draft.decided(Ok(ControlResponse::Done));
         if rebalance {
-            draft.rebalance_leaders();
+            self.soft.rebalanced(now, goes_on);
         }
-        draft.decided(Ok(ControlResponse::Done))
+        decision
+    }
+
+    /// When leaders go back to their preferred replicas next.
+    fn next_rebalance(&self) -> Option<Time> {
+        self.settings.leader_rebalance_ms.map(|every| self.soft.next_rebalance(every))
     }
 
     /// When to call [`ClusterControl::tick`] next, at the latest.
@@ -250,10 +257,9 @@ impl ClusterControl {
         let sessions =
             self.image.alive_brokers().map(|b| self.soft.last_contact(b) + (self.settings.session_timeout_ms + 1));
         let recoveries = self.soft.recoveries.due(self.soft.passed, self.settings.recovery_wait_ms);
-        let rebalance = self.settings.leader_rebalance_ms.map(|every| self.soft.rebalanced + every);
         // Seldom enough, but often enough that time which passes is not taken for a stall (R71).
         let idle = self.soft.passed + self.settings.session_timeout_ms / 4;
-        sessions.chain(recoveries).chain(rebalance).fold(idle, Time::min)
+        sessions.chain(recoveries).chain(self.next_rebalance()).fold(idle, Time::min)
     }
 
     /// When [`suspects`](Self::suspects) may have somebody to name by the time alone; `None` while that cannot be.

@@ -14,6 +14,9 @@ use crate::records::{BrokerRegistration, MetadataRecord};
 /// A broker that is silent for so long after a tenure began is suspected (`R76`).
 const UNHEARD_MS: u64 = 300;
 
+/// Between two lots of leaders that go back to their preferred replicas: what waits to be decided has its turn.
+const REBALANCES_ON_MS: u64 = 10;
+
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct SoftState {
@@ -22,7 +25,9 @@ pub struct SoftState {
     /// The latest time seen.
     pub(super) passed: Time,
     /// When leaders went back to their preferred replicas last.
-    pub(super) rebalanced: Time,
+    rebalanced: Time,
+    /// Whether others are still to go back.
+    rebalances_on: bool,
     /// By registered broker.
     pub(super) contacts: BTreeMap<BrokerId, Contact>,
     /// Incarnations that try to register, and when they did last.
@@ -190,12 +195,14 @@ impl SoftState {
         }
     }
 
-    pub(super) fn rebalance_due(&mut self, every: Option<u64>, now: Time) -> bool {
-        let due = every.is_some_and(|every| now.since(self.rebalanced) >= every);
-        if due {
-            self.rebalanced = now;
-        }
-        due
+    /// When leaders go back to their preferred replicas next, where that is done `every` so many milliseconds.
+    pub(super) fn next_rebalance(&self, every: u64) -> Time {
+        self.rebalanced + if self.rebalances_on { REBALANCES_ON_MS.min(every) } else { every }
+    }
+
+    /// Leaders have gone back; `on` says whether others are still to.
+    pub(super) fn rebalanced(&mut self, now: Time, on: bool) {
+        (self.rebalanced, self.rebalances_on) = (now, on);
     }
 
     /// A record was replayed into `image`; if it was about a partition, its leader was `before` and is `after`.

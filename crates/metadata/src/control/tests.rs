@@ -1097,6 +1097,34 @@ fn leaders_go_back_to_the_preferred_replica_in_time() {
     assert_eq!(cluster.shape(id).0, 1);
 }
 
+#[test]
+fn leaders_beyond_those_that_go_back_at_once_go_back_at_once_as_well() {
+    let mut cluster = Cluster::of(3);
+    let assignments = (0..2_500).map(|index| (PartitionIndex(index), ids(&[1, 2, 3]))).collect();
+    cluster.create(CreateTopic { assignments, ..plain("t") }).unwrap();
+    cluster.lose_all_but(&[2, 3]);
+    cluster.beat(1);
+    let all: Vec<_> = cluster.control.image().partitions().map(|p| p.id()).collect();
+    let partitions = all.iter().map(|id| cluster.proposal(*id, &[1, 2, 3])).collect();
+    let epoch = cluster.control.image().broker_epoch(BrokerId(2));
+    cluster.ask(ControlRequest::AlterPartitions(AlterPartitions { broker: BrokerId(2), epoch, partitions }));
+    let led = |cluster: &Cluster| cluster.control.image().partitions().filter(|p| p.leader.0 == 1).count();
+    while led(&cluster) == 0 {
+        cluster.lose_nobody();
+    }
+    let begun = cluster.now;
+    let mut at_once = vec![led(&cluster)];
+    while at_once.last() < Some(&2_500) {
+        cluster.now = cluster.control.next_deadline();
+        let decision = cluster.control.tick(cluster.now);
+        cluster.take(decision);
+        at_once.push(led(&cluster));
+    }
+    assert_eq!((at_once, cluster.now.since(begun)), (vec![1_000, 2_000, 2_500], 20));
+    // Then there is nothing to go on with.
+    assert!(cluster.control.next_deadline() > cluster.now + 1_000);
+}
+
 impl Cluster {
     fn lose_nobody(&mut self) {
         self.now = self.now + SESSION / 4;
