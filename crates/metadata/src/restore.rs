@@ -13,10 +13,12 @@ use crate::records::{BrokerRegistration, LeaderRecoveryState, MetadataRecord, Pa
 
 /// How far leader and partition epochs move. An election that was lost with the metadata raised one of them by one.
 pub const EPOCHS: i32 = 1 << 20;
-/// How far metadata offsets move at least, and with them the epochs of brokers.
+/// How far metadata offsets move, and with them the epochs of brokers; and further by the time.
 pub const OFFSETS: u64 = 1 << 32;
-/// How far the next producer id moves at least.
+/// How far the next producer id moves; and further by the time.
 pub const PRODUCER_IDS: i64 = 1 << 40;
+/// How much further for each second since [`BEGINNING_S`]: more than anybody gives out in one.
+const A_SECOND: u64 = 1 << 24;
 
 /// 2025-01-01 in seconds since 1970. No metadata is older.
 const BEGINNING_S: u64 = 1_735_689_600;
@@ -49,20 +51,19 @@ pub struct Raised {
 }
 
 /// The image that a node goes on with. `now_s`, in seconds since 1970, keeps two restorations of one backup apart: without
-/// it the second would give out once more what the first gave out.
+/// it the second would give out once more what was given out after the first.
 ///
 /// # Errors
 /// [`Exhausted`]: nothing may go on with a number that was in use already.
 pub fn go_on(image: &MetadataImage, now_s: u64) -> Result<(MetadataImage, Raised), Exhausted> {
     let since = now_s.saturating_sub(BEGINNING_S);
-    let by_time = if since < CLOCK_MAX_S { since << 32 } else { 0 };
+    let by_time = if since < CLOCK_MAX_S { since * A_SECOND } else { 0 };
     let before = image.next_offset().0;
     let exhausted = |what: &str, value: i64| Exhausted { what: what.to_owned(), value };
-    let next = before.checked_add(OFFSETS).map(|next| next.max(by_time)).filter(|next| i64::try_from(*next).is_ok());
+    let next = before.checked_add(OFFSETS + by_time).filter(|next| i64::try_from(*next).is_ok());
     let next = next.ok_or_else(|| exhausted("the next metadata offset", i64::try_from(before).unwrap_or(i64::MAX)))?;
     let ids = image.next_producer_id().0;
-    let by_time = i64::try_from(by_time).unwrap_or(0);
-    let next_id = ids.checked_add(PRODUCER_IDS).map(|next| next.max(by_time));
+    let next_id = i64::try_from(by_time).ok().and_then(|by_time| ids.checked_add(PRODUCER_IDS + by_time));
     let next_id = next_id.ok_or_else(|| exhausted("the next producer id", ids))?;
     let mut records = Vec::new();
     for record in image.to_records() {
@@ -193,7 +194,7 @@ mod tests {
         // R80
         let image = image_with(partition(), broker(), 5000, 20);
         let (restored, raised) = go_on(&image, NOW_S).unwrap();
-        let by_time = 1000 << 32;
+        let (by_time, next) = (1000 << 24, 20 + OFFSETS + (1000 << 24));
         let waiting = Partition {
             isr: vec![],
             last_known_elr: partition().replicas,
@@ -206,29 +207,30 @@ mod tests {
             ..partition()
         };
         let registered = BrokerRegistration {
-            epoch: BrokerEpoch(4 + (by_time - 20)),
+            epoch: BrokerEpoch(4 + (1 << 32) + by_time),
             incarnation: Incarnation::NONE,
             fenced: true,
             in_controlled_shutdown: false,
             ..broker()
         };
-        let mut expected = image_with(waiting, registered, by_time, 0);
-        expected.apply(&MetadataRecord::Restored { at: MetadataOffset(1000 << 32) });
-        let records = expected.to_records();
-        assert_eq!(restored, MetadataImage::from_snapshot(MetadataOffset(1000 << 32), &records));
-        let next_offset = MetadataOffset(1000 << 32);
-        let expected = Raised { next_offset, next_producer_id: ProducerId(by_time), partitions: 1, brokers: 1 };
-        assert_eq!(raised, expected);
-        assert!(restored.broker_epoch(BrokerId(1)).0 < by_time, "below every registration to come (R65)");
+        let next_producer_id = ProducerId(5000 + PRODUCER_IDS + by_time);
+        let mut expected = image_with(waiting, registered, next_producer_id.0, 0);
+        let next_offset = MetadataOffset(next);
+        expected.apply(&MetadataRecord::Restored { at: next_offset });
+        assert_eq!(restored, MetadataImage::from_snapshot(next_offset, &expected.to_records()));
+        assert_eq!(raised, Raised { next_offset, next_producer_id, partitions: 1, brokers: 1 });
+        let epoch = restored.broker_epoch(BrokerId(1)).0.unsigned_abs();
+        assert!(epoch < next, "below every registration to come (R65)");
     }
 
     #[test]
     fn one_backup_that_is_put_back_twice_does_not_give_the_same_twice() {
-        let image = image_with(partition(), broker(), 5000, 20);
-        let (_, once) = go_on(&image, NOW_S).unwrap();
-        let (_, later) = go_on(&image, NOW_S + 1).unwrap();
+        // Nor where it was made a moment after the metadata was restored before.
+        let (image, _) = go_on(&image_with(partition(), broker(), 5000, 20), NOW_S).unwrap();
+        let (_, once) = go_on(&image, NOW_S + 1).unwrap();
+        let (_, later) = go_on(&image, NOW_S + 2).unwrap();
         let distance = later.next_offset.0 - once.next_offset.0;
-        assert_eq!((distance, later.next_producer_id.0 - once.next_producer_id.0), (OFFSETS, 1 << 32));
+        assert_eq!((distance, later.next_producer_id.0 - once.next_producer_id.0), (A_SECOND, 1 << 24));
     }
 
     #[test]
