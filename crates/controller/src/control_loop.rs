@@ -68,7 +68,7 @@ impl Clock {
 
 #[derive(Debug)]
 enum Input {
-    Call { request: ControlRequest, reply: oneshot::Sender<Reply<Answered>> },
+    Call { request: Box<ControlRequest>, reply: oneshot::Sender<Reply<Answered>> },
     Probed { suspicion: Suspicion, gone: bool },
 }
 
@@ -153,7 +153,7 @@ impl ControlHandle {
         }
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.inputs.send(Input::Call { request, reply }).await.ok()?;
+            self.inputs.send(Input::Call { request: Box::new(request), reply }).await.ok()?;
             answer.await.ok()
         };
         // A request that is given up may still be decided: to the caller, that outcome is unknown (R67).
