@@ -51,6 +51,11 @@ def chains():
     return [installs.python('confluent-kafka==2.16.1'), HERE / 'chains.py']
 
 
+def zones():
+    python = installs.python('confluent-kafka==2.16.1')
+    return ['env', f'KAFKA_CLASS_PATH={installs.kafka_class_path()}', python, HERE / 'zones.py']
+
+
 def kcat():
     installs.debian('kcat', 'kcat')
     return [sys.executable, HERE / 'kcat.py']
@@ -93,7 +98,8 @@ def hostile():
 SUITES = [('librdkafka', librdkafka, 240), ('storage', storage, 300), ('java', java, 240), ('tools', tools, 200),
           ('kcat', kcat, 90), ('kafka-python', kafka_python, 120),
           ('aiokafka', aiokafka, 120), ('franz-go', franz_go, 120), ('kafkajs', kafkajs, 150), ('next-groups', next_groups, 300),
-          ('chains', chains, 200), ('differential', differential, 60), ('hostile', hostile, 120)]
+          ('chains', chains, 200),
+          ('zones', zones, 200), ('differential', differential, 60), ('hostile', hostile, 120)]
 
 
 def run(name, prepare, limit, environment):

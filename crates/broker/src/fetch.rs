@@ -1,6 +1,5 @@
 //! A consumer's fetch over many partitions: read what is there, wait for more, read again.
 
-use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -280,7 +279,8 @@ pub(crate) fn not_here(context: &Context, partition: TopicPartition) -> ErrorCod
     }
 }
 
-/// A replica in the client's rack that has what it asks for (KIP-392); None where the leader is as good.
+/// The replica in the client's rack that is in sync, has what it asks for, and is furthest of those (KIP-392); None where the
+/// leader is as good.
 fn nearest_replica(
     context: &Context,
     request: &FetchRequest,
@@ -293,14 +293,15 @@ fn nearest_replica(
     }
     let partition = context.partition(id)?;
     let inner = partition.lock();
-    if !inner.replica.is_leader() {
-        return None;
-    }
     let position = request.partitions.iter().find(|position| position.partition == id)?;
-    let has = |broker: BrokerId| inner.replica.follower_log_end(broker).is_some_and(|end| end >= position.fetch_offset);
-    let isr: BTreeSet<BrokerId> = inner.replica.isr().iter().copied().collect();
     let image = context.image();
-    let near =
-        |broker: &BrokerId| image.broker(*broker).is_some_and(|b| b.is_active() && b.rack.as_deref() == Some(rack));
-    isr.into_iter().find(|broker| near(broker) && has(*broker))
+    let is_near =
+        |broker: BrokerId| image.broker(broker).is_some_and(|b| b.is_active() && b.rack.as_deref() == Some(rack));
+    // A leader alone knows who is in sync, and what each of them has.
+    let has = |broker: BrokerId| {
+        let log = inner.replica.follower_log(broker)?;
+        (log.start <= position.fetch_offset && position.fetch_offset <= log.end).then_some((log.end, broker))
+    };
+    let near = inner.replica.isr().iter().copied().filter(|broker| is_near(*broker));
+    near.filter_map(has).max().map(|(_, broker)| broker)
 }

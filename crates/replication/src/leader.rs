@@ -4,6 +4,7 @@
 //! watermark does not fall, and does not rise below the effective min ISR (`R18`) or in too few zones (`R79`); nothing is sent twice in one session.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use model::{BrokerEpoch, BrokerId, ErrorCode, LeaderEpoch, Offset, Rule, Time};
 
@@ -325,6 +326,14 @@ impl Replica {
             Role::Leader(leader) => leader.peer(follower)?.log_end,
             _ => None,
         }
+    }
+
+    /// What the leader knows a follower to have, from its log start to its log end; None until it opened in this leader epoch.
+    #[must_use]
+    pub fn follower_log(&self, follower: BrokerId) -> Option<Range<Offset>> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let peer = leader.peer(follower)?;
+        Some(peer.log_start..peer.log_end?)
     }
 
     /// The smallest log start of the live replicas: DeleteRecords answers when it is reached (`R60`). `NONE` while a live

@@ -93,6 +93,13 @@ impl Partition {
         }
         let readable_end = inner.readable_end(request.isolation);
         match inner.replica.fetch_position(position.fetch_offset, readable_end) {
+            // Who knows the leader epoch knows that this is a follower, and goes back to the leader instead of waiting for what
+            // this replica may have lost (KIP-392). Whoever does not may take it for the leader, and would start anew (R19).
+            FetchPosition::Wait
+                if position.fetch_offset > log.end && position.current_leader_epoch != LeaderEpoch::NONE =>
+            {
+                fetched.error = ErrorCode::OffsetOutOfRange;
+            }
             FetchPosition::OutOfRange => fetched.error = ErrorCode::OffsetOutOfRange,
             FetchPosition::Wait => {
                 if let Some(waiter) = waiter {

@@ -301,6 +301,8 @@ pub(crate) struct Cluster {
     pub(crate) own_controller: Option<Arc<dyn OwnController>>,
     /// Their files.
     file: StaticConfig,
+    /// The racks of the brokers 1, 2, … that are started from now on; further ones have none.
+    racks: Vec<&'static str>,
     /// What they take their time from.
     pub(crate) clock: Arc<WrongClock>,
 }
@@ -372,9 +374,20 @@ impl Cluster {
             verifier,
             own_controller: None,
             file: file.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            racks: Vec::new(),
             clock: Arc::new(WrongClock { system: SystemClock::new(), ahead_ms: AtomicI64::new(0) }),
         };
         for id in 1..=brokers {
+            cluster.start_broker(id).await;
+        }
+        cluster
+    }
+
+    /// One whose brokers 1, 2, … are in these racks.
+    pub(crate) async fn in_racks(racks: &[&'static str], min_isr: u32) -> Cluster {
+        let mut cluster = Cluster::start(0, min_isr).await;
+        cluster.racks = racks.to_vec();
+        for (id, _) in (1..).zip(racks) {
             cluster.start_broker(id).await;
         }
         cluster
@@ -397,6 +410,7 @@ impl Cluster {
         let broker = Broker::start(BrokerParts {
             config: BrokerConfig {
                 file: self.file.clone(),
+                rack: usize::try_from(id - 1).ok().and_then(|at| self.racks.get(at)).map(ToString::to_string),
                 replica_fetch_response_max_bytes: self.window_bytes,
                 broker_heartbeat_interval_ms: self.heartbeat_ms,
                 log_retention_check_interval_ms: self.retention_check_ms,
@@ -713,7 +727,7 @@ pub(crate) async fn values(broker: &Broker, id: TopicPartition, offset: i64) -> 
 }
 
 /// A broker that the test plays itself, registered and unfenced; `port` is where it listens, if it does.
-pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> BrokerEpoch {
+pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16, rack: Option<&str>) -> BrokerEpoch {
     let played = config(id, u128::from(port) << 32 | 9, port);
     let register = metadata::control::RegisterBroker {
         broker: played.broker_id,
@@ -724,7 +738,7 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16) -> B
         cordoned_directories: Vec::new(),
         unidentified_directories: false,
         listeners: played.listeners,
-        rack: None,
+        rack: rack.map(str::to_owned),
         features: metadata::control::supported_features(),
         previous_epoch: controller.image().broker_epoch(BrokerId(id)),
         lossy: Vec::new(),

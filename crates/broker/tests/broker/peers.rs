@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use broker::api::{Acks, BrokerApi};
+use broker::api::{Acks, BrokerApi, FetchRequest};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metadata::ControlRequest;
@@ -68,6 +68,11 @@ impl ReplicationServer for Peer {
 
 impl Played {
     pub(crate) async fn start(cluster: &Cluster) -> Played {
+        Played::start_in(cluster, None).await
+    }
+
+    /// One in a rack.
+    async fn start_in(cluster: &Cluster, rack: Option<&str>) -> Played {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let epoch = Arc::new(AtomicI64::new(-1));
@@ -76,7 +81,7 @@ impl Played {
         let routes = rpc::net::merge([rpc::replication::routes(Arc::clone(&peer)), rpc::broker::routes(peer)]);
         tokio::spawn(rpc::net::serve(listener, routes, std::future::pending()));
         let controller = Arc::clone(&cluster.controller);
-        epoch.store(register_by_hand(&controller, PLAYED, port).0, Ordering::SeqCst);
+        epoch.store(register_by_hand(&controller, PLAYED, port, rack).0, Ordering::SeqCst);
         let (beats, own) = (Arc::clone(&controller), Arc::clone(&epoch));
         tokio::spawn(async move {
             loop {
@@ -644,4 +649,99 @@ async fn an_abort_that_is_cut_off_is_forgotten_and_the_other_outcome_is_believed
     stream.data(Data { high_watermark: Offset(2), ..data(&session, commit.bytes().clone()) }).await;
     stream.next("an acknowledgement", |frame| frame.acks.first().copied()).await;
     assert_eq!(committed(cluster.broker(1), id, 0, 50 << 20).await, (vec!["a".to_owned()], 2));
+}
+
+/// Where a leader sends a consumer of a rack that asks for an offset; there are no records where it does.
+async fn preferred(cluster: &Cluster, id: TopicPartition, rack: &str, offset: i64) -> Option<i32> {
+    let request = FetchRequest { rack: Some(rack.to_owned()), ..fetch_request(id, offset) };
+    let fetched = soon("a fetch", cluster.broker(1).fetch(request)).await.partitions.remove(0);
+    assert_eq!(fetched.error, ErrorCode::None);
+    assert!(fetched.preferred_replica.is_none() || fetched.records.is_empty(), "{fetched:?}");
+    fetched.preferred_replica.map(|broker| broker.0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_is_sent_to_a_replica_in_its_rack_only_if_that_is_in_sync_and_has_what_it_asks_for() {
+    // KIP-392
+    let cluster = Cluster::in_racks(&["a"], 1).await;
+    let mut played = Played::start_in(&cluster, Some("b")).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["x"])).await;
+    assert_eq!(preferred(&cluster, id, "b", 0).await, None, "it is in sync, and has not said what it has");
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    stream.next("the record", |frame| frame.data.first().cloned()).await;
+    assert_eq!(preferred(&cluster, id, "b", 0).await, Some(PLAYED));
+    assert_eq!(preferred(&cluster, id, "b", 1).await, None, "it has not acknowledged the record");
+    for elsewhere in ["a", "c", ""] {
+        assert_eq!(preferred(&cluster, id, elsewhere, 0).await, None, "{elsewhere:?}");
+    }
+    stream.ack(1, 1, 1).await;
+    stream.next("progress", |frame| frame.progress.first().copied()).await;
+    assert_eq!(preferred(&cluster, id, "b", 1).await, Some(PLAYED));
+
+    // It is alive, and connected, and has what is asked for: but is not in sync, as it lost the record.
+    stream.open(open(id, 2, 0, -1)).await;
+    stream.next("the record", |frame| frame.data.first().cloned()).await;
+    played.leave();
+    cluster.wait_isr(id, &[1]).await;
+    let is_back = || cluster.broker(1).image().broker(BrokerId(PLAYED)).is_some_and(|broker| broker.is_active());
+    eventually("it is back", || is_back().then_some(())).await;
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 3, 0, -1)).await;
+    stream.next("the record", |frame| frame.data.first().cloned()).await;
+    assert_eq!(preferred(&cluster, id, "b", 0).await, None);
+    // Its log begins behind what is asked for.
+    stream.open(Open { log_start: Offset(1), ..open(id, 4, 1, 0) }).await;
+    cluster.wait_isr(id, &[1, PLAYED]).await;
+    assert_eq!(preferred(&cluster, id, "b", 1).await, Some(PLAYED));
+    assert_eq!(preferred(&cluster, id, "b", 0).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_reads_from_the_follower_in_its_rack_up_to_where_that_knows_records_to_be_committed() {
+    // KIP-392, R19
+    let cluster = Cluster::in_racks(&["a", "b", "b"], 1).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, 2, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    produce(cluster.broker(1), id, Acks::Leader, batch(&["x"])).await;
+    eventually("the follower has it", || (cluster.log_end(2, id) == 1).then_some(())).await;
+    let near = FetchRequest { rack: Some("b".to_owned()), ..fetch_request(id, 0) };
+    let from_leader = FetchRequest { max_wait_ms: 25_000, ..near.clone() };
+    let sent_away = soon("an answer at once", cluster.broker(1).fetch(from_leader)).await.partitions.remove(0);
+    assert_eq!((sent_away.preferred_replica, sent_away.bytes()), (Some(BrokerId(2)), 0));
+    let at_follower =
+        |request: FetchRequest| async { soon("a fetch", cluster.broker(2).fetch(request)).await.partitions.remove(0) };
+    let early = at_follower(near.clone()).await;
+    assert_eq!(
+        (early.error, early.high_watermark, early.bytes()),
+        (ErrorCode::None, Offset(0), 0),
+        "not committed yet"
+    );
+
+    // Who waits at the follower is woken there.
+    let waiting = tokio::spawn({
+        let (broker, near) = (Arc::clone(cluster.broker(2)), near.clone());
+        async move { broker.fetch(FetchRequest { max_wait_ms: 25_000, ..near }).await.partitions.remove(0) }
+    });
+    let mut stream = played.follow(1).await;
+    stream.open(open(id, 1, 0, -1)).await;
+    stream.next("the record", |frame| frame.data.first().cloned()).await;
+    stream.ack(1, 1, 1).await;
+    let read = soon("the record", waiting).await.unwrap();
+    assert_eq!((read.error, read.preferred_replica, read.high_watermark), (ErrorCode::None, None, Offset(1)));
+    assert!(read.bytes() > 0);
+
+    // What it does not have it cannot wait for: the consumer goes back to the leader, if it knows that this is none.
+    let mut beyond = FetchRequest { ..fetch_request(id, 5) };
+    beyond.rack = Some("b".to_owned());
+    assert_eq!(at_follower(beyond.clone()).await.error, ErrorCode::None);
+    beyond.partitions[0].current_leader_epoch = LeaderEpoch(0);
+    assert_eq!(at_follower(beyond).await.error, ErrorCode::OffsetOutOfRange);
+    let knows_no_racks = FetchRequest { rack: None, ..near.clone() };
+    assert_eq!(at_follower(knows_no_racks).await.error, ErrorCode::NotLeaderOrFollower);
+    let at_a_stranger = soon("a fetch", cluster.broker(3).fetch(near)).await.partitions.remove(0);
+    assert_eq!(at_a_stranger.error, ErrorCode::NotLeaderOrFollower);
 }
