@@ -3,7 +3,8 @@
   chaos.py [--disks] [--rounds N] [--minutes N] [--seed N]
 
 A round is one history: fresh topics, some faults drawn by the round's seed, each healed and waited for, then everything read
-back, the files of all replicas looked at, and `ottla chaos check`. Rounds follow each other on the same cluster.
+back, the files of all replicas looked at, and `ottla chaos check`. Rounds follow each other on the same cluster, whose nodes are in
+the zones a, b and c; in every other one the topics' records are acknowledged by zones (ottla.ack.rule=zones=2).
 
   networks   kill -9 of a leader, a follower, the active controller, all; SIGSTOP; partitions of a node two-way and one-way, of
              two nodes from each other, of a whole zone with its clients; slow lines
@@ -46,6 +47,10 @@ ACKNOWLEDGED_MIN = 1000
 LIMIT_SECONDS = 600
 # Full in a moment, and copied in one.
 DISK_BYTES = 384 << 20
+
+
+def ack_rule(seed):
+    return 'zones=2' if seed % 2 else 'isr'
 
 
 # Networks and processes
@@ -163,6 +168,11 @@ def slow(cluster, load, chance):
 
 # Disks
 
+class ZonedCutCluster(powercut.CutCluster):
+    def command(self, node):
+        return [*super().command(node), '--override', f'broker.rack={"abc"[node - 1]}']
+
+
 def cut(cluster, load, chance):
     # What the clients have under way when it falls is the test.
     time.sleep(chance.uniform(0.1, 2))
@@ -228,7 +238,7 @@ def round_(cluster, table, seed, faults, path, disks):
     """Gives the verdict and the problems."""
     chance = random.Random(seed)
     history = histories.History(path, seed=seed, commit=commit(), title='disks' if disks else 'networks')
-    load = Workload(cluster, history, rate=60, transactions=True)
+    load = Workload(cluster, history, rate=60, transactions=True, config={'ottla.ack.rule': ack_rule(seed)})
     try:
         with load:
             for _ in range(faults):
@@ -270,7 +280,7 @@ def show(seed, verdict, problems, seconds):
     if verdict:
         figures, kinds = verdict['figures'], verdict['unavailability']
         shown = ', '.join(f'{k["faults"]} {k["kind"]} (worst {k["worst_us"] / 1e6:.2f} s)' for k in kinds)
-        print(f'seed {seed}: {figures["acknowledged"]} acknowledged, {figures["unknown"]} unknown, {figures["commits"]} commits, '
+        print(f'seed {seed}, acks by {ack_rule(seed)}: {figures["acknowledged"]} acknowledged, {figures["unknown"]} unknown, {figures["commits"]} commits, '
               f'{figures["committed"]}+{figures["aborted"]} transactions in {seconds:.0f} s; {shown}{"  FAIL" if problems else ""}', flush=True)
     for problem in problems:
         print(f'  {problem}', flush=True)
@@ -287,7 +297,8 @@ acknowledged records, *duplicated* of idempotent producers, *other* every other 
 *Without acknowledgement* is the longest time without one in one partition, from the start of the fault until all replicas were in
 sync again; a pause or a partition is in it as long as it lasts where nobody else could lead, and as long as librdkafka waits for the
 broker's answer (here 10 s, `socket.timeout.ms`) where another one leads long since: what the cluster itself takes stands in
-[benchmarks.md](../benchmarks.md). With disks, every topic is in
+[benchmarks.md](../benchmarks.md). In every other round (those with an odd seed) the topics have `ottla.ack.rule=zones=2`; each node is
+in a zone of its own. With disks, every topic is in
 *sync before ack*, and a power cut begins when the power is back. The machine has two processors, and is not always alone.
 
 | commit | first seed | what | rounds | faults | acknowledged | unknown | transactions | lost | duplicated | other | without acknowledgement: median | worst |
@@ -373,7 +384,7 @@ def inside(given, home, prefix):
     try:
         if given.disks:
             powercut.DISK_BYTES = DISK_BYTES
-            cluster = powercut.CutCluster(work / 'cluster', devices, overrides=['log.flush.interval.messages=1'])
+            cluster = ZonedCutCluster(work / 'cluster', devices, overrides=['log.flush.interval.messages=1'])
         else:
             cluster = networks.NetCluster(work / 'cluster', prefix)
         rows, missing = rounds(given, cluster, home, work, first)

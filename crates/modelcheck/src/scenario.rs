@@ -108,6 +108,7 @@ pub fn small() -> Vec<Scenario> {
         plain("watermarks", Bounds { appends: 1, fences: 1, progress: 1, ..NOTHING }),
         synced("synced before acknowledged", Bounds { appends: 1, crashes: 1, ..NOTHING }),
         zones("two zones", Bounds { appends: 1, crashes: 1, ..NOTHING }),
+        zones_synced("two zones, synced", Bounds { appends: 1, crashes: 1, ..NOTHING }),
         moving("reassignment", Bounds { appends: 1, moves: 2, ..NOTHING }),
         plain("elections and lag", Bounds { appends: 1, fences: 1, timers: 1, ..NOTHING }),
     ]
@@ -134,6 +135,7 @@ pub fn large() -> Vec<Scenario> {
         synced("two crashes, synced", Bounds { appends: 1, crashes: 2, ..NOTHING }),
         zones("zones that crash", Bounds { appends: 1, crashes: 2, ..NOTHING }),
         zones("zones and lag", Bounds { appends: 1, fences: 1, timers: 1, ..NOTHING }),
+        zones_synced("zones that crash, synced", Bounds { appends: 1, crashes: 2, ..NOTHING }),
         moving("reassignment and an election", Bounds { appends: 1, moves: 2, fences: 1, ..NOTHING }),
         moving("reassignment and a crash", Bounds { appends: 1, moves: 1, crashes: 1, ..NOTHING }),
     ]
@@ -159,6 +161,7 @@ pub fn endless() -> Vec<Scenario> {
         Scenario::new("everything", all),
         synced("everything, synced", all),
         zones("everything, two zones", all),
+        zones_synced("everything, two zones, synced", all),
         moving("everything, moving", Bounds { moves: 4, ..all }),
     ]
 }
@@ -170,6 +173,11 @@ fn synced(name: &'static str, bounds: Bounds) -> Scenario {
 /// Two of the three brokers are in one zone.
 fn zones(name: &'static str, bounds: Bounds) -> Scenario {
     Scenario { zones: 2, racks: ["a", "a", "b"], ..Scenario::new(name, bounds) }
+}
+
+/// The same, and records count once they are durable.
+fn zones_synced(name: &'static str, bounds: Bounds) -> Scenario {
+    Scenario { sync_before_ack: true, ..zones(name, bounds) }
 }
 
 /// Two replicas, on 1 and 2, that move to 3 and 1, and back.

@@ -86,6 +86,7 @@ fn rules_that_are_switched_off_are_noticed() {
         (Rule::R12ExpandAboveLeaderEpochStart, "crashes", 12),
         (Rule::R59AckOfCurrentSession, "crashes", 12),
         (Rule::R79Zones, "two zones", 6),
+        (Rule::R79Zones, "two zones, synced", 6),
     ];
     for (rule, name, at_most) in cases {
         let steps = noticed(rule, name);
