@@ -18,7 +18,7 @@ use crate::budget::MemoryBudget;
 use crate::cleaner::CleanerState;
 use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
-use crate::counters::IsrCounters;
+use crate::counters::{Counter, IsrCounters};
 use crate::departures::Departures;
 use crate::directories::Misplaced;
 use crate::flusher::FlushQueue;
@@ -50,6 +50,8 @@ pub(crate) struct Context {
     pub(crate) follower_streams: FollowerStreams,
     pub(crate) isr: IsrProposals,
     pub(crate) isr_counters: IsrCounters,
+    /// How often all of the metadata was told anew.
+    pub(crate) metadata_snapshots: Counter,
     pub(crate) timers: Timers,
     /// Holds back what brings replicas into sync.
     pub(crate) throttles: Throttles,
@@ -146,6 +148,7 @@ impl Context {
             follower_streams: FollowerStreams::default(),
             isr: IsrProposals::default(),
             isr_counters: IsrCounters::default(),
+            metadata_snapshots: Counter::default(),
             timers: Timers::default(),
             throttles: Throttles::default(),
             flusher: FlushQueue::default(),

@@ -374,7 +374,10 @@ pub(crate) async fn follow_metadata(context: Arc<Context>, lifecycle: Arc<Lifecy
             let Some(event) = event else { break };
             let before = context.image();
             let after = match event {
-                MetadataEvent::Snapshot { next_offset, records } => MetadataImage::from_snapshot(next_offset, &records),
+                MetadataEvent::Snapshot { next_offset, records } => {
+                    context.metadata_snapshots.add(1);
+                    MetadataImage::from_snapshot(next_offset, &records)
+                }
                 MetadataEvent::Batch { base, records } if base == before.next_offset() => {
                     let mut image = (*before).clone();
                     for record in &records {

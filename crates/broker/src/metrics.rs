@@ -129,6 +129,8 @@ pub struct BrokerMetrics {
     pub cleaner: CleanerMetrics,
     /// Changes of in-sync replicas.
     pub isr: IsrMetrics,
+    /// How often all of the metadata was told anew, to a broker that was too far behind.
+    pub metadata_snapshots: u64,
 }
 
 impl BrokerMetrics {
@@ -162,6 +164,7 @@ impl BrokerMetrics {
                 expands: context.isr_counters.expands.get(),
                 failed: context.isr_counters.failed.get(),
             },
+            metadata_snapshots: context.metadata_snapshots.get(),
             ..BrokerMetrics::default()
         };
         for partition in context.partitions() {

@@ -11,14 +11,13 @@ use metadata::MetadataImage;
 use model::MetadataOffset;
 use tokio::sync::watch;
 
-/// Batches kept, in bytes of encoded records.
-const KEPT_MAX: usize = 16 << 20;
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct MetadataLog {
     state: Mutex<State>,
     moved: watch::Sender<MetadataOffset>,
+    /// Batches kept, in bytes of encoded records.
+    kept_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -40,8 +39,9 @@ pub(crate) enum Since {
 }
 
 impl MetadataLog {
-    pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), moved: watch::Sender::new(MetadataOffset(0)) }
+    /// Nothing yet; keeps batches of so many bytes.
+    pub(crate) fn keeping(kept_max: usize) -> Self {
+        Self { state: Mutex::default(), moved: watch::Sender::new(MetadataOffset(0)), kept_max }
     }
 
     pub(crate) fn image(&self) -> MetadataImage {
@@ -62,7 +62,7 @@ impl MetadataLog {
             state.bytes += records.len();
             state.batches.push_back((base, records));
         }
-        while state.bytes > KEPT_MAX && state.batches.len() > 1 {
+        while state.bytes > self.kept_max && state.batches.len() > 1 {
             let oldest = state.batches.pop_front().map_or(0, |(_, records)| records.len());
             state.bytes -= oldest;
         }
@@ -103,6 +103,8 @@ mod tests {
     use super::*;
     use metadata::MetadataRecord;
 
+    const KEPT_MAX: usize = 1000;
+
     fn grow(log: &MetadataLog, records: usize, bytes: usize) {
         let mut image = log.image();
         let base = image.next_offset();
@@ -115,7 +117,7 @@ mod tests {
     #[test]
     fn a_follower_gets_whole_batches_or_the_image() {
         // R70
-        let log = MetadataLog::new();
+        let log = MetadataLog::keeping(KEPT_MAX);
         grow(&log, 3, 10);
         grow(&log, 2, 20);
         let since = |next| log.since(MetadataOffset(next));
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn old_batches_go_and_the_image_takes_their_place() {
-        let log = MetadataLog::new();
+        let log = MetadataLog::keeping(KEPT_MAX);
         grow(&log, 1, KEPT_MAX / 2);
         grow(&log, 1, KEPT_MAX / 2);
         grow(&log, 1, 10);

@@ -73,6 +73,8 @@ pub struct Timeouts {
     pub snapshot_every: u64,
     /// Log entries kept behind a snapshot.
     pub snapshot_keep: u64,
+    /// Batches of metadata kept in memory for those who follow it, in bytes: who is further behind is told all anew.
+    pub followed_bytes: usize,
 }
 
 impl Default for Timeouts {
@@ -86,6 +88,7 @@ impl Default for Timeouts {
             probe: Duration::from_millis(200),
             snapshot_every: 5_000,
             snapshot_keep: 1_000,
+            followed_bytes: 16 << 20,
         }
     }
 }
@@ -202,7 +205,7 @@ pub(crate) enum Proposed {
 impl Quorum {
     /// Opens the files and starts openraft.
     pub(crate) async fn open(config: QuorumConfig) -> Result<Quorum, OpenError> {
-        let published = Arc::new(MetadataLog::new());
+        let published = Arc::new(MetadataLog::keeping(config.timeouts.followed_bytes));
         let pool = config.pool.clone();
         let opening = (config.clone(), Arc::clone(&published));
         let (log_store, machine) = pool.run(move || open_stores(&opening.0, opening.1)).await?;

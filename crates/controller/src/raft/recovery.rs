@@ -77,7 +77,7 @@ impl QuorumFiles {
             timeouts: Timeouts::default(),
             rules: Rules::all(),
         };
-        let opened = pool.run(move || open_stores(&config, Arc::new(MetadataLog::new()))).await;
+        let opened = pool.run(move || open_stores(&config, Arc::new(MetadataLog::keeping(0)))).await;
         opened.map_err(|error| store(&error))
     }
 

@@ -39,7 +39,7 @@ fn config(disk: &MemDisk) -> QuorumConfig {
 }
 
 fn open(disk: &MemDisk) -> Result<(LogStore, StateMachine), OpenError> {
-    open_stores(&config(disk), Arc::new(MetadataLog::new()))
+    open_stores(&config(disk), Arc::new(MetadataLog::keeping(0)))
 }
 
 struct Plain;
@@ -358,7 +358,7 @@ async fn the_copy_in_sled_is_loaded_only_where_the_log_agrees() {
         keep_image: true,
         ..config(&mem_disk())
     };
-    let open = || open_stores(&config, Arc::new(MetadataLog::new())).unwrap();
+    let open = || open_stores(&config, Arc::new(MetadataLog::keeping(0))).unwrap();
     let (mut log, mut machine) = open();
     let entries = [entry(1, 1, 1, 0, &[founding(), feature(1)]), entry(1, 2, 1, 2, &[feature(2)])];
     log.blocking_append(entries.clone()).await.unwrap();
