@@ -88,6 +88,9 @@ impl Shards<Groups> {
             if group_id.is_empty() && request.needs_a_name() {
                 return Err(ErrorCode::InvalidGroupId);
             }
+            if self.may_be_outdated(&request) {
+                return Err(ErrorCode::NotCoordinator);
+            }
             return self.ask(&group_id, request).await;
         }
         let mut all = ListGroupsResponse { error: ErrorCode::None, groups: Vec::new() };
@@ -97,6 +100,12 @@ impl Shards<Groups> {
             }
         }
         Ok(GroupResponse::ListGroups(all))
+    }
+
+    /// Whether the next coordinator may have acknowledged another offset than a broker that is cut off has in memory (`R49`,
+    /// `R76`). What is written here waits for the in-sync replicas anyway.
+    fn may_be_outdated(&self, request: &GroupRequest) -> bool {
+        matches!(request, GroupRequest::OffsetFetch(fetch) if fetch.require_stable) && self.context.is_cut_off()
     }
 
     /// Tells the shards of the metadata, and of topics that are gone: their offsets go with them.

@@ -2,6 +2,8 @@
 
 use std::io::IoSlice;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use broker::api::{BrokerApi, CoordinatorKind};
 use bytes::Bytes;
@@ -90,6 +92,35 @@ async fn committed(cluster: &Cluster) -> Offset {
     };
     assert_eq!(fetched.error, ErrorCode::None);
     fetched.topics[0].partitions[0].offset
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_cut_off_tells_no_stable_offset() {
+    // R49, R76: the next one may have acknowledged another offset by then.
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(-1, "", 2)).await else { panic!("another answer") };
+    assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None);
+    assert_eq!(committed(&cluster).await, Offset(2));
+    let fetch = |require_stable| {
+        let (group_id, member_id, topics) = ("g".to_owned(), None, None);
+        let request = OffsetFetchRequest { group_id, member_id, member_epoch: -1, topics, require_stable };
+        cluster.broker(1).group(GroupRequest::OffsetFetch(request))
+    };
+    cluster.controller.refuses.store(true, Ordering::Relaxed);
+    let refused = async {
+        loop {
+            if let Err(error) = fetch(true).await {
+                return error;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(soon("a refusal", refused).await, ErrorCode::NotCoordinator);
+    assert!(fetch(false).await.is_ok(), "who does not ask for more is told what there is");
+    cluster.controller.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(committed(&cluster).await, Offset(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
