@@ -4,7 +4,8 @@
   run.py SEEDS [--from N] [--seconds S] [--twice] [--without RULE] [--only FAULT]
 
 Goes on where it was interrupted (target/sim has what each seed of this commit came to). With --twice every seed is run twice and
-has to take the same way. A seed that fails is shown with the command that replays it, and ends the program with 1.
+has to take the same way. A seed that fails is shown with the command that replays it, and ends the program with 1; so does, in 100
+seeds or more, something that never came: a kind of fault, or what faults are there for.
 """
 
 import argparse
@@ -20,7 +21,12 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs/results/sim.md"
 FAULTS = ("kill power restart partition one-way isolated-leader slow-link broken-connections io-error disk-full clock-jump "
-          "pause all-down one-by-one crash-again wipe").split()
+          "pause all-down one-by-one crash-again wipe zone-power broken-disk").split()
+# What faults are there for.
+EFFECTS = ("elections elr-elections recoveries truncations shrinks isr-failed snapshots cleanings moves relocations repaired "
+           "ended zoned").split()
+# In so many seeds all of it comes.
+ENOUGH = 100
 
 
 def arguments():
@@ -64,6 +70,13 @@ def one(program, seed, args):
     return True, said[0]
 
 
+def missing(sums, seeds, args):
+    """What never came although there was room for it."""
+    if seeds < ENOUGH or args.without:
+        return []
+    return [name for name in ([args.only] if args.only else FAULTS + EFFECTS) if not sums[name]]
+
+
 def parse(line):
     return dict(re.findall(r"(\S+?)=(\S+)", line))
 
@@ -100,15 +113,18 @@ def main():
     twice = f", {len(lines)} of {len(lines)} the same way twice" if args.twice and not failed else ""
     row = (f"| {commit} | {args.first} to {args.first + args.seeds - 1}{twice} | {sums['ms'] / 3_600_000:.2f} | "
            f"{sums['acknowledged']} | {commits} | {transactions} | {faults} | {sums['elections']} | {sums['elr-elections']} | "
-           f"{sums['recoveries']} | {sums['truncations']} | {sums['shrinks']} | {sums['moves']} | {sums['ended']} | "
-           f"{len(failed)} |")
+           f"{sums['recoveries']} | {sums['truncations']} | {sums['shrinks']} | {sums['moves']} | {sums['relocations']} | "
+           f"{sums['snapshots']} | {sums['zoned']} | {sums['ended']} | {len(failed)} |")
     print(row)
     if seeds:
         print(f"{(time.monotonic() - began) * args.jobs / len(seeds):.1f} s a seed")
     if not (args.without or args.only):
         with RESULTS.open("a") as results:
             results.write(row + "\n")
-    sys.exit(bool(failed))
+    never = missing(sums, len(lines), args)
+    for name in never:
+        print(f"there was no {name} in {len(lines)} seeds")
+    sys.exit(bool(failed or never))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ use crate::chance::Chance;
 use crate::clock::set_now;
 use crate::history::Shared;
 use crate::host::Host;
-use crate::invariants::{Leaders, Observer, Watermarks, check_images};
+use crate::invariants::{Leaders, Observer, Watermarks, Zones, check_images};
 use crate::net::{HostId, Net};
 use crate::node::{Node, Settings};
 use crate::tally::Tally;
@@ -38,6 +38,8 @@ pub struct Cluster {
     pub tally: Tally,
     /// Whether acknowledged records are synced: then any number of disks may lose what is not.
     pub synced: bool,
+    /// Acknowledged records are in two zones: then the disks of one zone may lose what is not synced together.
+    pub zoned: bool,
     /// Any number of disks may lose something all the same: records are lost by right, and that has to be noticed.
     pub careless: bool,
     /// Nodes whose disk has lost what nobody had synced, and that have not caught up since; with the process that lost it: as
@@ -48,6 +50,8 @@ pub struct Cluster {
     clients: Host,
     leaders: Leaders,
     watermarks: Watermarks,
+    zones: Option<Zones>,
+    racks: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -64,12 +68,15 @@ impl Cluster {
             observer: Observer::default(),
             tally: Tally::default(),
             synced,
+            zoned: settings.zoned,
             careless: false,
             in_debt: BTreeMap::new(),
             wiped: false,
             clients: Host::new(),
             leaders: Leaders::default(),
             watermarks: Watermarks::default(),
+            zones: settings.zoned.then(|| Zones::new(&settings.racks)),
+            racks: settings.racks.clone(),
         }
     }
 
@@ -123,27 +130,52 @@ impl Cluster {
         }
         if how != Crash::KeepAll {
             self.owe(id);
+            self.look_at_zones();
         }
         self.node(id).crash(power, how);
         true
     }
 
-    /// Replaces the disk of a machine, if everything is in sync elsewhere and this is the first one.
-    pub fn wipe(&mut self, id: HostId) -> bool {
+    /// All machines of the zone of one of them.
+    #[must_use]
+    pub fn zone_of(&self, id: HostId) -> Vec<HostId> {
+        let ids = self.nodes.iter().map(|node| node.id);
+        ids.filter(|other| self.is_together(*other, id)).collect()
+    }
+
+    fn is_together(&self, one: HostId, other: HostId) -> bool {
+        self.rack(one) == self.rack(other)
+    }
+
+    fn rack(&self, id: HostId) -> &'static str {
+        self.racks[usize::from(id.0) - 1]
+    }
+
+    /// Replaces disks of a machine, if everything is in sync elsewhere and this is the first time.
+    pub fn wipe(&mut self, id: HostId, disks: &[usize]) -> bool {
         let may = !self.wiped && self.in_debt.is_empty() && self.is_whole();
         if may {
             self.wiped = true;
             self.owe(id);
-            self.node(id).wipe();
+            self.look_at_zones();
+            self.node(id).wipe(disks);
         }
         may
     }
 
-    /// Whether this disk may lose what is not synced: always where acknowledged records are, else only one at a time. Who
-    /// has lost something counts until it is back in every ISR.
+    /// Whether this disk may lose what is not synced: always where acknowledged records are, else only one at a time, or those
+    /// of one zone where acknowledged records are in two (`R79`). Who has lost something counts until it is back in every ISR.
     #[must_use]
     pub fn may_lose(&self, id: HostId) -> bool {
-        self.synced || self.careless || self.in_debt.keys().all(|other| *other == id)
+        let goes_with = |other: HostId| other == id || self.zoned && self.is_together(other, id);
+        self.synced || self.careless || self.in_debt.keys().all(|other| goes_with(*other))
+    }
+
+    /// Whether all disks of a zone may lose that at once.
+    #[must_use]
+    pub fn may_lose_zone(&self, zone: &[HostId]) -> bool {
+        let is_one = self.synced || self.zoned || zone.len() == 1;
+        is_one && zone.iter().all(|id| self.may_lose(*id))
     }
 
     /// A disk will lose something, if it may.
@@ -175,6 +207,15 @@ impl Cluster {
         registered && seen.image.partitions().count() > 0 && seen.image.partitions().all(member)
     }
 
+    /// Where records are that count now: also before a disk loses some of them.
+    fn look_at_zones(&mut self) {
+        if let Some(zones) = &mut self.zones {
+            let mut found = zones.look(&self.nodes);
+            self.tally.zoned = zones.checked();
+            self.history.lock().violations.append(&mut found);
+        }
+    }
+
     fn look(&mut self) {
         let is_paid = |node: &&Node| {
             let lost = self.in_debt.get(&node.id);
@@ -191,9 +232,9 @@ impl Cluster {
                 self.tally.look(node.id, replica);
             }
             self.tally.forget_others(node.id, &metrics.partitions);
-            self.tally.look_at_broker(node.id, node.incarnation, &metrics.isr);
-            self.tally.look_at_cleaner(node.id, node.incarnation, metrics.cleaner.cleanings);
+            self.tally.look_at_broker(node.id, node.incarnation, &metrics);
         }
+        self.look_at_zones();
         let (compared, differ) = check_images(&self.nodes, &self.observer);
         self.tally.images += compared;
         found.extend(differ);

@@ -1,7 +1,8 @@
 //! Whole clusters in one thread: controllers, brokers and gateways as they are, on machines with clocks that stand still
 //! between their turns, on disks and a network that do what they may. A run is a function of its seed.
 //!
-//! Reading order: [`run`] (what a run is), [`cluster`] (its time), [`node`] and [`host`] (a machine and what runs there),
+//! Reading order: [`run`] (what a run is), [`cluster`] (its time), [`node`], [`host`] and [`disks`] (a machine,
+//! what runs there, and what it keeps),
 //! [`net`], [`clock`], [`chance`], [`trace`] (the way that a run took), [`client`], [`workload`] and [`history`] (who writes and
 //! reads, and what they saw), [`faults`] (what goes wrong, one file each), [`invariants`] (what must hold, one file each),
 //! [`tally`] (a run in which too little happened fails).
@@ -16,6 +17,7 @@
 pub mod run;
 
 pub mod cluster;
+pub mod disks;
 pub mod host;
 pub mod node;
 

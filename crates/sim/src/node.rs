@@ -2,7 +2,7 @@
 //! the disk, the clocks and the threads.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,16 +17,17 @@ use metadata::records::SecurityProtocol;
 use metadata::{ControlSettings, Listener};
 use model::{BrokerId, ClusterId, DirectoryId, Incarnation, Rules, Uuid};
 use rpc::net::{Listening, Network};
-use storage::disk::{Crash, Disk, MemDisk};
+use storage::disk::{Crash, Disk, OpenMode};
 use storage::{DiskPool, LogDirs, LogEnv};
 
 use crate::chance::Chance;
 use crate::clock::{HostClock, Skew, wall};
+use crate::disks::{DATA, Disks};
 use crate::host::Host;
 use crate::net::{HostId, Net};
 
-/// Where a node has everything.
-pub const DATA: &str = "/data";
+/// The file that proves a clean shutdown, in each log directory.
+const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
 /// What it keeps of a disk that fills up.
 const RESERVE: i64 = 200_000;
 /// How long producers, offsets and transactional ids are kept: longer than any clock jumps.
@@ -46,6 +47,14 @@ pub struct Settings {
     pub session_ms: u64,
     /// Log entries of the quorum between two snapshots.
     pub snapshot_every: u64,
+    /// Batches of metadata that controllers keep for those who follow it, in bytes.
+    pub followed_bytes: usize,
+    /// The zone of each machine.
+    pub racks: Vec<&'static str>,
+    /// Records are acknowledged once they are in two zones (`R79`).
+    pub zoned: bool,
+    /// How many disks each machine has, with a log directory on each.
+    pub disks: Vec<usize>,
     /// Which rules hold.
     pub rules: Rules,
 }
@@ -79,8 +88,8 @@ pub enum Process {
 pub struct Node {
     /// Which.
     pub id: HostId,
-    /// Its disk, that outlives what runs.
-    pub disk: MemDisk,
+    /// Its disks, that outlive what runs.
+    pub disks: Disks,
     /// How far its wall clock is off.
     pub skew: Skew,
     /// This run of its process.
@@ -102,11 +111,11 @@ impl Node {
     /// A machine with an empty disk, where nothing runs.
     #[must_use]
     pub fn new(id: HostId, settings: Settings, net: Net, seed: u64) -> Node {
-        let disk = MemDisk::new();
+        let disks = Disks::new(settings.disks[usize::from(id.0) - 1]);
         let chance = Chance::of(seed, &format!("node {}", id.0));
         Node {
             id,
-            disk,
+            disks,
             skew: Skew::default(),
             incarnation: Incarnation(Uuid::nil()),
             paused: false,
@@ -133,7 +142,7 @@ impl Node {
             incarnation: self.incarnation,
             settings: self.settings.clone(),
             net: self.net.clone(),
-            disk: self.disk.clone(),
+            disks: self.disks.clone(),
             skew: Arc::clone(&self.skew),
             chance: Chance::of(self.chance.draw(), "process"),
             fatal: Arc::clone(&self.fatal),
@@ -183,10 +192,10 @@ impl Node {
         if power {
             self.net.power_off(self.id);
         }
-        let before = self.disk.clone();
+        let before = self.disks.clone();
         before.crash(how);
-        // What the process does while it is taken down finds another disk.
-        self.disk = before.fork();
+        // What the process does while it is taken down finds other disks.
+        self.disks = before.fork();
         let process = &self.process;
         let gone = || std::mem::take(&mut *process.lock().unwrap_or_else(PoisonError::into_inner));
         // A broker that is dropped ends its tasks, in their runtime.
@@ -197,15 +206,30 @@ impl Node {
         }
     }
 
-    /// The machine loses its power, and gets a new disk.
-    pub fn wipe(&mut self) {
+    /// The machine loses its power, and gets new disks in place of these.
+    pub fn wipe(&mut self, disks: &[usize]) {
         self.crash(true, Crash::KeepAll);
-        self.disk = MemDisk::new();
+        disks.iter().for_each(|number| self.disks.replace(*number));
+    }
+
+    /// Whether it goes on without a log directory that it would have again if it was started anew.
+    #[must_use]
+    pub fn is_crippled(&self) -> bool {
+        let failed = |running: &Running| running.broker.metrics().directories.iter().any(|dir| dir.failure.is_some());
+        !self.disks.is_any_broken() && self.look(failed) == Some(true)
+    }
+
+    /// Whether its disks prove an orderly end of its last process (`R10`).
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        let disks = self.disks.fork();
+        let proves = |dir: &PathBuf| disks.open(&dir.join(CLEAN_SHUTDOWN), OpenMode::ReadOnly).is_ok();
+        disks.log_dirs().iter().all(proves)
     }
 
     /// Does what there is to do until `now`.
     pub fn step(&mut self, now: u64) {
-        self.disk.set_time(wall(now, &self.skew));
+        self.disks.set_time(wall(now, &self.skew));
         if let Some(host) = self.host.as_ref().filter(|_| !self.paused) {
             host.step(now - self.until);
             self.until = now;
@@ -258,7 +282,7 @@ struct Boot {
     incarnation: Incarnation,
     settings: Settings,
     net: Net,
-    disk: MemDisk,
+    disks: Disks,
     skew: Skew,
     chance: Chance,
     fatal: Arc<AtomicBool>,
@@ -268,11 +292,10 @@ struct Boot {
 impl Boot {
     async fn run(mut self) -> anyhow::Result<Running> {
         let (id, incarnation) = (self.id(), self.incarnation);
-        let env = LogEnv::new(Arc::new(self.disk.clone()), OPEN_FILES, TAIL_BYTES);
-        let path = PathBuf::from(DATA);
+        let env = LogEnv::new(Arc::new(self.disks.clone()), OPEN_FILES, TAIL_BYTES);
         let chance = &mut self.chance;
         let new_id = || Ok(DirectoryId(Uuid::from_u128(chance.wide())));
-        let dirs = LogDirs::open(&env, std::slice::from_ref(&path), id, Some(&path), new_id)?;
+        let dirs = LogDirs::open(&env, &self.disks.log_dirs(), id, Some(Path::new(DATA)), new_id)?;
         dirs.iter().for_each(|dir| dir.data().keep_reserve(RESERVE));
         let controller = self.controller(&dirs, incarnation).await?;
         let internal = self.net.listen_for_nodes(self.node, &address(self.node, "INTERNAL"));
@@ -333,6 +356,7 @@ impl Boot {
             timeouts: Timeouts {
                 snapshot_every: self.settings.snapshot_every,
                 snapshot_keep: self.settings.snapshot_every / 4,
+                followed_bytes: self.settings.followed_bytes,
                 ..Timeouts::default()
             },
             seed: self.chance.draw(),
@@ -375,7 +399,7 @@ impl Boot {
         BrokerConfig {
             broker_id: self.id(),
             incarnation,
-            rack: None,
+            rack: Some(self.settings.racks[usize::from(self.node.0) - 1].to_owned()),
             listeners: vec![self.listener("INTERNAL"), self.listener("PLAINTEXT")],
             internal_listener: "INTERNAL".to_owned(),
             replica_lag_time_max_ms: self.settings.lag_ms,

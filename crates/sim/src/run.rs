@@ -19,8 +19,8 @@ use crate::net::HostId;
 use crate::node::{Settings, voters};
 use crate::tally::Report;
 use crate::workload::{
-    Admin, Auditor, Classic, Consumer, GroupClient, KEYED, OUTS, PARTITIONS, Producer, Reader, Shape, StableReader,
-    TOPIC, TRANSFORM, Transformer, create_topics,
+    Admin, Auditor, Classic, Consumer, GroupClient, KEYED, LOOSE, OUTS, PARTITIONS, Producer, Reader, Shape,
+    StableReader, TOPIC, TRANSFORM, Transformer, create_topics,
 };
 
 /// Of every topic's partitions.
@@ -29,6 +29,8 @@ const REPLICAS: i16 = 3;
 const PRODUCERS: u64 = 2;
 /// What a cluster may take to be whole again, in milliseconds: a session's end, elections, a recovery's wait, and catching up.
 const HEALED_WITHIN: u64 = 40_000;
+/// As long does a node go on without a log directory before somebody starts it anew.
+const REPAIRED_AFTER: u64 = 4_000;
 /// After a node ended by itself somebody starts it again.
 const RESTARTED_AFTER: u64 = 2_000;
 /// What every producer has to get acknowledged once all is well.
@@ -44,6 +46,8 @@ const MEMBERS: u64 = 3;
 const INPUTS: i32 = 2;
 /// Records that a run has to get acknowledged to say anything.
 const ENOUGH: u64 = 50;
+/// High watermarks that have to rise where records are acknowledged by zones.
+const ENOUGH_ZONED: u64 = 10;
 
 /// What a run is asked for.
 #[derive(Clone, Debug)]
@@ -64,15 +68,17 @@ pub struct Options {
 #[derive(Clone, Copy, Debug)]
 struct Cast {
     nodes: u8,
+    zoned: bool,
     groups: bool,
     transactions: bool,
     admin: bool,
 }
 
 impl Cast {
-    fn of(chance: &mut Chance) -> Cast {
+    fn of(chance: &mut Chance, zoned: bool) -> Cast {
         let nodes = if chance.one_in(3) { 4 } else { 3 };
-        Cast { nodes, groups: chance.one_in(2), transactions: chance.one_in(2), admin: chance.one_in(2) }
+        let (groups, transactions, admin) = (chance.one_in(2), chance.one_in(2), chance.one_in(2));
+        Cast { nodes, zoned, groups, transactions, admin }
     }
 
     /// Those who have to get on.
@@ -83,23 +89,49 @@ impl Cast {
     }
 }
 
+/// The zones that machines may be in: each in its own, or some together.
+fn racks(nodes: u8) -> &'static [&'static [&'static str]] {
+    match nodes {
+        4 => &[&["a", "a", "b", "c"], &["a", "a", "b", "b"]],
+        _ => &[&["a", "b", "c"], &["a", "a", "b"]],
+    }
+}
+
+/// Batches of metadata that are kept for those who follow it: all of a run's in half of the runs, else those of a few moments.
+fn followed_bytes(seed: u64) -> usize {
+    let mut chance = Chance::of(seed, "followed");
+    if chance.one_in(2) { 16 << 20 } else { usize::try_from(chance.between(200, 6_000)).expect("small") }
+}
+
+/// How many disks each machine has.
+fn disks(seed: u64, nodes: u8) -> Vec<usize> {
+    let mut chance = Chance::of(seed, "disks");
+    (0..nodes).map(|_| if chance.one_in(2) { 2 } else { 1 }).collect()
+}
+
 /// Runs one seed.
 #[must_use]
 pub fn run(options: &Options) -> Report {
     let mut chance = Chance::of(options.seed, "settings");
-    let cast = Cast::of(&mut chance);
+    let mut of_zones = Chance::of(options.seed, "zones");
+    let cast = Cast::of(&mut chance, of_zones.one_in(3));
     let settings = Settings {
         nodes: cast.nodes,
         lag_ms: chance.between(1_000, 8_000),
         session_ms: chance.between(2_000, 6_000),
         snapshot_every: chance.between(20, 200),
+        followed_bytes: followed_bytes(options.seed),
+        racks: of_zones.pick(racks(cast.nodes)).to_vec(),
+        zoned: cast.zoned,
+        disks: disks(options.seed, cast.nodes),
         rules: options.rules,
     };
     let cluster = Cluster::new(&settings, chance.one_in(2), options.seed);
     let mut chance = Chance::of(options.seed, "shape");
     let segment_ms = (!chance.one_in(3)).then(|| chance.between(300, 4_000));
-    let shape = Shape { synced: cluster.synced, segment_ms };
-    let mut run = Run { cluster, cast, shape, down_since: BTreeMap::new() };
+    let loose = Chance::of(options.seed, "loose").one_in(4);
+    let shape = Shape { synced: cluster.synced, zoned: cast.zoned, loose, segment_ms };
+    let mut run = Run { cluster, cast, shape, down_since: BTreeMap::new(), crippled_since: BTreeMap::new() };
     run.cluster.careless = options.careless;
     run.begin(options.seed);
     let mut faults = Faults::new(options.seed, options.only.as_deref());
@@ -120,6 +152,8 @@ struct Run {
     shape: Shape,
     /// Nodes that ended by themselves.
     down_since: BTreeMap<HostId, u64>,
+    /// Nodes that go on without one of their log directories.
+    crippled_since: BTreeMap<HostId, u64>,
 }
 
 impl Run {
@@ -144,6 +178,10 @@ impl Run {
         if self.shape.segment_ms.is_some() {
             self.begin_keyed(seed);
         }
+        if self.shape.loose {
+            let producer = self.producer(0, (LOOSE, 0), Chance::of(seed, LOOSE));
+            self.cluster.spawn_client(producer.run_loose());
+        }
         if self.cast.groups {
             self.begin_groups(seed);
         }
@@ -153,7 +191,8 @@ impl Run {
         if self.cast.admin {
             let chance = Chance::of(seed, "admin");
             let (nodes, synced, history) = (self.cast.nodes, cluster.synced, cluster.history.clone());
-            cluster.spawn_client(Admin { nodes, synced, client: self.client(0), chance, history }.run());
+            let two_dirs = cluster.nodes.iter().filter(|node| node.disks.count() > 1).map(|node| node.id).collect();
+            cluster.spawn_client(Admin { nodes, two_dirs, synced, client: self.client(0), chance, history }.run());
         }
         let groups = [CLASSIC, CONSUMER, TRANSFORM].map(|group| self.group(seed, group, "auditor"));
         cluster.spawn_client(Auditor(groups.into()).run());
@@ -231,16 +270,33 @@ impl Run {
             let node = &self.cluster.nodes[at];
             let id = node.id;
             let stopped = node.is_up() && !node.is_done() && node.ended().is_some();
-            if stopped && self.down_since.insert(id, now).is_none() {
+            if stopped {
+                self.down_since.insert(id, now);
                 tracing::info!(now, node = id.0, why = node.ended(), "a node has ended");
                 self.cluster.tally.ended += 1;
                 self.cluster.node(id).crash(false, Crash::KeepAll);
             }
+            self.repair(id);
             let due = self.down_since.get(&id).is_some_and(|since| since + RESTARTED_AFTER <= now);
             if due {
                 self.down_since.remove(&id);
                 self.cluster.start(id);
             }
+        }
+    }
+
+    /// Starts a node anew that has gone on without one of its log directories for long enough.
+    fn repair(&mut self, id: HostId) {
+        let now = self.cluster.now;
+        if !now.is_multiple_of(100) {
+            return;
+        }
+        if !self.cluster.node(id).is_crippled() {
+            self.crippled_since.remove(&id);
+        } else if *self.crippled_since.entry(id).or_insert(now) + REPAIRED_AFTER <= now {
+            self.cluster.tally.repaired += 1;
+            self.cluster.node(id).crash(false, Crash::KeepAll);
+            self.cluster.start(id);
         }
     }
 
@@ -367,6 +423,8 @@ impl Run {
             ("read", u64::try_from(history.read.len()).unwrap_or(u64::MAX)),
             ("starts", tally.starts),
             ("ended", tally.ended),
+            ("repaired", tally.repaired),
+            ("relocations", seen.relocations),
             ("truncations", tally.truncations),
             ("cleanings", tally.cleanings()),
             ("images", tally.images),
@@ -374,18 +432,22 @@ impl Run {
             ("elections", seen.elections),
             ("elr-elections", seen.elr_elections),
             ("recoveries", seen.recoveries),
+            ("unclean", seen.unclean),
             ("shrinks", seen.shrinks),
             ("expands", seen.expands),
             ("fences", seen.fences),
-            ("snapshots", seen.snapshots),
+            ("snapshots", seen.snapshots + tally.snapshots()),
             ("synced", u64::from(self.cluster.synced)),
+            ("zones", u64::from(self.cast.zoned)),
+            ("zoned", tally.zoned),
             ("nodes", u64::from(self.cast.nodes)),
             ("transacted", u64::try_from(history.stable.len()).unwrap_or(u64::MAX)),
         ];
         counts.extend(others.map(|(name, count)| (name.to_owned(), count)));
         counts.extend(history.steps.iter().map(|(who, count)| (who.clone(), *count)));
         counts.extend(history.errors.iter().map(|(code, count)| (format!("error-{code}"), *count)));
-        let too_little = [("acknowledged", ENOUGH), ("images", 1)].into_iter();
+        let zoned = u64::from(self.cast.zoned) * ENOUGH_ZONED;
+        let too_little = [("acknowledged", ENOUGH), ("images", 1), ("zoned", zoned)].into_iter();
         let too_little = too_little.filter(|(name, least)| counts.get(*name).is_none_or(|count| count < least));
         Report {
             seed: options.seed,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use broker::{IsrMetrics, PartitionMetrics};
+use broker::{BrokerMetrics, PartitionMetrics};
 use model::{Incarnation, TopicPartition};
 
 use crate::net::HostId;
@@ -17,13 +17,18 @@ pub struct Tally {
     pub starts: u64,
     /// Processes that ended by themselves: their disk, or their controller.
     pub ended: u64,
+    /// Processes that were started anew because they went on without one of their log directories.
+    pub repaired: u64,
     /// Logs that became shorter.
     pub truncations: u64,
     /// Images compared with the observer's.
     pub images: u64,
+    /// High watermarks that were found in two zones.
+    pub zoned: u64,
     ends: BTreeMap<(HostId, TopicPartition), i64>,
     cleanings: BTreeMap<(HostId, Incarnation), u64>,
     refused: BTreeMap<(HostId, Incarnation), u64>,
+    snapshots: BTreeMap<(HostId, Incarnation), u64>,
 }
 
 impl Tally {
@@ -44,20 +49,23 @@ impl Tally {
         self.ends.retain(|(of, id), _| *of != node || has(*id));
     }
 
-    /// Looks at a broker's changes of in-sync replicas.
-    pub fn look_at_broker(&mut self, node: HostId, incarnation: Incarnation, isr: &IsrMetrics) {
-        self.refused.insert((node, incarnation), isr.failed);
-    }
-
-    /// Looks at how often a broker has compacted a log.
-    pub fn look_at_cleaner(&mut self, node: HostId, incarnation: Incarnation, cleanings: u64) {
-        self.cleanings.insert((node, incarnation), cleanings);
+    /// Looks at what a broker counts.
+    pub fn look_at_broker(&mut self, node: HostId, incarnation: Incarnation, metrics: &BrokerMetrics) {
+        self.refused.insert((node, incarnation), metrics.isr.failed);
+        self.cleanings.insert((node, incarnation), metrics.cleaner.cleanings);
+        self.snapshots.insert((node, incarnation), metrics.metadata_snapshots);
     }
 
     /// Logs that were compacted.
     #[must_use]
     pub fn cleanings(&self) -> u64 {
         self.cleanings.values().sum()
+    }
+
+    /// How often brokers were told all of the metadata anew.
+    #[must_use]
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots.values().sum()
     }
 
     /// ISR changes that were refused, or whose answer was lost.

@@ -40,8 +40,9 @@ fn what_is_lost_is_noticed() {
 #[test]
 fn whatever_fails_nothing_acknowledged_is_lost_and_the_cluster_recovers() {
     let mut totals: BTreeMap<String, u64> = BTreeMap::new();
-    // Between them: groups, transactions, a disk that is replaced, all disks losing what was not synced.
-    for seed in [4, 9, 12] {
+    // Between them: groups, transactions, a disk that is replaced, all disks losing what was not synced, acks by zones, two log
+    // directories, one of which breaks.
+    for seed in [4, 46, 53] {
         for (name, value) in run(seed, 15) {
             *totals.entry(name).or_default() += value.parse::<u64>().unwrap_or(0);
         }
@@ -55,6 +56,11 @@ fn whatever_fails_nothing_acknowledged_is_lost_and_the_cluster_recovers() {
         ("images", 100),
         ("consumer", 10),
         ("transacted", 10),
+        ("zoned", 100),
+        ("zone-power", 1),
+        ("broken-disk", 1),
+        ("relocations", 1),
+        ("snapshots", 1),
     ];
     for (name, least) in least {
         assert!(totals[name] >= least, "{name}: {} of {least}; {totals:?}", totals[name]);

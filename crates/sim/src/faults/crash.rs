@@ -24,17 +24,15 @@ impl Crashed {
     pub(super) fn power() -> Crashed {
         Crashed { power: true, nodes: Vec::new() }
     }
+}
 
-    fn how(&self, cluster: &mut Cluster, node: HostId, chance: &mut Chance) -> Crash {
-        if !self.power {
-            return Crash::KeepAll;
-        }
-        let unsynced = cluster.node(node).disk.unsynced_bytes();
-        match chance.between(0, 4) {
-            0 => Crash::LoseUnsynced,
-            1 => Crash::TornAt(chance.between(0, unsynced + 1)),
-            _ => Crash::Scatter(chance.draw()),
-        }
+/// What is left of what a disk had not synced.
+pub(super) fn loss(cluster: &mut Cluster, node: HostId, chance: &mut Chance) -> Crash {
+    let unsynced = cluster.node(node).disks.unsynced_bytes();
+    match chance.between(0, 4) {
+        0 => Crash::LoseUnsynced,
+        1 => Crash::TornAt(chance.between(0, unsynced + 1)),
+        _ => Crash::Scatter(chance.draw()),
     }
 }
 
@@ -52,7 +50,7 @@ impl Fault for Crashed {
             }
             return Some(chance.between(100, 8_000));
         }
-        let how = self.how(cluster, node, chance);
+        let how = if self.power { loss(cluster, node, chance) } else { Crash::KeepAll };
         self.nodes.push(node);
         cluster.crash(node, self.power, how).then(|| chance.between(100, 8_000))
     }

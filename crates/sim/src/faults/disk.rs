@@ -1,6 +1,6 @@
-//! What a disk does: a call fails, or there is no space left.
+//! What a disk does: a call fails, or every call; or there is no space left. Where a machine has two, the other one goes on.
 
-use storage::disk::{Call, FaultKind};
+use storage::disk::{Call, FaultKind, MemDisk};
 
 use super::{Fault, running_node};
 use crate::chance::Chance;
@@ -38,7 +38,7 @@ impl Fault for Error {
         } else {
             FaultKind::Eio
         };
-        cluster.node(node).disk.fail(call, chance.between(0, 40), kind);
+        any_disk(cluster, node, chance).fail(call, chance.between(0, 40), kind);
         Some(1)
     }
 
@@ -48,7 +48,7 @@ impl Fault for Error {
 /// A disk that fills up, and has space again.
 #[derive(Debug, Default)]
 pub(super) struct Full {
-    node: Option<HostId>,
+    full: Option<(HostId, usize)>,
 }
 
 impl Fault for Full {
@@ -58,12 +58,50 @@ impl Fault for Full {
 
     fn begin(&mut self, cluster: &mut Cluster, chance: &mut Chance) -> Option<u64> {
         let node = running_node(cluster, chance)?;
-        self.node = Some(node);
-        cluster.node(node).disk.leave_space(chance.between(0, 100_000));
+        let number = any_number(cluster, node, chance);
+        self.full = Some((node, number));
+        cluster.node(node).disks.get(number).leave_space(chance.between(0, 100_000));
         Some(chance.between(500, 8_000))
     }
 
     fn end(&mut self, cluster: &mut Cluster) {
-        self.node.into_iter().for_each(|node| cluster.node(node).disk.set_capacity(None));
+        self.full.into_iter().for_each(|(node, number)| cluster.node(node).disks.get(number).set_capacity(None));
     }
+}
+
+/// A disk on which every call fails, for a while.
+#[derive(Debug, Default)]
+pub(super) struct Dead {
+    dead: Option<(HostId, usize)>,
+}
+
+impl Fault for Dead {
+    fn kind(&self) -> &'static str {
+        "broken-disk"
+    }
+
+    fn begin(&mut self, cluster: &mut Cluster, chance: &mut Chance) -> Option<u64> {
+        let node = running_node(cluster, chance)?;
+        if !cluster.loses(node) {
+            return None;
+        }
+        let number = any_number(cluster, node, chance);
+        self.dead = Some((node, number));
+        cluster.node(node).disks.set_broken(number, true);
+        Some(chance.between(300, 12_000))
+    }
+
+    fn end(&mut self, cluster: &mut Cluster) {
+        self.dead.into_iter().for_each(|(node, number)| cluster.node(node).disks.set_broken(number, false));
+    }
+}
+
+fn any_number(cluster: &mut Cluster, node: HostId, chance: &mut Chance) -> usize {
+    let count = cluster.node(node).disks.count();
+    usize::from(count > 1 && chance.one_in(2))
+}
+
+fn any_disk<'a>(cluster: &'a mut Cluster, node: HostId, chance: &mut Chance) -> &'a MemDisk {
+    let number = any_number(cluster, node, chance);
+    cluster.node(node).disks.get(number)
 }

@@ -8,6 +8,7 @@ mod pause;
 mod restart;
 mod siege;
 mod wipe;
+mod zone;
 
 use crate::chance::Chance;
 use crate::cluster::Cluster;
@@ -37,12 +38,14 @@ pub const KINDS: &[&str] = &[
     "broken-connections",
     "io-error",
     "disk-full",
+    "broken-disk",
     "clock-jump",
     "pause",
     "all-down",
     "one-by-one",
     "crash-again",
     "wipe",
+    "zone-power",
 ];
 
 /// The milliseconds between two faults, from calm to wild.
@@ -123,11 +126,13 @@ impl Faults {
             "broken-connections" => Box::new(links::Broken),
             "io-error" => Box::new(disk::Error),
             "disk-full" => Box::new(disk::Full::default()),
+            "broken-disk" => Box::new(disk::Dead::default()),
             "clock-jump" => Box::new(clock::Jump::default()),
             "all-down" => Box::new(siege::Siege::all_down(self.branch())),
             "one-by-one" => Box::new(siege::Siege::one_by_one(self.branch())),
             "crash-again" => Box::new(siege::Siege::again(self.branch())),
             "wipe" => Box::new(wipe::Wipe::default()),
+            "zone-power" => Box::new(zone::Zone::default()),
             _ => Box::new(pause::Pause::default()),
         }
     }

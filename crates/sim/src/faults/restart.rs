@@ -33,8 +33,8 @@ impl Fault for Restart {
 
     fn end(&mut self, cluster: &mut Cluster) {
         let Some(id) = self.node else { return };
-        let clean = cluster.node(id).is_done();
-        // Who is not done is killed, as an impatient supervisor does.
+        // Who is not done is killed, as an impatient supervisor does. Who could not flush everything proves nothing.
+        let clean = cluster.node(id).is_done() && cluster.node(id).is_clean();
         let how = if clean && self.power { Crash::LoseUnsynced } else { Crash::KeepAll };
         cluster.node(id).crash(false, how);
         cluster.start(id);

@@ -59,7 +59,7 @@ impl Siege {
 
     fn down(&mut self, cluster: &mut Cluster, id: HostId) {
         let power = self.chance.one_in(2);
-        let unsynced = cluster.node(id).disk.unsynced_bytes();
+        let unsynced = cluster.node(id).disks.unsynced_bytes();
         let how = match self.chance.between(0, 5) {
             0 => Crash::LoseUnsynced,
             1 => Crash::TornAt(self.chance.between(0, unsynced + 1)),

@@ -16,7 +16,7 @@ pub fn check_keyed(cluster: &Cluster) -> Vec<String> {
     let mut violations = Vec::new();
     for (_, nodes) in replicas_of(cluster, KEYED) {
         for node in nodes {
-            let found = match read_log(&node.disk, KEYED, 0) {
+            let found = match read_log(&node.disks, KEYED, 0) {
                 Ok(batches) => check_log(&batches, &written),
                 Err(error) => vec![error.to_string()],
             };

@@ -22,3 +22,21 @@ impl Leaders {
         (first != node).then(|| format!("{partition:?}: both {first:?} and {node:?} led in epoch {epoch}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::replica;
+    use super::*;
+
+    #[test]
+    fn two_who_lead_in_one_epoch_are_noticed() {
+        let mut leaders = Leaders::default();
+        let (one, other) = (HostId(1), HostId(2));
+        assert_eq!(leaders.look(one, &replica(true, 4, 0, 0)), None);
+        assert_eq!(leaders.look(one, &replica(true, 4, 1, 1)), None);
+        assert_eq!(leaders.look(other, &replica(false, 4, 0, 0)), None, "it follows");
+        assert_eq!(leaders.look(other, &replica(true, 5, 0, 0)), None, "another epoch");
+        assert!(leaders.look(other, &replica(true, 4, 0, 0)).is_some());
+        assert!(leaders.look(one, &replica(true, 5, 0, 0)).is_some());
+    }
+}

@@ -53,7 +53,7 @@ pub fn check_offsets(cluster: &Cluster) -> Vec<String> {
     let mut violations = Vec::new();
     for (partition, nodes) in replicas_of(cluster, OFFSETS) {
         let Some(node) = nodes.first() else { continue };
-        match read_log(&node.disk, OFFSETS, partition) {
+        match read_log(&node.disks, OFFSETS, partition) {
             Ok(batches) => violations.extend(check_log(&batches)),
             Err(error) => violations.push(format!("{OFFSETS}-{partition} of {:?}: {error}", node.id)),
         }

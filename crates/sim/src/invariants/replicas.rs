@@ -6,22 +6,23 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use model::{BrokerId, RecordBatch};
-use storage::disk::{Disk, MemDisk, OpenMode, read_exact_at};
+use storage::disk::{Disk, OpenMode, read_exact_at};
 
 use crate::cluster::Cluster;
+use crate::disks::Disks;
 use crate::net::HostId;
-use crate::node::{DATA, Node};
-use crate::workload::{OUT, TOPIC};
+use crate::node::Node;
+use crate::workload::{LOOSE, OUT, TOPIC};
 
 /// Compares the logs on all disks.
 #[must_use]
 pub fn check_replicas(cluster: &Cluster) -> Vec<String> {
     let mut violations = Vec::new();
-    for topic in [TOPIC, OUT] {
+    for topic in [TOPIC, OUT, LOOSE] {
         for (partition, nodes) in replicas_of(cluster, topic) {
             let mut logs = Vec::new();
             for node in nodes {
-                match read_log(&node.disk, topic, partition) {
+                match read_log(&node.disks, topic, partition) {
                     Ok(batches) => logs.push((node.id, batches)),
                     Err(error) => violations.push(format!("{topic}-{partition} on {:?}: {error}", node.id)),
                 }
@@ -68,16 +69,18 @@ pub(super) fn replicas_of<'a>(cluster: &'a Cluster, topic: &str) -> Vec<(i32, Ve
 }
 
 /// The batches of all segments, in order.
-pub(super) fn read_log(disk: &MemDisk, topic: &str, partition: i32) -> io::Result<Vec<RecordBatch>> {
+pub(super) fn read_log(disks: &Disks, topic: &str, partition: i32) -> io::Result<Vec<RecordBatch>> {
     // Without the faults that are still to come.
-    let disk = disk.fork();
-    let dir = PathBuf::from(DATA).join(format!("{topic}-{partition}"));
-    let listed = match disk.list(&dir) {
-        // Nothing was ever written to it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        listed => listed?,
-    };
-    let mut names: Vec<String> = listed.into_iter().map(|entry| entry.name).collect();
+    let mut disk = disks.fork();
+    (0..disk.count()).for_each(|number| disk.set_broken(number, false));
+    let places = disk.log_dirs().into_iter().map(|dir| dir.join(format!("{topic}-{partition}")));
+    let mut found: Vec<PathBuf> = places.filter(|dir| disk.list(dir).is_ok()).collect();
+    // Nothing was ever written to it.
+    let Some(dir) = found.pop() else { return Ok(Vec::new()) };
+    if !found.is_empty() {
+        return Err(io::Error::other("it is in both log directories"));
+    }
+    let mut names: Vec<String> = disk.list(&dir)?.into_iter().map(|entry| entry.name).collect();
     names.sort_unstable();
     let mut all = Vec::new();
     for name in names.iter().filter(|name| name.ends_with(".log")) {

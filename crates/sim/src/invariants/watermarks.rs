@@ -29,3 +29,21 @@ impl Watermarks {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::replica;
+    use super::*;
+
+    #[test]
+    fn one_that_goes_back_or_is_above_the_log_is_noticed() {
+        let mut watermarks = Watermarks::default();
+        assert_eq!(watermarks.look(&replica(true, 4, 7, 9)), None);
+        assert_eq!(watermarks.look(&replica(true, 4, 8, 9)), None);
+        assert_eq!(watermarks.look(&replica(false, 4, 3, 9)), None, "a follower hears of it later");
+        assert_eq!(watermarks.look(&replica(true, 5, 6, 6)), None, "the next leader learns it");
+        assert!(watermarks.look(&replica(true, 4, 7, 9)).is_some());
+        assert!(watermarks.look(&replica(true, 5, 5, 6)).is_some());
+        assert!(watermarks.look(&replica(false, 5, 7, 6)).is_some());
+    }
+}

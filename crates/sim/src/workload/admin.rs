@@ -1,21 +1,27 @@
-//! An operator who does not leave the cluster alone: replicas are moved (`R37`), moves are changed and taken back, `min.insync.replicas`
-//! goes up and down, records that were read are deleted (`R39`). Whatever is refused is refused.
+//! An operator who does not leave the cluster alone: replicas are moved (`R37`), moves are changed and taken back, replicas go from
+//! one log directory to the other, `min.insync.replicas` goes up and down, records that were read are deleted (`R39`). Whatever is
+//! refused is refused.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use protocol::messages::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+use protocol::messages::alter_replica_log_dirs_request::{AlterReplicaLogDir, AlterReplicaLogDirTopic};
 use protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use protocol::messages::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use protocol::messages::{
-    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, DeleteRecordsRequest,
-    DeleteRecordsResponse, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
+    AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, AlterReplicaLogDirsRequest,
+    AlterReplicaLogDirsResponse, DeleteRecordsRequest, DeleteRecordsResponse, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse,
 };
 
 use super::{KEYED, OFFSETS, OUT, OUTS, PARTITIONS, TOPIC, TRANSACTIONS, topics_made};
 use crate::chance::Chance;
 use crate::client::Client;
+use crate::disks::{DATA, SPARE};
 use crate::history::Shared;
+use crate::net::HostId;
+use crate::node::address;
 
 /// What min ISR may be where any disk may lose what was not synced, and acknowledged records were.
 const SYNCED: &[&str] = &["1", "2", "3"];
@@ -23,6 +29,8 @@ const SYNCED: &[&str] = &["1", "2", "3"];
 const UNSYNCED: &[&str] = &["2", "3"];
 /// How many milliseconds an operator rests at most, from a nervous one to a calm one.
 const PAUSES: &[u64] = &[200, 1_500, 4_000];
+/// The topics, and how many partitions each has.
+const TOPICS: &[(&str, i32)] = &[(TOPIC, PARTITIONS), (OUT, OUTS), (OFFSETS, 2), (TRANSACTIONS, 2), (KEYED, 1)];
 /// The type of a topic's configs.
 const TOPIC_CONFIGS: i8 = 2;
 
@@ -31,6 +39,8 @@ const TOPIC_CONFIGS: i8 = 2;
 pub struct Admin {
     /// How many nodes there are.
     pub nodes: u8,
+    /// Those of them that have two log directories.
+    pub two_dirs: Vec<HostId>,
     /// Whether acknowledged records are synced.
     pub synced: bool,
     /// How it asks.
@@ -47,7 +57,8 @@ impl Admin {
         topics_made(&self.history).await;
         let pause = *self.chance.pick(PAUSES);
         while !self.history.lock().calm {
-            let what = match self.chance.between(0, 8) {
+            let what = match self.chance.between(0, 10) {
+                8 | 9 => ("dir-moves", self.relocate().await),
                 0 => ("min-isr", self.set_min_isr().await),
                 1..=3 => ("deletions", self.delete_records().await),
                 _ => ("moves", self.reassign().await),
@@ -62,8 +73,7 @@ impl Admin {
 
     /// Another set of replicas, or an end of the move that is under way.
     async fn reassign(&mut self) -> Result<bool> {
-        let (topic, partitions) =
-            *self.chance.pick(&[(TOPIC, PARTITIONS), (OUT, OUTS), (OFFSETS, 2), (TRANSACTIONS, 2), (KEYED, 1)]);
+        let (topic, partitions) = *self.chance.pick(TOPICS);
         let partition = self.partition(partitions);
         let replicas = (!self.chance.one_in(5)).then(|| self.replicas());
         let partition = ReassignablePartition { partition_index: partition, replicas };
@@ -72,6 +82,26 @@ impl Admin {
             AlterPartitionReassignmentsRequest { topics: vec![topic], timeout_ms: 3_000, ..Default::default() };
         let answer: AlterPartitionReassignmentsResponse = self.client.any(&request).await?;
         let topic = answer.responses.first().context("no topic")?;
+        Ok(topic.partitions.first().context("no partition")?.error_code == 0)
+    }
+
+    /// A replica to the other log directory, or to the one that it is in; or what comes to a node is to come there.
+    async fn relocate(&mut self) -> Result<bool> {
+        if self.two_dirs.is_empty() {
+            return Ok(false);
+        }
+        let node = *self.chance.pick(&self.two_dirs);
+        let (topic, partitions) = *self.chance.pick(TOPICS);
+        let topic = AlterReplicaLogDirTopic {
+            name: topic.to_owned(),
+            partitions: vec![self.partition(partitions)],
+            ..Default::default()
+        };
+        let path = (*self.chance.pick(&[DATA, SPARE])).to_owned();
+        let dirs = vec![AlterReplicaLogDir { path, topics: vec![topic], ..Default::default() }];
+        let request = AlterReplicaLogDirsRequest { dirs, ..Default::default() };
+        let answer: AlterReplicaLogDirsResponse = self.client.at(&address(node, "PLAINTEXT"), &request).await?;
+        let topic = answer.results.first().context("no topic")?;
         Ok(topic.partitions.first().context("no partition")?.error_code == 0)
     }
 

@@ -48,6 +48,8 @@ pub const OUT: &str = "out";
 pub const OUTS: i32 = 2;
 /// What is compacted: a few keys are written again and again.
 pub const KEYED: &str = "keyed";
+/// What may lose what it acknowledged: its leader may be anybody who lives (`R36`), and one replica in sync is enough.
+pub const LOOSE: &str = "loose";
 /// The group whose offsets are committed in transactions.
 pub const TRANSFORM: &str = "transform";
 /// Where groups keep their offsets.
@@ -62,6 +64,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Shape {
     /// Whether acknowledged records are synced.
     pub synced: bool,
+    /// Whether acknowledged records are in two zones.
+    pub zoned: bool,
+    /// Whether there is [`LOOSE`].
+    pub loose: bool,
     /// How old an active segment becomes: short ones are deleted with their records, and compacted. Else nothing of that happens.
     pub segment_ms: Option<u64>,
 }
@@ -85,6 +91,9 @@ pub async fn create_topics(client: &mut Client, replicas: i16, shape: Shape, his
         if shape.synced {
             configs.push(("flush.messages", "1"));
         }
+        if shape.zoned {
+            configs.push(("ottla.ack.rule", "zones=2"));
+        }
         if let Some(ms) = &segment_ms {
             configs.push(("segment.ms", ms));
             configs.push(("min.cleanable.dirty.ratio", "0.1"));
@@ -92,6 +101,17 @@ pub async fn create_topics(client: &mut Client, replicas: i16, shape: Shape, his
         let topic = CreatableTopic {
             name: name.to_owned(),
             num_partitions: partitions,
+            replication_factor: replicas,
+            configs: configs.into_iter().map(config).collect(),
+            ..Default::default()
+        };
+        create_topic(client, topic, history).await;
+    }
+    if shape.loose {
+        let configs = [("min.insync.replicas", "1"), ("unclean.leader.election.enable", "true")];
+        let topic = CreatableTopic {
+            name: LOOSE.to_owned(),
+            num_partitions: 1,
             replication_factor: replicas,
             configs: configs.into_iter().map(config).collect(),
             ..Default::default()

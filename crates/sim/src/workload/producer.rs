@@ -1,4 +1,5 @@
-//! Idempotent producers with acks=all that never give a batch up. Those of [`KEYED`] write a few keys again and again.
+//! Idempotent producers with acks=all that never give a batch up. Those of [`KEYED`] write a few keys again and again; that of
+//! [`LOOSE`] is not idempotent, and goes on whatever became of a batch.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use model::{Codec, ErrorCode, ProducerEpoch, ProducerId, Record, encode_batch, e
 use protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use protocol::messages::{InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse};
 
-use super::{KEYED, PAUSE, topics_made};
+use super::{KEYED, LOOSE, PAUSE, topics_made};
 use crate::chance::Chance;
 use crate::client::Client;
 use crate::clock::timestamp;
@@ -51,7 +52,7 @@ impl Producer {
             let key = (self.partition, self.number);
             let written = Written { values: values.clone(), outcome: Outcome::Unknown };
             self.history.lock().written.entry(key).or_default().push(written);
-            let batch = batch(None, &values, id, sequence);
+            let batch = batch(None, &values, Some((id.0, id.1, sequence)));
             let offset = self.write(&batch).await;
             self.history.lock().acknowledge(key, offset);
             sequence += count;
@@ -68,7 +69,7 @@ impl Producer {
         while !self.history.lock().stopping {
             let key = format!("{}-{}", self.number, self.chance.between(0, KEYS));
             let value = Bytes::from(sequence.to_string());
-            let batch = batch(Some(&key), &[value], id, sequence);
+            let batch = batch(Some(&key), &[value], Some((id.0, id.1, sequence)));
             self.history.lock().keyed.insert(key, sequence);
             self.write(&batch).await;
             self.history.lock().step(KEYED);
@@ -77,6 +78,25 @@ impl Producer {
             tokio::time::sleep(pause).await;
         }
         self.history.lock().working -= 1;
+    }
+
+    /// Writes until it is told to stop, and asks for nothing twice.
+    pub async fn run_loose(mut self) {
+        topics_made(&self.history).await;
+        let mut number = 0;
+        while !self.history.lock().stopping {
+            let value = Bytes::from(format!("{number} "));
+            let came_to = self.attempt(&batch(None, &[value], None)).await;
+            if matches!(came_to, Ok(Attempt::Done(_))) {
+                self.history.lock().step(LOOSE);
+            } else {
+                self.client.forget_leader(self.partition);
+                tokio::time::sleep(PAUSE).await;
+            }
+            number += 1;
+            let pause = Duration::from_millis(self.chance.between(0, 60));
+            tokio::time::sleep(pause).await;
+        }
     }
 
     async fn identity(&mut self) -> (ProducerId, ProducerEpoch) {
@@ -146,7 +166,7 @@ impl Producer {
     }
 }
 
-fn batch(key: Option<&str>, values: &[Bytes], id: (ProducerId, ProducerEpoch), sequence: i32) -> BytesMut {
+fn batch(key: Option<&str>, values: &[Bytes], sequence: Option<(ProducerId, ProducerEpoch, i32)>) -> BytesMut {
     let key = key.map(|key| Bytes::copy_from_slice(key.as_bytes()));
     let record = |(at, value): (i32, &Bytes)| Record {
         offset_delta: at,
@@ -157,5 +177,5 @@ fn batch(key: Option<&str>, values: &[Bytes], id: (ProducerId, ProducerEpoch), s
     let records: Vec<Record> = (0..).zip(values).map(record).collect();
     let count = i32::try_from(values.len()).expect("a few");
     let now = timestamp();
-    encode_batch(&encode_records(&records), Codec::None, count, now, now, Some((id.0, id.1, sequence)))
+    encode_batch(&encode_records(&records), Codec::None, count, now, now, sequence)
 }

@@ -96,6 +96,8 @@ struct State {
     unsynced: Vec<Change>,
     locks: BTreeSet<PathBuf>,
     faults: Vec<Fault>,
+    /// Every call fails.
+    broken: bool,
     gates: Vec<Arc<Barrier>>,
     capacity: Option<u64>,
     /// How many files may be open at once.
@@ -230,6 +232,11 @@ impl MemDisk {
         Gate { disk: self.clone(), barrier }
     }
 
+    /// From now on every call fails with an I/O error, or none for that reason.
+    pub fn set_broken(&self, broken: bool) {
+        self.lock().broken = broken;
+    }
+
     /// No call is to fail any more.
     pub fn forgive(&self) {
         self.lock().faults.clear();
@@ -345,6 +352,9 @@ impl State {
     }
 
     fn fault(&mut self, call: Call) -> Option<FaultKind> {
+        if self.broken {
+            return Some(FaultKind::Eio);
+        }
         let mut hit = None;
         for (i, fault) in self.faults.iter_mut().enumerate() {
             if fault.call != call {
