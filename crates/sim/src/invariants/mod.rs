@@ -33,7 +33,7 @@ mod tests {
     use storage::FlushPolicy;
 
     /// A replica as its broker shows it.
-    pub fn replica(leads: bool, leader_epoch: i32, high_watermark: i64, log_end: i64) -> PartitionMetrics {
+    pub(super) fn replica(leads: bool, leader_epoch: i32, high_watermark: i64, log_end: i64) -> PartitionMetrics {
         PartitionMetrics {
             partition: TopicPartition { topic_id: TopicId(Uuid::from_u128(1)), partition: PartitionIndex(0) },
             topic: "t".to_owned(),

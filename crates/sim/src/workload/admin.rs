@@ -92,14 +92,10 @@ impl Admin {
         }
         let node = *self.chance.pick(&self.two_dirs);
         let (topic, partitions) = *self.chance.pick(TOPICS);
-        let topic = AlterReplicaLogDirTopic {
-            name: topic.to_owned(),
-            partitions: vec![self.partition(partitions)],
-            ..Default::default()
-        };
+        let partitions = vec![self.partition(partitions)];
+        let topic = AlterReplicaLogDirTopic { name: topic.to_owned(), partitions };
         let path = (*self.chance.pick(&[DATA, SPARE])).to_owned();
-        let dirs = vec![AlterReplicaLogDir { path, topics: vec![topic], ..Default::default() }];
-        let request = AlterReplicaLogDirsRequest { dirs, ..Default::default() };
+        let request = AlterReplicaLogDirsRequest { dirs: vec![AlterReplicaLogDir { path, topics: vec![topic] }] };
         let answer: AlterReplicaLogDirsResponse = self.client.at(&address(node, "PLAINTEXT"), &request).await?;
         let topic = answer.results.first().context("no topic")?;
         Ok(topic.partitions.first().context("no partition")?.error_code == 0)
