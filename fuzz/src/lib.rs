@@ -1,9 +1,10 @@
-//! What the targets of the codec have in common; [`logs`] is for those of the storage.
+//! What the targets of the codec have in common; [`logs`] and [`targets`] are of the storage.
 //!
 //! Oracle: no panic, memory bounded (libFuzzer's malloc limit), and whatever decodes and encodes decodes to the same
 //! bytes again.
 
 pub mod logs;
+pub mod targets;
 
 use bytes::BytesMut;
 use protocol::json::Probe;

@@ -48,9 +48,8 @@ pub fn sound() -> (MemDisk, &'static [RecordBatch]) {
 }
 
 fn batch(base: i64, epoch: i32) -> RecordBatch {
-    let records: Vec<Record> = (0..2)
-        .map(|i| Record { offset_delta: i, value: Some(vec![b'x'; 60].into()), ..Record::default() })
-        .collect();
+    let records: Vec<Record> =
+        (0..2).map(|i| Record { offset_delta: i, value: Some(vec![b'x'; 60].into()), ..Record::default() }).collect();
     let bytes = encode_batch(&encode_records(&records), Codec::None, 2, 1000 + base, 1000 + base, None);
     ClientBatches::check(bytes).expect("encoded here").stamp(Offset(base), LeaderEpoch(epoch))
 }

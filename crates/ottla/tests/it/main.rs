@@ -3,6 +3,7 @@
 mod chaos;
 mod cli;
 mod cluster;
+mod fuzz;
 mod golden;
 mod groups;
 mod local;

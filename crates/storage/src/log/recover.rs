@@ -86,7 +86,14 @@ impl Log {
             // The epochs had to be read from batches that a start does not check, and some of them are damaged.
             Err(LogError::Corrupt { offset, .. }) => {
                 damage::write_note(env, dir, offset)?;
-                Self::open_once(env, dir, config, hints)
+                match Self::open_once(env, dir, Arc::clone(&config), hints) {
+                    // Those that are not damaged are not where they should be either: nothing is believed.
+                    Err(LogError::Corrupt { .. }) => {
+                        damage::write_note(env, dir, Offset::ZERO)?;
+                        Self::open_once(env, dir, config, hints)
+                    }
+                    opened => opened,
+                }
             }
             opened => opened,
         }

@@ -571,6 +571,26 @@ fn what_a_read_found_damaged_is_found_at_each_start_until_the_loss_is_accepted()
 }
 
 #[test]
+fn a_segment_with_the_offsets_of_another_one_and_damage_in_it_is_found_lossy() {
+    let mut world = World::new(small_segments());
+    (0..20).for_each(|_| world.append_records(0, 2));
+    let recovery_point = world.checkpoint();
+    let bases: Vec<Offset> = world.log.segments().map(|(base, _)| base).collect();
+    let path = |base: Offset| Path::new(DIR).join(format!("{:020}.log", base.0));
+    let mut other = crate::disk::read_small_file(&world.disk, &path(bases[2]), 1 << 20).unwrap().unwrap();
+    // The length of the second batch in it.
+    let second = 12 + usize::from(other[11]);
+    other[second + 8] = 0x7f;
+    crate::disk::replace_file(&world.disk, &path(bases[0]), &other).unwrap();
+    world.disk.remove_file(&Path::new(DIR).join("leader-epoch-checkpoint")).unwrap();
+    let hints = OpenHints { recovery_point, high_watermark: recovery_point, ..hints() };
+    for clean in [false, true] {
+        let recovered = world.crash_and_reopen(Crash::KeepAll, OpenHints { clean, ..hints });
+        assert!(matches!(recovered.verdict, Verdict::Lossy { .. }), "{recovered:?}");
+    }
+}
+
+#[test]
 fn a_log_found_lossy_at_a_start_is_found_so_after_a_clean_stop_as_well() {
     let mut world = World::new(small_segments());
     for _ in 0..20 {
