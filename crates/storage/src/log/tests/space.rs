@@ -37,7 +37,9 @@ fn logs_that_may_use_the_reserve_leave_what_the_quorum_needs() {
     };
     let fill = |log: &mut Log| {
         while log.append(&[large(log.log_end())]).is_ok() {}
-        log.append(&[large(log.log_end())]).unwrap_err()
+        // What such a batch leaves over.
+        while log.append(&[batch(log.log_end().0, 0, 1, 0)]).is_ok() {}
+        log.append(&[batch(log.log_end().0, 0, 1, 0)]).unwrap_err()
     };
     let (mut user, mut internal) = (open("user-0", false), open("__consumer_offsets-0", true));
     assert!(matches!(fill(&mut user), LogError::NoSpace(_)));
