@@ -97,16 +97,17 @@ async fn committed(cluster: &Cluster) -> Offset {
 #[tokio::test]
 async fn a_coordinator_that_is_cut_off_tells_no_stable_offset() {
     // R49, R76: the next one may have acknowledged another offset by then.
-    let cluster = Cluster::start(1, 1).await;
+    let cluster = Cluster::start(2, 1).await;
     let id = cluster.topic("t", &[1], &[]).await;
     cluster.wait_leader(id).await;
     let GroupResponse::OffsetCommit(answer) = ask(&cluster, &commit(-1, "", 2)).await else { panic!("another answer") };
     assert_eq!(answer.topics[0].partitions[0].1, ErrorCode::None);
     assert_eq!(committed(&cluster).await, Offset(2));
+    let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap();
     let fetch = |require_stable| {
         let (group_id, member_id, topics) = ("g".to_owned(), None, None);
         let request = OffsetFetchRequest { group_id, member_id, member_epoch: -1, topics, require_stable };
-        cluster.broker(1).group(GroupRequest::OffsetFetch(request))
+        cluster.broker(coordinator.0).group(GroupRequest::OffsetFetch(request))
     };
     cluster.controller.refuses.store(true, Ordering::Relaxed);
     let refused = async {
