@@ -31,6 +31,8 @@ fn logs_that_may_use_the_reserve_leave_what_the_quorum_needs() {
     assert!(has_ballast());
     let mut quorum = QuorumLog::open(Arc::clone(dir.env().disk()), Path::new("/data/quorum.log")).unwrap();
     quorum.append(&[entry(1, 10)]).unwrap();
+    // What others took since the last look is not known of.
+    dir.watch_space();
     let open = |name: &str, may_use_reserve| {
         let config = LogConfig { may_use_reserve, ..LogConfig::default() };
         Log::open(dir.env(), &Path::new("/data").join(name), Arc::new(config), hints()).unwrap().0
