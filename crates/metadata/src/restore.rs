@@ -11,7 +11,8 @@ use model::{BrokerEpoch, BrokerId, DirectoryId, Incarnation, LeaderEpoch, Metada
 use crate::image::MetadataImage;
 use crate::records::{BrokerRegistration, LeaderRecoveryState, MetadataRecord, Partition};
 
-/// How far leader and partition epochs move. An election that was lost with the metadata raised one of them by one.
+/// How far leader and partition epochs move; and further by the time, by less than as much again. An election that was lost with
+/// the metadata raised one of them by one.
 pub const EPOCHS: i32 = 1 << 20;
 /// How far metadata offsets move, and with them the epochs of brokers; and further by the time.
 pub const OFFSETS: u64 = 1 << 32;
@@ -44,8 +45,10 @@ pub struct Raised {
     pub next_offset: MetadataOffset,
     /// The next producer id.
     pub next_producer_id: ProducerId,
-    /// How many partitions wait for a leader, with epochs that are raised by [`EPOCHS`].
+    /// How many partitions wait for a leader.
     pub partitions: usize,
+    /// How far their epochs moved.
+    pub epochs_by: i32,
     /// How many brokers have to register anew.
     pub brokers: usize,
 }
@@ -57,7 +60,9 @@ pub struct Raised {
 /// [`Exhausted`]: nothing may go on with a number that was in use already.
 pub fn go_on(image: &MetadataImage, now_s: u64) -> Result<(MetadataImage, Raised), Exhausted> {
     let since = now_s.saturating_sub(BEGINNING_S);
-    let by_time = if since < CLOCK_MAX_S { since * A_SECOND } else { 0 };
+    let since = if since < CLOCK_MAX_S { since } else { 0 };
+    let by_time = since * A_SECOND;
+    let epochs_by = EPOCHS + i32::try_from(since).unwrap_or(0) % EPOCHS;
     let before = image.next_offset().0;
     let exhausted = |what: &str, value: i64| Exhausted { what: what.to_owned(), value };
     let next = before.checked_add(OFFSETS + by_time).filter(|next| i64::try_from(*next).is_ok());
@@ -74,7 +79,7 @@ pub fn go_on(image: &MetadataImage, now_s: u64) -> Result<(MetadataImage, Raised
             }
             MetadataRecord::Partition(partition) => {
                 let topic = image.topic(partition.topic_id).map_or("", |topic| &topic.name);
-                MetadataRecord::Partition(Box::new(undecided(*partition, topic)?))
+                MetadataRecord::Partition(Box::new(undecided(*partition, topic, epochs_by)?))
             }
             other => other,
         });
@@ -85,7 +90,7 @@ pub fn go_on(image: &MetadataImage, now_s: u64) -> Result<(MetadataImage, Raised
     records.push(MetadataRecord::Restored { at: next_offset });
     let restored = MetadataImage::from_snapshot(next_offset, &records);
     let (partitions, brokers) = (restored.partitions().count(), restored.brokers().len());
-    Ok((restored, Raised { next_offset, next_producer_id, partitions, brokers }))
+    Ok((restored, Raised { next_offset, next_producer_id, partitions, epochs_by, brokers }))
 }
 
 /// A broker has to register anew: no clean shutdown names this epoch, and no process is this incarnation (`R6`, `R10`).
@@ -103,10 +108,10 @@ fn unproven(broker: BrokerRegistration, by: u64) -> Result<BrokerRegistration, E
 }
 
 /// Any replica may have what was committed since, and who led last is not known: all are asked (`R35`).
-fn undecided(partition: Partition, topic: &str) -> Result<Partition, Exhausted> {
+fn undecided(partition: Partition, topic: &str, by: i32) -> Result<Partition, Exhausted> {
     let raised = |what: &str, epoch: i32| {
         let what = || format!("the {what} epoch of {topic}-{}", partition.partition);
-        epoch.checked_add(EPOCHS).ok_or_else(|| Exhausted { what: what(), value: i64::from(epoch) })
+        epoch.checked_add(by).ok_or_else(|| Exhausted { what: what(), value: i64::from(epoch) })
     };
     let leader_epoch = LeaderEpoch(raised("leader", partition.leader_epoch.0)?);
     let partition_epoch = PartitionEpoch(raised("partition", partition.partition_epoch.0)?);
@@ -201,8 +206,8 @@ mod tests {
             leader: BrokerId::NONE,
             last_leader: BrokerId::NONE,
             last_leader_directory: DirectoryId::NONE,
-            leader_epoch: LeaderEpoch(3 + EPOCHS),
-            partition_epoch: PartitionEpoch(8 + EPOCHS),
+            leader_epoch: LeaderEpoch(3 + EPOCHS + 1000),
+            partition_epoch: PartitionEpoch(8 + EPOCHS + 1000),
             leader_recovery_state: LeaderRecoveryState::Recovered,
             ..partition()
         };
@@ -218,7 +223,8 @@ mod tests {
         let next_offset = MetadataOffset(next);
         expected.apply(&MetadataRecord::Restored { at: next_offset });
         assert_eq!(restored, MetadataImage::from_snapshot(next_offset, &expected.to_records()));
-        assert_eq!(raised, Raised { next_offset, next_producer_id, partitions: 1, brokers: 1 });
+        let epochs_by = EPOCHS + 1000;
+        assert_eq!(raised, Raised { next_offset, next_producer_id, partitions: 1, epochs_by, brokers: 1 });
         let epoch = restored.broker_epoch(BrokerId(1)).0.unsigned_abs();
         assert!(epoch < next, "below every registration to come (R65)");
     }
@@ -231,6 +237,9 @@ mod tests {
         let (_, later) = go_on(&image, NOW_S + 2).unwrap();
         let distance = later.next_offset.0 - once.next_offset.0;
         assert_eq!((distance, later.next_producer_id.0 - once.next_producer_id.0), (A_SECOND, 1 << 24));
+        // Elections in between do not come as often as that: who has been away since meets another epoch.
+        let (_, much_later) = go_on(&image, NOW_S + 60).unwrap();
+        assert_eq!(much_later.epochs_by - once.epochs_by, 59);
     }
 
     #[test]

@@ -375,11 +375,15 @@ impl Partition {
     /// for is refused until there is again (the storage tells of descriptors, for all logs); anything else ends this replica.
     pub(super) fn log_failed(&self, context: &Arc<Context>, inner: &mut Inner, error: &LogError) {
         match error {
+            // Half of a change is done: this log takes nothing any more, and says so to whoever asks.
+            LogError::NoSpace(_) | LogError::NoDescriptor(_) if inner.log.is_unfinished() => {
+                self.fail(context, inner, error)
+            }
             LogError::NoSpace(_) if std::mem::replace(&mut inner.no_space, true) => {}
             LogError::NoSpace(_) => {
                 tracing::warn!(topic = %self.topic, partition = %self.id.partition, %error, "writes are refused");
             }
-            LogError::NoDescriptor(_) if !inner.log.is_unfinished() => {}
+            LogError::NoDescriptor(_) => {}
             LogError::Corrupt { offset, .. } => self.found_damage(context, inner, *offset, error),
             _ => self.fail(context, inner, error),
         }

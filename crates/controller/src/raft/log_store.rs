@@ -10,6 +10,7 @@
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use model::{Rule, Rules};
@@ -49,6 +50,8 @@ struct Shared {
     last: Mutex<Option<LogId<NodeId>>>,
     pool: DiskPool,
     snapshot_saved: Notify,
+    /// An append stands still until a snapshot is saved that it goes on behind.
+    awaits_snapshot: AtomicBool,
     rules: Rules,
 }
 
@@ -77,7 +80,14 @@ impl LogStore {
         let purged = log.purged().map(|point| codec::from_json(&point.id)).transpose()?;
         let state = State { log, vote, purged, snapshot, rules };
         let last = Mutex::new(state.last()?);
-        let shared = Shared { state: Mutex::new(state), last, pool, snapshot_saved: Notify::new(), rules };
+        let shared = Shared {
+            state: Mutex::new(state),
+            last,
+            pool,
+            snapshot_saved: Notify::new(),
+            awaits_snapshot: AtomicBool::new(false),
+            rules,
+        };
         Ok(LogStore { shared: Arc::new(shared) })
     }
 
@@ -127,6 +137,11 @@ impl LogStore {
     }
 
     /// A snapshot up to `upto` is durable: what was purged behind it may go (`R72`).
+    /// Whether openraft's core stands still until a snapshot is saved.
+    pub(crate) fn awaits_snapshot(&self) -> bool {
+        self.shared.awaits_snapshot.load(Ordering::Relaxed)
+    }
+
     pub(crate) async fn snapshot_saved(&self, upto: LogId<NodeId>) -> Result<(), StoreError> {
         let done = self.with(move |state| {
             state.snapshot = state.snapshot.max(Some(upto));
@@ -268,7 +283,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 Ok(appended) => break appended,
                 Err(back) => entries = back,
             }
+            self.shared.awaits_snapshot.store(true, Ordering::Relaxed);
             saved.await;
+            self.shared.awaits_snapshot.store(false, Ordering::Relaxed);
         };
         let result = appended.as_ref().copied().map_err(|error| std::io::Error::other(error.to_string()));
         callback.log_io_completed(result);

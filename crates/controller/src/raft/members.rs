@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use metadata::ControlError;
 use model::{BrokerId, ErrorCode};
+use openraft::ChangeMembers;
 use rpc::raft::QuorumNode;
 use tokio::time::Instant;
 
@@ -112,7 +113,16 @@ pub(crate) async fn add(quorum: &Quorum, node: QuorumNode, address: String) -> R
     };
     let new = NodeId { id: node.id.0, directory: directory.0 };
     tracing::warn!(%new, address, "a voter is added");
-    teach(quorum, new, Member { address, given: true }).await?;
+    let member = Member { address, given: true };
+    let known = quorum.contact.metrics().membership_config.membership().get_node(&new).cloned();
+    if known.is_some_and(|known| known != member) {
+        // It was named before, at another address: openraft keeps the first one.
+        forget(quorum, new).await;
+    }
+    if let Err(error) = teach(quorum, new, member).await {
+        forget(quorum, new).await;
+        return Err(error);
+    }
     let mut wanted = voters(quorum);
     wanted.insert(new);
     commit(quorum, wanted).await
@@ -134,6 +144,15 @@ pub(crate) async fn remove(quorum: &Quorum, node: QuorumNode) -> Result<(), Cont
     }
     tracing::warn!(%gone, "a voter is removed");
     commit(quorum, wanted).await
+}
+
+/// A learner that does not become a voter is sent nothing any more. Where that does not come about, it follows on.
+async fn forget(quorum: &Quorum, learner: NodeId) {
+    let removed = quorum.raft.change_membership(ChangeMembers::RemoveNodes(BTreeSet::from([learner])), true);
+    match tokio::time::timeout(CHANGE, removed).await {
+        Ok(Ok(_)) => {}
+        other => tracing::warn!(%learner, ?other, "a node that follows is not taken out yet"),
+    }
 }
 
 /// A node follows as a learner until it has what there is now.

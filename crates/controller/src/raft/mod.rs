@@ -237,10 +237,11 @@ impl Quorum {
         })
     }
 
-    /// Whether openraft's core stands still until there is space for its log or vote: nothing is to be asked of it meanwhile,
+    /// Whether openraft's core stands still until there is space for its log or vote, or for a snapshot that its log goes on
+    /// behind: nothing is to be asked of it meanwhile,
     /// as it would do all of that afterwards.
     pub(crate) fn waits_for_space(&self) -> bool {
-        self.waits.log.is_waiting()
+        self.waits.log.is_waiting() || (self.waits.snapshots.is_waiting() && self.log_store.awaits_snapshot())
     }
 
     /// Takes openraft's metrics as they come; returns when openraft has stopped.

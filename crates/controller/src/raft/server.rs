@@ -72,6 +72,10 @@ impl RaftServer for Quorum {
         self.check_route(from, to)?;
         check_vote(from, vote, true)?;
         self.check_space()?;
+        if self.waits.snapshots.is_waiting() {
+            // openraft takes one that comes again for one that it has, and would say so before it is saved (R72).
+            return Err("this node waits for space for a snapshot".to_owned());
+        }
         let vote = vote_from_wire(vote);
         let meta: SnapshotMeta = codec::from_json(&meta).map_err(|error| error.to_string())?;
         let snapshot = Snapshot { meta, snapshot: Box::new(Cursor::new(data.to_vec())) };

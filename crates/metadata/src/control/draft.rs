@@ -155,7 +155,8 @@ impl<'a> Draft<'a> {
     fn newest_epoch(&self, partition: &Partition) -> LeaderEpoch {
         let known = partition.leader_epoch;
         let told = self.answers(partition).into_iter().map(|(_, answer)| answer.last_epoch);
-        let told = told.filter(|epoch| epoch.0 < known.0.saturating_add(EPOCHS) && self.holds(Rule::R80AboveTheLogs));
+        let told =
+            told.filter(|epoch| epoch.0 < known.0.saturating_add(2 * EPOCHS) && self.holds(Rule::R80AboveTheLogs));
         told.fold(known, LeaderEpoch::max)
     }
 

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use controller::recovery;
 use futures_util::StreamExt;
 use metadata::MetadataImage;
-use metadata::restore::{EPOCHS, Raised};
+use metadata::restore::Raised;
 use model::{BrokerId, ClusterId, DirectoryId, MetadataOffset};
 use protocol::messages::{
     AddRaftVoterRequest, AddRaftVoterResponse, DescribeQuorumRequest, DescribeQuorumResponse, RemoveRaftVoterRequest,
@@ -182,8 +182,8 @@ const WHO_LEADS: &str = "a partition is led again once each of its replicas has 
 fn what_was_raised(raised: &Raised) -> String {
     format!(
         "raised above what brokers and clients may know: the next metadata offset to {}, the next producer id to {}, the epochs of \
-         {} partitions by {EPOCHS}; {} brokers have to register anew",
-        raised.next_offset, raised.next_producer_id, raised.partitions, raised.brokers
+         {} partitions by {}; {} brokers have to register anew",
+        raised.next_offset, raised.next_producer_id, raised.partitions, raised.epochs_by, raised.brokers
     )
 }
 
@@ -194,7 +194,7 @@ fn facts(recovered: &recovery::Recovered) -> Value {
         "last_term": term, "former_voters": recovered.voters.iter().map(|id| id.0).collect::<Vec<_>>(),
         "raised": {
             "next_offset": recovered.raised.next_offset.0, "next_producer_id": recovered.raised.next_producer_id.0,
-            "partitions": recovered.raised.partitions, "brokers": recovered.raised.brokers, "epochs_by": EPOCHS,
+            "partitions": recovered.raised.partitions, "brokers": recovered.raised.brokers, "epochs_by": recovered.raised.epochs_by,
         },
     })
 }
