@@ -865,6 +865,33 @@ async fn a_voter_is_added_at_another_address_than_the_one_that_is_configured() {
     assert!(third > second, "1 and 3 alone decide");
 }
 
+#[tokio::test]
+async fn a_voter_that_was_named_at_a_wrong_address_is_added_at_the_right_one() {
+    // R74: openraft keeps the address that a learner came with.
+    let mut cluster = Cluster::of_three(|_| {});
+    cluster.start_all().await;
+    cluster.active().await;
+    let client = cluster.client();
+    assert_eq!(change(&client, VoterChange::Remove { node: voter(3, DirectoryId::NONE) }).await, Ok(()));
+    cluster.stop(2).await;
+    cluster.configs[2].disk = Arc::new(MemDisk::new());
+    cluster.configs[2].directory = DirectoryId(Uuid::from_u128(900));
+    cluster.start(2).await;
+    let (node, right) = (voter(3, cluster.configs[2].directory), cluster.voters[2].1.clone());
+    let add = |address: &str| VoterChange::Add { node, address: address.to_owned() };
+    let (asking, wrong) = (client.clone(), add("127.0.0.1:1"));
+    let waits = tokio::spawn(async move { change(&asking, wrong).await });
+    let since = Instant::now();
+    let observers = async || client.describe(Instant::now() + PATIENCE).await.unwrap().observers;
+    while !observers().await.iter().any(|learner| learner.node == node) {
+        assert!(since.elapsed() < PATIENCE, "it is not named");
+    }
+    // Nobody waits until it is certain that nobody is there.
+    waits.abort();
+    assert_eq!(change(&client, add(&right)).await, Ok(()));
+    until("three voters", || cluster.voters_now() == [1, 2, 3]).await;
+}
+
 impl Cluster {
     fn files(&self, at: usize) -> recovery::QuorumFiles {
         let config = &self.configs[at];

@@ -179,7 +179,8 @@ fn a_backup_from_before_an_election_a_producer_and_a_topic_is_put_back() {
     wipe_metadata(&cluster, 1);
     let restored = json(&run(&["quorum", "restore", &file, "--config", &config, "--json"]));
     assert_eq!(restored["next_offset"], saved["next_offset"]);
-    assert_eq!((&restored["raised"]["brokers"], &restored["raised"]["epochs_by"]), (&json!(3), &json!(1 << 20)));
+    assert_eq!(restored["raised"]["brokers"], json!(3));
+    assert!(restored["raised"]["epochs_by"].as_i64() >= Some(1 << 20), "{restored}");
     all_is_served_again(&cluster, producer);
 }
 
