@@ -27,7 +27,7 @@ import history as histories  # noqa: E402
 from gap import Prober  # noqa: E402
 from workload import Workload  # noqa: E402
 
-from confluent_kafka import Producer  # noqa: E402
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition  # noqa: E402
 from confluent_kafka.admin import AdminClient, NewTopic  # noqa: E402
 
 SESSION_SECONDS = float(os.environ.get('FAULTS_SESSION_SECONDS', '9'))
@@ -286,6 +286,13 @@ def topic_is_gone(cluster, topic, skip):
     return topic not in cluster.ask(lambda a: wire.metadata(a, None, timeout=2), skip)[2]
 
 
+def status(cluster, node):
+    """The log directories as a node's HTTP port tells of them."""
+    host, port = cluster.addresses[node]
+    with urllib.request.urlopen(f'http://{host}:{port + 3000}/api/status', timeout=5) as answer:
+        return json.load(answer)['directories']
+
+
 class BadDisk(clusters.TwoDirectories):
     """The second log directory of node 1 is a disk that can go bad."""
 
@@ -308,12 +315,6 @@ class BadDisk(clusters.TwoDirectories):
         self.devices.ask({'mend': 'second'})
         loop = self.devices.attach('second', self.file, self.second)
         subprocess.run(['mount', loop, self.second], check=True)
-
-    def status(self, node):
-        """The log directories as a node's HTTP port tells of them."""
-        host, port = self.addresses[node]
-        with urllib.request.urlopen(f'http://{host}:{port + 3000}/api/status', timeout=5) as answer:
-            return json.load(answer)['directories']
 
     def close(self):
         super().close()
@@ -338,7 +339,7 @@ def directory_fails(cluster, load):
     load.progress()
     parts = cluster.partitions(load.topic, skip=(1,))
     assert all(1 in parts[part][2] for part in here if part not in bad), f'the other directory is gone too: {parts}'
-    troubles = {each['path']: each['trouble'] for each in cluster.status(1)}
+    troubles = {each['path']: each['trouble'] for each in status(cluster, 1)}
     assert [path for path, trouble in troubles.items() if trouble] == [str(cluster.second)], troubles
     host, port = cluster.addresses[1]
     with urllib.request.urlopen(f'http://{host}:{port + 3000}/metrics', timeout=5) as answer:
@@ -349,14 +350,96 @@ def directory_fails(cluster, load):
     cluster.stop(1)
     cluster.mend()
     back(cluster, load, 1)
-    assert not any(each['trouble'] for each in cluster.status(1)), cluster.status(1)
+    assert not any(each['trouble'] for each in status(cluster, 1)), status(cluster, 1)
 
 
 directory_fails.cluster = BadDisk
 directory_fails.missing = disks.missing
 
+class OneSmallDisk(clusters.OttlaCluster):
+    """The data of all nodes lie on one disk of half a gigabyte: each keeps 32 MiB of it free, as it does by itself."""
+
+    loop = None
+
+    def lay_out(self, base):
+        super().lay_out(base)
+        self.disk, image = self.directory / 'disk', self.directory / 'disk.img'
+        self.disk.mkdir()
+        with open(image, 'wb') as file:
+            file.truncate(1 << 29)
+        self.loop = subprocess.run(['losetup', '-f', '--show', image], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'nodiscard', self.loop], check=True)
+        subprocess.run(['mount', self.loop, self.disk], check=True)
+        for node in self.nodes:
+            data = pathlib.Path(self.data_directory(node))
+            shutil.move(data, self.disk / f'node-{node}')
+            data.symlink_to(self.disk / f'node-{node}')
+
+    def close(self):
+        super().close()
+        if self.loop:
+            subprocess.run(['umount', '-l', self.disk], check=False)
+            subprocess.run(['losetup', '-d', self.loop], check=False)
+
+
+def leave(disk, file, free):
+    """Takes all of a disk but so many bytes."""
+    state = os.statvfs(disk)
+    with open(file, 'wb') as taken:
+        os.posix_fallocate(taken.fileno(), 0, state.f_bavail * state.f_frsize - free)
+
+
+def commit_until_refused(cluster, load, limit=60):
+    """Commits offsets with much beside them; how many were taken before one was not."""
+    consumer = Consumer({'bootstrap.servers': cluster.bootstrap, 'group.id': 'fills-the-disk', 'enable.auto.commit': False})
+    deadline, taken = time.monotonic() + limit, 0
+    try:
+        while time.monotonic() < deadline:
+            consumer.commit(offsets=[TopicPartition(load.topic, 0, taken, metadata='x' * 4000)], asynchronous=False)
+            taken += 1
+    except KafkaException as e:
+        load.note(f'{taken} commits were taken, then {e}')
+        return taken
+    finally:
+        consumer.close()
+    raise AssertionError(f'{taken} commits were taken on a disk without space')
+
+
+def no_space(cluster, load):
+    """A disk falls below what is kept free, and offsets are committed until they are refused, too (R30): no node ends, all serve
+    what they have, and with space everything goes on"""
+    taken = cluster.disk / 'taken'
+    pids = {node: cluster.pid(node) for node in cluster.nodes}
+    load.progress()
+    load.history.fault('full disk')
+    leave(cluster.disk, taken, 20 << 20)
+    commits = commit_until_refused(cluster, load)
+    assert commits > 100, f'only {commits} commits were taken: the reserve is for them'
+    # All of them write to the one disk, and none knows what the others wrote since it looked: but nobody needed its ballast.
+    for node in cluster.nodes:
+        assert (pathlib.Path(cluster.data_directory(node)) / 'data/.ottla-ballast').exists(), f'the commits took the ballast of node {node}'
+    told = status(cluster, 1)
+    assert all('of internal topics too' in (each['trouble'] or '') for each in told), told
+    # Another process takes the rest, the ballast too, and holds it: checkpoints find nothing any more.
+    with open(cluster.disk / 'rest', 'wb', buffering=0) as rest:
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                rest.write(b'x' * (64 << 10))
+    assert {node: cluster.pid(node) for node in cluster.nodes} == pids, 'a node has ended'
+    cluster.wait_ready(timeout=10)
+    (cluster.disk / 'rest').unlink()
+    taken.unlink()
+    load.history.heal()
+    load.settle()
+    assert {node: cluster.pid(node) for node in cluster.nodes} == pids, 'a node has ended'
+
+
+no_space.cluster = OneSmallDisk
+no_space.missing = disks.missing
+
 SCENARIOS = [kill_leader, kill_follower, kill_controller, kill_in_turn, kill_all, pause_leader, restart_all, rolling_restart,
-             kill_two, kill_at_start, wipe_node, corrupt_log, lose_replicas, noise_in_image, recreate_topic, directory_fails, chaos]
+             kill_two, kill_at_start, wipe_node, corrupt_log, lose_replicas, noise_in_image, recreate_topic, directory_fails, no_space, chaos]
 # An hour-glass over one scenario: past it the stacks of all threads are printed and the run ends.
 LIMIT_SECONDS = 420
 

@@ -89,7 +89,9 @@ fn end_with(parent: i32) -> Result<()> {
 fn start_logging(config: &NodeConfig) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("OTTLA_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=off"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that finds no space on the disk, or nobody who reads, is lost: to tell of that the same way would be a panic.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false).with_writer(std::io::stderr);
     if config.json_logs {
         builder.json().init();
     } else {
