@@ -54,12 +54,12 @@ impl Partition {
     /// Syncs where `flush.messages` or `flush.ms` say that it is time, and says when it will be.
     fn sync_by_interval(self: &Arc<Self>, context: &Arc<Context>, inner: &mut Inner) -> Option<Time> {
         let policy = inner.log.flush_policy();
-        // What can no longer be synced needs no timer.
-        let unsynced = if inner.failed.is_some() || inner.removed { 0 } else { inner.log.unsynced() };
         let FlushPolicy::Interval { ms, .. } = policy else {
             inner.unsynced_since = None;
             return None;
         };
+        // What can no longer be synced needs no timer.
+        let unsynced = if inner.failed.is_some() || inner.removed { 0 } else { inner.log.unsynced() };
         if unsynced == 0 {
             inner.unsynced_since = None;
             return None;

@@ -78,12 +78,11 @@ fn write(
     eventually("the record", || nodes.iter().find_map(try_at))
 }
 
-/// `kept`, which node 3 leads, with two records.
-fn create_kept(cluster: &Cluster) {
-    let assignment =
-        create_topics_request::CreatableReplicaAssignment { partition_index: 0, broker_ids: vec![3, 1, 2] };
+/// A topic of one partition on these brokers; the first leads.
+fn create(cluster: &Cluster, name: &str, broker_ids: Vec<i32>) {
+    let assignment = create_topics_request::CreatableReplicaAssignment { partition_index: 0, broker_ids };
     let topic = create_topics_request::CreatableTopic {
-        name: "kept".to_owned(),
+        name: name.to_owned(),
         num_partitions: -1,
         replication_factor: -1,
         assignments: vec![assignment],
@@ -92,6 +91,11 @@ fn create_kept(cluster: &Cluster) {
     let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, ..Default::default() };
     let created: CreateTopicsResponse = ask(&address(cluster, 1), &request, 7);
     assert_eq!(created.topics[0].error_code, 0);
+}
+
+/// `kept`, which node 3 leads, with two records.
+fn create_kept(cluster: &Cluster) {
+    create(cluster, "kept", vec![3, 1, 2]);
     // By no producer that needs an id: none is given out before the backup.
     assert_eq!([("a", 0), ("b", 1)].map(|(value, at)| write(cluster, &[3], "kept", value, None) - at), [0, 0]);
 }
@@ -101,17 +105,7 @@ fn go_on_without_node_3(cluster: &mut Cluster) -> ProducerId {
     kill_process(cluster.pid(3).expect("it runs"), Signal::KILL).expect("it runs");
     let producer = new_producer(&address(cluster, 1));
     assert_eq!(write_first(cluster, &[1, 2], "kept", producer), 2);
-    let assignment = create_topics_request::CreatableReplicaAssignment { partition_index: 0, broker_ids: vec![1, 2] };
-    let topic = create_topics_request::CreatableTopic {
-        name: "later".to_owned(),
-        num_partitions: -1,
-        replication_factor: -1,
-        assignments: vec![assignment],
-        ..Default::default()
-    };
-    let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, ..Default::default() };
-    let created: CreateTopicsResponse = ask(&address(cluster, 1), &request, 7);
-    assert_eq!(created.topics[0].error_code, 0);
+    create(cluster, "later", vec![1, 2]);
     assert_eq!(write_first(cluster, &[1, 2], "later", producer), 0);
     producer
 }
