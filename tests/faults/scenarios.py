@@ -356,30 +356,33 @@ def directory_fails(cluster, load):
 directory_fails.cluster = BadDisk
 directory_fails.missing = disks.missing
 
-class OneSmallDisk(clusters.OttlaCluster):
-    """The data of all nodes lie on one disk of half a gigabyte: each keeps 32 MiB of it free, as it does by itself."""
 
-    loop = None
+class SmallDisks(clusters.OttlaCluster):
+    """Every node's data lie on a disk of half a gigabyte of its own: it keeps 32 MiB of it free, as it does by itself."""
 
     def lay_out(self, base):
         super().lay_out(base)
-        self.disk, image = self.directory / 'disk', self.directory / 'disk.img'
-        self.disk.mkdir()
-        with open(image, 'wb') as file:
-            file.truncate(1 << 29)
-        self.loop = subprocess.run(['losetup', '-f', '--show', image], check=True, capture_output=True, text=True).stdout.strip()
-        subprocess.run(['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'nodiscard', self.loop], check=True)
-        subprocess.run(['mount', self.loop, self.disk], check=True)
+        self.loops, self.disks = [], {}
         for node in self.nodes:
+            disk, image = self.directory / f'disk-{node}', self.directory / f'disk-{node}.img'
+            disk.mkdir()
+            with open(image, 'wb') as file:
+                file.truncate(1 << 29)
+            loop = subprocess.run(['losetup', '-f', '--show', image], check=True, capture_output=True, text=True).stdout.strip()
+            self.loops.append(loop)
+            subprocess.run(['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'nodiscard', loop], check=True)
+            subprocess.run(['mount', loop, disk], check=True)
+            self.disks[node] = disk
             data = pathlib.Path(self.data_directory(node))
-            shutil.move(data, self.disk / f'node-{node}')
-            data.symlink_to(self.disk / f'node-{node}')
+            shutil.move(data, disk / 'node')
+            data.symlink_to(disk / 'node')
 
     def close(self):
         super().close()
-        if self.loop:
-            subprocess.run(['umount', '-l', self.disk], check=False)
-            subprocess.run(['losetup', '-d', self.loop], check=False)
+        for disk in self.disks.values():
+            subprocess.run(['umount', '-l', disk], check=False)
+        for loop in self.loops:
+            subprocess.run(['losetup', '-d', loop], check=False)
 
 
 def leave(disk, file, free):
@@ -405,37 +408,46 @@ def commit_until_refused(cluster, load, limit=60):
     raise AssertionError(f'{taken} commits were taken on a disk without space')
 
 
+def fill(disks, seconds):
+    """Takes what is left of disks, and whatever is given up meanwhile, for so long."""
+    with contextlib.ExitStack() as files:
+        rests = [files.enter_context(open(disk / 'rest', 'wb', buffering=0)) for disk in disks]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for rest in rests:
+                with contextlib.suppress(OSError):
+                    rest.write(b'x' * (64 << 10))
+
+
 def no_space(cluster, load):
-    """A disk falls below what is kept free, and offsets are committed until they are refused, too (R30): no node ends, all serve
-    what they have, and with space everything goes on"""
-    taken = cluster.disk / 'taken'
+    """Disks fall below what is kept free, and offsets are committed until they are refused, too (R30): no node ends, all serve what
+    they have, and with space everything goes on"""
+    disks = cluster.disks.values()
     pids = {node: cluster.pid(node) for node in cluster.nodes}
     load.progress()
     load.history.fault('full disk')
-    leave(cluster.disk, taken, 20 << 20)
+    for disk in disks:
+        leave(disk, disk / 'taken', 20 << 20)
     commits = commit_until_refused(cluster, load)
     assert commits > 100, f'only {commits} commits were taken: the reserve is for them'
-    # All of them write to the one disk, and none knows what the others wrote since it looked: but nobody needed its ballast.
+    # What refuses them is the floor, and a node counts what it wrote since it looked at its disk: nobody needed its ballast.
     for node in cluster.nodes:
         assert (pathlib.Path(cluster.data_directory(node)) / 'data/.ottla-ballast').exists(), f'the commits took the ballast of node {node}'
-    told = status(cluster, 1)
-    assert all('of internal topics too' in (each['trouble'] or '') for each in told), told
+    told = [each['trouble'] for node in cluster.nodes for each in status(cluster, node)]
+    assert any('of internal topics too' in (trouble or '') for trouble in told), told
     # Another process takes the rest, the ballast too, and holds it: checkpoints find nothing any more.
-    with open(cluster.disk / 'rest', 'wb', buffering=0) as rest:
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                rest.write(b'x' * (64 << 10))
+    fill(disks, 4)
     assert {node: cluster.pid(node) for node in cluster.nodes} == pids, 'a node has ended'
     cluster.wait_ready(timeout=10)
-    (cluster.disk / 'rest').unlink()
-    taken.unlink()
+    for disk in disks:
+        (disk / 'rest').unlink()
+        (disk / 'taken').unlink()
     load.history.heal()
     load.settle()
     assert {node: cluster.pid(node) for node in cluster.nodes} == pids, 'a node has ended'
 
 
-no_space.cluster = OneSmallDisk
+no_space.cluster = SmallDisks
 no_space.missing = disks.missing
 
 SCENARIOS = [kill_leader, kill_follower, kill_controller, kill_in_turn, kill_all, pause_leader, restart_all, rolling_restart,

@@ -184,8 +184,19 @@ impl Partition {
                 let appended = inner.settings.log_append_time.then(|| i64::try_from(timestamp.0).ok()).flatten();
                 Ok(Some(Appended { base_offset, end: last_offset + 1, log_append_time: appended.unwrap_or(-1) }))
             }
+            Err(ErrorCode::OutOfOrderSequenceNumber) => {
+                Err(self.out_of_order(inner, "the sequence is not the next one"))
+            }
             Err(error) => Err(self.refuse(error, "the producer's epoch or sequence is not the next one")),
         }
+    }
+
+    /// The answer to a batch that something should have come before; where the log did not take that, it will be sent again.
+    pub(super) fn out_of_order(&self, inner: &Inner, reason: &str) -> Box<Produced> {
+        if inner.append_refused {
+            return self.refuse(ErrorCode::KafkaStorageError, "the log did not take what came before it");
+        }
+        self.refuse(ErrorCode::OutOfOrderSequenceNumber, reason)
     }
 
     /// Stamps a batch that all checks have passed and writes it (`R22`).
@@ -207,10 +218,11 @@ impl Partition {
         }
         let batch = batch.stamp(base_offset, inner.replica.leader_epoch());
         if let Err(error) = inner.log.append(std::slice::from_ref(&batch)) {
+            inner.append_refused = true;
             self.log_failed(context, inner, &error);
             return Err(self.refuse(ErrorCode::KafkaStorageError, &error.to_string()));
         }
-        inner.no_space = false;
+        (inner.no_space, inner.append_refused) = (false, false);
         if let Err(error) = inner.note_producer(&batch) {
             self.log_failed(context, inner, &error);
             return Err(self.refuse(ErrorCode::KafkaStorageError, &error.to_string()));

@@ -126,6 +126,10 @@ pub(crate) struct Inner {
     snapshot_written: u64,
     /// A write was refused for want of space, and none has succeeded since.
     no_space: bool,
+    /// The last append of a client's batch was refused by the log: batches that were sent behind it are not out of order, as
+    /// their producer sends it again (librdkafka takes a new epoch for an OUT_OF_ORDER_SEQUENCE_NUMBER, and with it sends what
+    /// other partitions have appended and not yet acknowledged a second time).
+    append_refused: bool,
     /// The epoch cache is newer than its checkpoint.
     epochs_changed: bool,
     /// It is on the flusher's list.
@@ -242,6 +246,7 @@ impl Partition {
             snapshot_at: parts.snapshot_at,
             snapshot_written: 0,
             no_space: false,
+            append_refused: false,
             epochs_changed: false,
             flush_queued: false,
             unsynced_since: None,

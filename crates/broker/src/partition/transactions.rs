@@ -209,7 +209,7 @@ impl Partition {
         // Each transaction of such a client has its own epoch: what is unknown here begins at 0 (KIP-890).
         let unknown = inner.producers.get(id).is_none();
         if transactions == TransactionSupport::Implicit && unknown && producer.first_sequence != 0 {
-            return Err(self.refuse(ErrorCode::OutOfOrderSequenceNumber, "a transaction's first sequence is 0"));
+            return Err(self.out_of_order(inner, "a transaction's first sequence is 0"));
         }
         Ok(())
     }

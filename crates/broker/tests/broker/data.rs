@@ -386,6 +386,32 @@ async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_space() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_behind_one_that_a_full_disk_refused_are_not_out_of_order() {
+    // R40: several of a producer's are on their way at once, and it sends all of them again.
+    let cluster = Cluster::start(1, 1).await;
+    let id = cluster.topic("t", &[1], &[]).await;
+    cluster.wait_leader(id).await;
+    let send = async |sequence| {
+        let produced = produce(cluster.broker(1), id, Acks::All, batch_of(&["a"], Some((5, 0, sequence)))).await;
+        (produced.error, produced.base_offset.0)
+    };
+    assert_eq!(send(0).await, (ErrorCode::None, 0));
+    cluster.disk(1).set_capacity(Some(1));
+    assert_eq!(send(1).await.0, ErrorCode::KafkaStorageError);
+    assert_eq!(send(2).await.0, ErrorCode::KafkaStorageError);
+    assert_eq!(send(0).await, (ErrorCode::None, 0), "what was taken is acknowledged");
+    cluster.disk(1).set_capacity(None);
+    assert_eq!(
+        send(3).await.0,
+        ErrorCode::KafkaStorageError,
+        "there is space, but what it follows was not sent again yet"
+    );
+    assert_eq!(send(1).await, (ErrorCode::None, 1));
+    assert_eq!(send(3).await.0, ErrorCode::OutOfOrderSequenceNumber, "nothing was refused since");
+    assert_eq!(send(2).await, (ErrorCode::None, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_whose_disk_is_full_tries_again_and_catches_up() {
     let cluster = Cluster::start(2, 1).await;
     let id = cluster.topic("t", &[1, 2], &[]).await;
