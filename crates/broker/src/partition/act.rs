@@ -252,6 +252,11 @@ impl Partition {
         }
     }
 
+    /// What a start after a crash would have to read, about.
+    pub(crate) fn unsynced_bytes(&self) -> u64 {
+        self.lock().log.unsynced_bytes()
+    }
+
     /// This log's turn with the background flusher: the epochs, then the records (`R25`), then the producers.
     pub(crate) async fn flush(self: &Arc<Self>, context: &Arc<Context>) {
         // From here on a change puts it on the list again.

@@ -140,8 +140,11 @@ pub struct Log {
     persisted_epoch: Option<EpochStart>,
     /// The first record whose epoch that checkpoint does not tell (`R25`).
     unpersisted_from: Option<Offset>,
-    /// Bytes of batches appended since it was opened.
+    /// Bytes of batches appended since it was opened, and of those that were not synced then.
     written: u64,
+    /// What of that the last sync covered, and what the one that runs will.
+    written_synced: u64,
+    written_syncing: u64,
     /// How often its end was cut since then.
     cuts: u32,
     deletions: Vec<PendingDeletion>,
@@ -254,7 +257,7 @@ impl Log {
         self.truncations
     }
 
-    /// Bytes of batches that were appended since it was opened.
+    /// Bytes of batches that were appended since it was opened, and of those that an earlier process left unsynced.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
         self.written
@@ -281,6 +284,12 @@ impl Log {
     #[must_use]
     pub fn flush_policy(&self) -> FlushPolicy {
         self.config.flush_policy()
+    }
+
+    /// Bytes that no sync has covered: about as many as a start after a crash would read.
+    #[must_use]
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.written.saturating_sub(self.written_synced)
     }
 
     /// Offsets that no sync has covered.

@@ -143,7 +143,12 @@ impl Log {
             recovery = Recovery { recovery_point, clean: false, last: None, epoch_changes: Vec::new(), ..recovery };
             bad = log.load_segments(&bases, &mut recovery)?;
         }
-        log.conclude(bad, recovery, &hints)
+        let (mut log, recovered) = log.conclude(bad, recovery, &hints)?;
+        if log.unsynced() > 0 {
+            log.written =
+                log.segments.iter().map(|segment| u64::from(segment.size.saturating_sub(segment.unread))).sum();
+        }
+        Ok((log, recovered))
     }
 
     fn absent(env: &LogEnv, dir: &Path, config: Arc<LogConfig>, topic_id: TopicId) -> Log {
@@ -167,6 +172,8 @@ impl Log {
             persisted_epoch: None,
             unpersisted_from: None,
             written: 0,
+            written_synced: 0,
+            written_syncing: 0,
             cuts: 0,
             deletions: Vec::new(),
             aborted: AbortedIndex::new(),

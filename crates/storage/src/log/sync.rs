@@ -97,6 +97,7 @@ impl Log {
         }
         self.names = Names::Durable;
         self.sync = SyncState::InFlight(self.log_end);
+        self.written_syncing = self.written;
         Ok(Some(ticket))
     }
 
@@ -118,6 +119,7 @@ impl Log {
         }
         self.usable()?;
         self.synced_end = self.synced_end.max(upto);
+        self.written_synced = self.written_syncing;
         self.raise_recovery_point()?;
         Ok(self.synced_end)
     }

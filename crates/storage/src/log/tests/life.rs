@@ -40,6 +40,29 @@ fn an_append_of_one_batch_is_one_write() {
 }
 
 #[test]
+fn what_no_sync_has_covered_is_counted_in_bytes_over_a_crash_too() {
+    let mut world = World::new(LogConfig::default());
+    world.append_records(0, 100);
+    let first = world.log.unsynced_bytes();
+    assert!(first > 100);
+    let ticket = world.log.start_sync().unwrap().unwrap();
+    world.append_records(0, 3);
+    let second = world.log.unsynced_bytes() - first;
+    assert!(second > 0);
+    world.log.finish_sync(ticket.run()).unwrap();
+    assert_eq!(world.log.unsynced_bytes(), second, "it came after the sync began");
+    let recovery_point = world.log.recovery_point();
+    let hints = OpenHints { recovery_point, ..hints() };
+    world.crash_and_reopen(Crash::KeepAll, hints);
+    assert_eq!(world.log.log_end(), Offset(103));
+    assert!(world.log.unsynced_bytes() >= second, "an earlier process left it unsynced");
+    world.log.sync_now().unwrap();
+    assert_eq!(world.log.unsynced_bytes(), 0);
+    world.reopen(OpenHints { clean: true, recovery_point: Offset(103), ..hints });
+    assert_eq!(world.log.unsynced_bytes(), 0);
+}
+
+#[test]
 fn an_empty_log_has_no_file_and_is_small() {
     let world = World::new(LogConfig::default());
     assert_eq!(world.disk.list(Path::new("/data")).unwrap(), []);
