@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """How long one node takes from its start to serving, after kill -9 and after a clean stop, with logs of different sizes.
 
-  restart.py [--gigabytes 2 20] [--rounds 5]
+  restart.py [--gigabytes 2 20] [--rounds 5] [--rate MB/s]
 
 One node of its own (RF 1, 6 partitions, fresh data) is filled to each size in turn. Then, in turns: kill -9 under load, and
 start; SIGTERM, and start. "Serving" is the first acknowledged produce to the topic (acks=all) by a client that asks every
 millisecond, over sockets of its own (client libraries look again once a second), measured from the exec of the process;
-"ready" the first connection. Beside them stands what a start
-with an empty log takes in the same sitting. Needs target/release/ottla (or OTTLA).
+"ready" the first connection. Beside them stands what a start with an empty log takes in the same sitting. Without --rate the
+load before a kill is as much as the node takes, which may be more than its disk does: then what no sync has covered grows for
+as long as that lasts. Needs target/release/ottla (or OTTLA).
 """
 import argparse
+import math
 import os
 import pathlib
 import shutil
@@ -43,8 +45,8 @@ BATCH = wire.record_batch([b'x'])
 class Filler:
     """Writes without a pause until it is stopped; survives the death of the node."""
 
-    def __init__(self, bootstrap, topic):
-        self.sent, self.stop = 0, threading.Event()
+    def __init__(self, bootstrap, topic, rate=math.inf):
+        self.sent, self.rate, self.stop = 0, rate, threading.Event()
         self.thread = threading.Thread(target=self.run, args=(bootstrap, topic), daemon=True)
         self.thread.start()
 
@@ -57,7 +59,11 @@ class Filler:
             if not error:
                 self.sent += len(value)
 
+        begun, asked = time.monotonic(), 0
         while not self.stop.is_set():
+            asked += len(value)
+            while asked > (time.monotonic() - begun) * self.rate * 1e6:
+                producer.poll(0.001)
             try:
                 producer.produce(topic, value, on_delivery=delivered)
             except BufferError:
@@ -100,11 +106,11 @@ def started(cluster, topic):
     return ready, time.monotonic() - begun
 
 
-def measure(cluster, topic, how, rounds):
+def measure(cluster, topic, how, rounds, rate):
     rows = []
     for _ in range(rounds):
         if how == 'kill -9':
-            filler = Filler(cluster.bootstrap, topic)
+            filler = Filler(cluster.bootstrap, topic, rate)
             # A second or two of load is what a kill finds that no checkpoint covers.
             time.sleep(2.5)
             cluster.kill(1)
@@ -123,6 +129,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument('--gigabytes', type=float, nargs='*', default=[2, 20])
     arguments.add_argument('--rounds', type=int, default=5)
+    arguments.add_argument('--rate', type=float, default=math.inf)
     given = arguments.parse_args()
     home = pathlib.Path(tempfile.mkdtemp(prefix='ottla-restart-', dir=installs.CACHE))
     cluster = clusters.OttlaCluster(home, nodes=1)
@@ -139,7 +146,7 @@ def main():
             eventually(lambda: size_of(cluster) >= gigabytes * 1e9, f'{gigabytes} GB', 3600, pause=0.5)
             filler.end()
             for how in ('kill -9', 'SIGTERM'):
-                rows = measure(cluster, topic, how, given.rounds)
+                rows = measure(cluster, topic, how, given.rounds, given.rate)
                 ready, serving = (statistics.median(column) for column in zip(*rows))
                 print(f'{size_of(cluster) / 1e9:>6.1f} GB  {how:<10} {ready:>9.3f} {serving:>18.3f} {max(r[1] for r in rows):>7.3f}', flush=True)
     finally:
