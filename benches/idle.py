@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What idle partitions cost one node: memory, open files, processor time, and the start after a stop and after a kill.
 
-  idle.py [--partitions 0 10000 100000] [--seconds 20] [--rounds 3]
+  idle.py [--partitions 0 10000 100000] [--settle 30] [--seconds 30] [--rounds 3]
 
 One node of its own (RF 1, fresh data, topics of 1,000 partitions) has so many partitions in turn, none of them ever written
-but one. Then it is left alone for some seconds, its processor time is read, and it is started anew as in restart.py.
+but one. Then it is left alone until the copy of its metadata in sled is written, too, which is some ten seconds later; its processor
+time is read over some more, and it is started anew as in restart.py.
 Needs target/release/ottla (or OTTLA).
 """
 import argparse
@@ -44,7 +45,8 @@ def files(cluster):
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument('--partitions', type=int, nargs='*', default=[0, 10_000, 100_000])
-    arguments.add_argument('--seconds', type=float, default=20)
+    arguments.add_argument('--settle', type=float, default=30)
+    arguments.add_argument('--seconds', type=float, default=30)
     arguments.add_argument('--rounds', type=int, default=3)
     given = arguments.parse_args()
     home = pathlib.Path(tempfile.mkdtemp(prefix='ottla-idle-', dir=installs.CACHE))
@@ -58,7 +60,7 @@ def main():
         for count in given.partitions:
             topics, took = fill(cluster, topics, count)
             # What making them left to do is done.
-            time.sleep(5)
+            time.sleep(given.settle)
             before = cluster.cpu_seconds()
             time.sleep(given.seconds)
             busy = (cluster.cpu_seconds() - before) / given.seconds * 100
