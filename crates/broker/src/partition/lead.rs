@@ -168,7 +168,11 @@ impl Partition {
             return NextData::Nothing;
         };
         link.queued_data = false;
-        let Some(plan) = inner.replica.next_send(stream.follower) else { return NextData::Nothing };
+        let Some(plan) = inner.replica.next_send(stream.follower) else {
+            // It was listed while a frame with older watermarks was being read: then nothing carries the new ones (`R60`).
+            self.queue_progress(&mut inner, stream.follower);
+            return NextData::Nothing;
+        };
         let turn = Turn { follower: stream.follower, plan, space };
         match inner.log.read_memory(plan.prev_offset, plan.leader_log_end, turn.max_bytes(), turn.min_one()) {
             Ok(Some(batches)) => self.sent(context, &mut inner, stream, &turn, batches),

@@ -90,13 +90,16 @@ async fn wait_out_and_in(cluster: &Cluster, id: TopicPartition, before: i32, isr
 
 /// All values that a replica serves, once it knows that they are committed.
 async fn all_values(cluster: &Cluster, broker: i32, id: TopicPartition, count: usize) -> Vec<String> {
-    loop {
-        let found = values(cluster.broker(broker), id, 0).await;
-        if found.len() >= count {
-            return found;
+    let all = async {
+        loop {
+            let found = values(cluster.broker(broker), id, 0).await;
+            if found.len() >= count {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    };
+    soon("all values", all).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

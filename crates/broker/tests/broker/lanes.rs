@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::api::Acks;
+use broker::api::{Acks, BrokerApi};
 use model::{ErrorCode, Offset, RecordBatch, TopicPartition};
 use rpc::replication::{Answer, Data, LaneKind};
 use storage::disk::Crash;
@@ -177,6 +177,36 @@ async fn a_follower_that_knows_of_no_lanes_gets_everything_on_its_one_stream() {
         end += frame.data.iter().map(count).sum::<i64>();
         stream.ack(1, 1, end).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watermarks_that_move_during_a_cold_read_are_told_after_it() {
+    // R60: the frame that is being read has the ones from before, and nothing comes after it.
+    let cluster = forgetful(1, 10 << 20).await;
+    let mut played = Played::start(&cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    played.leave();
+    cluster.wait_isr(id, &[1]).await;
+    write_much(&cluster, id).await;
+    let gate = cluster.disk(1).hold_reads("t-0/");
+    let mut stream = played.follow_on(1, LaneKind::Mixed).await;
+    stream.open(open(id, 1, 10, 0)).await;
+    eventually("the cold read hangs", || (gate.waiting() == 1).then_some(())).await;
+    // The played one does not say that its log starts there, too: that is not waited for.
+    let deleted = soon("the deletion", cluster.broker(1).delete_records(vec![(id, Offset(5))], 1)).await;
+    assert_eq!((deleted.len(), gate.waiting()), (1, 1));
+    drop(gate);
+    let mut end = 10;
+    let told = stream.next("the log start", |frame| {
+        for data in &frame.data {
+            assert_eq!(data.log_start, Offset(0), "it was read before");
+            end += count(data);
+        }
+        frame.progress.iter().map(|progress| progress.log_start).next_back()
+    });
+    assert_eq!(told.await, Offset(5));
+    assert_eq!(end, 30);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
