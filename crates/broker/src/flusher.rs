@@ -5,8 +5,9 @@
 //!
 //! Invariants: one log at a time, and after each a pause as long as it took: the appends and the syncs that somebody waits
 //! for have the disk at least half of the time. Of a round's logs the one with the most to sync comes first: under a load that
-//! the disk cannot follow, and where one crash follows the other, none grows beyond all others. A checkpoint holds only what an fdatasync covered (`R25`, `R31`), and is
-//! written about once a second, so that a start after a crash reads a few seconds of records, however large the log.
+//! the disk cannot follow, and where one crash follows the other, none grows beyond all others. A checkpoint holds only what an
+//! fdatasync covered (`R25`, `R31`), and is written about once a second, so that a start after a crash reads a few seconds of
+//! records, however large the log.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;

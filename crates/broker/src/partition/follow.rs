@@ -106,7 +106,7 @@ impl Partition {
         }
         match append(&mut inner.log, batches) {
             Ok(()) => {
-                inner.no_space = false;
+                (inner.no_space, inner.append_refused) = (false, false);
                 if let Err(error) = batches.iter().try_for_each(|batch| inner.note_producer(batch)) {
                     self.log_failed(context, inner, &error);
                     return;

@@ -35,6 +35,17 @@ async fn write_much(cluster: &Cluster, id: TopicPartition) -> Vec<String> {
     values
 }
 
+/// A follower that the test plays, out of the ISR, and much that was written since.
+async fn left_behind(cluster: &Cluster) -> (Played, TopicPartition) {
+    let played = Played::start(cluster).await;
+    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
+    cluster.wait_leader(id).await;
+    played.leave();
+    cluster.wait_isr(id, &[1]).await;
+    write_much(cluster, id).await;
+    (played, id)
+}
+
 /// What the first broker's streams take of its budget.
 fn charged(cluster: &Cluster) -> u64 {
     cluster.budgets[&1].used() - u64::try_from(TAIL).unwrap()
@@ -108,12 +119,7 @@ async fn a_sync_before_an_acknowledgement_waits_for_no_cold_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_goes_to_the_catch_up_lane_and_back_and_no_ack_from_there_counts_any_more() {
     let cluster = forgetful(1, 10 << 20).await;
-    let mut played = Played::start(&cluster).await;
-    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
-    cluster.wait_leader(id).await;
-    played.leave();
-    cluster.wait_isr(id, &[1]).await;
-    write_much(&cluster, id).await;
+    let (mut played, id) = left_behind(&cluster).await;
     let mut tail = played.follow_on(1, LaneKind::Tail).await;
     tail.open(open(id, 1, 0, -1)).await;
     assert!(matches!(tail.answer().await.answer, Answer::Opened { log_end: Offset(30), .. }));
@@ -162,12 +168,7 @@ async fn a_session_goes_to_the_catch_up_lane_and_back_and_no_ack_from_there_coun
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_knows_of_no_lanes_gets_everything_on_its_one_stream() {
     let cluster = forgetful(1, 10 << 20).await;
-    let mut played = Played::start(&cluster).await;
-    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
-    cluster.wait_leader(id).await;
-    played.leave();
-    cluster.wait_isr(id, &[1]).await;
-    write_much(&cluster, id).await;
+    let (mut played, id) = left_behind(&cluster).await;
     let mut stream = played.follow_on(1, LaneKind::Mixed).await;
     stream.open(open(id, 1, 0, -1)).await;
     let mut end = 0;
@@ -183,12 +184,7 @@ async fn a_follower_that_knows_of_no_lanes_gets_everything_on_its_one_stream() {
 async fn watermarks_that_move_during_a_cold_read_are_told_after_it() {
     // R60: the frame that is being read has the ones from before, and nothing comes after it.
     let cluster = forgetful(1, 10 << 20).await;
-    let mut played = Played::start(&cluster).await;
-    let id = cluster.topic("t", &[1, PLAYED], &[]).await;
-    cluster.wait_leader(id).await;
-    played.leave();
-    cluster.wait_isr(id, &[1]).await;
-    write_much(&cluster, id).await;
+    let (mut played, id) = left_behind(&cluster).await;
     let gate = cluster.disk(1).hold_reads("t-0/");
     let mut stream = played.follow_on(1, LaneKind::Mixed).await;
     stream.open(open(id, 1, 10, 0)).await;
