@@ -2,7 +2,7 @@
 
 use metadata::Listener;
 use metadata::configs::StaticConfig;
-use model::{BrokerId, Incarnation};
+use model::{BootId, BrokerId, Incarnation};
 
 /// The default of `ottla.peer.keepalive.ms`.
 pub const PEER_KEEPALIVE_MS: u64 = 200;
@@ -16,6 +16,8 @@ pub struct BrokerConfig {
     pub broker_id: BrokerId,
     /// This run of the process.
     pub incarnation: Incarnation,
+    /// This run of the machine.
+    pub boot: BootId,
     /// `broker.rack`.
     pub rack: Option<String>,
     /// Where this broker can be reached, all listeners.

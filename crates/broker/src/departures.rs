@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use metadata::records::BrokerChange;
     use metadata::{BrokerRegistration, MetadataRecord};
-    use model::Incarnation;
+    use model::{BootId, Incarnation};
 
     fn image() -> MetadataImage {
         let mut image = MetadataImage::default();
@@ -86,6 +86,7 @@ mod tests {
             id: BrokerId(1),
             epoch: BrokerEpoch(7),
             incarnation: Incarnation::NONE,
+            boot: BootId::NONE,
             directories: Vec::new(),
             offline_directories: Vec::new(),
             cordoned_directories: Vec::new(),

@@ -213,6 +213,7 @@ async fn register(
             broker: config.broker_id,
             cluster_id: context.known_cluster(),
             incarnation: config.incarnation,
+            boot: config.boot,
             directories: context.dirs.iter().map(|dir| dir.id()).collect(),
             offline_directories: context.dirs.offline(),
             cordoned_directories: context.cordoned_directories(),

@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt};
 use metadata::MetadataImage;
 use metadata::control::{ControlRequest, ControlResponse, Heartbeat, RegisterBroker, Suspect, supported_features};
 use metadata::records::{Listener, SecurityProtocol};
-use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Time, Uuid};
+use model::{BootId, BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, MetadataOffset, Time, Uuid};
 use rpc::controller::{CallError, ControllerClient, MetadataEvent, VoterChange};
 use rpc::raft::{QuorumNode, RaftCall, RaftServer};
 use storage::disk::{Call, Crash, DirEntry, Disk, DiskFile, FaultKind, MemDisk, OpenMode};
@@ -116,6 +116,7 @@ async fn register(client: &ControllerClient, broker: i32, port: u16) -> BrokerEp
         broker: BrokerId(broker),
         cluster_id: ClusterId::NONE,
         incarnation: Incarnation(Uuid::from_u128(300)),
+        boot: BootId::NONE,
         directories: vec![DirectoryId(Uuid::from_u128(400 + u128::from(broker.unsigned_abs())))],
         offline_directories: Vec::new(),
         cordoned_directories: Vec::new(),

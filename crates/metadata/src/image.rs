@@ -435,7 +435,7 @@ pub fn is_internal_topic(name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::delta::MetadataDelta;
-    use model::{DirectoryId, Incarnation, Uuid};
+    use model::{BootId, DirectoryId, Incarnation, Uuid};
     use proptest::prelude::*;
 
     fn topic_id(number: u8) -> TopicId {
@@ -467,6 +467,7 @@ mod tests {
             id: BrokerId(id),
             epoch: BrokerEpoch::NONE,
             incarnation: Incarnation::NONE,
+            boot: BootId::NONE,
             directories: vec![],
             offline_directories: vec![],
             cordoned_directories: vec![],

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, PartitionEpoch,
+    BootId, BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, PartitionEpoch,
     PartitionIndex, ProducerId, TopicId, TopicPartition,
 };
 
@@ -147,6 +147,8 @@ pub struct BrokerRegistration {
     pub epoch: BrokerEpoch,
     /// Which run of the process.
     pub incarnation: Incarnation,
+    /// Which run of its machine.
+    pub boot: BootId,
     /// Its log directories.
     pub directories: Vec<DirectoryId>,
     /// Those of them that failed (`R30`).

@@ -133,7 +133,7 @@ fn undecided(partition: Partition, topic: &str, by: i32) -> Result<Partition, Ex
 mod tests {
     use std::collections::BTreeMap;
 
-    use model::{ClusterId, PartitionIndex, TopicId, Uuid};
+    use model::{BootId, ClusterId, PartitionIndex, TopicId, Uuid};
 
     use super::*;
     use crate::records::ConfigResource;
@@ -166,6 +166,7 @@ mod tests {
             id: BrokerId(1),
             epoch: BrokerEpoch(4),
             incarnation: Incarnation(Uuid::from_u128(9)),
+            boot: BootId(Uuid::from_u128(10)),
             directories: vec![DirectoryId(Uuid::from_u128(100))],
             offline_directories: vec![],
             cordoned_directories: vec![],

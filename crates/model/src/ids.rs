@@ -132,6 +132,11 @@ identifier!(
     Incarnation
 );
 identifier!(
+    /// One run of a machine, from its start to its end: what its page cache held outlives a process, and not this (`R35`).
+    /// None where the machine does not tell.
+    BootId
+);
+identifier!(
     /// The identity of a whole cluster.
     ClusterId
 );

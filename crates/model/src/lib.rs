@@ -19,8 +19,8 @@ pub use batch::{BatchError, BatchHeader, ClientBatches, Codec, RecordBatch, Time
 pub use epoch_cache::{EpochCache, EpochEnd, EpochStart};
 pub use error_code::ErrorCode;
 pub use ids::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, Offset, PartitionEpoch,
-    PartitionIndex, ProducerEpoch, ProducerId, TopicId, TopicPartition,
+    BootId, BrokerEpoch, BrokerId, ClusterId, DirectoryId, Incarnation, LeaderEpoch, MetadataOffset, Offset,
+    PartitionEpoch, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TopicPartition,
 };
 pub use marker::EndMarker;
 pub use record::{Header, Record, RecordError, RecordIter, encode_batch, encode_records, encode_transactional_batch};

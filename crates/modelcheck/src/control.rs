@@ -14,8 +14,8 @@ use metadata::control::{
 };
 use metadata::records::{LeaderRecoveryState, Listener, Partition, SecurityProtocol};
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, MetadataOffset, PartitionIndex, Time,
-    TopicPartition, Uuid,
+    BootId, BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, MetadataOffset, PartitionIndex,
+    Time, TopicPartition, Uuid,
 };
 use replication::{AckRule, AlterAnswer, Member, PartitionState, Proposal};
 
@@ -160,6 +160,7 @@ impl Control {
             broker: id(node),
             cluster_id: ClusterId::NONE,
             incarnation: Incarnation(Uuid::from_u128(incarnation)),
+            boot: BootId::NONE,
             directories: vec![directory(node)],
             offline_directories: Vec::new(),
             cordoned_directories: Vec::new(),

@@ -22,7 +22,7 @@ use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::ControlSettings;
 use metadata::Listener as MetadataListener;
 use metadata::records::SecurityProtocol;
-use model::{BrokerEpoch, BrokerId, DirectoryId, Incarnation, Uuid};
+use model::{BootId, BrokerEpoch, BrokerId, DirectoryId, Incarnation, Uuid};
 use storage::{DataDir, DiskPool, LogDirs, LogEnv, MetaProperties};
 use tokio::net::TcpSocket;
 use tokio::runtime::Handle;
@@ -206,6 +206,13 @@ fn random_id() -> Result<Uuid> {
     // A version 4 identifier; Kafka keeps off those that begin with a dash in base64.
     let id = Uuid::from_bytes(bytes);
     if DirectoryId(id).to_string().starts_with('-') { random_id() } else { Ok(id) }
+}
+
+/// Which run of the machine this is, where the system tells: what a dead process wrote is still in the page cache of the
+/// same one (`R35`).
+fn boot_id() -> BootId {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Uuid::parse_str(text.trim()).map_or(BootId::NONE, BootId)
 }
 
 /// Ports taken before anything else happens, and opened when the node is ready to answer there: a client that is refused
@@ -530,6 +537,7 @@ fn broker_config(config: &NodeConfig, incarnation: Incarnation) -> Result<Broker
     Ok(BrokerConfig {
         broker_id: BrokerId(config.node_id),
         incarnation,
+        boot: boot_id(),
         rack: config.rack.clone(),
         listeners: config.advertised.iter().filter(|l| l.name != CONTROLLER).map(metadata_listener).collect(),
         internal_listener: INTERNAL.to_owned(),

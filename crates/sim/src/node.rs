@@ -15,7 +15,7 @@ use coordinator::{GroupConfig, TransactionConfig};
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::records::SecurityProtocol;
 use metadata::{ControlSettings, Listener};
-use model::{BrokerId, ClusterId, DirectoryId, Incarnation, Rules, Uuid};
+use model::{BootId, BrokerId, ClusterId, DirectoryId, Incarnation, Rules, Uuid};
 use rpc::net::{Listening, Network};
 use storage::disk::{Crash, Disk, OpenMode};
 use storage::{DiskPool, LogDirs, LogEnv};
@@ -94,6 +94,8 @@ pub struct Node {
     pub skew: Skew,
     /// This run of its process.
     pub incarnation: Incarnation,
+    /// How often it was started anew.
+    boots: u128,
     /// It does nothing until then, and does not know it: SIGSTOP.
     pub paused: bool,
     /// Until when its process has run.
@@ -118,6 +120,7 @@ impl Node {
             disks,
             skew: Skew::default(),
             incarnation: Incarnation(Uuid::nil()),
+            boots: 1,
             paused: false,
             until: 0,
             host: None,
@@ -140,6 +143,7 @@ impl Node {
         let boot = Boot {
             node: self.id,
             incarnation: self.incarnation,
+            boot: BootId(Uuid::from_u128(self.boots)),
             settings: self.settings.clone(),
             net: self.net.clone(),
             disks: self.disks.clone(),
@@ -192,6 +196,8 @@ impl Node {
         if power {
             self.net.power_off(self.id);
         }
+        // No page cache is lost but with its machine (R35).
+        self.boots += u128::from(power || how != Crash::KeepAll);
         let before = self.disks.clone();
         before.crash(how);
         // What the process does while it is taken down finds other disks.
@@ -280,6 +286,7 @@ pub fn voters(nodes: u8) -> Vec<(BrokerId, String)> {
 struct Boot {
     node: HostId,
     incarnation: Incarnation,
+    boot: BootId,
     settings: Settings,
     net: Net,
     disks: Disks,
@@ -399,6 +406,7 @@ impl Boot {
         BrokerConfig {
             broker_id: self.id(),
             incarnation,
+            boot: self.boot,
             rack: Some(self.settings.racks[usize::from(self.node.0) - 1].to_owned()),
             listeners: vec![self.listener("INTERNAL"), self.listener("PLAINTEXT")],
             internal_listener: "INTERNAL".to_owned(),

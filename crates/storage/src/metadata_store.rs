@@ -53,7 +53,7 @@ pub enum StoreError {
 const VERSION: &[u8] = b"1";
 /// Between two flushes. After each sled cleans its file, and with a large image it finds a page or two to write anew every time:
 /// that is half a percent of a processor for ever where it flushes as often as by default.
-const FLUSH_MS: u64 = 2_000;
+const FLUSH_MS: u64 = 10_000;
 /// How long a lock is waited for: far above what sled's threads need to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Entries' keys begin with this; those of the store itself do not.

@@ -23,8 +23,8 @@ use metadata::{
     ClusterControl, ControlRequest, ControlResponse, ControlSettings, Decision, Listener, MetadataImage, MetadataRecord,
 };
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, Codec, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
-    PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, Time, TopicPartition, Uuid,
+    BootId, BrokerEpoch, BrokerId, ClusterId, Codec, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset,
+    Offset, PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, Time, TopicPartition, Uuid,
     encode_batch, encode_records,
 };
 use rpc::controller::{Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
@@ -281,6 +281,8 @@ pub(crate) struct Cluster {
     /// Log directories of each broker that is started from now on.
     pub(crate) directories: usize,
     starts: u128,
+    /// How often each broker's machine was started.
+    boots: BTreeMap<i32, u128>,
     identities: Arc<AtomicU64>,
     pub(crate) budgets: BTreeMap<i32, Arc<MemoryBudget>>,
     /// Bytes of each broker's tail cache.
@@ -363,6 +365,7 @@ impl Cluster {
             disks: BTreeMap::new(),
             directories: 1,
             starts: 0,
+            boots: BTreeMap::new(),
             identities: Arc::default(),
             budgets: BTreeMap::new(),
             tail_bytes: if file.is_empty() { 16 << 20 } else { 0 },
@@ -396,6 +399,7 @@ impl Cluster {
     /// Starts a broker over its disk as it is, and waits until it serves.
     pub(crate) async fn start_broker(&mut self, id: i32) {
         self.starts += 1;
+        let boots = self.boots.get(&id).copied().unwrap_or(1);
         let paths: Vec<_> = (0..self.directories).map(path_of).collect();
         let mounts = self.disks.entry(id).or_default();
         paths.iter().for_each(|path| drop(mounts.disk(path).clone()));
@@ -414,6 +418,7 @@ impl Cluster {
                 replica_fetch_response_max_bytes: self.window_bytes,
                 broker_heartbeat_interval_ms: self.heartbeat_ms,
                 log_retention_check_interval_ms: self.retention_check_ms,
+                boot: BootId(Uuid::from_u128(boots)),
                 ..config(id, self.starts, port)
             },
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
@@ -467,7 +472,7 @@ impl Cluster {
         let broker = self.brokers.remove(&id).unwrap();
         let epoch = self.controller.image().broker_epoch(BrokerId(id));
         drop(broker);
-        self.disks[&id].crash(how);
+        self.crash(id, how);
         // What its peers' broken connections would say.
         self.controller.ask(&ControlRequest::Suspect(Suspect {
             broker: BrokerId(id),
@@ -491,7 +496,15 @@ impl Cluster {
         let broker = self.brokers.remove(&id).unwrap();
         soon("a controlled shutdown", broker.shut_down()).await;
         drop(broker);
-        self.disks[&id].crash(Crash::LoseUnsynced);
+        self.crash(id, Crash::LoseUnsynced);
+    }
+
+    /// A machine that loses what was in its page cache was started anew.
+    fn crash(&mut self, id: i32, how: Crash) {
+        self.disks[&id].crash(how);
+        if how != Crash::KeepAll {
+            *self.boots.entry(id).or_insert(1) += 1;
+        }
     }
 
     /// A topic of one partition on these brokers, the first of them its leader; waits until all of them know it.
@@ -588,6 +601,7 @@ fn config(id: i32, start: u128, port: u16) -> BrokerConfig {
     BrokerConfig {
         broker_id: BrokerId(id),
         incarnation: Incarnation(Uuid::from_u128(1_000 + start)),
+        boot: BootId::NONE,
         rack: None,
         listeners: vec![Listener {
             name: "INTERNAL".to_owned(),
@@ -733,6 +747,7 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16, rack
         broker: played.broker_id,
         cluster_id: CLUSTER,
         incarnation: played.incarnation,
+        boot: played.boot,
         directories: vec![directory_id(id, u64::from(port))],
         offline_directories: Vec::new(),
         cordoned_directories: Vec::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coordinator::consumer::topics::changed_topics;
 use metadata::{BrokerRegistration, MetadataDelta, MetadataImage, MetadataRecord, Partition};
 use model::{
-    BrokerEpoch, BrokerId, DirectoryId, Incarnation, LeaderEpoch, PartitionEpoch, PartitionIndex, TopicId, Uuid,
+    BootId, BrokerEpoch, BrokerId, DirectoryId, Incarnation, LeaderEpoch, PartitionEpoch, PartitionIndex, TopicId, Uuid,
 };
 
 /// The brokers, each in a rack of its own: `rack-0` to `rack-2`.
@@ -20,6 +20,7 @@ pub(crate) fn cluster() -> MetadataImage {
             id: BrokerId(id),
             epoch: BrokerEpoch::NONE,
             incarnation: Incarnation::NONE,
+            boot: BootId::NONE,
             directories: Vec::new(),
             offline_directories: Vec::new(),
             cordoned_directories: Vec::new(),

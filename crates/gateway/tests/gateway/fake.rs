@@ -187,6 +187,7 @@ pub(crate) fn broker(id: i32, fenced: bool) -> MetadataRecord {
         id: BrokerId(id),
         epoch: BrokerEpoch::NONE,
         incarnation: Incarnation::NONE,
+        boot: BootId::NONE,
         directories: Vec::new(),
         offline_directories: Vec::new(),
         cordoned_directories: Vec::new(),

@@ -43,16 +43,19 @@ impl Draft<'_> {
         let (directories, offline_directories) = directories_now(existing.as_deref(), request);
         let works = |each: &DirectoryId| directories.contains(each) && !offline_directories.contains(each);
         // R10: a directory that is missing proves nothing; what a replica had in it may be missing in another one.
-        let all_here = existing.is_none_or(|broker| broker.directories.iter().all(works));
+        let all_here = existing.as_ref().is_none_or(|broker| broker.directories.iter().all(works));
         let named = named && (all_here || !self.holds(Rule::R10EachDirectory));
         let some_proof = request.previous_epoch != BrokerEpoch::NONE;
         let clean = named || (some_proof && !self.holds(Rule::R10ProofNamesTheEpoch));
-        self.renew_replicas(request, (&directories, &offline_directories), clean);
+        let same_boot = existing.is_some_and(|broker| !request.boot.is_none() && request.boot == broker.boot);
+        let cache_lost = !clean && !same_boot;
+        self.renew_replicas(request, (&directories, &offline_directories), clean, cache_lost);
         let epoch = i64::try_from(self.next_offset().0).map_or(BrokerEpoch::NONE, BrokerEpoch);
         self.push(MetadataRecord::RegisterBroker(Box::new(BrokerRegistration {
             id: request.broker,
             epoch: BrokerEpoch::NONE,
             incarnation: request.incarnation,
+            boot: request.boot,
             directories,
             offline_directories,
             cordoned_directories: request.cordoned_directories.clone(),
@@ -118,12 +121,14 @@ impl Draft<'_> {
     }
 
     /// A new incarnation is out of every ISR (`R7`), and out of the ELR where its shutdown was not clean (`R34`) or the
-    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one.
+    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one. Where the machine's
+    /// page cache is gone, what the broker led last is no proof any more (`R35`).
     fn renew_replicas(
         &mut self,
         request: &RegisterBroker,
         (all, offline): (&[DirectoryId], &[DirectoryId]),
         clean: bool,
+        cache_lost: bool,
     ) {
         let clean = clean || !self.holds(Rule::R34UncleanRegistration);
         let lossy: BTreeSet<_> = request.lossy.iter().copied().collect();
@@ -140,7 +145,10 @@ impl Draft<'_> {
                 let directory = self.place_in(&candidates);
                 with_directory(&partition, request.broker, directory)
             });
-            self.change(id, &Want { leaves: Some(request.broker), unclean, directories, ..Want::default() });
+            self.change(
+                id,
+                &Want { leaves: Some(request.broker), unclean, directories, cache_lost, ..Want::default() },
+            );
         }
     }
 

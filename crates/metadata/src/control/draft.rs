@@ -34,6 +34,9 @@ pub(super) struct Want {
     pub(super) leaves: Option<BrokerId>,
     /// Whether the one that leaves may have lost records, and leaves the ELR as well (`R34`, `R78`).
     pub(super) unclean: bool,
+    /// Whether its machine was started anew since, without a clean shutdown: what its log ends with may be lost unseen
+    /// (`R35`).
+    pub(super) cache_lost: bool,
     /// Whether the preferred replica is to lead.
     pub(super) preferred: bool,
     /// The leader that recovery, or an unclean election, came to (`R35`, `R36`).
@@ -146,6 +149,10 @@ impl<'a> Draft<'a> {
         if leads && (after.leader_epoch != before.leader_epoch || after.directories != before.directories) {
             after.last_leader = after.leader;
             after.last_leader_directory = after.directory_of(after.leader);
+        }
+        let lost = want.cache_lost && want.leaves == Some(after.last_leader) && self.holds(Rule::R35LossyLastLeader);
+        if lost && !leads {
+            after.last_leader_directory = DirectoryId::NONE;
         }
         after
     }

@@ -234,6 +234,8 @@ pub struct RegisterBroker {
     pub cluster_id: model::ClusterId,
     /// This run of the process.
     pub incarnation: Incarnation,
+    /// This run of its machine.
+    pub boot: model::BootId,
     /// Its log directories.
     pub directories: Vec<DirectoryId>,
     /// Those of them that failed (`R30`).

@@ -6,7 +6,7 @@ mod restored;
 mod zones;
 
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
+    BootId, BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
     PartitionEpoch, PartitionIndex, Rule, Rules, Time, TopicPartition, Uuid,
 };
 use proptest::prelude::*;
@@ -82,6 +82,7 @@ impl Cluster {
             broker: BrokerId(id),
             cluster_id: ClusterId::NONE,
             incarnation: Incarnation(Uuid::from_u128(1_000 + self.starts)),
+            boot: boot(1),
             directories: vec![directory(id)],
             offline_directories: vec![],
             cordoned_directories: vec![],
@@ -225,6 +226,10 @@ impl Cluster {
 
 fn directory(id: i32) -> DirectoryId {
     DirectoryId(Uuid::from_u128(u128::try_from(id).unwrap()))
+}
+
+fn boot(number: u128) -> BootId {
+    BootId(Uuid::from_u128(number))
 }
 
 fn ids(numbers: &[i32]) -> Vec<BrokerId> {
@@ -962,6 +967,34 @@ fn with_some_absent_the_last_leader_may_lead_after_the_wait() {
     }
     assert_eq!(cluster.shape(id).0, last);
     assert_eq!(cluster.partition(id).leader_recovery_state, LeaderRecoveryState::Recovering);
+}
+
+/// Whether the last leader may lead after the wait, alone, where it registers as `from` says after all were killed.
+fn last_leader_alone(mut cluster: Cluster, registrations: &[BootId]) -> bool {
+    let id = all_killed(&mut cluster);
+    let last = cluster.partition(id).last_leader.0;
+    for from in registrations {
+        let request = RegisterBroker { boot: *from, ..cluster.registration(last, BrokerEpoch::NONE) };
+        cluster.ask(ControlRequest::RegisterBroker(request));
+    }
+    cluster.beat(last);
+    cluster.report(last, id, answer(last, 0, 10));
+    for _ in 0..30 {
+        cluster.now = cluster.now + SESSION / 4;
+        cluster.beat(last);
+        tick(&mut cluster);
+    }
+    cluster.shape(id).0 == last
+}
+
+#[test]
+fn a_last_leader_whose_machine_was_started_anew_does_not_lead_while_others_are_absent() {
+    // R35: its log does not show that a power cut took its unsynced end
+    assert!(last_leader_alone(Cluster::of(3), &[boot(1)]));
+    assert!(!last_leader_alone(Cluster::of(3), &[boot(2)]));
+    assert!(!last_leader_alone(Cluster::of(3), &[boot(2), boot(2)]), "killed once more since");
+    assert!(!last_leader_alone(Cluster::of(3), &[BootId::NONE]), "it does not tell");
+    assert!(last_leader_alone(Cluster::without(Rule::R35LossyLastLeader), &[boot(2)]));
 }
 
 fn tick(cluster: &mut Cluster) {

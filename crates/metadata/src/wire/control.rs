@@ -13,7 +13,10 @@ use super::records::{
     controller, controller_to_wire, features, features_to_wire, listeners, listeners_to_wire, recovery,
     recovery_to_wire, resource, resource_to_wire,
 };
-use super::{WireError, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid, uuid_to_wire};
+use super::{
+    WireError, boot, boot_to_wire, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid,
+    uuid_to_wire,
+};
 use crate::control::{
     AlterConfigs, AlterPartition, AlterPartitions, AlterReassignments, AlteredPartition, AssignReplicas, ConfigChange,
     ConfigOperation, ConfigResult, ControlError, ControlRequest, ControlResponse, CreatePartitions, CreateTopic,
@@ -238,6 +241,7 @@ fn register_to_wire(r: &RegisterBroker) -> wire::RegisterBroker {
         broker: r.broker.0,
         cluster_id: uuid_to_wire(r.cluster_id.0),
         incarnation: uuid_to_wire(r.incarnation.0),
+        boot: boot_to_wire(r.boot),
         directories: directories_to_wire(&r.directories),
         offline_directories: directories_to_wire(&r.offline_directories),
         listeners: listeners_to_wire(&r.listeners),
@@ -255,6 +259,7 @@ fn register(r: wire::RegisterBroker) -> Result<RegisterBroker, WireError> {
         broker: BrokerId(r.broker),
         cluster_id: ClusterId(uuid(&r.cluster_id, "cluster_id")?),
         incarnation: Incarnation(uuid(&r.incarnation, "incarnation")?),
+        boot: boot(&r.boot)?,
         directories: directories(&r.directories)?,
         offline_directories: directories(&r.offline_directories)?,
         listeners: listeners(r.listeners)?,

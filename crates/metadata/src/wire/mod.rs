@@ -7,7 +7,7 @@
 mod control;
 mod records;
 
-use model::{BrokerId, DirectoryId, TopicId, Uuid};
+use model::{BootId, BrokerId, DirectoryId, TopicId, Uuid};
 use prost::Message;
 
 use crate::control::{ControlRequest, ControlResponse};
@@ -145,6 +145,15 @@ fn uuid_to_wire(id: Uuid) -> Vec<u8> {
 
 fn uuid(bytes: &[u8], field: &'static str) -> Result<Uuid, WireError> {
     Uuid::from_slice(bytes).map_err(|_| WireError::Field(field))
+}
+
+/// None is written as nothing, so that who does not know the field reads it so too.
+fn boot_to_wire(boot: BootId) -> Vec<u8> {
+    if boot.is_none() { Vec::new() } else { uuid_to_wire(boot.0) }
+}
+
+fn boot(bytes: &[u8]) -> Result<BootId, WireError> {
+    if bytes.is_empty() { Ok(BootId::NONE) } else { uuid(bytes, "boot").map(BootId) }
 }
 
 fn topic_id(bytes: &[u8]) -> Result<TopicId, WireError> {

@@ -9,7 +9,10 @@ use model::{
 
 use super::generated::metadata::v1 as wire;
 use super::generated::metadata::v1::record::Kind;
-use super::{WireError, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid, uuid_to_wire};
+use super::{
+    WireError, boot, boot_to_wire, directories, directories_to_wire, ids, ids_to_wire, small, some, topic_id, uuid,
+    uuid_to_wire,
+};
 use crate::records::{
     BrokerChange, BrokerRegistration, ConfigResource, ControllerRegistration, FeatureRange, LeaderRecoveryState,
     Listener, MetadataRecord, Partition, PartitionChange, SecurityProtocol,
@@ -88,6 +91,7 @@ fn registration_to_wire(broker: &BrokerRegistration) -> wire::BrokerRegistration
         id: broker.id.0,
         epoch: broker.epoch.0,
         incarnation: uuid_to_wire(broker.incarnation.0),
+        boot: boot_to_wire(broker.boot),
         directories: directories_to_wire(&broker.directories),
         offline_directories: directories_to_wire(&broker.offline_directories),
         cordoned_directories: directories_to_wire(&broker.cordoned_directories),
@@ -104,6 +108,7 @@ fn registration(broker: wire::BrokerRegistration) -> Result<BrokerRegistration, 
         id: BrokerId(broker.id),
         epoch: BrokerEpoch(broker.epoch),
         incarnation: Incarnation(uuid(&broker.incarnation, "incarnation")?),
+        boot: boot(&broker.boot)?,
         directories: directories(&broker.directories)?,
         offline_directories: directories(&broker.offline_directories)?,
         cordoned_directories: directories(&broker.cordoned_directories)?,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::{
-    BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
+    BootId, BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Incarnation, LeaderEpoch, MetadataOffset, Offset,
     PartitionEpoch, PartitionIndex, ProducerId, TopicId, TopicPartition, Uuid,
 };
 use proptest::prelude::*;
@@ -56,6 +56,7 @@ fn records() -> Vec<MetadataRecord> {
             id: BrokerId(1),
             epoch: BrokerEpoch::NONE,
             incarnation: Incarnation(id(8)),
+            boot: BootId::NONE,
             directories: vec![DirectoryId(id(1)), DirectoryId(id(2))],
             offline_directories: vec![DirectoryId(id(2))],
             cordoned_directories: vec![],
@@ -134,6 +135,7 @@ fn broker_requests() -> Vec<ControlRequest> {
             broker,
             cluster_id: ClusterId::NONE,
             incarnation: Incarnation(id(8)),
+            boot: BootId(id(9)),
             directories: vec![DirectoryId(id(1))],
             offline_directories: vec![DirectoryId(id(1))],
             cordoned_directories: vec![DirectoryId(id(1))],
@@ -361,6 +363,14 @@ fn cordoned_directories_travel_with_registrations_and_their_changes() {
         }
     }
     assert_eq!(decode_records(&encode_records(&records)), Ok(records));
+}
+
+#[test]
+fn the_boot_of_a_machine_travels_with_registrations() {
+    let mut record = records().remove(2);
+    let MetadataRecord::RegisterBroker(broker) = &mut record else { panic!("{record:?}") };
+    broker.boot = BootId(id(9));
+    assert_eq!(decode_records(&encode_records(std::slice::from_ref(&record))), Ok(vec![record]));
 }
 
 /// A plain sum, enough to notice a change.
