@@ -89,6 +89,8 @@ pub(crate) struct Context {
     pub(crate) cleaner: CleanerState,
     /// When a controller answered last.
     answered: AtomicU64,
+    /// How far the metadata went when one answered again after it was cut off.
+    rejoined_at: AtomicU64,
     /// Counts up with each wish for it, as long as the threads that serve requests get anywhere.
     pub(crate) turns: AtomicU64,
     pub(crate) turn_wanted: Notify,
@@ -172,6 +174,7 @@ impl Context {
             checkpoints: Mutex::new(()),
             cleaner: CleanerState::default(),
             answered: AtomicU64::new(0),
+            rejoined_at: AtomicU64::new(0),
             turns: AtomicU64::new(0),
             turn_wanted: Notify::new(),
             stuck: AtomicBool::new(false),
@@ -184,25 +187,33 @@ impl Context {
     /// # Errors
     /// No answer in time: what became of the request is unknown.
     pub(crate) async fn ask(&self, request: ControlRequest, timeout: Duration) -> Result<ControlResponse, CallError> {
-        let answer = self.controller.call(request, tokio::time::Instant::now() + timeout).await;
-        if answer.is_ok() {
-            self.answered.store(self.clock.monotonic().0, Ordering::Relaxed);
+        let answered = self.controller.ask(request, tokio::time::Instant::now() + timeout).await?;
+        if self.is_unheard() {
+            self.rejoined_at.store(answered.next_offset.0, Ordering::Relaxed);
         }
-        answer
+        self.answered.store(self.clock.monotonic().0, Ordering::Release);
+        Ok(answered.response)
     }
 
-    /// Gives a sign of life to the controller of this process; whether that is the active one, and has heard it.
+    /// Gives a sign of life to the controller of this process; whether that is the active one, and has heard it. After this broker
+    /// was cut off it has to [`ask`](Self::ask), which tells how far the metadata is by now.
     pub(crate) fn is_heard_here(&self, epoch: BrokerEpoch) -> bool {
-        let heard = self.own_controller.as_ref().is_some_and(|own| own.hear(self.config.broker_id, epoch));
+        let heard = !self.is_unheard()
+            && self.own_controller.as_ref().is_some_and(|own| own.hear(self.config.broker_id, epoch));
         if heard {
-            self.answered.store(self.clock.monotonic().0, Ordering::Relaxed);
+            self.answered.store(self.clock.monotonic().0, Ordering::Release);
         }
         heard
     }
 
-    /// Whether no controller has answered for so long that another leader may have been elected wherever one could be (`R76`).
+    /// Whether no controller has answered for so long that another leader may have been elected wherever one could be (`R76`),
+    /// or what was decided meanwhile has not come yet.
     pub(crate) fn is_cut_off(&self) -> bool {
-        self.clock.monotonic().since(Time(self.answered.load(Ordering::Relaxed))) > CUT_OFF_MS
+        self.is_unheard() || self.image.borrow().next_offset().0 < self.rejoined_at.load(Ordering::Relaxed)
+    }
+
+    fn is_unheard(&self) -> bool {
+        self.clock.monotonic().since(Time(self.answered.load(Ordering::Acquire))) > CUT_OFF_MS
     }
 
     /// The newest metadata applied here.

@@ -170,7 +170,12 @@ impl Shards<Transactions> {
             None => ErrorCode::UnknownTopicOrPartition,
             Some(name) => errors.get(&name).copied().unwrap_or(refused),
         };
-        verify.partitions.iter().map(error).collect()
+        let errors: Vec<_> = verify.partitions.iter().map(error).collect();
+        // R76: the next coordinator may have begun a transaction that one that is cut off does not know.
+        if self.context.is_cut_off() && errors.iter().any(|error| !error.is_none()) {
+            return vec![ErrorCode::CoordinatorNotAvailable; errors.len()];
+        }
+        errors
     }
 }
 

@@ -1,6 +1,9 @@
 //! Transactions through their coordinators: from the first partition to the markers, over several brokers, and over
 //! coordinators and leaders that die.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use broker::api::{BrokerApi, CoordinatorKind, FetchRequest, Isolation, TransactionSupport};
 use coordinator::request::{OffsetFetchRequest, TopicPartitions, TxnOffsetCommitRequest};
 use coordinator::transaction::request::{
@@ -404,4 +407,31 @@ async fn offsets_are_committed_in_no_transaction_but_an_open_one_of_its_present_
     assert_eq!(commit_offset(&cluster, second, Implicit, (-1, ""), 8).await, ErrorCode::None);
     end(&cluster, second, true).await.unwrap();
     wait_stable(&cluster, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_is_cut_off_does_not_say_that_no_transaction_is_open() {
+    // R76: the next one may have begun it by then, and producers end where they are told so
+    let cluster = Cluster::start(2, 1).await;
+    let producer = init(&cluster).await;
+    let refused = commit_offset(&cluster, producer, TransactionSupport::KnowsAbortable, (-1, ""), 5).await;
+    assert_eq!(refused, ErrorCode::TransactionAbortable);
+    let request = TxnOffsetCommitRequest { producer, guard: None, commit: groups::commit_request(-1, "", 5) };
+    let coordinator = cluster.broker(1).find_coordinator(CoordinatorKind::Group, "g").await.unwrap();
+    cluster.controller.refuses.store(true, Ordering::Relaxed);
+    let in_doubt = async {
+        loop {
+            let broker = cluster.broker(coordinator.0);
+            let asked =
+                broker.commit_in_transaction(ID.to_owned(), TransactionSupport::KnowsAbortable, request.clone());
+            match asked.await {
+                Err(ErrorCode::TransactionAbortable) => tokio::time::sleep(Duration::from_millis(10)).await,
+                other => return other.map(|_| ()),
+            }
+        }
+    };
+    assert_eq!(soon("another answer", in_doubt).await, Err(ErrorCode::CoordinatorNotAvailable));
+    cluster.controller.refuses.store(false, Ordering::Relaxed);
+    let refused = commit_offset(&cluster, producer, TransactionSupport::KnowsAbortable, (-1, ""), 5).await;
+    assert_eq!(refused, ErrorCode::TransactionAbortable);
 }

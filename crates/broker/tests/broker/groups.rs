@@ -12,6 +12,7 @@ use coordinator::request::{
     SyncGroupRequest, TopicOffsetsToCommit,
 };
 use coordinator::{GroupRequest, GroupResponse};
+use metadata::control::ControlRequest;
 use model::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition};
 use storage::disk::{Crash, Disk, OpenMode, read_exact_at, write_all_at};
 
@@ -120,7 +121,17 @@ async fn a_coordinator_that_is_cut_off_tells_no_stable_offset() {
     };
     assert_eq!(soon("a refusal", refused).await, ErrorCode::NotCoordinator);
     assert!(fetch(false).await.is_ok(), "who does not ask for more is told what there is");
+    // It hears of the controller again, but not yet of what was decided meanwhile.
+    cluster.controller.hold_metadata(true);
+    let epoch = cluster.controller.image().broker_epoch(coordinator);
+    cluster.controller.ask(&ControlRequest::AllocateProducerIds { broker: coordinator, epoch });
+    let signs = || cluster.controller.signs_of_life.load(Ordering::Relaxed);
+    let before = signs();
     cluster.controller.refuses.store(false, Ordering::Relaxed);
+    // Of two brokers: one of them has sent its second, so that its first was answered.
+    eventually("signs of life of both", || (signs() >= before + 6).then_some(())).await;
+    assert_eq!(fetch(true).await.err(), Some(ErrorCode::NotCoordinator));
+    cluster.controller.hold_metadata(false);
     assert_eq!(committed(&cluster).await, Offset(2));
 }
 
