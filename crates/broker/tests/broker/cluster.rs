@@ -493,10 +493,15 @@ impl Cluster {
 
     /// A controlled shutdown; what no sync covered is lost with the machine.
     pub(crate) async fn shut_down(&mut self, id: i32) {
+        self.stop(id).await;
+        self.crash(id, Crash::LoseUnsynced);
+    }
+
+    /// A controlled shutdown; the machine runs on.
+    pub(crate) async fn stop(&mut self, id: i32) {
         let broker = self.brokers.remove(&id).unwrap();
         soon("a controlled shutdown", broker.shut_down()).await;
         drop(broker);
-        self.crash(id, Crash::LoseUnsynced);
     }
 
     /// A machine that loses what was in its page cache was started anew.

@@ -260,7 +260,7 @@ async fn an_empty_disk_in_the_place_of_one_does_not_lead_and_an_old_one_catches_
         produce_ok(cluster.broker(1), id, &["a"]).await;
     }
     cluster.kill_and_fence(2, Crash::KeepAll).await;
-    cluster.shut_down(1).await;
+    cluster.stop(1).await;
     let old = cluster.mounts(1).replace(&path_of(1), MemDisk::new());
     cluster.start_broker(1).await;
     // What it has kept leads again: the controller has decided about both.
