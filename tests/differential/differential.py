@@ -5,7 +5,7 @@
   differential.py --record FILE [--seeds N] [KIND...]   writes sequences and Kafka's answers to a file (.gz: packed)
   differential.py --replay FILE                         asks Ottla only, what a file holds: no Kafka, no JVM
 
-Kinds: admin, data, groups, transactions (all without an argument). Without addresses, both clusters of three nodes are started:
+Kinds: admin, data, groups, moves, transactions (all without an argument). Without addresses, both clusters of three nodes are started:
 Kafka from Maven's artifacts, as benches/compare does, and $OTTLA or target/release/ottla. A sequence is made up against Kafka,
 step by step, by what Kafka answers; then the same steps are performed against Ottla. Both is kept below target/differential:
 what Kafka answered until this program changes (Kafka is started only where something is missing), what was compared by commit.

@@ -33,7 +33,7 @@ ASSIGNOR = 'which of several partitions a member gets: another implementation of
 EARLIER = 'what is refused by the log is refused before it is added to the transaction'
 
 EXPECTED = [
-    Expected('admin data groups transactions', 'CreateTopics|DescribeConfigs', r'.*Configs\[\]', "'<absent>'", r'\{ottla\..*\}',
+    Expected('admin data groups moves transactions', 'CreateTopics|DescribeConfigs', r'.*Configs\[\]', "'<absent>'", r'\{ottla\..*\}',
              OWN),
     # Admin.
     Expected('admin', 'DescribeConfigs', r'Results\[\]\.Configs\[\]\.Synonyms', '.*min.insync.replicas.*',

@@ -306,17 +306,19 @@ async fn an_isolated_leader_stops_answering_and_gives_way() {
     assert_eq!(old.quorum.image().brokers().len(), 2);
 }
 
-/// A disk whose syncs can be held up.
+/// A disk whose syncs can be held up, or take a while.
 #[derive(Debug, Clone, Default)]
 struct GatedDisk {
     disk: MemDisk,
     held: Arc<(Mutex<bool>, Condvar)>,
+    takes: Duration,
 }
 
 #[derive(Debug)]
 struct GatedFile {
     file: Arc<dyn DiskFile>,
     held: Arc<(Mutex<bool>, Condvar)>,
+    takes: Duration,
 }
 
 impl GatedDisk {
@@ -328,7 +330,8 @@ impl GatedDisk {
 
 impl Disk for GatedDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(GatedFile { file: self.disk.open(path, mode)?, held: Arc::clone(&self.held) }))
+        let file = self.disk.open(path, mode)?;
+        Ok(Arc::new(GatedFile { file, held: Arc::clone(&self.held), takes: self.takes }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -372,6 +375,7 @@ impl DiskFile for GatedFile {
     fn sync_data(&self) -> io::Result<()> {
         let held = self.held.0.lock().unwrap();
         drop(self.held.1.wait_while(held, |held| *held).unwrap());
+        std::thread::sleep(self.takes);
         self.file.sync_data()
     }
 
@@ -421,6 +425,18 @@ async fn a_leader_whose_disk_stalls_stops_answering_and_its_batch_is_superseded(
     let (active, _) = cluster.active().await;
     assert_eq!(old.quorum.image().brokers().keys().filter(|id| id.0 == 2).count(), 0, "its batch has no effect");
     assert!(cluster.handle(active).status().quorum.term > 1);
+}
+
+#[tokio::test]
+async fn on_slow_disks_candidates_do_not_overtake_each_other() {
+    // R75: a vote is synced by the candidate, then by the others
+    let takes = Duration::from_millis(100);
+    let mut cluster = Cluster::of_three(|config| config.disk = Arc::new(GatedDisk { takes, ..GatedDisk::default() }));
+    cluster.start_all().await;
+    let (active, took) = cluster.active().await;
+    said("a first leader on disks whose syncs take 100 ms, after", took);
+    let term = cluster.handle(active).status().quorum.term;
+    assert!(term <= 12, "{term} terms");
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
 """What sequences are made of, by kind. Each keeps a model of what exists, so that most requests are nearly right."""
-from . import admin, data, groups, transactions
+from . import admin, data, groups, moves, transactions
 
-KINDS = {'admin': admin.sequence, 'data': data.sequence, 'groups': groups.sequence, 'transactions': transactions.sequence}
+KINDS = {
+    'admin': admin.sequence, 'data': data.sequence, 'groups': groups.sequence, 'moves': moves.sequence,
+    'transactions': transactions.sequence
+}

@@ -17,13 +17,20 @@ use crate::raft::Quorum;
 use crate::raft::runtime::Random;
 use crate::raft::types::{Member, NodeId, log_id_to_wire};
 
+/// Elections in vain after which they follow each other at no longer distances.
+const SPREAD_MAX: u32 = 4;
+
 /// Runs until it is dropped.
 pub(crate) async fn run(quorum: Arc<Quorum>, mut random: Random) {
     let lease = quorum.contact.lease();
     let (min, max) = (quorum.timeouts.election_min / 4, quorum.timeouts.election_min);
+    // Elections since somebody led that came to nothing.
+    let mut vain = 0;
     loop {
         let patience = lease + random.between(min, max);
-        wait_for_silence(&quorum, patience).await;
+        if wait_for_silence(&quorum, patience).await {
+            vain = 0;
+        }
         if quorum.waits_for_space() {
             tokio::time::sleep(lease).await;
             continue;
@@ -36,8 +43,22 @@ pub(crate) async fn run(quorum: Arc<Quorum>, mut random: Random) {
             if let Err(error) = quorum.raft.trigger().elect().await {
                 tracing::error!(%error, "openraft takes no election");
             }
+            vain += 1;
         }
-        tokio::time::sleep(random.between(min, max)).await;
+        // A vote is synced by one node, then by others: where that takes longer than the distance, candidates overtake each
+        // other for ever.
+        rest(&quorum, random.between(min, max) * (1 << vain.min(SPREAD_MAX))).await;
+    }
+}
+
+/// Waits so long, or until somebody leads.
+async fn rest(quorum: &Quorum, distance: Duration) {
+    let until = tokio::time::Instant::now() + distance;
+    let mut reports = quorum.reports();
+    while tokio::time::timeout_at(until, reports.changed()).await.is_ok_and(|change| change.is_ok()) {
+        if quorum.contact.age() <= quorum.contact.lease() {
+            return;
+        }
     }
 }
 
@@ -56,16 +77,19 @@ fn rules_alone(membership: &Membership<NodeId, Member>, voted_for: NodeId, me: N
     voted_for == me && *membership.get_joint_config() == [BTreeSet::from([me])]
 }
 
-/// Returns when this node is a voter, no leader, and without contact for `patience`, or bound to nobody.
-async fn wait_for_silence(quorum: &Quorum, patience: Duration) {
+/// Returns when this node is a voter, no leader, and without contact for `patience`, or bound to nobody; whether there was
+/// contact before.
+async fn wait_for_silence(quorum: &Quorum, patience: Duration) -> bool {
     let mut reports = quorum.reports();
+    let mut heard = false;
     loop {
         reports.borrow_and_update();
         let metrics = quorum.contact.metrics();
         let voter = metrics.membership_config.membership().voter_ids().any(|id| id == quorum.me);
         let age = quorum.contact.age();
+        heard |= age <= quorum.contact.lease();
         if voter && metrics.state != ServerState::Leader && (age >= patience || is_bound_to_nobody(quorum)) {
-            return;
+            return heard;
         }
         let rest = patience.saturating_sub(age).max(Duration::from_millis(20));
         // What it is in the quorum is reported only after the start.

@@ -1,0 +1,179 @@
+"""Replicas that move and leaders that change: reassignments that grow, shrink and replace, preferred elections, and what producers and
+consumers are told behind them, by old and new leader epochs."""
+from .common import NOWHERE, create
+
+TIME = 1_600_000_000_000
+NODES = (1, 2, 3)
+
+
+def sequence(script, steps=18):
+    state = Moves(script)
+    for _ in range(steps):
+        script.some(state.moves())()
+    state.look()
+
+
+class Moves:
+    """A topic of two partitions; who leads each, in which epoch, is what Kafka tells after each change."""
+
+    def __init__(self, script):
+        self.script, self.rng = script, script.rng
+        self.topic = create(script, '§m', [self.some_replicas() for _ in range(2)],
+                            [('retention.ms', '-1'), ('segment.ms', str(2**62)), ('min.insync.replicas', '1')])
+        self.ends, self.leaders, self.epochs = [0, 0], [0, 0], [0, 0]
+        self.settle()
+
+    def moves(self):
+        return [(self.move, 8), (self.elect, 4), (self.produce, 8), (self.fetch, 6), (self.list_offsets, 3), (self.epoch_ends, 4),
+                (self.wrong_move, 3), (self.cancel, 1), (self.describe, 2)]
+
+    def some_replicas(self):
+        replicas = list(NODES)
+        self.rng.shuffle(replicas)
+        return replicas[:self.rng.choice([1, 2, 2, 3])]
+
+    def partition(self):
+        return self.rng.randrange(2)
+
+    def leader(self, partition):
+        return f'node:{self.leaders[partition]}'
+
+    def any_node(self):
+        return f'node:{self.rng.choice(NODES)}'
+
+    def replicas(self, partition):
+        return self.topic.assignment[partition]
+
+    # Changes.
+
+    def settle(self):
+        """Waits until each node knows where the replicas are, that all are in sync, and who leads; that is compared, too."""
+        for node in NODES:
+            until = {f'Topics.0.Partitions.{p}.ReplicaNodes': self.replicas(p) for p in range(2)}
+            until.update({f'Topics.0.Partitions.{p}.IsrNodes': sorted(self.replicas(p)) for p in range(2)})
+            told = self.script.call('Metadata', {'Topics': [{'Name': self.topic.name}], 'AllowAutoTopicCreation': False},
+                                    version=12,
+                                    to=f'node:{node}',
+                                    until=until)
+            parts = told['Topics'][0]['Partitions']
+            self.leaders, self.epochs = [p['LeaderId'] for p in parts], [p['LeaderEpoch'] for p in parts]
+        self.script.settle({self.topic.name: 2})
+
+    def alter(self, name, partition, replicas, **more):
+        part = {'PartitionIndex': partition, 'Replicas': replicas}
+        body = {'Topics': [{'Name': name, 'Partitions': [part]}], 'TimeoutMs': 10_000, 'AllowReplicationFactorChange': True}
+        return self.script.call('AlterPartitionReassignments', {**body, **more}, to=self.any_node())
+
+    def wait_moved(self):
+        self.script.call('ListPartitionReassignments',
+                         {'Topics': [{'Name': self.topic.name, 'PartitionIndexes': [0, 1]}], 'TimeoutMs': 10_000},
+                         to=self.any_node(),
+                         until={'Topics': []})
+
+    def move(self):
+        partition = self.partition()
+        self.topic.assignment[partition] = self.some_replicas()
+        self.alter(self.topic.name, partition, self.replicas(partition))
+        self.wait_moved()
+        self.settle()
+
+    def wrong_move(self):
+        partition = self.partition()
+        now = self.replicas(partition)
+        name, where, replicas, more = self.rng.choice([
+            (self.topic.name, partition, [1, 9], {}), (self.topic.name, partition, [2, 2], {}), (self.topic.name, partition, [], {}),
+            (self.topic.name, 7, [1], {}), (NOWHERE, 0, [1], {}), (self.topic.name, partition, [-1], {}),
+            (self.topic.name, partition, [n for n in NODES if n not in now] or [1, 2],
+             {'AllowReplicationFactorChange': False} if len(now) == 3 else {}),
+        ])
+        if name == self.topic.name and where == partition and len(now) != 3 and replicas and set(replicas) <= set(NODES):
+            return
+        self.script.call('AlterPartitionReassignments', {
+            'Topics': [{'Name': name, 'Partitions': [{'PartitionIndex': where, 'Replicas': replicas}]}], 'TimeoutMs': 10_000,
+            'AllowReplicationFactorChange': True, **more
+        },
+                         version=1,
+                         to=self.any_node())
+        self.settle()
+
+    def cancel(self):
+        """Of nothing that is under way."""
+        self.alter(self.topic.name, self.partition(), None)
+
+    def elect(self):
+        partition = self.partition()
+        kind = self.rng.choice([0, 0, 0, 1])
+        self.script.call('ElectLeaders', {
+            'ElectionType': kind, 'TopicPartitions': [{'Topic': self.topic.name, 'Partitions': [partition]}], 'TimeoutMs': 10_000
+        },
+                         to=self.any_node())
+        self.settle()
+
+    # What clients see of it.
+
+    def epoch(self, partition):
+        now = self.epochs[partition]
+        return self.script.some([(-1, 3), (now, 5), (now - 1, 3), (now + 1, 1)])
+
+    def produce(self):
+        partition = self.partition()
+        to = self.script.some([(self.leader(partition), 6), (self.any_node(), 1)])
+        batch = {'records': [{'key': 'k', 'value': 'v'}] * self.rng.choice([1, 2]), 'codec': 0, 'time': TIME}
+        answer = self.script.call('Produce', {
+            'Acks': -1, 'TimeoutMs': 5000, 'TopicData': [{
+                'Name': self.topic.name, 'TopicId': self.topic.id,
+                'PartitionData': [{'Index': partition, 'Records': {'batches': [batch]}}]
+            }]
+        },
+                                  to=to)
+        told = answer['Responses'][0]['PartitionResponses'][0]
+        if told['ErrorCode'] == 'NONE':
+            self.ends[partition] = told['BaseOffset'] + len(batch['records'])
+
+    def fetch(self):
+        partition = self.partition()
+        offset = self.rng.randrange(self.ends[partition] + 1)
+        part = {
+            'Partition': partition, 'FetchOffset': offset, 'LogStartOffset': -1, 'PartitionMaxBytes': 2**20,
+            'CurrentLeaderEpoch': self.epoch(partition),
+            'LastFetchedEpoch': self.rng.choice([-1, -1, self.epochs[partition], max(0, self.epochs[partition] - 1)])
+        }
+        self.script.call('Fetch', {
+            'MaxWaitMs': 0, 'MinBytes': 0, 'MaxBytes': 2**20,
+            'Topics': [{'Topic': self.topic.name, 'TopicId': self.topic.id, 'Partitions': [part]}]
+        },
+                         to=self.leader(partition))
+
+    def list_offsets(self):
+        partition = self.partition()
+        part = {'PartitionIndex': partition, 'CurrentLeaderEpoch': self.epoch(partition), 'Timestamp': self.rng.choice([-1, -2, -3])}
+        self.script.call('ListOffsets', {
+            'ReplicaId': -1, 'TimeoutMs': 1000, 'Topics': [{'Name': self.topic.name, 'Partitions': [part]}]
+        },
+                         to=self.leader(partition))
+
+    def epoch_ends(self):
+        partition = self.partition()
+        part = {
+            'Partition': partition, 'CurrentLeaderEpoch': self.epoch(partition),
+            'LeaderEpoch': self.rng.randrange(self.epochs[partition] + 2)
+        }
+        self.script.call('OffsetForLeaderEpoch', {'ReplicaId': -1, 'Topics': [{'Topic': self.topic.name, 'Partitions': [part]}]},
+                         to=self.leader(partition))
+
+    def describe(self):
+        self.script.call('DescribeTopicPartitions', {
+            'Topics': [{'Name': self.topic.name}], 'Cursor': None, 'ResponsePartitionLimit': 2000
+        }, to=self.any_node())
+
+    def look(self):
+        """All that was written, with the epochs that it was written in."""
+        for partition in range(2):
+            part = {'Partition': partition, 'FetchOffset': 0, 'LogStartOffset': -1, 'PartitionMaxBytes': 2**20}
+            self.script.call('Fetch', {
+                'MaxWaitMs': 0, 'MinBytes': 0, 'MaxBytes': 2**20,
+                'Topics': [{'Topic': self.topic.name, 'TopicId': self.topic.id, 'Partitions': [part]}]
+            },
+                             to=self.leader(partition),
+                             note='at the end')
+        self.describe()
