@@ -89,7 +89,9 @@ impl Shards<Groups> {
                 return Err(ErrorCode::InvalidGroupId);
             }
             if self.may_be_outdated(&request) {
-                return Err(ErrorCode::NotCoordinator);
+                self.home(&group_id)?;
+                // Not NOT_COORDINATOR: librdkafka would never ask for these offsets again.
+                return Err(ErrorCode::CoordinatorLoadInProgress);
             }
             return self.ask(&group_id, request).await;
         }

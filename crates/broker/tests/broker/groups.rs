@@ -119,7 +119,7 @@ async fn a_coordinator_that_is_cut_off_tells_no_stable_offset() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert_eq!(soon("a refusal", refused).await, ErrorCode::NotCoordinator);
+    assert_eq!(soon("a refusal", refused).await, ErrorCode::CoordinatorLoadInProgress);
     assert!(fetch(false).await.is_ok(), "who does not ask for more is told what there is");
     // It hears of the controller again, but not yet of what was decided meanwhile.
     cluster.controller.hold_metadata(true);
@@ -130,7 +130,7 @@ async fn a_coordinator_that_is_cut_off_tells_no_stable_offset() {
     cluster.controller.refuses.store(false, Ordering::Relaxed);
     // Of two brokers: one of them has sent its second, so that its first was answered.
     eventually("signs of life of both", || (signs() >= before + 6).then_some(())).await;
-    assert_eq!(fetch(true).await.err(), Some(ErrorCode::NotCoordinator));
+    assert_eq!(fetch(true).await.err(), Some(ErrorCode::CoordinatorLoadInProgress));
     cluster.controller.hold_metadata(false);
     assert_eq!(committed(&cluster).await, Offset(2));
 }

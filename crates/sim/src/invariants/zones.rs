@@ -74,20 +74,25 @@ impl Zones {
             }
         }
         let zones = self.zones(leader);
-        let PartitionMetrics { topic, partition, high_watermark, .. } = leader;
+        let PartitionMetrics { topic, partition, high_watermark, leader_epoch, .. } = leader;
         let what = || {
+            let ends: Vec<_> = self.of_partition(leader).map(|((_, node), end)| (node.0, *end)).collect();
             let partition = partition.partition.0;
             format!(
-                "{topic}-{partition} is committed up to {high_watermark}, and lies so far in the zones {zones:?} only"
+                "{topic}-{partition} is committed up to {high_watermark} in leader epoch {leader_epoch}, and lies so far in the \
+                 zones {zones:?} only; the replicas' ends: {ends:?}"
             )
         };
         (zones.len() < ENOUGH).then(what)
     }
 
+    fn of_partition(&self, leader: &PartitionMetrics) -> impl Iterator<Item = (&(TopicPartition, HostId), &i64)> {
+        self.ends.range((leader.partition, HostId(0))..=(leader.partition, HostId(u8::MAX)))
+    }
+
     /// The zones in which all lies that this leader shows as committed.
     fn zones(&self, leader: &PartitionMetrics) -> BTreeSet<&'static str> {
-        let of_partition = self.ends.range((leader.partition, HostId(0))..=(leader.partition, HostId(u8::MAX)));
-        let has_all = of_partition.filter(|(_, end)| **end >= leader.high_watermark);
+        let has_all = self.of_partition(leader).filter(|(_, end)| **end >= leader.high_watermark);
         has_all.filter_map(|((_, node), _)| self.racks.get(usize::from(node.0) - 1).copied()).collect()
     }
 }
