@@ -2,7 +2,7 @@
 //! two zones have all below it. What is acknowledged under acks=all and what readers see is below it.
 //!
 //! Looked at from time to time, and before a disk loses something. Whose process has ended in between has what lies on its disk.
-//! A leader that stood still may learn only then what a follower had in its epoch, and has lost since: that counts as well.
+//! A leader that stood still may learn only then what a follower once had, and has lost since: that counts as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,10 +22,8 @@ const ENOUGH: usize = 2;
 pub struct Zones {
     /// The zone of each machine.
     racks: Vec<&'static str>,
-    /// Where each replica's log ended when it was last looked at.
+    /// How far each replica's log ever went.
     ends: BTreeMap<(TopicPartition, HostId), i64>,
-    /// How far each replica's log ever went in a leader epoch.
-    reached: BTreeMap<(TopicPartition, i32, HostId), i64>,
     /// The highest watermarks that were judged.
     judged: BTreeMap<TopicPartition, i64>,
     checked: u64,
@@ -35,13 +33,7 @@ impl Zones {
     /// Of machines in these zones, that all have the rule.
     #[must_use]
     pub fn new(racks: &[&'static str]) -> Zones {
-        Zones {
-            racks: racks.to_vec(),
-            ends: BTreeMap::new(),
-            reached: BTreeMap::new(),
-            judged: BTreeMap::new(),
-            checked: 0,
-        }
+        Zones { racks: racks.to_vec(), ends: BTreeMap::new(), judged: BTreeMap::new(), checked: 0 }
     }
 
     /// How many risen high watermarks were judged.
@@ -64,9 +56,8 @@ impl Zones {
     }
 
     fn saw(&mut self, node: HostId, replica: &PartitionMetrics) {
-        self.ends.insert((replica.partition, node), replica.log_end);
-        let reached = self.reached.entry((replica.partition, replica.leader_epoch, node)).or_default();
-        *reached = replica.log_end.max(*reached);
+        let end = self.ends.entry((replica.partition, node)).or_default();
+        *end = replica.log_end.max(*end);
     }
 
     fn judge(&mut self, leader: &PartitionMetrics, nodes: &[Node]) -> Option<String> {
@@ -103,10 +94,7 @@ impl Zones {
 
     /// The zones in which all lies that this leader shows as committed.
     fn zones(&self, leader: &PartitionMetrics) -> BTreeSet<&'static str> {
-        let reached = |node: HostId| self.reached.get(&(leader.partition, leader.leader_epoch, node)).copied();
-        let has_all = self
-            .of_partition(leader)
-            .filter(|((_, node), end)| (**end).max(reached(*node).unwrap_or_default()) >= leader.high_watermark);
+        let has_all = self.of_partition(leader).filter(|(_, end)| **end >= leader.high_watermark);
         has_all.filter_map(|((_, node), _)| self.racks.get(usize::from(node.0) - 1).copied()).collect()
     }
 }
@@ -139,8 +127,8 @@ mod tests {
         lost_since.saw(HostId(1), &replica(true, 1, 0, 5));
         lost_since.saw(HostId(2), &replica(false, 1, 0, 5));
         lost_since.saw(HostId(2), &replica(false, 2, 0, 0));
-        assert_eq!(lost_since.judge(&replica(true, 1, 5, 5), &[]), None, "it had them in that epoch");
-        assert!(lost_since.judge(&replica(true, 2, 6, 6), &[]).is_some());
+        assert_eq!(lost_since.judge(&replica(true, 3, 5, 5), &[]), None, "it had them once");
+        assert!(lost_since.judge(&replica(true, 3, 6, 6), &[]).is_some());
         assert!(!found([5, 3, 5], 5));
         assert!(!found([5, 3, 5], 4));
         assert!(found([5, 5, 4], 5));
