@@ -1,6 +1,6 @@
 """Replicas that move and leaders that change: reassignments that grow, shrink and replace, preferred elections, and what producers and
 consumers are told behind them, by old and new leader epochs."""
-from .common import NOWHERE, create
+from .common import NOWHERE, create, some_assignment
 
 TIME = 1_600_000_000_000
 NODES = (1, 2, 3)
@@ -18,7 +18,7 @@ class Moves:
 
     def __init__(self, script):
         self.script, self.rng = script, script.rng
-        self.topic = create(script, '§m', [self.some_replicas() for _ in range(2)],
+        self.topic = create(script, '§m', some_assignment(self.rng, 2),
                             [('retention.ms', '-1'), ('segment.ms', str(2**62)), ('min.insync.replicas', '1')])
         self.ends, self.leaders, self.epochs = [0, 0], [0, 0], [0, 0]
         self.settle()
@@ -46,11 +46,13 @@ class Moves:
 
     # Changes.
 
-    def settle(self):
-        """Waits until each node knows where the replicas are, that all are in sync, and who leads; that is compared, too."""
+    def settle(self, elected=None):
+        """Waits until each node knows where the replicas are, that all are in sync, and who was elected; who leads is compared, too."""
         for node in NODES:
             until = {f'Topics.0.Partitions.{p}.ReplicaNodes': self.replicas(p) for p in range(2)}
             until.update({f'Topics.0.Partitions.{p}.IsrNodes': sorted(self.replicas(p)) for p in range(2)})
+            if elected is not None:
+                until[f'Topics.0.Partitions.{elected}.LeaderId'] = self.replicas(elected)[0]
             told = self.script.call('Metadata', {'Topics': [{'Name': self.topic.name}], 'AllowAutoTopicCreation': False},
                                     version=12,
                                     to=f'node:{node}',
@@ -103,11 +105,14 @@ class Moves:
     def elect(self):
         partition = self.partition()
         kind = self.rng.choice([0, 0, 0, 1])
-        self.script.call('ElectLeaders', {
+        answer = self.script.call('ElectLeaders', {
             'ElectionType': kind, 'TopicPartitions': [{'Topic': self.topic.name, 'Partitions': [partition]}], 'TimeoutMs': 10_000
         },
-                         to=self.any_node())
-        self.settle()
+                                  # Below 1 every election is one of the preferred replica.
+                                  version=self.rng.choice([1, 2]),
+                                  to=self.any_node())
+        done = [result['ErrorCode'] for topic in answer['ReplicaElectionResults'] for result in topic['PartitionResult']]
+        self.settle(partition if kind == 0 and done == ['NONE'] else None)
 
     # What clients see of it.
 
