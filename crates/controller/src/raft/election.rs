@@ -18,7 +18,7 @@ use crate::raft::runtime::Random;
 use crate::raft::types::{Member, NodeId, log_id_to_wire};
 
 /// Elections in vain after which they follow each other at no longer distances.
-const SPREAD_MAX: u32 = 4;
+const SPREAD_MAX: u32 = 3;
 
 /// Runs until it is dropped.
 pub(crate) async fn run(quorum: Arc<Quorum>, mut random: Random) {
