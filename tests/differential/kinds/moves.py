@@ -61,10 +61,11 @@ class Moves:
             self.leaders, self.epochs = [p['LeaderId'] for p in parts], [p['LeaderEpoch'] for p in parts]
         self.script.settle({self.topic.name: 2})
 
-    def alter(self, name, partition, replicas, **more):
+    def alter(self, name, partition, replicas, change_factor=True):
         part = {'PartitionIndex': partition, 'Replicas': replicas}
-        body = {'Topics': [{'Name': name, 'Partitions': [part]}], 'TimeoutMs': 10_000, 'AllowReplicationFactorChange': True}
-        return self.script.call('AlterPartitionReassignments', {**body, **more}, to=self.any_node())
+        body = {'Topics': [{'Name': name, 'Partitions': [part]}], 'TimeoutMs': 10_000, 'AllowReplicationFactorChange': change_factor}
+        # Below 1 the factor may always change.
+        return self.script.call('AlterPartitionReassignments', body, version=None if change_factor else 1, to=self.any_node())
 
     def wait_moved(self):
         self.script.call('ListPartitionReassignments',
@@ -81,21 +82,12 @@ class Moves:
 
     def wrong_move(self):
         partition = self.partition()
-        now = self.replicas(partition)
-        name, where, replicas, more = self.rng.choice([
-            (self.topic.name, partition, [1, 9], {}), (self.topic.name, partition, [2, 2], {}), (self.topic.name, partition, [], {}),
-            (self.topic.name, 7, [1], {}), (NOWHERE, 0, [1], {}), (self.topic.name, partition, [-1], {}),
-            (self.topic.name, partition, [n for n in NODES if n not in now] or [1, 2],
-             {'AllowReplicationFactorChange': False} if len(now) == 3 else {}),
-        ])
-        if name == self.topic.name and where == partition and len(now) != 3 and replicas and set(replicas) <= set(NODES):
-            return
-        self.script.call('AlterPartitionReassignments', {
-            'Topics': [{'Name': name, 'Partitions': [{'PartitionIndex': where, 'Replicas': replicas}]}], 'TimeoutMs': 10_000,
-            'AllowReplicationFactorChange': True, **more
-        },
-                         version=1,
-                         to=self.any_node())
+        here = [(self.topic.name, partition, replicas) for replicas in ([1, 9], [2, 2], [], [-1])]
+        choices = [*here, (self.topic.name, 7, [1]), (NOWHERE, 0, [1])]
+        if len(self.replicas(partition)) == 3 and self.rng.random() < 0.3:
+            self.alter(self.topic.name, partition, [1, 2], change_factor=False)
+        else:
+            self.alter(*self.rng.choice(choices))
         self.settle()
 
     def cancel(self):

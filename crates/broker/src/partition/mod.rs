@@ -126,9 +126,9 @@ pub(crate) struct Inner {
     snapshot_written: u64,
     /// A write was refused for want of space, and none has succeeded since.
     no_space: bool,
-    /// A client's batch was refused by the log, and nothing was appended since: batches that were sent behind it are not out of order, as
-    /// their producer sends it again (librdkafka takes a new epoch for an OUT_OF_ORDER_SEQUENCE_NUMBER, and with it sends what
-    /// other partitions have appended and not yet acknowledged a second time).
+    /// A client's batch was refused by the log, and nothing was appended since: batches that were sent behind it are not out of
+    /// order, as their producer sends it again (librdkafka takes a new epoch for an OUT_OF_ORDER_SEQUENCE_NUMBER, and with it
+    /// sends what other partitions have appended and not yet acknowledged a second time).
     append_refused: bool,
     /// The epoch cache is newer than its checkpoint.
     epochs_changed: bool,

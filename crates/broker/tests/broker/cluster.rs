@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -69,8 +69,8 @@ pub(crate) struct Controller {
     held: watch::Sender<bool>,
     /// Nobody is answered while this is set.
     pub(crate) refuses: AtomicBool,
-    /// Signs of life that came over connections.
-    pub(crate) signs_of_life: AtomicUsize,
+    /// Signs of life of each broker that came over connections.
+    signs_of_life: Mutex<BTreeMap<BrokerId, usize>>,
     clock: SystemClock,
     pub(crate) address: String,
 }
@@ -106,7 +106,7 @@ impl Controller {
             next: watch::Sender::new(MetadataOffset(0)),
             held: watch::Sender::new(false),
             refuses: AtomicBool::new(false),
-            signs_of_life: AtomicUsize::new(0),
+            signs_of_life: Mutex::default(),
             clock,
             address: listener.local_addr().unwrap().to_string(),
         });
@@ -127,6 +127,11 @@ impl Controller {
 
     pub(crate) fn unanswered_probes(&self) -> usize {
         self.lock().unanswered
+    }
+
+    /// How often a broker has said over a connection that it lives.
+    pub(crate) fn signs_of(&self, broker: BrokerId) -> usize {
+        self.signs_of_life.lock().unwrap().get(&broker).copied().unwrap_or_default()
     }
 
     /// Holds up the metadata streams, or lets them go on.
@@ -198,8 +203,8 @@ impl ControllerServer for Controller {
         if self.refuses.load(Ordering::Relaxed) {
             return Reply::NotController { leader: None, undecided: true };
         }
-        if matches!(request, ControlRequest::Alive { .. }) {
-            self.signs_of_life.fetch_add(1, Ordering::Relaxed);
+        if let ControlRequest::Alive { broker, .. } = &request {
+            *self.signs_of_life.lock().unwrap().entry(*broker).or_default() += 1;
         }
         let response = self.ask(&request);
         Reply::Active(tenure(), Answered { response, next_offset: self.image().next_offset() })

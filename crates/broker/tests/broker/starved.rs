@@ -99,7 +99,7 @@ async fn a_broker_tells_the_controller_of_its_process_that_it_lives_and_any_othe
     cluster.kill(1, Crash::KeepAll).await;
     cluster.own_controller = Some(Arc::clone(&own) as _);
     cluster.start_broker(1).await;
-    let signs = || cluster.controller.signs_of_life.load(Ordering::Relaxed);
+    let signs = || cluster.controller.signs_of(BrokerId(1));
     let before = signs();
     eventually("five signs of life", || (own.heard.load(Ordering::Relaxed) >= 5).then_some(())).await;
     assert_eq!(signs(), before, "they come over a connection, too");
