@@ -4,6 +4,9 @@
 //!
 //! Who sends is known by the process that owns the other end of a connection, which Linux tells under `/proc`. Clients go to the
 //! nodes themselves.
+//!
+//! Invariant: what is passed on waits neither for the clients of the run, which keep a runtime busy, nor for a look at `/proc`: a
+//! network that stops for 300 ms ends the connections of the nodes, and the new ones are looked up in their turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,7 +16,9 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Builder;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
 const BUFFER: usize = 64 << 10;
 
@@ -28,14 +33,21 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Listens at the first port of each pair for a node, and passes on to the second one.
-    pub(super) async fn open(pairs: Vec<(u16, u16, u16)>) -> Result<Arc<Lines>> {
+    /// Listens at the first port of each pair for a node, and passes on to the second one, from now on and on a thread of its own.
+    pub(super) fn open(pairs: Vec<(u16, u16, u16)>) -> Result<Arc<Lines>> {
         let lines = Arc::new(Lines { cuts: watch::Sender::new(BTreeSet::new()), nodes: Mutex::default() });
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
         for (node, listen, target) in pairs {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, listen)).await;
+            let bound = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, listen));
+            let bound = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+            let listener = bound.and_then(TcpListener::from_std);
             let listener = listener.with_context(|| format!("cannot listen at port {listen}"))?;
-            tokio::spawn(serve(Arc::clone(&lines), listener, node, target));
+            runtime.spawn(serve(Arc::clone(&lines), listener, node, target));
         }
+        drop(inside);
+        let thread = std::thread::Builder::new().name("lines".to_owned());
+        thread.spawn(move || runtime.block_on(std::future::pending::<()>()))?;
         Ok(lines)
     }
 
@@ -70,9 +82,9 @@ impl Lines {
 /// over, from the same port to elsewhere, there may be lines, too.
 fn inode_of(table: &str, from: SocketAddr, to: SocketAddr) -> Option<u64> {
     let (from, to) = (in_table(from)?, in_table(to)?);
-    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let found = table.lines().map(fields).find(|line| line.get(1) == Some(&from) && line.get(2) == Some(&to))?;
-    found.get(9)?.parse().ok()
+    // Thousands that are over may wait in the table, and 01 is said of one that stands.
+    let (_, rest) = table.split_once(&format!(" {from} {to} 01 "))?;
+    rest.split_whitespace().nth(5)?.parse().ok()
 }
 
 /// An address as that table has it.
@@ -88,8 +100,13 @@ fn owns(process: u32, socket: &str) -> bool {
 
 async fn serve(lines: Arc<Lines>, listener: TcpListener, node: u16, target: u16) {
     while let Ok((connection, _)) = listener.accept().await {
-        let from = lines.owner(&connection).unwrap_or(node);
-        tokio::spawn(pass_on(Arc::clone(&lines), connection, (from, node), target));
+        let lines = Arc::clone(&lines);
+        tokio::spawn(async move {
+            let looker = Arc::clone(&lines);
+            let looked = spawn_blocking(move || (looker.owner(&connection), connection)).await;
+            let Ok((from, connection)) = looked else { return };
+            pass_on(lines, connection, (from.unwrap_or(node), node), target).await;
+        });
     }
 }
 
@@ -142,7 +159,7 @@ mod tests {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let listen = free.local_addr().expect("bound").port();
         drop(free);
-        let lines = Lines::open(vec![(2, listen, target)]).await.expect("opened");
+        let lines = Lines::open(vec![(2, listen, target)]).expect("opened");
         lines.know(BTreeMap::from([(std::process::id(), 1)]));
         let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, listen)).await.expect("connected");
         let (mut far, _) = far.accept().await.expect("passed on");

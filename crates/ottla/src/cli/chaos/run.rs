@@ -115,7 +115,7 @@ pub(super) async fn run(options: RunOptions, output: Output) -> Result<()> {
         LocalOptions { data: None, ephemeral: true, nodes, base_port, overrides: overrides.clone(), detoured: true };
     let mut stop = StopSignal::new()?;
     let mut cluster = LocalCluster::start(&local)?;
-    let lines = Lines::open(cluster.detours()).await?;
+    let lines = Lines::open(cluster.detours())?;
     lines.know(cluster.processes());
     // Ctrl-C in the middle still stops the nodes, and removes what they wrote.
     let outcome = tokio::select! {
