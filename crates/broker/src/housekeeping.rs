@@ -1,6 +1,7 @@
 //! What a broker does from time to time: retention, expiry of producers; and what the checkpoints say.
 //!
-//! Invariant: a checkpoint holds only what an fdatasync covered (`R25`, `R31`).
+//! Invariants: a checkpoint holds only what an fdatasync covered (`R25`, `R31`). A segment goes only when a checkpoint holds the
+//! log start that it lies below.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -100,9 +101,26 @@ pub(crate) async fn retain(context: Arc<Context>) {
     let interval = Duration::from_millis(context.config.log_retention_check_interval_ms.max(1));
     loop {
         tokio::time::sleep(interval).await;
-        for partition in context.partitions() {
-            let (job_context, pool) = (Arc::clone(&context), context.disk_pool.clone());
-            pool.run(move || partition.retain(&job_context)).await;
-        }
+        retain_once(&context).await;
+    }
+}
+
+/// The log starts of all rise and are written before anything below them goes: a power cut may undo any part of what was not
+/// synced, and is to leave no log with a hole.
+async fn retain_once(context: &Arc<Context>) {
+    let mut expired = Vec::new();
+    for partition in context.partitions() {
+        let (job_context, pool) = (Arc::clone(context), context.disk_pool.clone());
+        let found = pool.run(move || partition.expire(&job_context).map(|start| (partition, start))).await;
+        expired.extend(found);
+    }
+    if expired.is_empty() {
+        return;
+    }
+    let written = write_checkpoints(context).await;
+    for (partition, start) in expired {
+        // Where there is no space for a checkpoint, space is what deletion is to bring.
+        let (job_context, is_written) = (Arc::clone(context), written.contains(&start.0));
+        context.disk_pool.run(move || partition.delete_below(&job_context, start, is_written)).await;
     }
 }

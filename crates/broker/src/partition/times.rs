@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use model::{ErrorCode, LeaderEpoch, Offset, Time};
+use model::{DirectoryId, ErrorCode, LeaderEpoch, Offset, Time};
 use storage::{LogError, Removal, SegmentTime, TimeLookup, TimeMatch, TimeRead};
 
 use super::{Inner, Leadership, Partition};
@@ -114,14 +114,15 @@ fn producer_id_expiration_ms(context: &Context) -> u64 {
 
 /// Retention.
 impl Partition {
-    /// Deletes what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Blocks.
-    pub(crate) fn retain(self: &Arc<Self>, context: &Arc<Context>) {
+    /// Raises the log start over what retention no longer keeps, rolls by time, and frees what was deleted long enough ago. Tells
+    /// the log start below which something is to be deleted, and in which directory's checkpoint it belongs before. Blocks.
+    pub(crate) fn expire(self: &Arc<Self>, context: &Arc<Context>) -> Option<(DirectoryId, Offset)> {
         let judged = context.judged_time();
         self.read_ages(context, judged);
         let expiration_ms = producer_id_expiration_ms(context);
-        let removal = self.handle(context, |inner, now| {
+        let (removal, expired) = self.handle(context, |inner, now| {
             if inner.failed.is_some() || inner.removed {
-                return None;
+                return (None, None);
             }
             let (removal, done) = housekeep(inner, judged, now);
             if inner.failed.is_none() {
@@ -136,11 +137,32 @@ impl Partition {
                 Err(error) => self.log_failed(context, inner, &error),
             }
             inner.jobs += u32::from(removal.is_some());
-            removal
+            let expired = inner.failed.is_none() && inner.log.has_expired(inner.last_stable_offset());
+            (removal, expired.then(|| (inner.dir.id(), inner.log.log_start())))
         });
         if let Some(removal) = removal {
             self.freed(context, removal.run());
         }
+        expired
+    }
+
+    /// Deletes what lies below a log start that was told by `expire`; `is_written` says whether the checkpoint holds it. Blocks.
+    pub(crate) fn delete_below(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        (dir, start): (DirectoryId, Offset),
+        is_written: bool,
+    ) {
+        self.handle(context, |inner, now| {
+            // A log that was moved to another directory meanwhile has its turn in the next round.
+            if inner.failed.is_some() || inner.removed || inner.dir.id() != dir {
+                return;
+            }
+            let stable = inner.last_stable_offset();
+            if let Err(error) = inner.log.delete_below(start, is_written, stable, now) {
+                self.log_failed(context, inner, &error);
+            }
+        });
     }
 
     /// The files whose `file.delete.delay.ms` is over.
@@ -222,8 +244,8 @@ fn housekeep(inner: &mut Inner, judged: Judged, now: Time) -> (Option<Removal>, 
     if go_on(&done) {
         // R39: nothing that is undecided, above the high watermark or in an open transaction.
         let stable = inner.last_stable_offset();
-        let retained = inner.log.retain((!paused).then_some(wall), stable, now).map(drop);
-        done = if go_on(&retained) { done.and(retained) } else { retained };
+        let expired = inner.log.expire((!paused).then_some(wall), stable).map(drop);
+        done = if go_on(&expired) { done.and(expired) } else { expired };
     }
     if !go_on(&done) {
         return (None, done);

@@ -30,7 +30,7 @@ use model::{
 use rpc::controller::{Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
 use rpc::raft::{QuorumNode, RaftAnswer, RaftCall, RaftServer, RaftVote};
 use storage::disk::{Crash, MemDisk};
-use storage::{DiskPool, LogDirs, LogEnv};
+use storage::{Checkpoint, DataDir, DiskPool, LogDirs, LogEnv};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -785,4 +785,11 @@ pub(crate) fn register_by_hand(controller: &Controller, id: i32, port: u16, rack
     };
     controller.ask(&ControlRequest::Heartbeat(heartbeat));
     epoch
+}
+
+/// What the checkpoint on a broker's disk says of partition 0 of a topic.
+pub(crate) fn checkpointed(cluster: &Cluster, broker: i32, which: Checkpoint, topic: &str) -> Option<i64> {
+    let copy = LogEnv::new(Arc::new(cluster.disk(broker).fork()), 16, 0);
+    let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
+    data.read_checkpoint(which).unwrap().get(&(topic.to_owned(), model::PartitionIndex(0))).map(|offset| offset.0)
 }

@@ -186,13 +186,6 @@ async fn a_leader_that_counts_what_is_durable_has_its_followers_sync_whatever_th
     assert_eq!(values(cluster.broker(leader), id, 0).await, ["a", "b", "b", "b", "c"]);
 }
 
-/// What the checkpoint on a broker's disk says of `partition`.
-fn checkpointed(cluster: &Cluster, broker: i32, which: Checkpoint, name: &str) -> Option<i64> {
-    let copy = LogEnv::new(std::sync::Arc::new(cluster.disk(broker).fork()), 16, 0);
-    let data = DataDir::open(&copy, "/data".as_ref()).unwrap();
-    data.read_checkpoint(which).unwrap().get(&(name.to_owned(), model::PartitionIndex(0))).map(|offset| offset.0)
-}
-
 fn set_flush_messages(cluster: &Cluster, value: Option<&str>) {
     set(cluster, ConfigResource::Topic("t".to_owned()), "flush.messages", value);
 }

@@ -116,6 +116,7 @@ impl Log {
             bases = segment_bases(&*env.disk, dir).map_err(log.failed("cannot list"))?;
         }
         log.remove_leftovers(&bases)?;
+        log.remove_below(hints.log_start, &mut bases)?;
         let note = read_note(&*env.disk, dir).map_err(log.failed("cannot read in"))?;
         log.truncation_noted = note.is_some();
         log.recovery_point_max = hints.recovery_point;
@@ -237,6 +238,17 @@ impl Log {
             |name: &str| [".deleted", ".tmp", CLEANED].iter().any(|suffix| name.ends_with(suffix)) || is_orphan(name);
         for entry in entries.iter().filter(|entry| left(&entry.name)) {
             self.env.disk.remove_file(&self.dir.join(&entry.name)).map_err(self.failed("cannot remove a file in"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the segments that lie whole below the log start: deleted ones that a crash brought back among them, with holes
+    /// where it did not.
+    fn remove_below(&self, log_start: Offset, bases: &mut Vec<Offset>) -> Result<(), LogError> {
+        let kept = bases.partition_point(|base| *base <= log_start).saturating_sub(1);
+        for base in bases.drain(..kept) {
+            let files = Segment::new(&self.env, base, 0).files(&self.env, &self.dir);
+            files.remove().map_err(self.failed("cannot remove a segment in"))?;
         }
         Ok(())
     }

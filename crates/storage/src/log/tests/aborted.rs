@@ -233,7 +233,7 @@ fn what_retention_takes_goes_with_its_index() {
     assert!(has_index(&log.world, 0));
     let asked = log.world.log.aborted(Offset(0), Offset(5)).unwrap();
     let middle = log.world.log.segments().nth(2).unwrap().0;
-    log.world.log.retain(Some(model::Time(2_000)), middle, model::Time(2_000)).unwrap();
+    super::retain(&mut log.world.log, Some(model::Time(2_000)), middle, model::Time(2_000)).unwrap();
     log.world.log.free_deleted(model::Time(2_000)).unwrap();
     assert!(!has_index(&log.world, 0));
     let expected = log.expected();

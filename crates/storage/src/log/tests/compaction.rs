@@ -619,7 +619,7 @@ fn a_log_that_was_cut_or_reset_or_whose_start_is_gone_takes_no_copy() {
     };
     let retain: Change = |world| {
         world.log.advance_log_start(Offset(20)).unwrap();
-        assert!(world.log.retain(Some(Time(5000)), Offset(80), Time(5000)).unwrap().segments > 0);
+        assert!(super::retain(&mut world.log, Some(Time(5000)), Offset(80), Time(5000)).unwrap().segments > 0);
     };
     let changes: [(&str, Change); 4] = [
         ("cut", |world| assert_eq!(world.log.truncate_to(Offset(3)), Ok(Offset(2)))),
@@ -1025,7 +1025,7 @@ fn apply(world: &mut World, truth: &mut Truth, op: Op) -> Result<(), TestCaseErr
             let active = world.log.segments().last().map_or(0, |(base, _)| base.0);
             truth.log_start = world.log.advance_log_start(Offset(offset.min(active))).unwrap();
             world.epochs.truncate_from_start(truth.log_start);
-            world.log.retain(Some(Time(truth.now)), truth.log_start, Time(truth.now)).unwrap();
+            super::retain(&mut world.log, Some(Time(truth.now)), truth.log_start, Time(truth.now)).unwrap();
             if active > 0 {
                 world.disk.sync_dir(Path::new(DIR)).unwrap();
             }

@@ -100,7 +100,7 @@ impl Script {
             return Ok(());
         }
         self.log_start = self.world.log.advance_log_start(start)?;
-        self.world.log.retain(Some(Time(5000)), self.synced.max(start), Time(5000))?;
+        super::retain(&mut self.world.log, Some(Time(5000)), self.synced.max(start), Time(5000))?;
         self.world.log.free_deleted(Time(6000)).map(drop)
     }
 
@@ -387,7 +387,7 @@ fn a_roll_without_space_leaves_nothing_behind_and_keeps_nothing_from_being_delet
         }
         let waiting = world.disk.faults_waiting();
         let end = world.log.log_end();
-        assert!(world.log.retain(Some(Time(5000)), end, Time(5000)).unwrap().segments > 2, "{call:?}");
+        assert!(super::retain(&mut world.log, Some(Time(5000)), end, Time(5000)).unwrap().segments > 2, "{call:?}");
         assert_eq!((world.log.size_bytes(), world.log.log_start()), (0, end), "{call:?}");
         assert_eq!(world.disk.faults_waiting(), waiting, "it waits for no space");
         assert_eq!(world.env.health().failure(), None);
@@ -505,7 +505,7 @@ fn judge_times(log: &mut Log, whole: &[RecordBatch], what: &str) -> bool {
     for (kept, start) in [(newest(0), Offset::ZERO), (newest(2), starts[2])] {
         let age = i64::try_from(NOW).unwrap() - kept;
         log.set_config(config(age));
-        match log.retain(Some(Time(NOW)), end, Time(NOW)) {
+        match super::retain(log, Some(Time(NOW)), end, Time(NOW)) {
             Ok(_) => {}
             Err(LogError::Corrupt { .. }) => told = true,
             Err(other) => panic!("{what}: {other}"),

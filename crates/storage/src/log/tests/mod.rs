@@ -15,9 +15,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Codec, EpochCache, LeaderEpoch, Offset, Record, RecordBatch, TopicId, Uuid, encode_batch, encode_records};
+use model::{
+    Codec, EpochCache, LeaderEpoch, Offset, Record, RecordBatch, Time, TopicId, Uuid, encode_batch, encode_records,
+};
 
-use super::{Log, LogError, OpenHints, Recovered, Verdict};
+use super::{Deleted, Log, LogError, OpenHints, Recovered, Verdict};
 use crate::config::LogConfig;
 use crate::disk::{Crash, Disk, MemDisk};
 use crate::env::LogEnv;
@@ -93,6 +95,12 @@ impl World {
     fn all(&self) -> Vec<RecordBatch> {
         batches_from(&self.log, self.log.log_start())
     }
+}
+
+/// A pass of retention, with the checkpoint of the log start written between its halves.
+fn retain(log: &mut Log, wall: Option<Time>, high_watermark: Offset, now: Time) -> Result<Deleted, LogError> {
+    log.expire(wall, high_watermark)?;
+    log.delete_below(log.log_start(), true, high_watermark, now)
 }
 
 fn hints() -> OpenHints {

@@ -1,7 +1,7 @@
 //! A log against a list of batches: append, read, truncate, roll, retain, reset, sync and reopen in random order.
 
 use super::*;
-use crate::log::{Deleted, Verdict};
+use crate::log::Verdict;
 use model::Time;
 use proptest::prelude::*;
 
@@ -157,9 +157,12 @@ fn take(world: &mut World, shadow: &mut Shadow, step: Step) -> Result<(), TestCa
 
 fn retain(world: &mut World, shadow: &mut Shadow, wall: u64, high_watermark: i64) -> Result<(), TestCaseError> {
     let before = world.log.log_start();
-    let Deleted { log_start, .. } = world.log.retain(Some(Time(wall)), Offset(high_watermark), Time(wall)).unwrap();
-    if let Some(log_start) = log_start {
-        prop_assert!(log_start > before && log_start.0 <= high_watermark.max(before.0), "R39: {log_start}");
+    let rose = world.log.expire(Some(Time(wall)), Offset(high_watermark)).unwrap();
+    let log_start = world.log.log_start();
+    world.log.delete_below(log_start, true, Offset(high_watermark), Time(wall)).unwrap();
+    prop_assert_eq!(rose, log_start > before);
+    if rose {
+        prop_assert!(log_start.0 <= high_watermark.max(before.0), "R39: {log_start}");
         let newest = world.config.retention_ms;
         let gone = shadow.batches.iter().take_while(|batch| batch.header().next_offset() <= log_start);
         for batch in gone.filter(|batch| batch.header().next_offset() > before) {
@@ -179,6 +182,12 @@ fn reopen(world: &mut World, shadow: &mut Shadow, clean: bool) -> Result<(), Tes
     if clean {
         shadow.recovery_point = world.checkpoint();
         world.log.settle().unwrap();
+    }
+    // A start drops what lies below the log start, as retention does.
+    let end = world.log.log_end();
+    world.log.delete_below(shadow.log_start, true, end, Time(0)).unwrap();
+    if world.log.size_bytes() == 0 {
+        shadow.batches.clear();
     }
     let before = (world.log.log_end(), world.log.epoch_and_end(), world.log.size_bytes());
     let hints = OpenHints {

@@ -230,7 +230,8 @@ fn a_log_whose_start_moves_or_that_starts_anew_moves_as_it_is_in_the_end() {
         let copied = machine.step(&mut relocation).unwrap();
         assert!(copied);
         machine.log.advance_log_start(Offset(start)).unwrap();
-        machine.log.retain(None, machine.log.log_end(), model::Time(0)).unwrap();
+        let end = machine.log.log_end();
+        super::retain(&mut machine.log, None, end, model::Time(0)).unwrap();
         machine.append(1, 1);
         while machine.step(&mut relocation).unwrap() {}
         let before = (machine.log.log_start(), machine.all());

@@ -208,7 +208,7 @@ fn records_on_their_way_outlive_their_segment() {
         let range = range(log, 0, 1 << 20);
         let end = log.log_end();
         log.advance_log_start(end).unwrap();
-        log.retain(Some(Time(5000)), end, Time(5000)).unwrap();
+        super::retain(log, Some(Time(5000)), end, Time(5000)).unwrap();
         log.free_deleted(Time(1 << 40)).unwrap();
         assert_eq!(log.size_bytes(), 0);
         assert!(sent(&range, 0).unwrap() == read);
