@@ -252,9 +252,10 @@ impl Partition {
         }
     }
 
-    /// What a start after a crash would have to read, about.
+    /// What a start after a crash would have to read, about; 0 only where it would read nothing.
     pub(crate) fn unsynced_bytes(&self) -> u64 {
-        self.lock().log.unsynced_bytes()
+        let log = &self.lock().log;
+        log.unsynced_bytes().max(u64::from(log.unsynced() > 0))
     }
 
     /// This log's turn with the background flusher: the epochs, then the records (`R25`), then the producers.
