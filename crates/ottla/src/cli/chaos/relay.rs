@@ -9,16 +9,15 @@
 //! network that stops for 300 ms ends the connections of the nodes, and the new ones are looked up in their turn.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 
 const BUFFER: usize = 64 << 10;
 
@@ -33,21 +32,17 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Listens at the first port of each pair for a node, and passes on to the second one, from now on and on a thread of its own.
+    /// Listens at the first port of each pair for a node, and passes on to the second one, from now on and on threads of its own.
     pub(super) fn open(pairs: Vec<(u16, u16, u16)>) -> Result<Arc<Lines>> {
         let lines = Arc::new(Lines { cuts: watch::Sender::new(BTreeSet::new()), nodes: Mutex::default() });
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let inside = runtime.enter();
         for (node, listen, target) in pairs {
-            let bound = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, listen));
-            let bound = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-            let listener = bound.and_then(TcpListener::from_std);
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, listen));
             let listener = listener.with_context(|| format!("cannot listen at port {listen}"))?;
-            runtime.spawn(serve(Arc::clone(&lines), listener, node, target));
+            let (lines, passing) = (Arc::clone(&lines), runtime.handle().clone());
+            thread("door", move || serve(&lines, &listener, (node, target), &passing))?;
         }
-        drop(inside);
-        let thread = std::thread::Builder::new().name("lines".to_owned());
-        thread.spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        thread("lines", move || runtime.block_on(std::future::pending::<()>()))?;
         Ok(lines)
     }
 
@@ -69,7 +64,7 @@ impl Lines {
     }
 
     /// The node at the other end of a connection. One that is not known yet has just been started, and is nowhere cut off.
-    fn owner(&self, connection: &TcpStream) -> Option<u16> {
+    fn owner(&self, connection: &std::net::TcpStream) -> Option<u16> {
         let nodes = self.nodes.lock().expect("nobody panics while holding it").clone();
         let (theirs, ours) = (connection.peer_addr().ok()?, connection.local_addr().ok()?);
         let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
@@ -98,20 +93,23 @@ fn owns(process: u32, socket: &str) -> bool {
     open.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == socket))
 }
 
-async fn serve(lines: Arc<Lines>, listener: TcpListener, node: u16, target: u16) {
-    while let Ok((connection, _)) = listener.accept().await {
-        let lines = Arc::clone(&lines);
-        tokio::spawn(async move {
-            let looker = Arc::clone(&lines);
-            let looked = spawn_blocking(move || (looker.owner(&connection), connection)).await;
-            let Ok((from, connection)) = looked else { return };
-            pass_on(lines, connection, (from.unwrap_or(node), node), target).await;
-        });
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)?;
+    Ok(())
+}
+
+fn serve(lines: &Arc<Lines>, listener: &TcpListener, (node, target): (u16, u16), passing: &Handle) {
+    while let Ok((connection, _)) = listener.accept() {
+        let from = lines.owner(&connection).unwrap_or(node);
+        if connection.set_nonblocking(true).is_ok() {
+            passing.spawn(pass_on(Arc::clone(lines), connection, (from, node), target));
+        }
     }
 }
 
 /// Both directions of one connection, until either ends.
-async fn pass_on(lines: Arc<Lines>, near: TcpStream, (from, to): Way, target: u16) {
+async fn pass_on(lines: Arc<Lines>, near: std::net::TcpStream, (from, to): Way, target: u16) {
+    let Ok(near) = TcpStream::from_std(near) else { return };
     lines.is_open((from, to)).await;
     let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await else { return };
     if near.set_nodelay(true).and_then(|()| far.set_nodelay(true)).is_err() {
@@ -154,9 +152,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_sent_over_a_cut_arrives_when_it_is_healed() {
-        let far = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let far = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let target = far.local_addr().expect("bound").port();
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let listen = free.local_addr().expect("bound").port();
         drop(free);
         let lines = Lines::open(vec![(2, listen, target)]).expect("opened");
