@@ -95,6 +95,7 @@ fn voters(quorum: &Quorum) -> BTreeSet<NodeId> {
 /// Adds a voter that an operator names, once it follows and has caught up.
 pub(crate) async fn add(quorum: &Quorum, node: QuorumNode, address: String) -> Result<(), ControlError> {
     let _one = quorum.changing.lock().await;
+    settle(quorum).await?;
     let refuse = |code, message: String| Err(ControlError::new(code, message));
     if voters(quorum).iter().any(|voter| voter.id == node.id.0) {
         return refuse(ErrorCode::DuplicateVoter, format!("node {} is a voter already", node.id));
@@ -131,6 +132,7 @@ pub(crate) async fn add(quorum: &Quorum, node: QuorumNode, address: String) -> R
 /// Takes a voter out; the quorum goes on without it.
 pub(crate) async fn remove(quorum: &Quorum, node: QuorumNode) -> Result<(), ControlError> {
     let _one = quorum.changing.lock().await;
+    settle(quorum).await?;
     let refuse = |code, message: String| Err(ControlError::new(code, message));
     let mut wanted = voters(quorum);
     let is_meant =
@@ -144,6 +146,26 @@ pub(crate) async fn remove(quorum: &Quorum, node: QuorumNode) -> Result<(), Cont
     }
     tracing::warn!(%gone, "a voter is removed");
     commit(quorum, wanted).await
+}
+
+/// Waits until the last change is committed: before, openraft takes no other one. Who asked for it may have gone away meanwhile.
+async fn settle(quorum: &Quorum) -> Result<(), ControlError> {
+    let mut reports = quorum.reports();
+    let settled = async {
+        loop {
+            let metrics = quorum.contact.metrics();
+            if *metrics.membership_config.log_id() <= metrics.last_applied {
+                return true;
+            }
+            if reports.changed().await.is_err() {
+                return false;
+            }
+        }
+    };
+    if tokio::time::timeout(CHANGE, settled).await == Ok(true) {
+        return Ok(());
+    }
+    Err(ControlError::new(ErrorCode::RequestTimedOut, "an earlier change of the voters is not committed yet"))
 }
 
 /// A learner that does not become a voter is sent nothing any more. Where that does not come about, it follows on.
