@@ -4,10 +4,11 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{TempDir, free_base_port, json, json_lines, run, stdout};
+use crate::cluster::{Place, TempDir, free_base_port, json, json_lines, run, stdout};
 
 #[test]
 fn a_short_run_with_kills_is_sound_and_leaves_a_report() {
+    let _alone = Place::alone();
     let home = TempDir::new("chaos");
     let (history, report) = (home.path("history.jsonl"), home.path("report.html"));
     let port = free_base_port(3).to_string();

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -111,6 +111,43 @@ impl Drop for TempDir {
     }
 }
 
+/// A place on the machine, for as long as the value lives: beside others, or, for what is judged by what was done in a given
+/// time, alone.
+#[derive(Debug)]
+pub(crate) struct Place(usize);
+
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static LEFT: Condvar = Condvar::new();
+
+impl Place {
+    /// So many can be beside each other; who is alone takes them all.
+    const ALL: usize = 1 << 20;
+
+    /// Waits until whoever is alone has left.
+    fn shared() -> Place {
+        Place::take(1)
+    }
+
+    /// Waits until everybody has left.
+    pub(crate) fn alone() -> Place {
+        Place::take(Place::ALL)
+    }
+
+    fn take(share: usize) -> Place {
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |taken: &mut usize| *taken + share > Place::ALL;
+        *LEFT.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner) += share;
+        Place(share)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        LEFT.notify_all();
+    }
+}
+
 /// `ottla local`, stopped with the value.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -120,6 +157,7 @@ pub(crate) struct Cluster {
     pub(crate) directory: PathBuf,
     pub(crate) base_port: u16,
     nodes: u16,
+    _place: Place,
 }
 
 impl Cluster {
@@ -137,6 +175,7 @@ impl Cluster {
     }
 
     fn start_by(mut program: Command, nodes: u16, arguments: &[&str]) -> Cluster {
+        let place = Place::shared();
         let (base_port, count) = (free_base_port(nodes), nodes.to_string());
         let mut process = program
             .args(["local", "--nodes", &count, "--base-port", &base_port.to_string()])
@@ -145,7 +184,7 @@ impl Cluster {
             .spawn()
             .expect("the binary runs");
         let output = BufReader::new(process.stdout.take().expect("piped"));
-        let mut cluster = Cluster { process, output, directory: PathBuf::new(), base_port, nodes };
+        let mut cluster = Cluster { process, output, directory: PathBuf::new(), base_port, nodes, _place: place };
         let line = cluster.line_with("data in ");
         let directory = line.trim_start_matches("data in ").trim_end_matches(" (removed at the end)");
         cluster.directory = PathBuf::from(directory);
