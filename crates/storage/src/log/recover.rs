@@ -6,8 +6,8 @@
 //!  those after it                       whole batches
 //! ```
 //!
-//! Invariants: no record on disk changes where the verdict is `Lossy`, so that it is the same at the next start; a note says
-//! where that has to look. Memory is
+//! Invariants: what lies whole below the log start is dropped unread, so no verdict depends on it. No other record on disk changes
+//! where the verdict is `Lossy`, so that it is the same at the next start; a note says where that has to look. Memory is
 //! bounded by the largest batch. A verdict never depends on an index: they are checked, cut and rebuilt. Nor does the log's
 //! end depend on the name of a file alone that stands out of the reach of what is before it.
 
