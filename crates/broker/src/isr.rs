@@ -116,7 +116,10 @@ async fn send(context: &Arc<Context>, proposals: Vec<Proposed>) {
             },
             // What the controller may or may not have done is unknown (R67).
             Some(Err(ErrorCode::NotController | ErrorCode::RequestTimedOut)) => AlterAnswer::Unknown,
-            Some(Err(error)) => AlterAnswer::Refused { error, partition_epoch: None },
+            // A controller that is elsewhere says so before it looks at what is proposed (R15).
+            Some(Err(error)) => {
+                AlterAnswer::Refused { error, partition_epoch: Some(proposed.proposal.id.partition_epoch) }
+            }
         };
         proposed.answered(context, answer);
     }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use model::{BrokerEpoch, BrokerId, ErrorCode, Rules, TopicPartition};
+use model::{BrokerEpoch, BrokerId, ErrorCode, TopicPartition};
 use replication::{Admission, Lane, Room, Window};
 use rpc::replication::{
     Answer, Data, FollowerFrame, FollowerFrames, Hello, LaneKind, LeaderFrame, LeaderSource, Open, OpenAnswer,
@@ -94,7 +94,7 @@ impl LeaderStream {
             },
             own_epoch,
             queues: Mutex::default(),
-            window: Mutex::new(Window::new(window, Rules::all())),
+            window: Mutex::new(Window::new(window, context.config.rules)),
             wake: Notify::new(),
             closed: watch::Sender::new(false),
             memory: Mutex::new(Some(context.budget.stand(window.saturating_add(FRAME_BYTES as u64)))),

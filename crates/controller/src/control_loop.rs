@@ -19,14 +19,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use metadata::control::{ControlEvent, Suspicion};
+use metadata::wire::ENTRY_MAX;
 use metadata::{ClusterControl, ControlRequest, ControlResponse, Decision, MetadataRecord};
 use model::{BrokerId, ClusterId, Incarnation, MetadataOffset, Time, Uuid};
+use rpc::broker::Probed;
 use rpc::controller::{Answered, Reply, Tenure};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::raft::runtime::Random;
-use crate::raft::{ENTRY_MAX, Elections, Proposed, Quorum};
+use crate::raft::{Elections, Proposed, Quorum};
 use crate::supervision::Supervision;
 
 /// Requests that wait at most; who comes then waits at the door until its timeout.
@@ -115,6 +117,8 @@ pub(crate) struct ControlLoop {
 #[derive(Default)]
 struct Pending {
     records: Vec<MetadataRecord>,
+    /// Where the records of each decision end.
+    ends: Vec<usize>,
     parked: Vec<Parked>,
     events: Vec<ControlEvent>,
 }
@@ -368,6 +372,7 @@ impl ControlLoop {
         let mut active = self.handle.lock();
         decision.records.iter().for_each(|record| active.control.replay(record));
         pending.records.extend(decision.records);
+        pending.ends.push(pending.records.len());
         pending.events.extend(decision.events);
         pending.parked.extend(caller.map(|caller| Parked { caller, response: decision.response }));
     }
@@ -376,7 +381,7 @@ impl ControlLoop {
     async fn settle(&mut self, tenure: Tenure, pending: Pending) -> bool {
         let mut base = self.handle.quorum.image().next_offset();
         let before = base;
-        for part in in_parts(&pending.records) {
+        for part in in_parts(&pending.records, &pending.ends) {
             match self.propose(tenure, base, part).await {
                 Proposed::Applied(next) => base = next,
                 Proposed::Superseded => {
@@ -412,7 +417,7 @@ impl ControlLoop {
 
     /// Proposes one entry, and waits until what becomes of it is known, or the tenure is over (`R67`).
     async fn propose(&self, tenure: Tenure, base: MetadataOffset, records: &[MetadataRecord]) -> Proposed {
-        let records = metadata::wire::encode_records(records);
+        let records = metadata::wire::encode_entry(records);
         let proposed = self.handle.quorum.propose(tenure, base, records.into());
         tokio::pin!(proposed);
         let since = Instant::now();
@@ -478,9 +483,20 @@ async fn is_gone(
     incarnation: Incarnation,
 ) -> bool {
     for _ in 0..2 {
+        let asked = async {
+            match rpc::broker::probe(network, address, PROBE_LIMIT).await {
+                Probed::Answered(probe) => Some(probe),
+                Probed::Refused => None,
+                // That nobody can be asked says no more than silence does.
+                Probed::Unknown(error) => {
+                    tracing::debug!(broker = %suspicion.broker, %error, "a probe came to nothing");
+                    std::future::pending().await
+                }
+            }
+        };
         let answer = tokio::select! {
             // A probe that is given up has no effect anywhere.
-            answer = rpc::broker::probe(network, address, PROBE_LIMIT) => answer.ok(),
+            answer = asked => answer,
             () = live_through(patience) => None,
         };
         if let Some(probe) = answer {
@@ -500,22 +516,35 @@ async fn live_through(span: Duration) {
     }
 }
 
-/// Cuts a batch into entries that can be sent and synced within a heartbeat interval (`R67`).
-fn in_parts(records: &[MetadataRecord]) -> Vec<&[MetadataRecord]> {
+/// Cuts a batch of decisions, which end at `ends`, into entries that can be sent and synced within a heartbeat interval (`R67`).
+/// What goes on with the record before it stays with it.
+fn in_parts<'a>(records: &'a [MetadataRecord], ends: &[usize]) -> Vec<&'a [MetadataRecord]> {
     let mut parts = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (at, record) in records.iter().enumerate() {
-        let len = metadata::wire::encoded_len(record);
+    let (mut start, mut at, mut size) = (0, 0, 0);
+    for whole in wholes(records, ends) {
+        let len = metadata::wire::entry_len(whole);
         if size + len > ENTRY_MAX && at > start {
             parts.push(&records[start..at]);
             (start, size) = (at, 0);
         }
         size += len;
+        at += whole.len();
     }
     if start < records.len() {
         parts.push(&records[start..]);
     }
     parts
+}
+
+/// What must not be cut. Configs of one resource that are too long for an entry all the same are: nothing else is.
+fn wholes<'a>(records: &'a [MetadataRecord], ends: &[usize]) -> impl Iterator<Item = &'a [MetadataRecord]> {
+    let starts = std::iter::once(&0).chain(ends);
+    let decisions = starts.zip(ends).map(|(start, end)| &records[*start..*end]);
+    let wholes = decisions.flat_map(|decision| decision.chunk_by(|before, next| next.goes_on(before)));
+    wholes.flat_map(|whole| {
+        let most = if metadata::wire::entry_len(whole) <= ENTRY_MAX { whole.len() } else { 1 };
+        whole.chunks(most)
+    })
 }
 
 /// What a batch decided, for the log. Leaders that were recovered whole are told one by one only where they are few: after
@@ -563,6 +592,13 @@ fn count_elections(elections: &Elections, pending: &Pending) {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use futures_util::future::BoxFuture;
+    use metadata::records::{ConfigResource, Partition};
+    use model::{BrokerEpoch, DirectoryId, PartitionIndex, TopicId, TopicPartition};
+    use rpc::net::{Dial, Link, Network};
+
     use super::*;
 
     #[test]
@@ -609,15 +645,81 @@ mod tests {
         assert_eq!(begun.elapsed(), 10 * span + span - STEP);
     }
 
+    /// Nobody can be connected to, for this reason.
+    struct Failing(io::ErrorKind);
+
+    impl Dial for Failing {
+        fn dial(&self, _: &str) -> BoxFuture<'static, io::Result<Box<dyn Link>>> {
+            let error = io::Error::from(self.0);
+            Box::pin(async { Err(error) })
+        }
+    }
+
+    /// R76: only a refusal says at once that nobody is there. What keeps the controller from asking is silence: as long as that
+    /// lasts, whoever lives can say so.
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_a_controller_from_asking_is_no_refusal() {
+        let suspicion = Suspicion { broker: BrokerId(1), epoch: BrokerEpoch(1), since: Time(0) };
+        let patience = Duration::from_millis(200);
+        for (kind, takes) in [(io::ErrorKind::ConnectionRefused, Duration::ZERO), (io::ErrorKind::Other, 2 * patience)]
+        {
+            let network = Network::Other(Arc::new(Failing(kind)));
+            let begun = Instant::now();
+            assert!(is_gone(&network, "10.0.0.1:1", patience, suspicion, Incarnation(Uuid::from_u128(1))).await);
+            assert_eq!(begun.elapsed(), takes, "{kind:?}");
+        }
+    }
+
     #[test]
     fn a_large_batch_is_cut_between_records() {
         // R67
         let record = |len: usize| MetadataRecord::FeatureLevel { name: "x".repeat(len), level: 1 };
-        let sizes = |records: &[MetadataRecord]| in_parts(records).iter().map(|part| part.len()).collect::<Vec<_>>();
+        let sizes = |records: &[MetadataRecord]| {
+            in_parts(records, &[records.len()]).iter().map(|part| part.len()).collect::<Vec<_>>()
+        };
         assert!(sizes(&[]).is_empty());
         assert_eq!(sizes(&vec![record(10); 100]), [100]);
         assert_eq!(sizes(&vec![record(ENTRY_MAX / 2); 3]), [1, 1, 1]);
         assert_eq!(sizes(&vec![record(ENTRY_MAX / 3); 5]), [2, 2, 1]);
         assert_eq!(sizes(&[record(1), record(2 * ENTRY_MAX), record(1)]), [1, 1, 1]);
+    }
+
+    /// R67: a topic never appears with a part of its partitions, nor without its configs, whatever is decided with it.
+    #[test]
+    fn what_belongs_together_is_not_cut() {
+        let config = |topic: &str, name: &str, len: usize| MetadataRecord::Config {
+            resource: ConfigResource::Topic(topic.to_owned()),
+            name: name.to_owned(),
+            value: Some("x".repeat(len)),
+        };
+        let topic = |number: u128, partitions: i32| {
+            let id = TopicId(Uuid::from_u128(number));
+            let name = format!("t-{number}");
+            let partition = |index| {
+                let id = TopicPartition { topic_id: id, partition: PartitionIndex(index) };
+                let brokers = (1..=3).map(|broker| BrokerId((index + broker) % 5)).collect();
+                MetadataRecord::Partition(Box::new(Partition::new(id, brokers, vec![DirectoryId::NONE; 3], |_, _| {
+                    true
+                })))
+            };
+            let head = [MetadataRecord::Topic { id, name: name.clone() }, config(&name, "retention.ms", 20)];
+            head.into_iter().chain((0..partitions).map(partition)).collect::<Vec<_>>()
+        };
+        let decisions = [topic(1, 10_000), topic(2, 900), topic(3, 900), vec![config("t-9", "a", 10); 2]];
+        let ends: Vec<usize> = (1..=4).map(|n| decisions[..n].iter().map(Vec::len).sum()).collect();
+        let records = decisions.concat();
+        let parts = in_parts(&records, &ends);
+        assert!(parts.len() > 1, "{}", parts.len());
+        let mut end = 0;
+        for part in parts {
+            end += part.len();
+            assert!(ends.contains(&end), "cut at {end} of {ends:?}");
+            let encoded = metadata::wire::encode_entry(part);
+            assert!(encoded.len() <= ENTRY_MAX, "{}", encoded.len());
+            assert_eq!(metadata::wire::decode_records(&encoded).unwrap(), part);
+        }
+        // Two decisions are never one, and too many configs for an entry are cut.
+        let same = vec![config("t", "a", ENTRY_MAX / 2); 3];
+        assert_eq!(in_parts(&same, &[1, 3]).iter().map(|part| part.len()).collect::<Vec<_>>(), [1, 1, 1]);
     }
 }

@@ -72,6 +72,26 @@ pub enum MetadataRecord {
     },
 }
 
+impl MetadataRecord {
+    /// Whether this record, the next one of a decision, goes on with what `before` is a part of, so that nobody may see one without
+    /// the other: a new topic with its configs and partitions, partitions that are added to one, the configs of a resource. What
+    /// else a decision consists of is legal after each of its records.
+    #[must_use]
+    pub fn goes_on(&self, before: &Self) -> bool {
+        match (before, self) {
+            (Self::Topic { name, .. }, Self::Config { resource, .. }) => {
+                matches!(resource, ConfigResource::Topic(of) if of == name)
+            }
+            (Self::Topic { id, .. }, Self::Partition(partition)) => partition.topic_id == *id,
+            (Self::Config { resource, .. }, Self::Config { resource: next, .. }) => resource == next,
+            // Within a decision only the partitions of a new topic come after configs: its own.
+            (Self::Config { .. }, Self::Partition(_)) => true,
+            (Self::Partition(partition), Self::Partition(next)) => partition.topic_id == next.topic_id,
+            _ => false,
+        }
+    }
+}
+
 /// Where a node can be reached.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Listener {
@@ -284,6 +304,39 @@ pub struct Partition {
 }
 
 impl Partition {
+    /// A new partition with its replicas and their directories. Those that `can` (asked with the partition as it is without an
+    /// ISR) are in sync, the first of them leads.
+    #[must_use]
+    pub fn new(
+        id: TopicPartition,
+        replicas: Vec<BrokerId>,
+        directories: Vec<DirectoryId>,
+        can: impl Fn(&Self, BrokerId) -> bool,
+    ) -> Self {
+        let mut new = Self {
+            topic_id: id.topic_id,
+            partition: id.partition,
+            replicas,
+            directories,
+            adding: Vec::new(),
+            removing: Vec::new(),
+            isr: Vec::new(),
+            elr: Vec::new(),
+            last_known_elr: Vec::new(),
+            leader: BrokerId::NONE,
+            last_leader: BrokerId::NONE,
+            last_leader_directory: DirectoryId::NONE,
+            leader_epoch: LeaderEpoch(0),
+            partition_epoch: PartitionEpoch(0),
+            leader_recovery_state: LeaderRecoveryState::Recovered,
+        };
+        new.isr = new.replicas.iter().copied().filter(|broker| can(&new, *broker)).collect();
+        new.leader = new.isr.first().copied().unwrap_or(BrokerId::NONE);
+        new.last_leader = new.leader;
+        new.last_leader_directory = new.directory_of(new.leader);
+        new
+    }
+
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> TopicPartition {

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use model::{BrokerEpoch, BrokerId, EpochCache, EpochEnd, ErrorCode, LeaderEpoch, Offset, PartitionEpoch, Rule, Time};
+use model::{BrokerEpoch, BrokerId, EpochCache, EpochEnd, ErrorCode, LeaderEpoch, Offset, PartitionEpoch, Rule, Rules, Time};
 
 use crate::follower::Follower;
 use crate::leader::Leader;
@@ -263,6 +263,12 @@ impl Replica {
     #[must_use]
     pub fn log(&self) -> LogView {
         self.core.log
+    }
+
+    /// Which rules hold: for what the log's owner asks of other cores.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        self.core.config.rules
     }
 
     /// The leader-epoch cache, to be made durable (`R25`).

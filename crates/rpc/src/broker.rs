@@ -27,17 +27,27 @@ pub struct Probe {
     pub broker_epoch: BrokerEpoch,
 }
 
-/// Asks over a new connection who runs at `host:port`.
-///
-/// # Errors
-/// [`RpcError::Unavailable`] where nobody answers within `timeout`.
-pub async fn probe(network: &Network, address: &str, timeout: Duration) -> Result<Probe, RpcError> {
+/// What a probe came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Probed {
+    /// This process runs there.
+    Answered(Probe),
+    /// Nobody listens there.
+    Refused,
+    /// What else it may be, that the other side does not answer or that this one cannot ask: it says nothing of who runs there.
+    Unknown(RpcError),
+}
+
+/// Asks over a new connection who runs at `host:port`, and waits for the answer as long as `timeout`.
+pub async fn probe(network: &Network, address: &str, timeout: Duration) -> Probed {
     let asked = async {
-        let mut client = wire::broker_peer_client::BrokerPeerClient::new(network.connect(address).await?);
+        let Some(channel) = network.connect_unless_refused(address).await? else { return Ok(Probed::Refused) };
+        let mut client = wire::broker_peer_client::BrokerPeerClient::new(channel);
         let answer = client.probe(wire::ProbeRequest { version: INTERNAL_VERSION }).await;
-        from_wire(&answer.map_err(|status| RpcError::of(address, &status))?.into_inner())
+        from_wire(&answer.map_err(|status| RpcError::of(address, &status))?.into_inner()).map(Probed::Answered)
     };
-    tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err(late(address)))
+    let asked = tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err(late(address)));
+    asked.unwrap_or_else(Probed::Unknown)
 }
 
 /// Follows the process at `host:port`: yields who it is, and a watch that ends when it is gone, or silent by `keepalive`

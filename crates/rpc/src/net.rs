@@ -111,12 +111,24 @@ impl Network {
 
     /// The same, with a keepalive of its own.
     pub(crate) async fn connect_watched(&self, address: &str, keepalive: Keepalive) -> Result<Channel, RpcError> {
-        let endpoint = endpoint(address, keepalive)?;
-        let connected = match self {
+        let connected = self.dial(&endpoint(address, keepalive)?, address).await;
+        connected.map_err(|error| RpcError::Unavailable { peer: address.to_owned(), reason: chain(&error) })
+    }
+
+    /// As [`connect`]; `None` where nobody listens there.
+    pub(crate) async fn connect_unless_refused(&self, address: &str) -> Result<Option<Channel>, RpcError> {
+        match self.dial(&endpoint(address, KEEPALIVE)?, address).await {
+            Ok(channel) => Ok(Some(channel)),
+            Err(error) if is_refusal(&error) => Ok(None),
+            Err(error) => Err(RpcError::Unavailable { peer: address.to_owned(), reason: chain(&error) }),
+        }
+    }
+
+    async fn dial(&self, endpoint: &Endpoint, address: &str) -> Result<Channel, tonic::transport::Error> {
+        match self {
             Network::Tcp => endpoint.connect().await,
             Network::Other(dial) => endpoint.connect_with_connector(connector(dial, address)).await,
-        };
-        connected.map_err(|error| RpcError::Unavailable { peer: address.to_owned(), reason: chain(&error) })
+        }
     }
 
     /// As [`connect_lazy`].
@@ -254,6 +266,12 @@ pub(crate) fn never_connected(status: &tonic::Status) -> bool {
 }
 
 /// An error with its causes: tonic's own text is only "transport error".
+/// Whether the other machine said that nobody listens.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused))
+}
+
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use model::batch::BatchError;
 use model::record::RawRecords;
-use model::{BatchHeader, ClientBatches, Codec, EndMarker, ErrorCode, Offset, RecordBatch, Rules, Time, TimestampType};
+use model::{BatchHeader, ClientBatches, Codec, EndMarker, ErrorCode, Offset, RecordBatch, Time, TimestampType};
 use replication::ProduceVerdict;
 use replication::producers::{ProducerBatch, SequenceCheck};
 use storage::LogError;
@@ -177,7 +177,7 @@ impl Partition {
         inner: &Inner,
         producer: &ProducerBatch,
     ) -> Result<Option<Appended>, Box<Produced>> {
-        match inner.producers.check(producer, Rules::all()) {
+        match inner.producers.check(producer, inner.replica.rules()) {
             Ok(SequenceCheck::Append) => Ok(None),
             // The first append's offset; it may still be above the high watermark.
             Ok(SequenceCheck::Duplicate { base_offset, last_offset, timestamp }) => {
@@ -408,7 +408,7 @@ impl Inner {
     /// The end of what read_committed consumers see, and below which nothing is undecided (`R43`): retention and compaction
     /// stay below it (`R39`).
     pub(crate) fn last_stable_offset(&self) -> Offset {
-        self.producers.last_stable_offset(self.replica.log(), Rules::all())
+        self.producers.last_stable_offset(self.replica.log(), self.replica.rules())
     }
 
     pub(super) fn check_leadership(&self, named: Option<Leadership>) -> Result<(), ErrorCode> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use metadata::configs::CleanerConfig;
-use model::{Offset, ProducerId, Rules, Time};
+use model::{Offset, ProducerId, Time};
 use storage::log::compaction::{HashKey, LastOfProducer};
 use storage::{Cleanable, CleanedSwap, Cleaning, CleaningOptions, CleaningStep, LogError};
 
@@ -248,7 +248,7 @@ impl Inner {
 
     /// R39: nothing at or above the high watermark, or that belongs to a transaction that may still be decided.
     fn cleaning_bound(&self) -> Offset {
-        self.producers.last_stable_offset(self.replica.log(), Rules::all())
+        self.producers.last_stable_offset(self.replica.log(), self.replica.rules())
     }
 
     /// The batch that keeps each active producer's state alive (R40). Where the newest may yet be cut off, as it lies above

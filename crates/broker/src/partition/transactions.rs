@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use model::{ClientBatches, EndMarker, ErrorCode, ProducerEpoch, ProducerId, Rules};
+use model::{ClientBatches, EndMarker, ErrorCode, ProducerEpoch, ProducerId};
 use replication::producers::{BatchKind, MarkerClaim, ProducerBatch, VerificationGuard};
 
 use super::append::{Appended, Moment};
@@ -204,7 +204,7 @@ impl Partition {
         let (id, epoch) = (producer.producer_id, producer.producer_epoch);
         inner
             .producers
-            .check_verified(id, epoch, guard, Rules::all())
+            .check_verified(id, epoch, guard, inner.replica.rules())
             .map_err(|error| self.refuse(error, "the batch is not part of an open transaction"))?;
         // Each transaction of such a client has its own epoch: what is unknown here begins at 0 (KIP-890).
         let unknown = inner.producers.get(id).is_none();
@@ -263,7 +263,7 @@ impl Partition {
         let (id, epoch) = (batch.header().producer_id, batch.header().producer_epoch);
         let checked = inner.producers.check_epoch(id, epoch);
         checked
-            .and_then(|()| inner.producers.check_verified(id, epoch, guard, Rules::all()))
+            .and_then(|()| inner.producers.check_verified(id, epoch, guard, inner.replica.rules()))
             .map_err(|error| self.refuse(error, "the offsets are not part of an open transaction"))?;
         self.write(context, inner, batch, Moment::of(context))
     }
@@ -301,7 +301,7 @@ impl Partition {
         };
         inner
             .producers
-            .check_marker(&claim, Rules::all())
+            .check_marker(&claim, inner.replica.rules())
             .map_err(|error| self.refuse(error, "a newer producer or coordinator is known here"))?;
         let moment = Moment::of(context);
         let end = EndMarker { commit: marker.commit, coordinator_epoch: marker.coordinator_epoch };

@@ -27,6 +27,7 @@ use model::{
     Offset, PartitionIndex, ProducerEpoch, ProducerId, Record, RecordBatch, RecordIter, Time, TopicPartition, Uuid,
     encode_batch, encode_records,
 };
+use rpc::broker::Probed;
 use rpc::controller::{Answered, ControllerServer, FollowSender, MetadataEvent, QuorumInfo, Reply, Tenure};
 use rpc::raft::{QuorumNode, RaftAnswer, RaftCall, RaftServer, RaftVote};
 use storage::disk::{Crash, MemDisk};
@@ -188,7 +189,7 @@ impl Controller {
         let Some(address) = address else { return };
         let answer = rpc::broker::probe(&rpc::net::Network::Tcp, &address, Duration::from_millis(500)).await;
         let mut state = self.lock();
-        if answer.is_ok_and(|probe| probe.broker_epoch == suspicion.epoch) {
+        if matches!(&answer, Probed::Answered(probe) if probe.broker_epoch == suspicion.epoch) {
             state.control.clear_suspicion(suspicion);
         } else {
             state.unanswered += 1;

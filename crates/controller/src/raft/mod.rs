@@ -53,9 +53,6 @@ use crate::raft::network::{Links, Network};
 use crate::raft::state_machine::{Position, StateMachine};
 use crate::raft::types::{Applied, Batch, NodeId, Raft, RaftMetrics, RecordBytes, SnapshotMeta};
 
-/// The largest entry, in bytes of encoded records: it is sent and synced within a heartbeat interval (`R67`).
-pub(crate) const ENTRY_MAX: usize = 120 << 10;
-
 /// How long things take in a quorum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timeouts {

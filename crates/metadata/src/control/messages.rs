@@ -168,8 +168,9 @@ impl ControlError {
 /// What a decision comes to.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Decision {
-    /// What to append, in this order; nothing may come between. A batch that is too large may be cut between any two: each
-    /// prefix is legal alone, but the response holds for the whole only (`R67`).
+    /// What to append, in this order; nothing may come between. A batch that is too large may be cut where a record does not
+    /// go on with the one before it ([`MetadataRecord::goes_on`]): the records before such a cut are legal alone, but the
+    /// response holds for the whole only (`R67`).
     pub records: Vec<MetadataRecord>,
     /// What to answer once all records are applied.
     pub response: ControlResponse,

@@ -6,7 +6,8 @@
 //! begins, [`ClusterControl::begin_tenure`].
 //!
 //! Invariants: deciding changes nothing; replaying neither fails nor decides; soft state never reaches a record but through
-//! a decision; each prefix of a decision's records is legal alone.
+//! a decision; a decision's records up to any that does not go on with the one before it ([`MetadataRecord::goes_on`]) are
+//! legal alone.
 
 mod alter_configs;
 mod alter_partitions;

@@ -164,14 +164,16 @@ impl Cluster {
         (p.leader.0, numbers(&p.isr), numbers(&p.elr), numbers(&p.last_known_elr))
     }
 
-    /// Time passes in which the brokers named send heartbeats; the others are fenced.
-    fn lose_all_but(&mut self, alive: &[i32]) {
+    /// Time passes in which the brokers named send heartbeats; the others are fenced, by these records.
+    fn lose_all_but(&mut self, alive: &[i32]) -> Vec<MetadataRecord> {
+        let mut records = Vec::new();
         for _ in 0..6 {
             self.now = self.now + SESSION / 4;
             alive.iter().for_each(|id| drop(self.beat(*id)));
             let decision = self.control.tick(self.now);
-            self.take(decision);
+            records.extend(self.take(decision).records);
         }
+        records
     }
 
     fn propose(&mut self, id: TopicPartition, isr: &[i32]) -> Result<PartitionNow, ErrorCode> {
@@ -1221,6 +1223,56 @@ fn replicas_and_leaders_are_spread_over_racks_and_brokers() {
             assert_eq!(partition.isr, partition.replicas);
         }
     }
+}
+
+/// R67: or a controller that fails in between would leave a part of it.
+#[test]
+fn a_topic_that_does_not_fit_into_an_entry_is_refused_whole() {
+    let mut cluster = Cluster::of(12);
+    let replicas: Vec<i32> = (1..=12).collect();
+    let on_all = |name: &str, partitions| {
+        let assignments = (0..partitions).map(|partition| (PartitionIndex(partition), ids(&replicas))).collect();
+        CreateTopic { partitions: -1, replication_factor: -1, assignments, ..plain(name) }
+    };
+    let before = cluster.control.image().next_offset();
+    assert_eq!(code(cluster.create(on_all("large", 10_000))), ErrorCode::PolicyViolation);
+    assert_eq!(cluster.control.image().next_offset(), before);
+    assert_eq!(cluster.create(on_all("large", 8_500)).map(|created| created.partitions), Ok(8_500));
+    let more = |count| {
+        let topic = MorePartitions { name: "large".to_owned(), count, assignments: None };
+        ControlRequest::CreatePartitions(CreatePartitions { topics: vec![topic], validate_only: false })
+    };
+    let refused = cluster.ask(more(18_500));
+    assert!(refused.records.is_empty(), "{}", refused.records.len());
+    let ControlResponse::CreatePartitions(mut results) = refused.response else { panic!("{:?}", refused.response) };
+    assert_eq!(code(results.remove(0).result), ErrorCode::PolicyViolation);
+    assert_eq!(cluster.ask(more(9_000)).records.len(), 500);
+}
+
+/// R67: nobody sees a part of what belongs together.
+#[test]
+fn the_records_of_a_topic_and_of_a_config_change_go_on_with_each_other() {
+    let mut cluster = Cluster::of(3);
+    let configs = [("retention.ms", "1"), ("min.insync.replicas", "2")];
+    let configs = configs.map(|(name, text)| (name.to_owned(), value(text))).to_vec();
+    let wholes = |records: &[MetadataRecord]| {
+        records.chunk_by(|before, next| next.goes_on(before)).map(<[_]>::len).collect::<Vec<_>>()
+    };
+    let topics = ["a", "b"].map(|name| CreateTopic { partitions: 4, configs: configs.clone(), ..plain(name) });
+    let create = CreateTopics { topics: topics.to_vec(), validate_only: false, seed: 0 };
+    let created = cluster.ask(ControlRequest::CreateTopics(create));
+    assert_eq!(wholes(&created.records), [7, 7]);
+    let change = |name: &str, value: &str| ConfigChange {
+        name: name.to_owned(),
+        operation: ConfigOperation::Set(Some(value.to_owned())),
+    };
+    let resources = ["a", "b"].map(|name| (topic(name), vec![change("retention.ms", "2"), change("segment.ms", "3")]));
+    let request = IncrementalAlterConfigs { resources: resources.to_vec(), validate_only: false };
+    let altered = cluster.ask(ControlRequest::IncrementalAlterConfigs(request));
+    assert_eq!(wholes(&altered.records), [2, 2]);
+    // What a fence does to each partition is legal alone.
+    let fenced = cluster.lose_all_but(&[2, 3]);
+    assert!(fenced.len() > 8 && wholes(&fenced).len() == fenced.len(), "{fenced:?}");
 }
 
 #[test]

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{
-    BrokerId, DirectoryId, ErrorCode, LeaderEpoch, PartitionEpoch, PartitionIndex, TopicId, TopicPartition, Uuid,
-};
+use model::{BrokerId, ErrorCode, PartitionIndex, TopicId, TopicPartition, Uuid};
 
 use crate::configs::{self, ACK_RULE};
 use crate::control::alter_configs::check_topic_configs;
@@ -15,13 +13,14 @@ use crate::control::messages::{
 };
 use crate::control::placement::{Entropy, Placer};
 use crate::image::is_internal_topic;
-use crate::records::{BrokerRegistration, ConfigResource, LeaderRecoveryState, MetadataRecord, Partition};
+use crate::records::{BrokerRegistration, ConfigResource, MetadataRecord, Partition};
+use crate::wire::{self, ENTRY_MAX};
 
 /// The longest topic name.
 const NAME_MAX: usize = 249;
 /// The name that clients know the metadata log by: there is no topic of it.
 const CLUSTER_METADATA: &str = "__cluster_metadata";
-/// The most partitions that one request may create, in all: keeps a decision's size in bounds.
+/// The most partitions that one request may create, in all: keeps a decision in bounds.
 const NEW_PARTITIONS_MAX: usize = 10_000;
 
 /// What is kept of a group or a transactional id lies in the partition that the hash of its name and the number of partitions
@@ -105,6 +104,7 @@ impl Draft<'_> {
         };
         self.check_zones(zones, &placement)?;
         let id = wanted.filter(|id| self.image.topic(*id).is_none()).unwrap_or_else(|| self.new_topic_id(entropy));
+        let start = self.records.len();
         self.push(MetadataRecord::Topic { id, name: topic.name.clone() });
         // Before the partitions: min ISR counts from the first one on.
         for (name, value) in &configs {
@@ -119,6 +119,7 @@ impl Draft<'_> {
         for (index, replicas) in (0..).zip(placement) {
             self.push_partition(TopicPartition { topic_id: id, partition: PartitionIndex(index) }, replicas);
         }
+        self.check_fits(start)?;
         Ok(NewTopic {
             id: if validate_only { TopicId::NONE } else { id },
             partitions,
@@ -310,33 +311,28 @@ impl Draft<'_> {
     /// A new partition: all replicas that can are in sync, the first of them leads.
     fn push_partition(&mut self, id: TopicPartition, replicas: Vec<BrokerId>) {
         let directories = replicas.iter().map(|broker| self.new_directory(*broker)).collect();
-        let mut partition = Partition {
-            topic_id: id.topic_id,
-            partition: id.partition,
-            replicas,
-            directories,
-            adding: Vec::new(),
-            removing: Vec::new(),
-            isr: Vec::new(),
-            elr: Vec::new(),
-            last_known_elr: Vec::new(),
-            leader: BrokerId::NONE,
-            last_leader: BrokerId::NONE,
-            last_leader_directory: DirectoryId::NONE,
-            leader_epoch: LeaderEpoch(0),
-            partition_epoch: PartitionEpoch(0),
-            leader_recovery_state: LeaderRecoveryState::Recovered,
-        };
-        let can = |broker: &BrokerId| self.image.is_eligible(&partition, *broker);
-        partition.isr = partition.replicas.iter().copied().filter(can).collect();
+        let can = |partition: &Partition, broker| self.image.is_eligible(partition, broker);
+        let mut partition = Partition::new(id, replicas, directories, can);
         if !self.is_enough(&partition) {
             // Nothing was written: each member of the ISR has all of it.
             partition.last_known_elr = partition.isr.clone();
         }
-        partition.leader = partition.isr.first().copied().unwrap_or(BrokerId::NONE);
-        partition.last_leader = partition.leader;
-        partition.last_leader_directory = partition.directory_of(partition.leader);
         self.push(MetadataRecord::Partition(Box::new(partition)));
+    }
+
+    /// A topic and what belongs to it appears at once, in one entry of the log (`R67`): takes back the records from `start` on
+    /// where they are too many for one.
+    fn check_fits(&mut self, start: usize) -> Result<(), ControlError> {
+        let len = wire::entry_len(&self.records[start..]);
+        if len <= ENTRY_MAX {
+            return Ok(());
+        }
+        self.rewind(start);
+        let message = format!(
+            "This takes {len} bytes of metadata, of which {ENTRY_MAX} at most are decided at once: create fewer partitions, \
+             and add others to them."
+        );
+        Err(ControlError::new(ErrorCode::PolicyViolation, message))
     }
 
     pub(super) fn create_partitions(
@@ -403,11 +399,12 @@ impl Draft<'_> {
             }
         };
         self.check_zones(zones, &placement)?;
+        let start = self.records.len();
         let first = topic.partitions.keys().next_back().map_or(0, |last| last.0 + 1);
         for (index, replicas) in (first..).zip(placement) {
             self.push_partition(TopicPartition { topic_id: topic.id, partition: PartitionIndex(index) }, replicas);
         }
-        Ok(())
+        self.check_fits(start)
     }
 
     pub(super) fn delete_topics(&mut self, request: &DeleteTopics) -> Result<ControlResponse, ControlError> {

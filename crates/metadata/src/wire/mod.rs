@@ -1,10 +1,11 @@
 //! Records, requests and answers as bytes, by `proto/metadata.proto` and `proto/control.proto`.
 //!
 //! Invariants: what was encoded decodes to the same value; noise gives an error, never a panic, nor an allocation larger than
-//! a small multiple of it; what a newer version wrote is refused with that version, never read in part. The generated types
+//! a small multiple of it, or than new partitions in a row need (`RUNS_MAX`); what a newer version wrote is refused with that version, never read in part. The generated types
 //! stay in here.
 
 mod control;
+mod new_partitions;
 mod records;
 
 use model::{BootId, BrokerId, DirectoryId, TopicId, Uuid};
@@ -12,9 +13,19 @@ use prost::Message;
 
 use crate::control::{ControlRequest, ControlResponse};
 use crate::records::MetadataRecord;
+use generated::metadata::v1::record::Kind;
 
 /// The version of the format that this program writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
+
+/// The largest entry of the metadata log, in bytes of encoded records: it is sent and synced within a heartbeat interval (`R67`).
+pub const ENTRY_MAX: usize = 120 << 10;
+
+/// A tag and a length of up to five bytes, before each record.
+const FRAME: usize = 6;
+
+/// How many partitions a batch may have in rows: more than an entry can hold.
+const RUNS_MAX: usize = 1 << 16;
 
 /// The longest request or answer.
 pub const MESSAGE_MAX: usize = 4 << 20;
@@ -64,8 +75,21 @@ pub enum WireError {
 /// The bytes of records: a batch, or a part of a snapshot.
 #[must_use]
 pub fn encode_records(records: &[MetadataRecord]) -> Vec<u8> {
-    let records = records.iter().map(|record| records::to_wire(record).encode_to_vec()).collect();
-    generated::metadata::v1::Records { version: VERSION, records }.encode_to_vec()
+    batch(records.iter().map(|record| records::to_wire(record).encode_to_vec()).collect())
+}
+
+/// The bytes of the records of an entry. Where they are too many for one, new partitions in a row are written as one record, which a
+/// reader from before that refuses.
+#[must_use]
+pub fn encode_entry(records: &[MetadataRecord]) -> Vec<u8> {
+    if plain_len(records) <= ENTRY_MAX { encode_records(records) } else { batch(in_rows(records)) }
+}
+
+/// The length of [`encode_entry`], at most.
+#[must_use]
+pub fn entry_len(records: &[MetadataRecord]) -> usize {
+    let plain = plain_len(records);
+    if plain <= ENTRY_MAX { plain } else { in_rows(records).iter().map(|record| record.len() + FRAME).sum() }
 }
 
 /// The records of bytes.
@@ -75,19 +99,40 @@ pub fn encode_records(records: &[MetadataRecord]) -> Vec<u8> {
 pub fn decode_records(bytes: &[u8]) -> Result<Vec<MetadataRecord>, WireError> {
     let batch = generated::metadata::v1::Records::decode(bytes)?;
     check_version(batch.version)?;
-    let record = |bytes: &Vec<u8>| {
+    let (mut records, mut left) = (Vec::new(), RUNS_MAX);
+    for bytes in &batch.records {
         let record = generated::metadata::v1::Record::decode(bytes.as_slice())?;
-        records::from_wire(record, batch.version)
-    };
-    batch.records.iter().map(record).collect()
+        match record.kind {
+            Some(Kind::NewPartitions(run)) => records.extend(new_partitions::from_wire(&run, &mut left)?),
+            _ => records.push(records::from_wire(record, batch.version)?),
+        }
+    }
+    Ok(records)
 }
 
 /// The length that [`encode_records`] adds for one record, at most: to fill a batch up to a limit.
 #[must_use]
 pub fn encoded_len(record: &MetadataRecord) -> usize {
-    let len = records::to_wire(record).encoded_len();
-    // A tag and a length of up to five bytes.
-    len + 6
+    records::to_wire(record).encoded_len() + FRAME
+}
+
+fn plain_len(records: &[MetadataRecord]) -> usize {
+    records.iter().map(encoded_len).sum()
+}
+
+fn batch(records: Vec<Vec<u8>>) -> Vec<u8> {
+    generated::metadata::v1::Records { version: VERSION, records }.encode_to_vec()
+}
+
+/// Each record, or row of new partitions, as bytes.
+fn in_rows(mut records: &[MetadataRecord]) -> Vec<Vec<u8>> {
+    let mut encoded = Vec::new();
+    while let [first, ..] = records {
+        let (taken, record) = new_partitions::to_wire(records).unwrap_or_else(|| (1, records::to_wire(first)));
+        encoded.push(record.encode_to_vec());
+        records = &records[taken..];
+    }
+    encoded
 }
 
 /// The bytes of a request.

@@ -78,6 +78,8 @@ pub(super) fn from_wire(record: wire::Record, version: u32) -> Result<MetadataRe
         Kind::RemoveTopic(wire::RemoveTopic { id }) => MetadataRecord::RemoveTopic { id: topic_id(&id)? },
         Kind::Partition(found) => MetadataRecord::Partition(Box::new(partition(found)?)),
         Kind::PartitionChange(found) => MetadataRecord::PartitionChange(Box::new(change(found)?)),
+        // Several records: see `new_partitions`.
+        Kind::NewPartitions(_) => return Err(WireError::Field("new_partitions")),
         Kind::Config(wire::Config { resource: of, name, value }) => {
             MetadataRecord::Config { resource: resource(some(of, "resource")?)?, name, value }
         }
@@ -179,11 +181,11 @@ pub(super) fn features(list: Vec<wire::FeatureRange>) -> Result<BTreeMap<String,
     list.into_iter().map(feature).collect()
 }
 
-fn packed_to_wire(directories: &[DirectoryId]) -> wire::Directories {
+pub(super) fn packed_to_wire(directories: &[DirectoryId]) -> wire::Directories {
     wire::Directories { ids: directories.iter().flat_map(|each| *each.0.as_bytes()).collect() }
 }
 
-fn packed(list: &wire::Directories) -> Result<Vec<DirectoryId>, WireError> {
+pub(super) fn packed(list: &wire::Directories) -> Result<Vec<DirectoryId>, WireError> {
     list.ids.chunks(16).map(|bytes| uuid(bytes, "directories").map(DirectoryId)).collect()
 }
 

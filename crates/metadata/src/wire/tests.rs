@@ -113,6 +113,96 @@ fn each_kind_of_record_reads_back_as_it_was_written() {
     assert!(encode_records(&records).len() <= sum + 2);
 }
 
+/// A new partition of topic 5 on these brokers, of which the first one is not in sync.
+fn new_partition(index: i32, replicas: &[i32]) -> MetadataRecord {
+    let id = TopicPartition { topic_id: TopicId(id(5)), partition: PartitionIndex(index) };
+    let directories =
+        replicas.iter().map(|broker| DirectoryId(self::id(u128::try_from(broker % 7).unwrap()))).collect();
+    MetadataRecord::Partition(Box::new(Partition::new(id, brokers(replicas), directories, |new, broker| {
+        broker != new.replicas[0]
+    })))
+}
+
+/// `R67`: what is created at once goes into one entry.
+#[test]
+fn ten_thousand_new_partitions_fit_into_an_entry() {
+    let records: Vec<_> = (0..10_000).map(|index| new_partition(index, &[index % 90, index % 90 + 1, 200])).collect();
+    let bytes = encode_entry(&records);
+    assert!(bytes.len() <= ENTRY_MAX && bytes.len() <= entry_len(&records) + 2, "{}", bytes.len());
+    assert_eq!(decode_records(&bytes), Ok(records.clone()));
+    assert!(encode_records(&records).len() > 8 * ENTRY_MAX);
+    // What fits is written as before.
+    assert_eq!(encode_entry(&records[..100]), encode_records(&records[..100]));
+}
+
+#[test]
+fn only_partitions_as_new_ones_are_are_written_in_rows() {
+    let changed = |change: fn(&mut Partition)| {
+        let MetadataRecord::Partition(mut partition) = new_partition(1, &[1, 2, 3]) else { panic!() };
+        change(&mut partition);
+        MetadataRecord::Partition(partition)
+    };
+    let breaks = [
+        changed(|new| new.leader_epoch = LeaderEpoch(1)),
+        changed(|new| new.elr = brokers(&[1])),
+        changed(|new| new.isr = brokers(&[3, 2])),
+        changed(|new| new.isr = brokers(&[4])),
+        changed(|new| new.leader = BrokerId(3)),
+        changed(|new| new.last_known_elr = brokers(&[1])),
+        changed(|new| new.directories = vec![]),
+        changed(|new| new.partition = PartitionIndex(2)),
+        changed(|new| new.topic_id = TopicId(id(6))),
+        new_partition(1, &[1, 2]),
+        new_partition(1, &[]),
+        MetadataRecord::RemoveTopic { id: TopicId(id(5)) },
+    ];
+    for odd in breaks {
+        let records = [new_partition(0, &[1, 2, 3]), odd, new_partition(2, &[2, 3, 1]), new_partition(3, &[3, 1, 2])];
+        let rows = in_rows(&records);
+        assert!(rows.len() > 1, "{:?}", records[1]);
+        assert_eq!(decode_records(&batch(rows)), Ok(records.to_vec()));
+    }
+    let thin = changed(|new| new.last_known_elr = new.isr.clone());
+    let records = [new_partition(0, &[1, 2, 3]), thin, new_partition(2, &[3, 3, 1])];
+    let rows = in_rows(&records);
+    assert_eq!(rows.len(), 1);
+    assert_eq!(decode_records(&batch(rows)), Ok(records.to_vec()));
+}
+
+#[test]
+fn a_row_that_contradicts_itself_is_refused() {
+    use generated::metadata::v1::{NewPartitions, Record, record::Kind};
+    let sound = {
+        let records: Vec<_> = (0..3).map(|index| new_partition(index, &[1, 2])).collect();
+        match new_partitions::to_wire(&records).unwrap().1.kind {
+            Some(Kind::NewPartitions(row)) => row,
+            other => panic!("{other:?}"),
+        }
+    };
+    let decoded = |change: fn(&mut NewPartitions)| {
+        let mut row = sound.clone();
+        change(&mut row);
+        decode_records(&batch(vec![Record { kind: Some(Kind::NewPartitions(row)) }.encode_to_vec()]))
+    };
+    assert_eq!(decoded(|_| ()).map(|records| records.len()), Ok(3));
+    let bad = |field| Err(WireError::Field(field));
+    assert_eq!(decoded(|row| row.factor = 0), bad("factor"));
+    assert_eq!(decoded(|row| row.factor = 3), bad("factor"));
+    assert_eq!(decoded(|row| row.factor = u32::MAX), bad("factor"));
+    assert_eq!(decoded(|row| row.places[5] = 2), bad("places"));
+    assert_eq!(decoded(|row| row.states.truncate(2)), bad("factor"));
+    assert_eq!(decoded(|row| row.brokers.truncate(1)), bad("directories"));
+    assert_eq!(decoded(|row| row.directories = None), bad("directories"));
+    assert_eq!(decoded(|row| row.first = i32::MAX - 1), bad("first"));
+    assert_eq!(decoded(|row| row.topic_id.truncate(15)), bad("topic_id"));
+    // More than any entry has.
+    let most = |row: &mut NewPartitions| {
+        row.states.resize(RUNS_MAX + 1, 6);
+        row.places.resize(2 * (RUNS_MAX + 1), 0);
+    };
+    assert_eq!(decoded(most), bad("states"));
+}
+
 fn tp() -> TopicPartition {
     TopicPartition { topic_id: TopicId(id(5)), partition: PartitionIndex(3) }
 }
