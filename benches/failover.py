@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How long a partition stands still when its leader is killed, paused, or cut off from the other nodes (R76).
+"""How long a partition stands still when its leader is killed, stopped, paused, or cut off from the other nodes (R76, R77).
 
   failover.py [--rounds 10] [--cases pause isolate ...] [--verbose] [--json FILE] [--override NAME=VALUE]
 
 Three nodes in network namespaces (root; see tests/chaos/networks.py), a topic of three partitions with three replicas, min ISR 2.
 In turns, a leader is
   kill      killed
+  stop      asked to stop (SIGTERM), and moves its leaderships first
   pause     stopped by SIGSTOP
   isolate   without packets from and to the other nodes; clients reach it
   deaf      without the packets that the other nodes send
@@ -37,7 +38,7 @@ import wire  # noqa: E402
 from checks import eventually  # noqa: E402
 from gap import Prober  # noqa: E402
 
-KINDS = ['kill', 'pause', 'isolate', 'deaf', 'mute']
+KINDS = ['kill', 'stop', 'pause', 'isolate', 'deaf', 'mute']
 PARTITIONS, LIMIT_SECONDS = 3, 30
 ELECT_LEADERS = 43
 MARKS = {'active': 'this controller is active', 'fenced': 'a broker is fenced'}
@@ -91,15 +92,16 @@ class Logs:
 
 def harm(cluster, kind, node):
     away = [networks.address(n) for n in cluster.nodes if n != node]
-    if kind in ('kill', 'pause'):
-        cluster.signal(node, signal.SIGKILL if kind == 'kill' else signal.SIGSTOP)
+    signals = {'kill': signal.SIGKILL, 'stop': signal.SIGTERM, 'pause': signal.SIGSTOP}
+    if kind in signals:
+        cluster.signal(node, signals[kind])
     else:
         cluster.drop(node, heard=away if kind != 'mute' else (), told=away if kind != 'deaf' else ())
 
 
 def heal(cluster, kind, node, topic):
-    if kind == 'kill':
-        cluster.processes[node].wait(10)
+    if kind in ('kill', 'stop'):
+        cluster.processes[node].wait(30)
         cluster.start(node)
     elif kind == 'pause':
         cluster.resume(node)

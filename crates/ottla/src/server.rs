@@ -23,7 +23,7 @@ use metadata::ControlSettings;
 use metadata::Listener as MetadataListener;
 use metadata::records::SecurityProtocol;
 use model::{BootId, BrokerEpoch, BrokerId, DirectoryId, Incarnation, Uuid};
-use storage::{DataDir, DiskPool, LogDirs, LogEnv, MetaProperties};
+use storage::{DataDir, DiskPool, LogDir, LogDirs, LogEnv, MetaProperties};
 use tokio::net::TcpSocket;
 use tokio::runtime::Handle;
 
@@ -40,6 +40,8 @@ const CONGESTION_DEFAULT: &str = "cubic";
 const BACKLOG: u32 = 1024;
 /// How long produces that were appended may still be answered.
 const GATEWAY_LINGER: Duration = Duration::from_secs(1);
+/// Between two looks at the space of a directory that no broker watches.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// A combined node keeps its controller so long while other brokers stop (`R77`).
 const CONTROLLER_LINGER: Duration = Duration::from_secs(5);
 
@@ -327,18 +329,17 @@ impl Running {
             status.set_controller(started.clone());
             controller = Some(started);
         }
+        let Directories { logs, metadata, .. } = directories;
+        let unused = if config.is_broker { Vec::new() } else { logs.iter().cloned().collect() };
+        if metadata.is_some() || !unused.is_empty() {
+            tokio::spawn(watch_space(unused, metadata, DiskPool::new(1)?));
+        }
         let mut serving = None;
         if let Some(internal) = sockets.internal {
             let sockets = (internal, sockets.kafka);
             let limits = limits(config, descriptors);
-            let broker = start_broker(
-                (config, limits),
-                directories.logs,
-                incarnation,
-                sockets,
-                (control, controller.clone()),
-                &status,
-            );
+            let broker =
+                start_broker((config, limits), logs, incarnation, sockets, (control, controller.clone()), &status);
             serving = Some(broker.await?);
         }
         Ok(Running { controller, serving })
@@ -462,6 +463,22 @@ fn random_seed() -> Result<u64> {
 fn limits(config: &NodeConfig, descriptors: Descriptors) -> Limits {
     let Descriptors { limit, connections, .. } = descriptors;
     Limits { descriptors: gateway::Descriptors { limit, connections }, ..Limits::from_file(&config.given) }
+}
+
+/// Watches the space of directories that no broker watches, and holds their locks, until the runtime ends: a ballast that was
+/// given up is taken again once there is room.
+async fn watch_space(logs: Vec<Arc<LogDir>>, metadata: Option<DataDir>, pool: DiskPool) {
+    let dirs = Arc::new((logs, metadata));
+    loop {
+        let looked_at = Arc::clone(&dirs);
+        let look = move || {
+            for dir in looked_at.0.iter().map(|dir| dir.data()).chain(&looked_at.1) {
+                dir.watch_space();
+            }
+        };
+        pool.run(look).await;
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 /// What the broker of a combined node tells its controller without a connection.
@@ -634,6 +651,9 @@ fn consumer_config(config: &NodeConfig, defaults: &ConsumerConfig) -> Result<Con
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::io::IoSlice;
+
+    use storage::disk::{Disk, MemDisk, OpenMode};
 
     use super::*;
 
@@ -648,5 +668,33 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::from_millis(150));
         linger(|| true).await;
         assert_eq!(began.elapsed(), Duration::from_millis(5_150));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn directories_without_a_broker_take_their_ballast_again_once_there_is_room() {
+        let (disk, reserve) = (MemDisk::new(), 16 << 20);
+        let env = LogEnv::new(Arc::new(disk.clone()), 16, 0);
+        let paths = [Path::new("/logs"), Path::new("/metadata")];
+        disk.set_capacity(Some(64 << 20));
+        let logs =
+            LogDirs::open(&env, &[paths[0].to_owned()], BrokerId(1), None, || Ok(DirectoryId(Uuid::from_u128(1))));
+        let (logs, metadata) = (logs.unwrap(), DataDir::open(&env, paths[1]).unwrap());
+        let dirs: Vec<&DataDir> = logs.iter().map(|dir| dir.data()).chain([&metadata]).collect();
+        dirs.iter().for_each(|dir| dir.keep_reserve(reserve));
+        let ballasts = || {
+            let has = |dir: &&&Path| disk.list(dir).unwrap().iter().any(|entry| entry.name == ".ottla-ballast");
+            paths.iter().filter(has).count()
+        };
+        assert_eq!(ballasts(), 2);
+        disk.set_capacity(Some(0));
+        for dir in &dirs {
+            let path = dir.path().join("vote");
+            dir.env().disk().open(&path, OpenMode::Create).unwrap().write_at(&[IoSlice::new(&[0])], 0).unwrap_err();
+        }
+        assert_eq!(ballasts(), 0, "they were given up");
+        disk.set_capacity(Some(64 << 20));
+        let logs = logs.iter().cloned().collect();
+        let _ = tokio::time::timeout(2 * LOOK_INTERVAL, watch_space(logs, Some(metadata), DiskPool::inline())).await;
+        assert_eq!(ballasts(), 2);
     }
 }

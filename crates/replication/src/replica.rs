@@ -9,7 +9,9 @@
 
 use std::collections::VecDeque;
 
-use model::{BrokerEpoch, BrokerId, EpochCache, EpochEnd, ErrorCode, LeaderEpoch, Offset, PartitionEpoch, Rule, Rules, Time};
+use model::{
+    BrokerEpoch, BrokerId, EpochCache, EpochEnd, ErrorCode, LeaderEpoch, Offset, PartitionEpoch, Rule, Rules, Time,
+};
 
 use crate::follower::Follower;
 use crate::leader::Leader;

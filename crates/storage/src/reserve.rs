@@ -53,6 +53,13 @@ pub fn floor_of(reserve: u64) -> u64 {
     reserve / FLOOR_SHARE
 }
 
+/// A directory that had less than `least` is short of space until it has so much: a little more, so that one at the edge does
+/// not go back and forth.
+#[must_use]
+pub fn end_of_shortage(least: u64) -> u64 {
+    least.saturating_add(least / 8)
+}
+
 /// What is known of a directory's free space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Space {
@@ -80,10 +87,9 @@ pub(crate) struct SpaceGauge {
     exhausted: AtomicBool,
 }
 
-/// Whether so much space is too little, where it was before or was not: a little more than the least is asked for, so that a
-/// directory at the edge does not go back and forth.
+/// Whether so much space is too little, where it was before or was not.
 fn is_short(before: bool, available: u64, least: u64) -> bool {
-    available < if before { least.saturating_add(least / 8) } else { least }
+    available < if before { end_of_shortage(least) } else { least }
 }
 
 /// A number of bytes that is counted with others.

@@ -1,10 +1,12 @@
 //! Voters that come and go, and metadata that outlives its quorum.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
 use serde_json::json;
 
-use crate::cluster::{Cluster, TempDir, eventually, json, ottla, run, stdout};
+use crate::cluster::{Cluster, TempDir, eventually, free_base_port, json, ottla, run, stdout};
 
 #[test]
 fn the_quorum_is_described_with_how_far_each_voter_is() {
@@ -57,4 +59,27 @@ fn the_metadata_is_saved_and_one_survivor_goes_on_alone() {
     fs::remove_dir_all(cluster.node_file(2, "data").join("__cluster_metadata")).expect("removed");
     let restored = json(&run(&["quorum", "restore", &file, "--config", &config, "--json"]));
     assert_eq!((&restored["cluster_id"], &restored["next_offset"]), (&saved["cluster_id"], &saved["next_offset"]));
+}
+
+#[test]
+fn a_node_that_is_a_controller_only_holds_its_directories() {
+    let dir = TempDir::new("controller-only");
+    let config = dir.path("server.properties");
+    let port = free_base_port(1);
+    let text = format!(
+        "process.roles=controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{port}\nlog.dirs={}\n\
+         metadata.log.dir={}\nlisteners=CONTROLLER://127.0.0.1:{port}\nottla.pid.file={}\n",
+        dir.path("data"),
+        dir.path("metadata"),
+        dir.path("pid"),
+    );
+    fs::write(&config, text).expect("written");
+    let mut node = ottla(&["server", "--config", &config]).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let log = BufReader::new(node.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(log.into_iter().any(|line| line.contains("started")), "it ended");
+    let refused = ["data", "metadata"].map(|held| run(&["log", "verify", &dir.path(held)]));
+    assert!(crate::cluster::terminate(&mut node).success());
+    for each in refused {
+        assert!(String::from_utf8_lossy(&each.stderr).contains("is in use by"), "{each:?}");
+    }
 }

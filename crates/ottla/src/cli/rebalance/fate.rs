@@ -3,7 +3,7 @@
 //! ```text
 //!  asked for ──► under way ──► done
 //!      │             └───────► cancelled, or aimed elsewhere by somebody else: once that has stood for a while
-//!      └──► refused
+//!      └──► refused, or never begun, as nobody answered
 //! ```
 
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub(super) enum Fate {
     Gone,
     /// Why the cluster did not take it.
     Refused(String),
+    /// Why nobody said whether it was taken; it was not seen to be.
+    Unanswered(String),
     /// The replicas are where they were.
     Cancelled,
     /// They are, or are to be, here instead.
@@ -43,11 +45,19 @@ impl Fate {
         }
     }
 
+    /// Nobody answered when it was asked for: where it did not move, it was not begun.
+    pub(super) fn was_not_answered(&mut self, why: &str) {
+        if *self == Fate::Cancelled {
+            *self = Fate::Unanswered(why.to_owned());
+        }
+    }
+
     /// Why the partition is not where it was to be, in words that follow its name.
     pub(super) fn failure(&self) -> Option<String> {
         match self {
             Fate::UnderWay | Fate::Done | Fate::Gone => None,
             Fate::Refused(why) => Some(format!("was refused: {why}")),
+            Fate::Unanswered(why) => Some(format!("was not begun: {why}")),
             Fate::Cancelled => Some("was cancelled".to_owned()),
             Fate::Elsewhere(replicas) => {
                 let ids: Vec<String> = replicas.iter().map(ToString::to_string).collect();
@@ -169,5 +179,13 @@ mod tests {
         let moves = [Move { topic: "t".to_owned(), partition: 0, from: vec![1, 2], to: vec![1, 3] }];
         let watch = Watch::new(&moves, [(key(), "no".to_owned())].into());
         assert_eq!(watch.ended(), Some(vec![Fate::Refused("no".to_owned())]));
+    }
+
+    #[test]
+    fn a_move_that_nobody_answered_for_and_that_never_began_is_told_as_that() {
+        let (mut back, mut done) = (Fate::Cancelled, Fate::Done);
+        back.was_not_answered("why");
+        done.was_not_answered("why");
+        assert_eq!((back.failure().as_deref(), done), (Some("was not begun: why"), Fate::Done));
     }
 }

@@ -1,9 +1,13 @@
 //! `ottla cluster rebalance`: shows what would move, then has it moved, and tells how far it is and what became of it.
 //!
-//! Invariant: whatever becomes of the moves, and of this program short of SIGKILL, the throttle that it set is taken back.
+//! Invariant: the throttle that it set stays as long as moves go on, and is taken back when they have ended, whatever became
+//! of them, or when somebody stops this program short of SIGKILL. Where nobody tells whether they have ended it is left, and
+//! the error says how it is taken back.
 
 mod fate;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod throttle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +29,7 @@ use serde_json::{Value, json};
 
 use super::cluster::ack_rules;
 use crate::cli::output::{Output, counted, say};
+use crate::cli::partitions::Retry;
 use crate::kafka_client::{KafkaClient, check, check_message};
 use crate::stop::StopSignal;
 use fate::{Fate, Watch};
@@ -38,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// A partition: its topic, and its number.
 type Key = (String, i32);
+/// By partition: who has it, or is to have it.
+type Replicas = BTreeMap<Key, Vec<i32>>;
 
 /// What to do.
 #[derive(Debug, Args)]
@@ -165,7 +172,7 @@ fn show(output: Output, plan: &Plan, executes: bool) -> Result<()> {
 }
 
 /// Which partitions are being moved, and where to.
-async fn ongoing(client: &mut KafkaClient) -> Result<BTreeMap<Key, Vec<i32>>> {
+async fn ongoing(client: &mut KafkaClient) -> Result<Replicas> {
     let request = ListPartitionReassignmentsRequest { topics: None, timeout_ms: TIMEOUT_MS };
     let answer: ListPartitionReassignmentsResponse = client.any(&request).await?;
     check_message(answer.error_code, answer.error_message.as_deref())?;
@@ -179,40 +186,83 @@ async fn ongoing(client: &mut KafkaClient) -> Result<BTreeMap<Key, Vec<i32>>> {
     Ok(answer.topics.into_iter().flat_map(each).collect())
 }
 
-/// Asks for replicas of partitions; `None` cancels. Answers which are refused, and why.
-async fn alter(client: &mut KafkaClient, wanted: &[(String, i32, Option<Vec<i32>>)]) -> Result<BTreeMap<Key, String>> {
-    use alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
-    let mut refused = BTreeMap::new();
-    for part in wanted.chunks(AT_ONCE) {
-        let mut topics: BTreeMap<&str, Vec<ReassignablePartition>> = BTreeMap::new();
-        for (topic, partition_index, replicas) in part {
-            let partition = ReassignablePartition { partition_index: *partition_index, replicas: replicas.clone() };
-            topics.entry(topic).or_default().push(partition);
+/// Which replicas a partition is to have; `None` cancels its move.
+type Wanted = (String, i32, Option<Vec<i32>>);
+
+/// Asks for replicas of partitions, of no more than one request may name. Answers which are refused, and why. Where nobody
+/// answers, or nobody knows whether it was begun, it is asked again: the same twice is done once.
+async fn alter(client: &mut KafkaClient, wanted: &[Wanted]) -> Result<BTreeMap<Key, String>> {
+    let (request, retry) = (alteration(wanted), Retry::new());
+    loop {
+        match alter_once(client, &request).await {
+            Ok(refused) => return Ok(refused),
+            Err(error) => retry.after(error).await?,
         }
-        let topic = |(name, partitions): (&str, _)| ReassignableTopic { name: name.to_owned(), partitions };
-        let request = AlterPartitionReassignmentsRequest {
-            timeout_ms: TIMEOUT_MS,
-            allow_replication_factor_change: false,
-            topics: topics.into_iter().map(topic).collect(),
-        };
-        let answer: AlterPartitionReassignmentsResponse = client.any(&request).await?;
-        check_message(answer.error_code, answer.error_message.as_deref())?;
-        for topic in &answer.responses {
-            for partition in &topic.partitions {
-                let gone = ErrorCode::from_code(partition.error_code) == ErrorCode::NoReassignmentInProgress;
-                if let Err(error) = check_message(partition.error_code, partition.error_message.as_deref())
-                    && !gone
-                {
-                    refused.insert((topic.name.clone(), partition.partition_index), format!("{error:#}"));
-                }
+    }
+}
+
+fn alteration(wanted: &[Wanted]) -> AlterPartitionReassignmentsRequest {
+    use alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+    let mut topics: BTreeMap<&str, Vec<ReassignablePartition>> = BTreeMap::new();
+    for (topic, partition_index, replicas) in wanted {
+        let partition = ReassignablePartition { partition_index: *partition_index, replicas: replicas.clone() };
+        topics.entry(topic).or_default().push(partition);
+    }
+    let topic = |(name, partitions): (&str, _)| ReassignableTopic { name: name.to_owned(), partitions };
+    AlterPartitionReassignmentsRequest {
+        timeout_ms: TIMEOUT_MS,
+        allow_replication_factor_change: false,
+        topics: topics.into_iter().map(topic).collect(),
+    }
+}
+
+async fn alter_once(
+    client: &mut KafkaClient,
+    request: &AlterPartitionReassignmentsRequest,
+) -> Result<BTreeMap<Key, String>> {
+    let answer: AlterPartitionReassignmentsResponse = client.any(request).await?;
+    check_message(answer.error_code, answer.error_message.as_deref())?;
+    let mut refused = BTreeMap::new();
+    for topic in &answer.responses {
+        for partition in &topic.partitions {
+            let gone = ErrorCode::from_code(partition.error_code) == ErrorCode::NoReassignmentInProgress;
+            if let Err(error) = check_message(partition.error_code, partition.error_message.as_deref())
+                && !gone
+            {
+                refused.insert((topic.name.clone(), partition.partition_index), format!("{error:#}"));
             }
         }
     }
     Ok(refused)
 }
 
-/// Has it moved under the throttle, which is taken back whatever becomes of the moves: one that is left behind slows
-/// everything that comes later.
+/// Moves that were asked for.
+struct Asked {
+    refused: BTreeMap<Key, String>,
+    /// So many, from the first on, were answered.
+    answered: usize,
+    /// Why the others were not. Some of them may be under way all the same.
+    failure: Option<String>,
+}
+
+async fn ask(client: &mut KafkaClient, moves: &[Move]) -> Asked {
+    let mut asked = Asked { refused: BTreeMap::new(), answered: 0, failure: None };
+    for part in moves.chunks(AT_ONCE) {
+        let wanted: Vec<Wanted> = part.iter().map(|m| (m.topic.clone(), m.partition, Some(m.to.clone()))).collect();
+        match alter(client, &wanted).await {
+            Ok(refused) => asked.refused.extend(refused),
+            Err(error) => {
+                asked.failure = Some(format!("{error:#}"));
+                break;
+            }
+        }
+        asked.answered += part.len();
+    }
+    asked
+}
+
+/// Has it moved under the throttle, which is taken back once nothing moves: one that is left behind slows everything that
+/// comes later.
 async fn execute_throttled(
     client: &mut KafkaClient,
     output: Output,
@@ -224,7 +274,8 @@ async fn execute_throttled(
     let done = match throttle.set(client).await {
         // Cutting off loses nothing: a connection is used again only after a whole exchange, and the moves are the cluster's.
         Ok(()) => tokio::select! {
-            fates = execute(client, output, moves) => fates,
+            // Whoever lost sight of moves leaves their throttle: without one they take from those who are served.
+            fates = execute(client, output, moves) => Ok(fates.map_err(|error| lost(&error, throttle))?),
             () = stop.received() => Err(anyhow!(
                 "stopped: the moves that are under way go on, without a throttle; `ottla cluster rebalance --cancel` ends them"
             )),
@@ -235,32 +286,68 @@ async fn execute_throttled(
         back = throttle.take_back(client) => back,
         () = stop.received() => Err(anyhow!("stopped again")),
     };
+    let by_hand = || throttle.by_hand();
     match (done, back) {
         (done, Ok(())) => done,
-        (Ok(_), Err(error)) => Err(error.context("the throttle could not be taken back")),
-        (Err(why), Err(error)) => Err(why.context(format!("the throttle could not be taken back: {error:#}"))),
+        (Ok(_), Err(error)) => Err(anyhow!("{error:#}{}", by_hand())),
+        (Err(why), Err(error)) => Err(anyhow!("{why:#}; {error:#}{}", by_hand())),
     }
 }
 
-/// Has it moved, and waits until that is done, or known not to be: what became of each move.
+/// The error where nobody tells any more what becomes of the moves.
+fn lost(error: &anyhow::Error, throttle: &Throttle) -> anyhow::Error {
+    let by_hand = throttle.by_hand();
+    anyhow!(
+        "moves may be under way, and nobody tells ({error:#}): wait for them, or end them with `ottla cluster rebalance \
+         --cancel`{by_hand}"
+    )
+}
+
+/// Has it moved, and waits until that is done, or known not to be: what became of each move. An error says that nobody tells.
 async fn execute(client: &mut KafkaClient, output: Output, moves: &[Move]) -> Result<Vec<Fate>> {
-    let wanted: Vec<_> = moves.iter().map(|m| (m.topic.clone(), m.partition, Some(m.to.clone()))).collect();
-    let mut watch = Watch::new(moves, alter(client, &wanted).await?);
+    let asked = ask(client, moves).await;
+    if let Some(why) = &asked.failure
+        && !output.json
+    {
+        say(&format!(
+            "not all moves could be asked for ({why}); waiting for those that are under way: `ottla cluster rebalance \
+             --cancel` ends them"
+        ));
+    }
+    let mut watch = Watch::new(moves, asked.refused);
     let mut told = None;
     loop {
-        let under_way = ongoing(client).await?;
-        let placed = placed(&client.metadata(None).await?, &BTreeMap::new());
-        let now = placed.into_iter().map(|p| ((p.topic, p.partition), p.replicas)).collect();
+        let (under_way, now) = look(client).await?;
         let left = watch.look(&under_way, &now, Instant::now());
         if told != Some(left) && !output.json {
             say(&format!("{} of {} moved", moves.len() - left, moves.len()));
         }
         told = Some(left);
-        if let Some(fates) = watch.ended() {
+        if let Some(mut fates) = watch.ended() {
+            if let Some(why) = &asked.failure {
+                fates[asked.answered..].iter_mut().for_each(|fate| fate.was_not_answered(why));
+            }
             return Ok(fates);
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Where partitions are on their way to, then who has them. Moves go on while nobody answers.
+async fn look(client: &mut KafkaClient) -> Result<(Replicas, Replicas)> {
+    let retry = Retry::new();
+    loop {
+        match look_once(client).await {
+            Ok(seen) => return Ok(seen),
+            Err(error) => retry.after(error).await?,
+        }
+    }
+}
+
+async fn look_once(client: &mut KafkaClient) -> Result<(Replicas, Replicas)> {
+    let under_way = ongoing(client).await?;
+    let placed = placed(&client.metadata(None).await?, &BTreeMap::new());
+    Ok((under_way, placed.into_iter().map(|p| ((p.topic, p.partition), p.replicas)).collect()))
 }
 
 /// The preferred replicas lead where they changed.
@@ -283,8 +370,11 @@ async fn elect(client: &mut KafkaClient, moves: &[&Move]) -> Result<()> {
 
 async fn cancel(client: &mut KafkaClient, output: Output) -> Result<()> {
     let under_way = ongoing(client).await?;
-    let wanted: Vec<_> = under_way.into_keys().map(|(topic, partition)| (topic, partition, None)).collect();
-    let refused = alter(client, &wanted).await?;
+    let wanted: Vec<Wanted> = under_way.into_keys().map(|(topic, partition)| (topic, partition, None)).collect();
+    let mut refused = BTreeMap::new();
+    for part in wanted.chunks(AT_ONCE) {
+        refused.extend(alter(client, part).await?);
+    }
     if let Some(((topic, partition), why)) = refused.first_key_value() {
         let (refused, all) = (refused.len(), wanted.len());
         bail!("{refused} of {all} moves could not be cancelled; {topic}-{partition}: {why}");

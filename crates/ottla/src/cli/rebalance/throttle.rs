@@ -1,7 +1,6 @@
 //! Kafka's throttle configs for some moves: what they were before, what they are meanwhile, and how that is undone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use model::ErrorCode;
@@ -13,7 +12,8 @@ use protocol::messages::{
 };
 
 use super::plan::Move;
-use crate::kafka_client::{KafkaClient, check_message, code_of, is_retriable};
+use crate::cli::partitions::Retry;
+use crate::kafka_client::{KafkaClient, check_message, code_of};
 
 /// Kafka's numbers of resource types, config operations, and sources of configs.
 const TOPIC: i8 = 2;
@@ -26,9 +26,6 @@ const LEADER_RATE: &str = "leader.replication.throttled.rate";
 const FOLLOWER_RATE: &str = "follower.replication.throttled.rate";
 const LEADER_REPLICAS: &str = "leader.replication.throttled.replicas";
 const FOLLOWER_REPLICAS: &str = "follower.replication.throttled.replicas";
-/// How long taking back goes on where nobody can decide it: an election of the controllers is over by then.
-const TRIED_FOR: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// The values of two configs of a broker or a topic; `None` where it has none of its own.
 type Values = [Option<String>; 2];
@@ -87,20 +84,34 @@ impl Throttle {
 
     /// Puts back what was set before. What does not exist any more needs nothing.
     pub(super) async fn take_back(&self, client: &mut KafkaClient) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + TRIED_FOR;
         let gone = [ErrorCode::UnknownTopicOrPartition, ErrorCode::BrokerIdNotRegistered];
+        let retry = Retry::new();
         loop {
             let answered = self.alter(client, |each| &each.before).await;
             let mut failures = answered.unwrap_or_else(|error| vec![error]).into_iter();
-            let failed = failures.find(|error| !code_of(error).is_some_and(|code| gone.contains(&code)));
-            match failed {
-                Some(error) if is_retriable(&error) && tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Some(error) => return Err(error),
+            match failures.find(|error| !code_of(error).is_some_and(|code| gone.contains(&code))) {
+                Some(error) => retry.after(error).await?,
                 None => return Ok(()),
             }
         }
+    }
+
+    /// What the operator is to do where this program could not; nothing where there is no rate.
+    pub(super) fn by_hand(&self) -> String {
+        let each = |each: &Throttled| {
+            let kind = if each.kind == TOPIC { "topic" } else { "node" };
+            let config = |(name, value): (&&str, &Option<String>)| match value {
+                Some(value) => format!("set {name}={value}"),
+                None => format!("delete {name}"),
+            };
+            let configs: Vec<String> = each.configs.iter().zip(&each.before).map(config).collect();
+            format!("\n  {kind} {}: {}", each.name, configs.join(", "))
+        };
+        if self.0.is_empty() {
+            return String::new();
+        }
+        let all: String = self.0.iter().map(each).collect();
+        format!("; the throttle is still set: when nothing moves any more, take it back with kafka-configs.sh:{all}")
     }
 
     /// Gives each resource its values; answers what is refused, each by itself.
