@@ -269,7 +269,8 @@ pub(crate) fn never_connected(status: &tonic::Status) -> bool {
 /// Whether the other machine said that nobody listens.
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
-    causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused))
+    causes
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
