@@ -9,12 +9,13 @@ use std::time::Duration;
 use metadata::configs::cordoned_log_dirs;
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
 use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, Offset, PartitionIndex, Time, TopicId, TopicPartition};
-use rpc::controller::{CallError, ControllerClient};
+use rpc::controller::{Answered, CallError, ControllerClient};
 use rpc::net::Network;
 use storage::{DirHealth, DiskPool, LogDir, LogDirs};
 use tokio::sync::{Notify, watch};
 
 use crate::budget::MemoryBudget;
+use crate::catch_up::Rounds;
 use crate::cleaner::CleanerState;
 use crate::clock::{Chance, Clock, ClockWatch, Judged};
 use crate::config::BrokerConfig;
@@ -91,6 +92,8 @@ pub(crate) struct Context {
     answered: AtomicU64,
     /// How far the metadata went when one answered again after it was cut off.
     rejoined_at: AtomicU64,
+    /// Asks how far the metadata is, for those who need to know.
+    rounds: Rounds,
     /// Counts up with each wish for it, as long as the threads that serve requests get anywhere.
     pub(crate) turns: AtomicU64,
     pub(crate) turn_wanted: Notify,
@@ -175,6 +178,7 @@ impl Context {
             cleaner: CleanerState::default(),
             answered: AtomicU64::new(0),
             rejoined_at: AtomicU64::new(0),
+            rounds: Rounds::default(),
             turns: AtomicU64::new(0),
             turn_wanted: Notify::new(),
             stuck: AtomicBool::new(false),
@@ -187,12 +191,29 @@ impl Context {
     /// # Errors
     /// No answer in time: what became of the request is unknown.
     pub(crate) async fn ask(&self, request: ControlRequest, timeout: Duration) -> Result<ControlResponse, CallError> {
+        self.ask_how_far(request, timeout).await.map(|answered| answered.response)
+    }
+
+    async fn ask_how_far(&self, request: ControlRequest, timeout: Duration) -> Result<Answered, CallError> {
         let answered = self.controller.ask(request, tokio::time::Instant::now() + timeout).await?;
         if self.is_unheard() {
             self.rejoined_at.store(answered.next_offset.0, Ordering::Relaxed);
         }
         self.answered.store(self.clock.monotonic().0, Ordering::Release);
-        Ok(answered.response)
+        Ok(answered)
+    }
+
+    /// Waits until the image has all that was decided before this was called, `limit` at most; whether it has. Only the active
+    /// controller knows (`R68`): who still leads by that image had no successor until then.
+    pub(crate) async fn catch_up(&self, limit: Duration) -> bool {
+        let Some((epoch, _)) = self.registration() else { return false };
+        let alive = ControlRequest::Alive { broker: self.config.broker_id, epoch };
+        let ask = async { self.ask_how_far(alive, limit).await.map(|answered| answered.next_offset) };
+        let caught_up = async {
+            let at = self.rounds.join(ask).await.ok()?;
+            self.images().wait_for(|image| image.next_offset() >= at).await.ok().map(drop)
+        };
+        tokio::time::timeout(limit, caught_up).await.is_ok_and(|done| done.is_some())
     }
 
     /// Gives a sign of life to the controller of this process; whether that is the active one, and has heard it. After this broker

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use coordinator::consumer::topics::changed_topics;
 use coordinator::request::{ListGroupsRequest, ListGroupsResponse};
@@ -57,6 +58,13 @@ fn add(sum: &mut Rebalances, more: Rebalances) {
     sum.consumer += more.consumer;
 }
 
+/// How long somebody who asks for stable offsets waits until the coordinator knows that it is one.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+fn is_for_stable_offsets(request: &GroupRequest) -> bool {
+    matches!(request, GroupRequest::OffsetFetch(fetch) if fetch.require_stable)
+}
+
 impl Shards<Groups> {
     /// How often groups were rebalanced here since the process started.
     pub(crate) fn rebalances(&self) -> Rebalances {
@@ -88,10 +96,8 @@ impl Shards<Groups> {
             if group_id.is_empty() && request.needs_a_name() {
                 return Err(ErrorCode::InvalidGroupId);
             }
-            if self.may_be_outdated(&request) {
-                self.home(&group_id)?;
-                // Not NOT_COORDINATOR: librdkafka would never ask for these offsets again.
-                return Err(ErrorCode::CoordinatorLoadInProgress);
+            if is_for_stable_offsets(&request) {
+                self.check_coordinates(&group_id).await?;
             }
             return self.ask(&group_id, request).await;
         }
@@ -104,10 +110,16 @@ impl Shards<Groups> {
         Ok(GroupResponse::ListGroups(all))
     }
 
-    /// Whether the next coordinator may have acknowledged another offset than a broker that is cut off has in memory (`R49`,
-    /// `R76`). What is written here waits for the in-sync replicas anyway.
-    fn may_be_outdated(&self, request: &GroupRequest) -> bool {
-        matches!(request, GroupRequest::OffsetFetch(fetch) if fetch.require_stable) && self.context.is_cut_off()
+    /// Whether no other coordinator of a group has acknowledged an offset before this was called, that this one does not know
+    /// (`R49`, `R76`): a transaction's successor would take its inputs once more. What is written here waits for the in-sync
+    /// replicas anyway.
+    async fn check_coordinates(&self, group_id: &str) -> Result<(), ErrorCode> {
+        self.home(group_id)?;
+        if !Box::pin(self.context.catch_up(CATCH_UP)).await {
+            // Not NOT_COORDINATOR: librdkafka would never ask for these offsets again.
+            return Err(ErrorCode::CoordinatorLoadInProgress);
+        }
+        self.check_leads(group_id)
     }
 
     /// Tells the shards of the metadata, and of topics that are gone: their offsets go with them.

@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod budget;
+mod catch_up;
 mod cleaner;
 pub mod clock;
 pub mod config;

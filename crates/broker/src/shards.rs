@@ -153,6 +153,17 @@ impl<K: Kind> Shards<K> {
         Ok(Arc::clone(&shard.partition))
     }
 
+    /// Whether the partition that a key's coordinator keeps its state in is still led as when its shard began: partitions hear of
+    /// an image before it is published, shards later.
+    ///
+    /// # Errors
+    /// As [`Shards::ask`].
+    pub(crate) fn check_leads(&self, key: &str) -> Result<(), ErrorCode> {
+        let shard = self.shard_of(key)?;
+        shard.lock().check_served()?;
+        shard.partition.check_leadership(shard.leadership).map_err(|_| ErrorCode::NotCoordinator)
+    }
+
     /// As [`Shards::ask`], again and again while what the shard has under way is in the way, as `refused` says, until then.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! high watermark moved or its leadership ended.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use model::{ErrorCode, Offset};
@@ -152,10 +152,20 @@ impl ProduceWaiters {
 }
 
 /// A consumer's fetch that waits for more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FetchWaiter {
+    /// Its own, and larger than that of any before it.
+    number: u64,
     moved: AtomicBool,
     notify: Notify,
+}
+
+impl Default for FetchWaiter {
+    fn default() -> FetchWaiter {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        FetchWaiter { number, moved: AtomicBool::new(false), notify: Notify::new() }
+    }
 }
 
 impl FetchWaiter {
@@ -174,10 +184,10 @@ impl FetchWaiter {
     }
 }
 
-/// The fetches that wait at one partition, each once, by the address that is theirs while they are listed here.
+/// The fetches that wait at one partition, each once, woken in the order in which they began.
 #[derive(Debug, Default)]
 pub(crate) struct FetchWaiters {
-    waiting: BTreeMap<usize, Weak<FetchWaiter>>,
+    waiting: BTreeMap<u64, Weak<FetchWaiter>>,
     /// Entries at which those of fetches that have ended are swept.
     sweep_at: usize,
 }
@@ -185,7 +195,7 @@ pub(crate) struct FetchWaiters {
 impl FetchWaiters {
     /// Wakes `waiter` at the next move, once.
     pub(crate) fn push(&mut self, waiter: &Arc<FetchWaiter>) {
-        self.waiting.entry(Arc::as_ptr(waiter).addr()).or_insert_with(|| Arc::downgrade(waiter));
+        self.waiting.entry(waiter.number).or_insert_with(|| Arc::downgrade(waiter));
         if self.waiting.len() > self.sweep_at {
             self.waiting.retain(|_, waiter| waiter.strong_count() > 0);
             self.sweep_at = (self.waiting.len() * 2).max(SWEEP_MIN);
@@ -222,6 +232,20 @@ mod tests {
             refused: Vec::new(),
             current_leader: None,
         }
+    }
+
+    /// Not in one that the allocator chooses: a simulated run takes the same way each time.
+    #[test]
+    fn fetches_are_woken_in_the_order_in_which_they_began() {
+        let (gone, first) = (Arc::new(FetchWaiter::default()), Arc::new(FetchWaiter::default()));
+        drop(gone);
+        // Most likely at the address of the one that is gone.
+        let second = Arc::new(FetchWaiter::default());
+        let mut waiters = FetchWaiters::default();
+        waiters.push(&second);
+        waiters.push(&first);
+        let order: Vec<_> = waiters.waiting.into_values().map(|waiter| waiter.upgrade().unwrap()).collect();
+        assert!(Arc::ptr_eq(&order[0], &first) && Arc::ptr_eq(&order[1], &second));
     }
 
     #[tokio::test]

@@ -30,7 +30,8 @@ use std::time::Duration;
 
 use metadata::control::RecoveryAnswer;
 use model::{
-    BrokerId, DirectoryId, EpochCache, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Time, TopicId, TopicPartition,
+    BrokerId, DirectoryId, EpochCache, ErrorCode, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Time, TopicId,
+    TopicPartition,
 };
 use replication::producers::ProducerTable;
 use replication::{AlterAnswer, Lane, LogView, PartitionState, ProposalId, Replica, ReplicaConfig};
@@ -387,6 +388,14 @@ impl Partition {
     pub(crate) fn leadership(&self) -> (Leadership, LeaderEpoch) {
         let inner = self.lock();
         (inner.leadership, inner.replica.leader_epoch())
+    }
+
+    /// Whether this is still led as it was then.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check_leadership(&self, named: Leadership) -> Result<(), ErrorCode> {
+        self.lock().check_leadership(Some(named))
     }
 
     /// Wakes `waiter` when the high watermark or the leadership moves next.
