@@ -54,6 +54,7 @@ fn a_last_segment_cut_at_any_byte_opens_with_the_whole_batches_before_the_cut() 
         assert_eq!(found.reopen(hints()).verdict, Verdict::Sound);
         assert_eq!(found.all().len(), kept.len() + 1);
     }
+    println!("a segment cut at each of {whole} bytes: 0 whole batches lost");
 }
 
 #[test]
@@ -83,6 +84,7 @@ fn a_write_torn_at_any_byte_loses_nothing_that_was_synced() {
             assert_eq!(recovered.epochs.epoch_of(batch.header().base_offset), Some(batch.header().leader_epoch));
         }
     }
+    println!("a write torn at each of {unsynced} bytes: 0 synced records lost");
 }
 
 #[test]
