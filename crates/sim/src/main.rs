@@ -2,7 +2,8 @@
 //!
 //! The process has its own `getrandom`: whatever asks the system for randomness (the standard library for the order of its maps,
 //! tokio for the branch of a `select!` that is looked at first) gets a sequence that the seed decides. It has its own
-//! `clock_gettime`, too, which shows the time of the run.
+//! `clock_gettime`, too, which shows the time of the run, and its own `getpid`: a node writes its number into the file that locks a
+//! directory, and how long that number is decides where a disk is full, and what a crash tears.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +36,13 @@ extern "C" fn clock_gettime(_clock: i32, into: *mut [i64; 2]) -> i32 {
     // SAFETY: the caller gives room for a timespec, as for the system call.
     unsafe { into.write(now) };
     0
+}
+
+/// The C library's function; the system call's name and shape.
+#[expect(unsafe_code, reason = "it takes the place of the C library's function, which the standard library calls")]
+#[unsafe(no_mangle)]
+extern "C" fn getpid() -> i32 {
+    1
 }
 
 fn main() -> Result<()> {
