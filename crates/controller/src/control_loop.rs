@@ -521,8 +521,7 @@ async fn live_through(span: Duration) {
 fn in_parts<'a>(records: &'a [MetadataRecord], ends: &[usize]) -> Vec<&'a [MetadataRecord]> {
     let mut parts = Vec::new();
     let (mut start, mut at, mut size) = (0, 0, 0);
-    for whole in wholes(records, ends) {
-        let len = metadata::wire::entry_len(whole);
+    for (whole, len) in wholes(records, ends) {
         if size + len > ENTRY_MAX && at > start {
             parts.push(&records[start..at]);
             (start, size) = (at, 0);
@@ -536,14 +535,17 @@ fn in_parts<'a>(records: &'a [MetadataRecord], ends: &[usize]) -> Vec<&'a [Metad
     parts
 }
 
-/// What must not be cut. Configs of one resource that are too long for an entry all the same are: nothing else is.
-fn wholes<'a>(records: &'a [MetadataRecord], ends: &[usize]) -> impl Iterator<Item = &'a [MetadataRecord]> {
+/// What must not be cut, and how long each is. Configs of one resource that are too long for an entry all the same are: nothing
+/// else is.
+fn wholes<'a>(records: &'a [MetadataRecord], ends: &[usize]) -> impl Iterator<Item = (&'a [MetadataRecord], usize)> {
     let starts = std::iter::once(&0).chain(ends);
     let decisions = starts.zip(ends).map(|(start, end)| &records[*start..*end]);
     let wholes = decisions.flat_map(|decision| decision.chunk_by(|before, next| next.goes_on(before)));
     wholes.flat_map(|whole| {
-        let most = if metadata::wire::entry_len(whole) <= ENTRY_MAX { whole.len() } else { 1 };
-        whole.chunks(most)
+        let len = metadata::wire::entry_len(whole);
+        let fits = len <= ENTRY_MAX;
+        let len_of = move |part: &[MetadataRecord]| if fits { len } else { metadata::wire::entry_len(part) };
+        whole.chunks(if fits { whole.len() } else { 1 }).map(move |part| (part, len_of(part)))
     })
 }
 
