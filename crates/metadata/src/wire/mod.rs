@@ -1,8 +1,8 @@
 //! Records, requests and answers as bytes, by `proto/metadata.proto` and `proto/control.proto`.
 //!
 //! Invariants: what was encoded decodes to the same value; noise gives an error, never a panic, nor an allocation larger than
-//! a small multiple of it, or than new partitions in a row need (`RUNS_MAX`); what a newer version wrote is refused with that version, never read in part. The generated types
-//! stay in here.
+//! a small multiple of it, or than new partitions in a row need (`RUNS_MAX`); what a newer version wrote is refused with that
+//! version, never read in part. The generated types stay in here.
 
 mod control;
 mod new_partitions;
