@@ -17,10 +17,11 @@
 //! ended for good: what is committed does not change. Times are the batches' own (wall clock, milliseconds), as the leader
 //! wrote them. The verifications of `R50` are of this process alone: no snapshot has them.
 //!
-//! Snapshot, version 2, big-endian: `version u16, crc32c u32 of what follows, log end i64, producers u32`, then for each
-//! producer `id i64, epoch i16, coordinator epoch i32, last append i64, open transaction's first offset i64 (-1: none),
-//! batches u8`, then for each batch `first sequence i32, last sequence i32, base offset i64, last offset i64, time i64`;
-//! then `ended transactions u32`, for each `first offset i64, marker's offset i64`. Version 1 ends after the producers.
+//! Snapshot, version 3, big-endian: `version u16, crc32c u32 of what follows, log end i64, producers u32`, then for each
+//! producer `id i64, epoch i16, coordinator epoch i32, last append i64, open transaction's first offset i64 (-1: none), last
+//! marker's offset i64 (-1: none), batches u8`, then for each batch `first sequence i32, last sequence i32, base offset
+//! i64, last offset i64, time i64`; then `ended transactions u32`, for each `first offset i64, marker's offset i64`.
+//! Version 2 has no last markers, version 1 ends after the producers, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -31,13 +32,15 @@ use crate::messages::LogView;
 
 /// Batches of a producer that are remembered, as many as a client may have in flight.
 pub const RETAINED: usize = 5;
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// The version before last markers.
+const VERSION_WITHOUT_LAST_MARKERS: u16 = 2;
 /// The version before transactions.
 const VERSION_WITHOUT_TRANSACTIONS: u16 = 1;
 const HEAD_LEN: usize = 6;
 /// The time of a batch whose records have none.
 const NO_TIME: Time = Time(0);
-const PRODUCER_LEN: usize = 31;
+const PRODUCER_LEN: usize = 39;
 const BATCH_LEN: usize = 32;
 
 /// The part of a batch that producer state is made of.
@@ -185,6 +188,8 @@ pub struct ProducerState {
     pub last_append: Time,
     /// Where its open transaction began.
     pub transaction_start: Option<Offset>,
+    /// Where its last marker stands.
+    last_marker: Option<Offset>,
     batches: VecDeque<RetainedBatch>,
 }
 
@@ -192,6 +197,16 @@ impl ProducerState {
     /// The remembered batches, ascending.
     pub fn batches(&self) -> impl Iterator<Item = &RetainedBatch> {
         self.batches.iter()
+    }
+
+    /// Where a batch stands that is sent again. None of an ended transaction is: whoever gives its sequence numbers to other
+    /// records, as librdkafka does after an abort with those of records that it had sent and then given up, must not hear that
+    /// these are here.
+    fn sent_before(&self, batch: &ProducerBatch) -> Option<RetainedBatch> {
+        let same =
+            |b: &&RetainedBatch| b.first_sequence == batch.first_sequence && b.last_sequence == batch.last_sequence;
+        let ended = |b: &RetainedBatch| self.last_marker.is_some_and(|marker| b.last_offset < marker);
+        self.batches.iter().find(same).filter(|b| !ended(b)).copied()
     }
 
     /// The sequence of its last record; -1 where it has written none in this epoch.
@@ -264,10 +279,7 @@ impl ProducerTable {
         if batch.producer_epoch > state.epoch {
             return if batch.first_sequence == 0 { Ok(SequenceCheck::Append) } else { out_of_order() };
         }
-        let same =
-            |b: &&RetainedBatch| b.first_sequence == batch.first_sequence && b.last_sequence == batch.last_sequence;
-        if let Some(RetainedBatch { base_offset, last_offset, timestamp, .. }) = state.batches.iter().find(same) {
-            let (base_offset, last_offset, timestamp) = (*base_offset, *last_offset, *timestamp);
+        if let Some(RetainedBatch { base_offset, last_offset, timestamp, .. }) = state.sent_before(batch) {
             return Ok(SequenceCheck::Duplicate { base_offset, last_offset, timestamp });
         }
         if batch.first_sequence == next_sequence(state.last_sequence()) {
@@ -374,6 +386,7 @@ impl ProducerTable {
             coordinator_epoch: -1,
             last_append: batch.timestamp,
             transaction_start: None,
+            last_marker: None,
             batches: VecDeque::new(),
         });
         if state.epoch != batch.producer_epoch {
@@ -384,6 +397,7 @@ impl ProducerTable {
         match batch.kind {
             BatchKind::Marker(marker) => {
                 state.coordinator_epoch = marker.coordinator_epoch;
+                state.last_marker = Some(batch.last_offset);
                 let first_offset = state.transaction_start.take();
                 // R50: what the coordinator said before this marker was said of the transaction that it ends.
                 self.forget_verifications(batch.producer_id);
@@ -493,6 +507,7 @@ impl ProducerTable {
             body.extend(state.coordinator_epoch.to_be_bytes());
             body.extend(state.last_append.0.to_be_bytes());
             body.extend(state.transaction_start.unwrap_or(Offset::NONE).0.to_be_bytes());
+            body.extend(state.last_marker.unwrap_or(Offset::NONE).0.to_be_bytes());
             body.push(u8::try_from(state.batches.len()).expect("at most RETAINED"));
             for batch in &state.batches {
                 body.extend(batch.first_sequence.to_be_bytes());
@@ -521,7 +536,7 @@ impl ProducerTable {
     pub fn restore(bytes: &[u8]) -> Result<(Offset, ProducerTable), SnapshotError> {
         let mut head = Reader { bytes };
         let version = u16::from_be_bytes(head.take()?);
-        if version != VERSION && version != VERSION_WITHOUT_TRANSACTIONS {
+        if !(VERSION_WITHOUT_TRANSACTIONS..=VERSION).contains(&version) {
             return Err(SnapshotError::Version(version));
         }
         let crc = u32::from_be_bytes(head.take()?);
@@ -533,11 +548,11 @@ impl ProducerTable {
         let count = u32::from_be_bytes(body.take()?);
         let mut table = ProducerTable::default();
         for _ in 0..count {
-            let (id, state) = body.producer()?;
+            let (id, state) = body.producer(version)?;
             table.open.extend(state.transaction_start);
             table.producers.insert(id, state);
         }
-        let ended = if version == VERSION { u32::from_be_bytes(body.take()?) } else { 0 };
+        let ended = if version > VERSION_WITHOUT_TRANSACTIONS { u32::from_be_bytes(body.take()?) } else { 0 };
         for _ in 0..ended {
             let ended = Unreplicated { first_offset: Offset(body.i64()?), marker_offset: Offset(body.i64()?) };
             table.ended_starts.insert(ended.first_offset);
@@ -594,13 +609,18 @@ impl Reader<'_> {
         Ok(Time(u64::from_be_bytes(self.take()?)))
     }
 
-    fn producer(&mut self) -> Result<(ProducerId, ProducerState), SnapshotError> {
+    fn offset(&mut self) -> Result<Option<Offset>, SnapshotError> {
+        Ok(Some(Offset(self.i64()?)).filter(|offset| *offset != Offset::NONE))
+    }
+
+    fn producer(&mut self, version: u16) -> Result<(ProducerId, ProducerState), SnapshotError> {
         let id = ProducerId(self.i64()?);
         let mut state = ProducerState {
             epoch: ProducerEpoch(i16::from_be_bytes(self.take()?)),
             coordinator_epoch: self.i32()?,
             last_append: self.time()?,
-            transaction_start: Some(Offset(self.i64()?)).filter(|start| *start != Offset::NONE),
+            transaction_start: self.offset()?,
+            last_marker: if version > VERSION_WITHOUT_LAST_MARKERS { self.offset()? } else { None },
             batches: VecDeque::new(),
         };
         let [batches] = self.take()?;
@@ -725,6 +745,27 @@ mod tests {
         assert_eq!((state.transaction_start, state.coordinator_epoch, state.last_sequence()), (None, 6, -1));
         assert_eq!(check(&table, 1, 1, 1), Err(ErrorCode::InvalidProducerEpoch));
         assert_eq!(check(&table, 2, 0, 0), APPEND);
+    }
+
+    #[test]
+    fn sequences_of_an_ended_transaction_are_not_taken_for_its_records_sent_again() {
+        let sent = ProducerBatch { kind: BatchKind::Transactional, ..batch(0, 0, 4, 10) };
+        let marker = ProducerBatch {
+            kind: BatchKind::Marker(EndMarker { commit: false, coordinator_epoch: 6 }),
+            ..batch(0, -1, -1, 15)
+        };
+        let next = ProducerBatch { kind: BatchKind::Transactional, ..batch(0, 5, 5, 16) };
+        let mut table = table(&[sent]);
+        assert!(matches!(check(&table, 0, 0, 4), Ok(SequenceCheck::Duplicate { .. })));
+        table.append(&marker);
+        let (_, restarted) = ProducerTable::restore(&table.snapshot(Offset(16))).unwrap();
+        for mut table in [table, restarted] {
+            assert_eq!(check(&table, 0, 0, 4), OUT_OF_ORDER, "these are other records");
+            assert_eq!(check(&table, 0, 5, 5), APPEND);
+            table.append(&next);
+            assert!(matches!(check(&table, 0, 5, 5), Ok(SequenceCheck::Duplicate { .. })));
+            assert_eq!(check(&table, 0, 0, 4), OUT_OF_ORDER);
+        }
     }
 
     fn begun(id: i64, epoch: i16, base: i64) -> ProducerBatch {
@@ -858,14 +899,19 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_the_version_before_transactions_reads_back() {
+    fn snapshots_of_earlier_versions_read_back() {
+        // Log end and number of producers come before the one producer, its last marker and batches end it.
+        const LAST_MARKER: usize = 8 + 4 + PRODUCER_LEN - 9;
         let table = table(&[batch(0, 0, 9, 0)]);
-        let bytes = table.snapshot(Offset(10));
-        let old_body = &bytes[HEAD_LEN..bytes.len() - 4];
-        let mut old = VERSION_WITHOUT_TRANSACTIONS.to_be_bytes().to_vec();
-        old.extend(crc32c(old_body).to_be_bytes());
-        old.extend(old_body);
-        assert_eq!(ProducerTable::restore(&old), Ok((Offset(10), table)));
+        let mut body = table.snapshot(Offset(10)).split_off(HEAD_LEN);
+        body.drain(LAST_MARKER..LAST_MARKER + 8);
+        let without_ended = body[..body.len() - 4].to_vec();
+        for (version, body) in [(1_u16, without_ended), (2, body)] {
+            let mut old = version.to_be_bytes().to_vec();
+            old.extend(crc32c(&body).to_be_bytes());
+            old.extend(body);
+            assert_eq!(ProducerTable::restore(&old), Ok((Offset(10), table.clone())), "version {version}");
+        }
     }
 
     #[test]
@@ -906,8 +952,8 @@ mod tests {
     fn a_snapshot_of_another_version_or_with_a_flipped_bit_is_refused() {
         let bytes = table(&[batch(0, 0, 9, 0)]).snapshot(Offset(10));
         let mut newer = bytes.clone();
-        newer[1] = 3;
-        assert_eq!(ProducerTable::restore(&newer), Err(SnapshotError::Version(3)));
+        newer[1] = 4;
+        assert_eq!(ProducerTable::restore(&newer), Err(SnapshotError::Version(4)));
         for at in 2..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 0x10;

@@ -320,6 +320,26 @@ async fn markers_are_fenced_by_what_the_log_says_also_at_the_next_leader() {
     assert_eq!((described[0].coordinator_epoch, described[0].producer_epoch.0), (9, 6));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_records_with_the_sequences_of_an_ended_transaction_are_refused_and_not_taken_for_it() {
+    // R40: what a client that reuses sequence numbers after an abort would take for acknowledged is nowhere.
+    let mut cluster = Cluster::with_verifier(2, 1, Some(Arc::new(Agrees))).await;
+    let id = cluster.topic("t", &[1, 2], &[]).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    cluster.wait_isr(id, &[1, 2]).await;
+    let broker = cluster.broker(1);
+    assert_eq!(write(broker, id, transactional("given up", 0, 0)).await, (ErrorCode::None, 0));
+    assert_eq!(write(broker, id, transactional("given up", 0, 0)).await, (ErrorCode::None, 0), "sent again");
+    let abort = TransactionMarker { transaction_version: 1, ..marker(0, 0, false) };
+    assert_eq!(end(broker, id, abort).await, ErrorCode::None);
+    let refused = (ErrorCode::OutOfOrderSequenceNumber, -1);
+    assert_eq!(write(broker, id, transactional("another", 0, 0)).await, refused);
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    assert_eq!(cluster.wait_leader(id).await, 2);
+    assert_eq!(write(cluster.broker(2), id, transactional("another", 0, 0)).await, refused);
+    assert_eq!(write(cluster.broker(2), id, transactional("the next one", 0, 1)).await, (ErrorCode::None, 2));
+}
+
 /// All values that a read_committed consumer takes from `from` on, as clients do it: it leaves out what the aborted
 /// transactions that it is told of have written. And where it stops.
 pub(crate) async fn committed(broker: &Broker, id: TopicPartition, from: i64, max_bytes: usize) -> (Vec<String>, i64) {
