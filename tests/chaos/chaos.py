@@ -391,9 +391,11 @@ def inside(given, home, prefix):
     finally:
         if cluster:
             cluster.close()
+        failed = sum(bool(problems) for _, problems in rows)
         if devices:
+            if failed:
+                devices.keep(work / 'disks-of-the-failed')
             devices.close()
-    failed = sum(bool(problems) for _, problems in rows)
     for problem in missing:
         print(problem)
     print(f'{len(rows) - failed} passed, {failed} failed' + (f'; histories, logs and data: {work}' if failed else ''), flush=True)
