@@ -113,7 +113,9 @@ impl<'a> Draft<'a> {
     /// Records that a partition goes from `before` to `after`.
     pub(super) fn put(&mut self, before: &Partition, after: &Partition) {
         let elected = !after.is_leaderless() && after.leader_epoch != before.leader_epoch;
-        if elected && !before.isr.contains(&after.leader) && !before.elr.contains(&after.leader) {
+        // Who joined the ISR in the same change, as at the end of a move, leads cleanly.
+        let recovers = after.leader_recovery_state == LeaderRecoveryState::Recovering;
+        if elected && recovers && !before.isr.contains(&after.leader) && !before.elr.contains(&after.leader) {
             self.note_unclean(before, after);
         }
         self.push(MetadataRecord::PartitionChange(Box::new(PartitionChange::between(before, after))));

@@ -137,8 +137,8 @@ impl Draft<'_> {
         Assignment { replicas, directories, adding, removing }
     }
 
-    /// Ends a reassignment once all who were added are in sync, by name and not by number, and those who stay are enough
-    /// (`R37`).
+    /// Ends a reassignment once all who were added are in sync, by name and not by number, and those who stay are enough;
+    /// where the partition shrinks, once all who stay are in sync: else it would give up the copies that live (`R37`).
     pub(super) fn maybe_complete_reassignment(&self, partition: &mut Partition) {
         if !partition.is_reassigning() {
             return;
@@ -147,6 +147,8 @@ impl Draft<'_> {
         let in_sync = |b: &BrokerId| partition.isr.contains(b);
         let all_in_sync = partition.adding.iter().filter(|b| target.contains(b)).all(in_sync);
         let as_many_in_sync = partition.isr.len() >= target.len();
+        let shrinks = partition.adding.len() < partition.removing.len();
+        let all_in_sync = all_in_sync && (!shrinks || target.iter().all(in_sync));
         let has_come = if self.holds(Rule::R37CompletionByMembership) { all_in_sync } else { as_many_in_sync };
         let mut done = partition.clone();
         done.directories = target.iter().map(|b| partition.directory_of(*b)).collect();

@@ -109,15 +109,24 @@ fn replicas_are_only_removed_while_those_that_stay_are_enough() {
     assert_eq!(cluster.partition(id).leader, BrokerId(3));
 }
 
+/// 4 takes the place of 2 while 3, which stays, is out of sync: all three have to be in it.
+fn two_of_three_needed(rules: Rules) -> (Cluster, TopicPartition) {
+    let mut cluster = Cluster::ruled(4, rules);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    let all = ConfigOperation::Set(value("3"));
+    assert_eq!(cluster.set(topic("t"), "min.insync.replicas", all), Ok(()));
+    cluster.propose(id, &[1, 2]).unwrap();
+    cluster.reassign("t", Some(&[1, 3, 4])).unwrap();
+    let _ = cluster.propose(id, &[1, 2, 4]);
+    (cluster, id)
+}
+
 #[test]
 fn a_reassignment_that_waits_for_min_isr_alone_ends_when_it_is_lowered() {
-    let mut cluster = Cluster::of(3);
-    let id = cluster.assigned("t", &[1, 2, 3]);
-    assert!(cluster.propose(id, &[1, 2]).is_ok());
-    assert_eq!(cluster.reassign("t", Some(&[1, 3])), Ok(()));
-    let lower = ConfigOperation::Set(value("1"));
+    let (mut cluster, id) = two_of_three_needed(rules());
+    let lower = ConfigOperation::Set(value("2"));
     assert_eq!(cluster.set(topic("t"), "min.insync.replicas", lower), Ok(()));
-    assert_eq!(cluster.moves(id), [vec![1, 3], vec![], vec![], vec![1]]);
+    assert_eq!(cluster.moves(id), [vec![1, 3, 4], vec![], vec![], vec![1, 4]]);
 }
 
 #[test]
@@ -182,11 +191,42 @@ fn a_reassignment_is_complete_by_who_is_in_sync_not_by_how_many() {
     assert!(completed_early(Rules::without(Rule::R37CompletionByMembership)));
 }
 
-fn completed_with_too_few(rules: Rules) -> bool {
+/// What a partition is when it is to do without broker 1 while 3, which stays, is dead: replicas, ISR.
+fn shrunk_without_one_who_stays(rules: Rules) -> [Vec<i32>; 2] {
     let mut cluster = Cluster::ruled(3, rules);
+    let id = cluster.assigned("t", &[2, 1, 3]);
+    cluster.lose_all_but(&[1, 2]);
+    cluster.reassign("t", Some(&[2, 3])).unwrap();
+    let [replicas, _, _, isr] = cluster.moves(id);
+    [replicas, isr]
+}
+
+#[test]
+fn a_partition_shrinks_once_all_who_stay_are_in_sync() {
+    // R37: else a copy that lives would be given up for one that may never come back
+    assert_eq!(shrunk_without_one_who_stays(rules())[1], [2, 1]);
+    let mut cluster = Cluster::of(3);
     let id = cluster.assigned("t", &[1, 2, 3]);
-    cluster.propose(id, &[1, 2]).unwrap();
-    cluster.reassign("t", Some(&[1, 3])).unwrap();
+    cluster.lose_all_but(&[1, 2]);
+    cluster.reassign("t", Some(&[1, 2])).unwrap();
+    assert_eq!(cluster.moves(id), [vec![1, 2], vec![], vec![], vec![1, 2]], "who goes need not be alive");
+}
+
+#[test]
+fn the_end_of_a_move_is_no_unclean_election() {
+    let mut cluster = Cluster::of(4);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    cluster.reassign("t", Some(&[4, 2, 3])).unwrap();
+    let (leader, proposal) = (cluster.partition(id).leader, cluster.proposal(id, &[1, 2, 3, 4]));
+    let epoch = cluster.control.image().broker_epoch(leader);
+    let request = AlterPartitions { broker: leader, epoch, partitions: vec![proposal] };
+    let decision = cluster.ask(ControlRequest::AlterPartitions(request));
+    assert_eq!(cluster.shape(id).0, 4, "it came into the ISR in the same change");
+    assert!(!decision.events.iter().any(|event| matches!(event, ControlEvent::UncleanElection { .. })));
+}
+
+fn completed_with_too_few(rules: Rules) -> bool {
+    let (cluster, id) = two_of_three_needed(rules);
     !cluster.partition(id).is_reassigning()
 }
 
