@@ -311,11 +311,17 @@ impl Replicas {
         let dir = self.context.dirs.get(assigned).filter(|dir| dir.works())?;
         let is_plain = !self.context.moves.prefers_any() && !named.contains(&(topic.name.to_string(), id.partition));
         let (dir, topic) = (Arc::clone(dir), Arc::clone(&topic.name));
-        is_plain.then(|| Place { hints: self.hints_of_new(&topic, id), id, dir, topic })
+        is_plain.then(|| Place { hints: self.hints_of_new(image, &topic, id), id, dir, topic })
     }
 
-    /// A lossy log where one was lost: it says so where the controller asks for it (R35), until a leader's records come.
-    fn hints_of_new(&self, topic: &str, id: TopicPartition) -> OpenHints {
+    /// A lossy log where one was lost: it says so where the controller asks for it (`R35`), until a leader's records come. By
+    /// what the directories tell, or by the metadata, where the directory itself is gone: who may have had all committed records
+    /// has nothing.
+    fn hints_of_new(&self, image: &MetadataImage, topic: &str, id: TopicPartition) -> OpenHints {
+        let me = self.context.config.broker_id;
+        let had_records =
+            image.partition(id).is_some_and(|now| now.last_known_elr.contains(&me) && !now.isr.contains(&me));
+        let by_metadata = if had_records { Offset(1) } else { Offset::ZERO };
         let all = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = if all.is_empty() { None } else { all.get(&(topic.to_owned(), id.partition)) };
         OpenHints {
@@ -323,7 +329,7 @@ impl Replicas {
             recovery_point: Offset::ZERO,
             clean: true,
             log_start: Offset::ZERO,
-            high_watermark: lost.map_or(Offset::ZERO, |lost| lost.promised),
+            high_watermark: lost.map_or(Offset::ZERO, |lost| lost.promised).max(by_metadata),
         }
     }
 
@@ -474,13 +480,13 @@ impl Replicas {
             found.whose.other == Some(id.topic_id) && is_named(found, other, topic, id) && found.dir.works()
         })?;
         let (dir, name) = (Arc::clone(&found.dir), Arc::clone(topic));
-        let hints = OpenHints { topic_id: id.topic_id, ..found.hints };
+        let (hints, high_watermark) = (OpenHints { topic_id: id.topic_id, ..found.hints }, found.high_watermark);
         tracing::error!(topic = %topic, partition = %id.partition, told = %told.topic_id, "partition.metadata told of another topic; it is written again");
         drop(found);
         let opening = move || {
             let path = dir.data().partition_path(&name, id.partition);
             dir.data().restore_identity(&path, id.topic_id).map_err(|error| as_log_error(&dir, &path, &error))?;
-            open(&dir, &name, path, hints)
+            open(&dir, &name, path, hints, high_watermark)
         };
         match when_possible(&self.context.disk_pool, opening).await {
             Ok(found) => {
@@ -545,7 +551,8 @@ impl Replicas {
             return Ok(found);
         }
         self.clear_way(image, dir, topic, id).await?;
-        let place = Place { hints: self.hints_of_new(topic, id), id, dir: Arc::clone(dir), topic: Arc::clone(topic) };
+        let hints = self.hints_of_new(image, topic, id);
+        let place = Place { hints, id, dir: Arc::clone(dir), topic: Arc::clone(topic) };
         when_possible(&self.context.disk_pool, move || place.open()).await
     }
 
@@ -568,6 +575,7 @@ impl Replicas {
     async fn reopen(&mut self, image: &MetadataImage, id: TopicPartition) {
         let Some(partition) = self.context.partition(id) else { return self.context.reopened(id) };
         let (topic, dir, (_, held)) = (Arc::clone(partition.topic()), partition.dir(), partition.checkpoints());
+        let high_watermark = partition.high_watermark();
         let wanted = partition.wanted_move();
         // The checkpoints go on to say what they say.
         let line = (Arc::clone(&topic), held);
@@ -584,7 +592,10 @@ impl Replicas {
             high_watermark: held.high_watermark,
         };
         let (job_dir, name) = (Arc::clone(&dir), Arc::clone(&topic));
-        let opening = move || open(&job_dir, &name, job_dir.data().partition_path(&name, id.partition), hints);
+        let opening = move || {
+            let path = job_dir.data().partition_path(&name, id.partition);
+            open(&job_dir, &name, path, hints, high_watermark)
+        };
         match when_possible(&self.context.disk_pool, opening).await {
             Ok(mut found) => {
                 // By what it was before.
@@ -809,17 +820,15 @@ fn promised_elsewhere(surveys: &[Survey]) -> BTreeMap<(ReplicaName, Option<Topic
         for (name, offset) in survey.checkpoints.promised() {
             let found = here.get(&(name.0.as_str(), name.1));
             let log_start = survey.checkpoints.log_starts.get(&name).copied().unwrap_or(Offset::ZERO);
-            let high_watermark = match found {
-                Some(_) => survey.checkpoints.high_watermarks.get(&name).copied().unwrap_or(Offset::ZERO),
-                None => offset,
-            };
+            let high_watermark = survey.checkpoints.high_watermarks.get(&name).copied().unwrap_or(Offset::ZERO);
+            let below = if found.is_none() { offset } else { high_watermark };
             // Whose a log is that does not say it, nobody knows.
             let topic_id = match found {
                 Some(None) => continue,
                 found => found.copied().flatten(),
             };
             let all = promised.entry((name, topic_id)).or_insert(Elsewhere::NOTHING);
-            *all = all.and(Elsewhere { high_watermark, log_start });
+            *all = all.and(Elsewhere { high_watermark, promised: below, log_start });
         }
     }
     promised
@@ -832,16 +841,22 @@ type ReplicaName = (String, PartitionIndex);
 #[derive(Clone, Copy)]
 struct Elsewhere {
     high_watermark: Offset,
+    /// Below it records have to be; not all of them need be committed.
+    promised: Offset,
     log_start: Offset,
 }
 
 impl Elsewhere {
-    const NOTHING: Elsewhere = Elsewhere { high_watermark: Offset::ZERO, log_start: Offset::ZERO };
+    const NOTHING: Elsewhere =
+        Elsewhere { high_watermark: Offset::ZERO, promised: Offset::ZERO, log_start: Offset::ZERO };
 
     /// Both are so.
     fn and(self, other: Elsewhere) -> Elsewhere {
-        let high_watermark = self.high_watermark.max(other.high_watermark);
-        Elsewhere { high_watermark, log_start: self.log_start.max(other.log_start) }
+        Elsewhere {
+            high_watermark: self.high_watermark.max(other.high_watermark),
+            promised: self.promised.max(other.promised),
+            log_start: self.log_start.max(other.log_start),
+        }
     }
 }
 
@@ -915,15 +930,16 @@ fn recover_one(
     let is_sure = directory.checked || directory.topic_id.is_some() && noted == directory.topic_id;
     let whose = Whose { sure: is_sure, other: noted.filter(|noted| *noted != topic_id) };
     let hint = |offsets: &BTreeMap<_, Offset>| offsets.get(&key).copied().unwrap_or(Offset::ZERO);
+    let high_watermark = hint(&checkpoints.high_watermarks).max(elsewhere.high_watermark);
     let hints = OpenHints {
         topic_id,
         recovery_point: hint(&checkpoints.recovery_points),
         clean,
         log_start: hint(&checkpoints.log_starts).max(elsewhere.log_start),
-        high_watermark: hint(&checkpoints.high_watermarks).max(elsewhere.high_watermark),
+        high_watermark: high_watermark.max(elsewhere.promised),
     };
     let synced_since = checkpoints.synced.get(&(topic_id.to_string(), directory.partition)).copied();
-    match open(dir, &directory.topic, directory.path.clone(), hints) {
+    match open(dir, &directory.topic, directory.path.clone(), hints, high_watermark) {
         Ok(found) => {
             let found = Found { synced_since, whose, ..found };
             Ok(Some((TopicPartition { topic_id, partition: directory.partition }, found)))
@@ -936,7 +952,14 @@ fn recover_one(
     }
 }
 
-fn open(dir: &Arc<LogDir>, topic: &str, path: PathBuf, hints: OpenHints) -> Result<Found, LogError> {
+/// The log has to have what `hints` say; it is committed up to `high_watermark`, as far as anybody remembers (`R18`).
+fn open(
+    dir: &Arc<LogDir>,
+    topic: &str,
+    path: PathBuf,
+    hints: OpenHints,
+    high_watermark: Offset,
+) -> Result<Found, LogError> {
     let (mut log, recovered) = Log::open(dir.data().env(), &path, Arc::default(), hints)?;
     if let Verdict::TruncatedTail { from, bytes } = recovered.verdict {
         tracing::warn!(directory = %path.display(), %from, bytes, "cut off a torn end that no acknowledged record was in");
@@ -948,7 +971,7 @@ fn open(dir: &Arc<LogDir>, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
         // R29: it lies where a start does not look, and is found by looking there.
         Err(LogError::Corrupt { offset, .. }) if log.lossy_from().is_none() => {
             log.note_damage(offset)?;
-            return open(dir, topic, path, hints);
+            return open(dir, topic, path, hints, high_watermark);
         }
         recovered => recovered?,
     };
@@ -959,7 +982,7 @@ fn open(dir: &Arc<LogDir>, topic: &str, path: PathBuf, hints: OpenHints) -> Resu
         recovered,
         producers,
         snapshot_at,
-        high_watermark: hints.high_watermark,
+        high_watermark,
         promised: hints.high_watermark.max(hints.recovery_point),
         synced_since: None,
         hints,
@@ -1047,11 +1070,12 @@ impl Place {
     fn open(&self) -> Opened {
         let Place { id, dir, topic, hints } = self;
         let path = dir.data().partition_path(topic, id.partition);
-        match open(dir, topic, path.clone(), *hints) {
+        // Nobody has looked at it: what is in it is committed once a leader says so.
+        match open(dir, topic, path.clone(), *hints, Offset::ZERO) {
             // What lies there cannot be told to be this partition's.
             Err(LogError::UnknownTopic(_) | LogError::WrongTopic { .. }) => {
                 set_aside(dir, topic, id.partition)?;
-                open(dir, topic, path, *hints)
+                open(dir, topic, path, *hints, Offset::ZERO)
             }
             other => other,
         }

@@ -409,6 +409,11 @@ impl Partition {
         (inner.dir.id(), inner.checkpoints(self.id.topic_id))
     }
 
+    /// Up to where its records are committed, as it knows.
+    pub(crate) fn high_watermark(&self) -> Offset {
+        self.lock().replica.log().high_watermark
+    }
+
     /// The log directory that it is in.
     pub(crate) fn dir(&self) -> Arc<LogDir> {
         Arc::clone(&self.lock().dir)

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use broker::api::{Acks, BrokerApi, LogDirDescription};
 use broker::{Broker, BrokerState};
-use metadata::control::{ConfigChange, ConfigOperation, IncrementalAlterConfigs};
+use metadata::control::{ConfigChange, ConfigOperation, ElectLeaders, ElectionType, IncrementalAlterConfigs};
 use metadata::{ConfigResource, ControlRequest};
-use model::{BrokerId, ErrorCode, TopicPartition};
+use model::{BrokerId, ErrorCode, Offset, PartitionIndex, TopicPartition};
+use storage::Checkpoint;
 use storage::disk::{Call, Crash, Disk, FaultKind, MemDisk, OpenMode, replace_file};
 
-use crate::cluster::{Cluster, batch, begin_produce, eventually, path_of, produce, produce_ok, soon, values};
+use crate::cluster::{
+    Cluster, batch, begin_produce, checkpointed, eventually, fetch, path_of, produce, produce_ok, soon, values,
+};
 use crate::moves::wait_values;
 
 /// Brokers with two directories each.
@@ -286,6 +289,37 @@ async fn an_empty_disk_in_the_place_of_one_does_not_lead_and_an_old_one_catches_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_one_in_sync_does_not_lead_on_a_replaced_disk_where_others_have_records() {
+    // R35, R36: they have fewer than it had, and more than it has
+    let mut cluster = Cluster::start(3, 1).await;
+    let id = cluster.topic("t", &[1, 2, 3], &[]).await;
+    let alone = cluster.topic("alone", &[1], &[]).await;
+    assert_eq!((cluster.wait_leader(id).await, cluster.wait_leader(alone).await), (1, 1));
+    cluster.wait_isr(id, &[1, 2, 3]).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    for other in [2, 3] {
+        eventually("it has the record", || (cluster.log_end(other, id) == 1).then_some(())).await;
+        cluster.shut_down(other).await;
+    }
+    cluster.wait_isr(id, &[1]).await;
+    produce_ok(cluster.broker(1), id, &["b"]).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    cluster.mounts(1).replace(&path_of(0), MemDisk::new());
+    for broker in 1..=3 {
+        cluster.start_broker(broker).await;
+    }
+    // Nobody has more of this one: once it leads, broker 1 has said what it has.
+    assert_eq!(cluster.wait_leader(alone).await, 1);
+    assert_eq!(cluster.leader(id), None);
+    let partitions = Some(vec![("t".to_owned(), PartitionIndex(0))]);
+    cluster.controller.ask(&ControlRequest::ElectLeaders(ElectLeaders { election: ElectionType::Unclean, partitions }));
+    let leader = cluster.wait_leader(id).await;
+    assert_ne!(leader, 1);
+    assert_eq!(values(cluster.broker(leader), id, 0).await, ["a"]);
+    cluster.wait_isr(id, &[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_is_found_where_it_is_and_of_two_copies_the_greater_one_counts() {
     let mut cluster = two_each(1, 1).await;
     let [first, second] = one_in_each(&cluster, &[1], &[]).await;
@@ -309,6 +343,30 @@ async fn a_replica_is_found_where_it_is_and_of_two_copies_the_greater_one_counts
     eventually("the other copy is gone", || gone().then_some(())).await;
     let of = |id| cluster.controller.image().partition(id).unwrap().directory_of(BrokerId(1));
     eventually("the controller knows", || (of(first) == of(second)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_synced_before_a_log_was_found_in_another_directory_is_not_taken_for_committed() {
+    // R18: what the old directory says of a log that is not there any more has to be in it, and need not be committed.
+    let mut cluster = two_each(2, 2).await;
+    let [id, _] = one_in_each(&cluster, &[1, 2], &[("flush.messages", "1")]).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    cluster.wait_isr(id, &[1, 2]).await;
+    produce_ok(cluster.broker(1), id, &["a"]).await;
+    cluster.kill_and_fence(2, Crash::KeepAll).await;
+    cluster.wait_isr(id, &[1]).await;
+    let alone = produce(cluster.broker(1), id, Acks::Leader, batch(&["b"])).await;
+    assert_eq!((alone.error, alone.base_offset), (ErrorCode::None, Offset(1)));
+    cluster.shut_down(1).await;
+    assert_eq!(checkpointed(&cluster, 1, Checkpoint::RecoveryPoint, "first"), Some(2));
+    assert_eq!(checkpointed(&cluster, 1, Checkpoint::HighWatermark, "first"), Some(1));
+    copy(cluster.disk_at(1, 0), "/data/first-0", cluster.disk_at(1, 1), "/data1/first-0");
+    cluster.disk_at(1, 0).remove_dir_all("/data/first-0".as_ref()).unwrap();
+    cluster.start_broker(1).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+    assert_eq!(cluster.log_end(1, id), 2);
+    let fetched = fetch(cluster.broker(1), id, 0).await;
+    assert_eq!(fetched.high_watermark, Offset(1), "only one replica has the second record");
 }
 
 /// Copies the files of a directory, durably.

@@ -64,7 +64,7 @@ impl Draft<'_> {
         let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
         let some = !answers.is_empty() && !self.holds(Rule::R35AllAnswer);
         if self.candidates(partition).iter().all(answered) || some {
-            return greatest(&|_| true);
+            return greatest(&|_| true).filter(|leader| self.may_lead_with_that(partition, &answers, *leader));
         }
         let waited = now.since(recovery.since) >= self.control.settings.recovery_wait_ms;
         let last_leader_is_whole = answers.iter().any(|(broker, answer)| {
@@ -73,6 +73,19 @@ impl Draft<'_> {
             *broker == partition.last_leader && whole && (its_own || !self.holds(Rule::R35LastLeadersDirectory))
         });
         (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
+    }
+
+    /// Where all that may have all committed records lost theirs, and the greatest of them has nothing, as after a disk was
+    /// replaced, somebody else may have more: an operator has to choose, unless there is nobody else (`R35`, `R36`).
+    fn may_lead_with_that(
+        &self,
+        partition: &Partition,
+        answers: &[(BrokerId, RecoveryAnswer)],
+        leader: BrokerId,
+    ) -> bool {
+        let has_nothing = answers.iter().any(|(broker, answer)| *broker == leader && has_nothing(answer));
+        let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
+        !has_nothing || partition.replicas.iter().all(answered) || !self.holds(Rule::R35LossyLastLeader)
     }
 
     /// Who may have all committed records: an ELR member that is absent counts as not answered.
@@ -148,7 +161,8 @@ impl Draft<'_> {
         Err(ControlError::new(ErrorCode::PreferredLeaderNotAvailable, message))
     }
 
-    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives.
+    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives, and
+    /// who is known to have lost everything only where there is nobody else.
     fn elect_unclean(&mut self, partition: &Arc<Partition>) -> Result<(), ControlError> {
         if !partition.is_leaderless() {
             return Err(ControlError::new(
@@ -158,14 +172,18 @@ impl Draft<'_> {
         }
         let answers = self.answers(partition);
         let committed = emptied_at(&answers);
-        let answered = answers.iter().max_by_key(|(broker, answer)| {
+        let with_records = answers.iter().filter(|(_, answer)| !has_nothing(answer));
+        let answered = with_records.max_by_key(|(broker, answer)| {
             let reaches = answer.log_end >= committed;
             (!answer.lossy, reaches, answer.last_epoch, answer.log_end, *broker == partition.last_leader)
         });
         let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
-        let known = || self.candidates(partition).into_iter().find(|b| eligible(b));
+        let lost_all = |b: &BrokerId| answers.iter().any(|(broker, answer)| broker == b && has_nothing(answer));
+        let known = || self.candidates(partition).into_iter().find(|b| eligible(b) && !lost_all(b));
+        let others = || partition.replicas.iter().copied().find(|b| eligible(b) && !lost_all(b));
         let anybody = || partition.replicas.iter().copied().find(|b| eligible(b));
-        let Some(leader) = answered.map(|(broker, _)| *broker).or_else(known).or_else(anybody) else {
+        let answered = answered.map(|(broker, _)| *broker);
+        let Some(leader) = answered.or_else(known).or_else(others).or_else(anybody) else {
             let message = "no replica is alive: start a broker that has one";
             return Err(ControlError::new(ErrorCode::EligibleLeadersNotAvailable, message));
         };
@@ -190,6 +208,11 @@ impl Draft<'_> {
         }
         more
     }
+}
+
+/// Whether a replica lost all that it may have had.
+fn has_nothing(answer: &RecoveryAnswer) -> bool {
+    answer.lossy && answer.log_end == Offset::ZERO
 }
 
 /// Up to where records were committed, as an empty log tells: they were deleted, which no leader does above the high

@@ -934,6 +934,40 @@ fn a_log_that_was_emptied_up_to_its_end_lacks_nothing_that_a_shorter_one_has() {
     }
 }
 
+/// Who leads by itself, and who after an operator's unclean election, where both that may have all committed records come back
+/// with empty disks, and broker 1, which was out of sync, with its log.
+fn leaders_after_two_disks_were_replaced(mut cluster: Cluster) -> (i32, i32) {
+    let id = all_killed(&mut cluster);
+    (1..=3).for_each(|broker| drop((cluster.start(broker, BrokerEpoch::NONE), cluster.beat(broker))));
+    for broker in [2, 3] {
+        cluster.report(broker, id, RecoveryAnswer { lossy: true, ..answer(broker, -1, 0) });
+    }
+    let by_itself = cluster.shape(id).0;
+    let _ = cluster.elect("t", ElectionType::Unclean);
+    (by_itself, cluster.shape(id).0)
+}
+
+#[test]
+fn an_empty_replaced_disk_does_not_lead_while_another_replica_may_have_records() {
+    // R35, R36
+    assert_eq!(leaders_after_two_disks_were_replaced(Cluster::of(3)), (-1, 1));
+    let (by_itself, _) = leaders_after_two_disks_were_replaced(Cluster::without(Rule::R35LossyLastLeader));
+    assert_ne!(by_itself, -1);
+}
+
+#[test]
+fn the_only_replica_leads_on_a_replaced_disk_and_the_loss_is_told() {
+    // R35: nobody has more
+    let mut cluster = Cluster::of(3);
+    let id = cluster.assigned("t", &[2]);
+    cluster.lose_all_but(&[]);
+    cluster.start(2, BrokerEpoch::NONE);
+    cluster.beat(2);
+    let decision = cluster.report(2, id, RecoveryAnswer { lossy: true, ..answer(2, -1, 0) });
+    assert_eq!(cluster.shape(id).0, 2);
+    assert!(matches!(decision.events[..], [ControlEvent::UncleanElection { potential_loss: true, .. }]));
+}
+
 #[test]
 fn a_recovering_leader_is_joined_only_after_it_reports() {
     // R15, R35
