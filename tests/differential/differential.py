@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """The same seeded sequences of requests, right and wrong, against Apache Kafka and Ottla: every field of every answer compared.
 
-  differential.py [--seeds N] [--first SEED] [--verbose] [--kafka BOOTSTRAP] [--ottla BOOTSTRAP] [--results FILE] [KIND...]
+  differential.py [--seeds N] [--first SEED] [--verbose] [--kafka BOOTSTRAP] [--ottla BOOTSTRAP] [--results FILE] [--commit NAME] [KIND...]
   differential.py --record FILE [--seeds N] [KIND...]   writes sequences and Kafka's answers to a file (.gz: packed)
   differential.py --replay FILE                         asks Ottla only, what a file holds: no Kafka, no JVM
 
-Kinds: admin, data, groups, moves, transactions (all without an argument). Without addresses, both clusters of three nodes are started:
-Kafka from Maven's artifacts, as benches/compare does, and $OTTLA or target/release/ottla. A sequence is made up against Kafka,
-step by step, by what Kafka answers; then the same steps are performed against Ottla. Both is kept below target/differential:
-what Kafka answered until this program changes (Kafka is started only where something is missing), what was compared by commit.
-So an interrupted run goes on where it was. Exit code 1 where a difference is not in the table of expected ones.
+Kinds: admin, data, groups, moves, outages, transactions (all without an argument). Without addresses, both clusters of three nodes
+are started: Kafka from Maven's artifacts, as benches/compare does, and $OTTLA or target/release/ottla; outages needs that, since it
+kills nodes. A sequence is made up against Kafka, step by step, by what Kafka answers; then the same steps are performed against
+Ottla. Both is kept below target/differential: what Kafka answered until this program changes (Kafka is started only where something
+is missing), what was compared by commit. So an interrupted run goes on where it was. `--commit` is what the results name, where $OTTLA
+was not built from what lies here. Exit code 1 where a difference is not in the table of expected ones.
 """
 import argparse
 import collections
@@ -34,30 +35,33 @@ from target import Target  # noqa: E402
 from verdict import differences, split  # noqa: E402
 
 KEPT = ROOT / 'target/differential'
-# What both are started with, beside their defaults: few partitions of internal topics, and groups that do not wait.
+# What both are started with, beside their defaults: few partitions of internal topics, groups that do not wait, and leaders
+# that nobody moves but the sequence.
 SETTINGS = {
     'offsets.topic.num.partitions': 4, 'transaction.state.log.num.partitions': 4, 'group.initial.rebalance.delay.ms': 0,
     'auto.create.topics.enable': 'false', 'min.insync.replicas': 2, 'log.segment.delete.delay.ms': 60_000,
-    'group.min.session.timeout.ms': 100, 'group.consumer.assignment.interval.ms': 0
+    'group.min.session.timeout.ms': 100, 'group.consumer.assignment.interval.ms': 0, 'auto.leader.rebalance.enable': 'false'
 }
+# A throttled replica of Kafka's takes one fetch before it waits: one batch, so that a few of them hold a reassignment up.
+OF_KAFKA = {'replica.fetch.max.bytes': 1}
 JVM = ['-Xms512m', '-Xmx512m', '-XX:TieredStopAtLevel=1', *kafka.JVM[2:]]
 
 
-def record(bootstrap, kind, seed):
+def record(peer, kind, seed):
     """A sequence made up against Kafka, with its answers."""
-    with Target(bootstrap) as target:
+    with Target(peer) as target:
         script = Script(target, random.Random(f'{kind} {seed}'))
         KINDS[kind](script)
         return {'kind': kind, 'seed': seed, 'steps': script.steps}
 
 
-def compare(bootstrap, sequence):
+def compare(ottla, sequence):
     """What differs where Ottla is asked the same: to the step where one cluster did what the other refused."""
     out = {
         'kind': sequence['kind'], 'seed': sequence['seed'], 'requests': 0, 'left': 0, 'expected': collections.Counter(),
         'new': []
     }
-    with Target(bootstrap) as target:
+    with Target(ottla) as target:
         for index, line in enumerate(sequence['steps']):
             step = line['step']
             found = differences(step, line['answer'], target.perform(step))
@@ -76,23 +80,26 @@ class Sides:
     """The two clusters, each started when it is first asked for."""
 
     def __init__(self, args, stack):
-        self.stack, self.addresses = stack, {'kafka': args.kafka, 'ottla': args.ottla}
+        self.stack = stack
+        self.running = {
+            name: clusters.Cluster(address, range(1, address.count(',') + 2))
+            for name, address in (('kafka', args.kafka), ('ottla', args.ottla)) if address
+        }
 
     def kafka(self):
-        if not self.addresses['kafka']:
+        if 'kafka' not in self.running:
             kafka.JVM[:] = JVM
-            peer = self.stack.enter_context(contextlib.closing(kafka.KafkaCluster(SETTINGS)))
+            peer = self.stack.enter_context(contextlib.closing(kafka.KafkaCluster({**SETTINGS, **OF_KAFKA})))
             peer.start_all()
             peer.wait_ready(180)
-            self.addresses['kafka'] = peer.bootstrap
-        return self.addresses['kafka']
+            self.running['kafka'] = peer
+        return self.running['kafka']
 
     def ottla(self):
-        if not self.addresses['ottla']:
+        if 'ottla' not in self.running:
             overrides = [f'{name}={value}' for name, value in SETTINGS.items()]
-            self.addresses['ottla'] = self.stack.enter_context(contextlib.closing(
-                clusters.OttlaCluster(overrides=overrides))).bootstrap
-        return self.addresses['ottla']
+            self.running['ottla'] = self.stack.enter_context(contextlib.closing(clusters.OttlaCluster(overrides=overrides)))
+        return self.running['ottla']
 
 
 def kept(place, make):
@@ -111,7 +118,8 @@ def program():
     """Names what the sequences and their answers depend on."""
     files = [HERE / f'{name}.py' for name in ('script', 'target', 'normal', 'batches')]
     files += [ROOT / 'tests/lib/schema.py', *sorted((HERE / 'kinds').glob('*.py'))]
-    return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]
+    settings = json.dumps([SETTINGS, OF_KAFKA]).encode()
+    return hashlib.sha256(b''.join(file.read_bytes() for file in files) + settings).hexdigest()[:12]
 
 
 def commit():
@@ -134,7 +142,7 @@ def arguments():
     parser.add_argument('--seeds', type=int, default=10)
     parser.add_argument('--first', type=int, default=1)
     parser.add_argument('--verbose', action='store_true', help='with the request that each difference was met at first')
-    for name in ('kafka', 'ottla', 'record', 'replay', 'results'):
+    for name in ('kafka', 'ottla', 'record', 'replay', 'results', 'commit'):
         parser.add_argument(f'--{name}')
     args = parser.parse_args()
     unknown = set(args.kinds) - set(KINDS)
@@ -173,7 +181,7 @@ def main():
             found = [compared(sequence, now, sides) for sequence in asked_of_kafka(args, sides)]
         results.tell(found, args.verbose)
         if args.results:
-            results.write(pathlib.Path(args.results), found, now)
+            results.write(pathlib.Path(args.results), found, args.commit or now)
     return 1 if any(each['new'] for each in found) else 0
 
 

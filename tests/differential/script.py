@@ -13,16 +13,23 @@ class Script:
     def step(self, step):
         step = json.loads(json.dumps(step))
         answer = self.target.perform(step)
+        if isinstance(answer, dict) and 'never' in answer:
+            # What the measure does not come to is no measure.
+            raise RuntimeError(f'{step}: {answer}')
         self.steps.append({'step': step, 'answer': answer})
         return answer
 
     def settle(self, topics):
         self.step({'settle': topics})
 
+    def node(self, do, node):
+        """Kills, stops or starts a node."""
+        self.step({'node': node, 'do': do})
+
     def call(self, api, body, version=None, to='node:1', **more):
         """One request in a version that can say it (a random one, unless told), and its normalised answer.
 
-        Fields of `body` that the version does not have are left out. `more`: `on`, `bind`, `mode`, `until`, `note`."""
+        Fields of `body` that the version does not have are left out. `more`: `on`, `bind`, `mode`, `until`, `patience`, `note`."""
         message = schema.messages()[f'{api} request']
         if version is None:
             low, high = schema.versions()[api]

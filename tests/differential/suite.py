@@ -25,7 +25,7 @@ def samples():
 
 def answered_alike(sequence):
     def check():
-        found = differential.compare(ottla.bootstrap, sequence)
+        found = differential.compare(ottla, sequence)
         equal([text for text, _, _ in found['new']], [], f'{found["requests"]} requests')
         assert found['requests'] > 5, 'nothing was compared'
 

@@ -4,8 +4,8 @@ A step is data. In its body stand for others: `{"$": "p1"}`, what an earlier ans
 bytes as `{"hex": "00"}`; record batches as `{"batches": [...]}` (`batches.py`); `{"epoch": 1}`, an epoch of a consumer group, the
 first one counting as 1. `§` in a string is a prefix of the run, so that sequences on one cluster do not meet. `to` says who is
 asked: `node:2`, `group:NAME`, `txn:NAME`; `on` names the connection; `mode` is `send` or `receive` where an answer may have to
-wait for other requests; `until` repeats a question until its answer has these values. `settle` and `complete` wait, and are no
-requests.
+wait for other requests; `until` repeats a question until its answer has these values, for `patience` seconds at most. `settle`
+and `complete` wait, `kill`, `stop` and `start` are done to a node; they are no requests.
 """
 import time
 import uuid
@@ -18,15 +18,17 @@ from normal import OPAQUE, Normal, at, order
 
 # Errors that pass by themselves while a coordinator is found and loads.
 NOT_YET = {'COORDINATOR_LOAD_IN_PROGRESS', 'COORDINATOR_NOT_AVAILABLE', 'NOT_COORDINATOR'}
-
+BROKER, DELETE = 4, 1
 
 
 class Target:
     """A cluster as one run of one sequence sees it."""
 
-    def __init__(self, bootstrap, timeout=5.0):
-        self.nodes = [(host, int(port)) for host, port in (a.rsplit(':', 1) for a in bootstrap.split(','))]
+    def __init__(self, cluster, timeout=5.0):
+        self.cluster, self.nodes = cluster, [cluster.addresses[node] for node in cluster.nodes]
         self.timeout, self.prefix = timeout, uuid.uuid4().hex[:8] + '-'
+        # The nodes that do not run; the configs of brokers that were set, which would outlive the run.
+        self.down, self.set = set(), set()
         # What names stand for; the connections by who is asked and their name; the coordinators that were found.
         self.bound, self.connections, self.found = {}, {}, {}
         # The first epoch that a consumer group's member was told, and the epochs that each producer was told.
@@ -36,12 +38,18 @@ class Target:
         return self
 
     def __exit__(self, *_):
+        for node in sorted(self.down):
+            self.start(node)
         self.clean()
         for connection in self.connections.values():
             connection.__exit__()
 
     def clean(self):
-        """Deletes the topics of the run, so that the cluster stays small."""
+        """Deletes the topics of the run, so that the cluster stays small, and the configs of its brokers."""
+        for broker, name in sorted(self.set):
+            configs = [{'Name': name, 'ConfigOperation': DELETE, 'Value': None}]
+            resource = {'ResourceType': BROKER, 'ResourceName': broker, 'Configs': configs}
+            self.ask(int(broker or 1), 'IncrementalAlterConfigs', 1, {'Resources': [resource]})
         topics = self.ask(1, 'Metadata', 7, {'Topics': None})['Topics']
         mine = [t['Name'] for t in topics if t['Name'].startswith(self.prefix)]
         if mine:
@@ -53,12 +61,15 @@ class Target:
             return self.settle(step['settle'])
         if 'complete' in step:
             return self.complete(self.resolve(step['complete']))
+        if 'node' in step:
+            return getattr(self, step['do'])(step['node'])
         if 'until' in step:
             return self.until(step)
         if step.get('mode') == 'receive':
             return self.receive(step)
         connection = self.connection(step)
         body = self.resolve(step['body'])
+        self.note_configs(step['api'], body)
         try:
             if step.get('mode') == 'send':
                 return self.send(connection, step, body)
@@ -110,7 +121,7 @@ class Target:
             return answer if all(at(answer, path.split('.')) == value for path, value in wanted) else None
 
         try:
-            return eventually(reached, f'{step["api"]} to say {wanted}', 3, pause=0.02)
+            return eventually(reached, f'{step["api"]} to say {wanted}', step.get('patience', 3), pause=0.02)
         except TimeoutError:
             return {'never': dict(wanted), 'but': self.perform(question)}
 
@@ -128,6 +139,31 @@ class Target:
             if f'{name} epoch' in self.bound and self.bound[f'{name} epoch'] >= 0:
                 self.ladders.setdefault(self.bound[name], set()).add(self.bound[f'{name} epoch'])
         return normal
+
+    # What is done to nodes, and to what outlives the run.
+
+    def kill(self, node):
+        self.leave(node)
+        self.cluster.kill(node)
+
+    def stop(self, node):
+        self.leave(node)
+        self.cluster.stop(node)
+
+    def leave(self, node):
+        self.down.add(node)
+        for key in [key for key in self.connections if key[0] == f'node:{node}']:
+            self.connections.pop(key).__exit__()
+
+    def start(self, node):
+        self.cluster.start(node)
+        eventually(lambda: wire.metadata(self.nodes[node - 1], timeout=2)[0].get(node), f'node {node} to be back', 120)
+        self.down.discard(node)
+
+    def note_configs(self, api, body):
+        if api == 'IncrementalAlterConfigs' and not body.get('ValidateOnly'):
+            mine = (resource for resource in body['Resources'] if resource['ResourceType'] == BROKER)
+            self.set.update((resource['ResourceName'], config['Name']) for resource in mine for config in resource['Configs'])
 
     # Who is asked.
 

@@ -1,26 +1,41 @@
-"""Replicas that move and leaders that change: reassignments that grow, shrink and replace, preferred elections, and what producers and
-consumers are told behind them, by old and new leader epochs."""
+"""Replicas that move and leaders that change: reassignments that grow, shrink and replace, those that a throttle holds up while they
+are looked at, cancelled and replaced, preferred elections, and what producers and consumers are told behind them, by old and new
+leader epochs."""
 from .common import NOWHERE, create, some_assignment
+from .held import Held
 
 TIME = 1_600_000_000_000
 NODES = (1, 2, 3)
+# Seconds until a throttle that was taken away is forgotten by all, and the replicas that it held up are in sync.
+PATIENCE = 30
 
 
-def sequence(script, steps=18):
+def sequence(script, steps=7):
     state = Moves(script)
-    for _ in range(steps):
-        script.some(state.moves())()
+    for _ in range(2):
+        for _ in range(steps):
+            script.some(state.moves())()
+        Held(state).play()
     state.look()
 
 
 class Moves:
     """A topic of two partitions; who leads each, in which epoch, is what Kafka tells after each change."""
 
-    def __init__(self, script):
-        self.script, self.rng = script, script.rng
-        self.topic = create(script, '§m', some_assignment(self.rng, 2),
-                            [('retention.ms', '-1'), ('segment.ms', str(2**62)), ('min.insync.replicas', '1')])
-        self.ends, self.leaders, self.epochs = [0, 0], [0, 0], [0, 0]
+    def __init__(self, script, assignment=None, **configs):
+        self.script, self.rng, self.made = script, script.rng, 0
+        # Nodes that are not in sync because they do not run.
+        self.down = ()
+        self.configs = {'retention.ms': '-1', 'segment.ms': str(2**62), 'min.insync.replicas': '1', **configs}
+        self.renew(assignment)
+
+    def renew(self, assignment=None):
+        """Another topic, without a past."""
+        self.made += 1
+        self.topic = create(self.script, f'§m{self.made}', assignment or some_assignment(self.rng, 2), self.configs.items())
+        self.ends, self.batches, self.leaders, self.epochs = [0, 0], [0, 0], [0, 0], [0, 0]
+        # Of the replicas: those that are on their way, and those that leave when they have come.
+        self.adding, self.removing = [[], []], [[], []]
         self.settle()
 
     def moves(self):
@@ -38,40 +53,66 @@ class Moves:
     def leader(self, partition):
         return f'node:{self.leaders[partition]}'
 
+    def alive(self):
+        return [node for node in NODES if node not in self.down]
+
     def any_node(self):
-        return f'node:{self.rng.choice(NODES)}'
+        return f'node:{self.rng.choice(self.alive())}'
 
     def replicas(self, partition):
         return self.topic.assignment[partition]
 
+    def in_sync(self, partition):
+        return sorted(set(self.replicas(partition)) - set(self.adding[partition]) - set(self.down))
+
     # Changes.
 
-    def settle(self, elected=None):
-        """Waits until each node knows where the replicas are, that all are in sync, and who was elected; who leads is compared, too."""
-        for node in NODES:
-            until = {f'Topics.0.Partitions.{p}.ReplicaNodes': self.replicas(p) for p in range(2)}
-            until.update({f'Topics.0.Partitions.{p}.IsrNodes': sorted(self.replicas(p)) for p in range(2)})
-            if elected is not None:
-                until[f'Topics.0.Partitions.{elected}.LeaderId'] = self.replicas(elected)[0]
+    def settle(self, elected=None, note=''):
+        """Waits until each node knows where the replicas are, that all are in sync that can be, and who was elected; who leads is
+        compared, too."""
+        until = {f'Topics.0.Partitions.{p}.ReplicaNodes': self.replicas(p) for p in range(2)}
+        until.update({f'Topics.0.Partitions.{p}.IsrNodes': self.in_sync(p) for p in range(2)})
+        if elected is not None:
+            until[f'Topics.0.Partitions.{elected}.LeaderId'] = self.replicas(elected)[0]
+        note = note or ('away' if self.down else '')
+        for node in self.alive():
             told = self.script.call('Metadata', {'Topics': [{'Name': self.topic.name}], 'AllowAutoTopicCreation': False},
                                     version=12,
                                     to=f'node:{node}',
-                                    until=until)
+                                    until=until,
+                                    patience=PATIENCE,
+                                    note=note)
             parts = told['Topics'][0]['Partitions']
             self.leaders, self.epochs = [p['LeaderId'] for p in parts], [p['LeaderEpoch'] for p in parts]
-        self.script.settle({self.topic.name: 2})
+        for partition in range(2):
+            self.wait_end(partition)
 
-    def alter(self, name, partition, replicas, change_factor=True):
+    def wait_end(self, partition):
+        """Waits until the leader leads, and shows what all replicas have."""
+        question = {
+            'ReplicaId': -1, 'Topics': [{'Name': self.topic.name, 'Partitions': [{'PartitionIndex': partition, 'Timestamp': -1}]}]
+        }
+        until = {'Topics.0.Partitions.0.ErrorCode': 'NONE', 'Topics.0.Partitions.0.Offset': self.ends[partition]}
+        self.script.call('ListOffsets', question, 2, self.leader(partition), until=until, patience=PATIENCE)
+
+    def alter(self, name, partition, replicas, change_factor=True, to=None, note=''):
         part = {'PartitionIndex': partition, 'Replicas': replicas}
         body = {'Topics': [{'Name': name, 'Partitions': [part]}], 'TimeoutMs': 10_000, 'AllowReplicationFactorChange': change_factor}
         # Below 1 the factor may always change.
-        return self.script.call('AlterPartitionReassignments', body, version=None if change_factor else 1, to=self.any_node())
+        version = None if change_factor else 1
+        return self.script.call('AlterPartitionReassignments', body, version=version, to=to or self.any_node(), note=note)
 
-    def wait_moved(self):
+    def wait_moved(self, partitions=(0, 1)):
         self.script.call('ListPartitionReassignments',
-                         {'Topics': [{'Name': self.topic.name, 'PartitionIndexes': [0, 1]}], 'TimeoutMs': 10_000},
+                         {'Topics': [{'Name': self.topic.name, 'PartitionIndexes': list(partitions)}], 'TimeoutMs': 10_000},
                          to=self.any_node(),
-                         until={'Topics': []})
+                         until={'Topics': []},
+                         patience=PATIENCE)
+
+    def moved(self):
+        """All replicas have come, and those that were to leave have left."""
+        self.topic.assignment = [[r for r in self.replicas(p) if r not in self.removing[p]] for p in range(2)]
+        self.adding, self.removing = [[], []], [[], []]
 
     def move(self):
         partition = self.partition()
@@ -112,20 +153,26 @@ class Moves:
         now = self.epochs[partition]
         return self.script.some([(-1, 3), (now, 5), (now - 1, 3), (now + 1, 1)])
 
-    def produce(self):
-        partition = self.partition()
+    def produce(self, partition=None):
+        partition = self.partition() if partition is None else partition
         to = self.script.some([(self.leader(partition), 6), (self.any_node(), 1)])
         batch = {'records': [{'key': 'k', 'value': 'v'}] * self.rng.choice([1, 2]), 'codec': 0, 'time': TIME}
+        self.send(partition, batch, to)
+
+    def send(self, partition, batch, to, note=''):
         answer = self.script.call('Produce', {
             'Acks': -1, 'TimeoutMs': 5000, 'TopicData': [{
                 'Name': self.topic.name, 'TopicId': self.topic.id,
                 'PartitionData': [{'Index': partition, 'Records': {'batches': [batch]}}]
             }]
         },
-                                  to=to)
+                                  to=to,
+                                  note=note)
         told = answer['Responses'][0]['PartitionResponses'][0]
         if told['ErrorCode'] == 'NONE':
-            self.ends[partition] = told['BaseOffset'] + len(batch['records'])
+            self.ends[partition] = max(self.ends[partition], told['BaseOffset'] + len(batch['records']))
+            self.batches[partition] += 1
+        return told
 
     def fetch(self):
         partition = self.partition()

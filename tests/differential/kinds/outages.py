@@ -1,0 +1,126 @@
+"""Leaders that are killed or stopped, and come back: what is told, written and read meanwhile and afterwards, and reassignments to a
+node that does not run.
+
+A partition always has a replica in sync that runs: what becomes of one without is Ottla's own (docs/deviations.md).
+"""
+from .common import some_assignment
+from .moves import PATIENCE, TIME, Moves
+
+
+def sequence(script, rounds=2, steps=5):
+    state = Outages(script)
+    for _ in range(rounds):
+        state.some_steps(steps)
+        state.lose()
+        state.some_steps(steps)
+        state.come_back()
+    state.some_steps(steps)
+    state.look()
+
+
+class Outages(Moves):
+    """As moves, with a node that may be away, and a producer whose sequence goes on wherever the leader is."""
+
+    def __init__(self, script):
+        rng = script.rng
+        super().__init__(script, some_assignment(rng, 2, rng.choice([2, 3])), **{'min.insync.replicas': rng.choice(['1', '2'])})
+        script.call('InitProducerId', {'TransactionalId': None, 'TransactionTimeoutMs': 60_000}, bind={'p': 'ProducerId'})
+        self.next, self.last = [0, 0], [None, None]
+
+    def some_steps(self, steps):
+        for _ in range(steps):
+            self.script.some(self.moves())()
+
+    def moves(self):
+        return [(self.move, 4), (self.cancel, 2), (self.elect, 3), (self.produce, 3), (self.idempotent, 6), (self.fetch, 5),
+                (self.list_offsets, 3), (self.epoch_ends, 4), (self.describe, 3), (self.list_moves, 2)]
+
+    # Who is away.
+
+    def in_sync(self, partition):
+        return sorted(set(self.replicas(partition)) - set(self.down))
+
+    def lose(self):
+        """A node that leads, most of the time, without notice or with it."""
+        self.widen()
+        for partition in range(2):
+            self.wait_followers(partition)
+        partition = self.partition()
+        node = self.rng.choice([self.leaders[partition], self.leaders[partition], self.rng.choice(self.replicas(partition))])
+        self.script.node(self.rng.choice(['kill', 'kill', 'stop']), node)
+        self.down = (node, )
+        self.settle()
+
+    def come_back(self):
+        self.script.node('start', *self.down)
+        self.down = ()
+        self.wait_moved()
+        self.moved()
+        self.settle()
+
+    def widen(self):
+        """Before a node may go, each partition has another one."""
+        for partition in range(2):
+            if len(self.replicas(partition)) < 2:
+                others = [node for node in self.alive() if node not in self.replicas(partition)]
+                self.reassign(partition, [*self.replicas(partition), self.rng.choice(others)])
+
+    def wait_followers(self, partition):
+        """Who may lead next shows all that was acknowledged: below min.insync.replicas a leader's high watermark stays where it was."""
+        part = {'Partition': partition, 'FetchOffset': 0, 'LogStartOffset': -1, 'PartitionMaxBytes': 2**20}
+        for node in self.in_sync(partition):
+            self.script.call('Fetch', {
+                'MaxWaitMs': 0, 'MinBytes': 0, 'MaxBytes': 2**20,
+                'Topics': [{'Topic': self.topic.name, 'TopicId': self.topic.id, 'Partitions': [part]}]
+            },
+                             version=13,
+                             to=f'node:{node}',
+                             until={'Responses.0.Partitions.0.HighWatermark': self.ends[partition]},
+                             patience=PATIENCE)
+
+    # What is asked.
+
+    def move(self):
+        """While a node is away, only so that somebody in sync stays, and one at a time."""
+        partition, target = self.partition(), self.some_replicas()
+        if self.adding[partition] or self.removing[partition] or not set(target) & set(self.in_sync(partition)):
+            return
+        self.reassign(partition, target)
+
+    def reassign(self, partition, target):
+        """Done when all of them are in sync: with one who is away, when it is back."""
+        before = self.replicas(partition)
+        self.alter(self.topic.name, partition, target)
+        self.topic.assignment[partition] = target
+        if set(target) & set(self.down):
+            self.adding[partition] = sorted(set(target) - set(before))
+            self.removing[partition] = sorted(set(before) - set(target))
+            self.topic.assignment[partition] = target + self.removing[partition]
+        else:
+            self.wait_moved([partition])
+        self.settle()
+
+    def cancel(self):
+        """Of what waits for a node that is away, or of nothing."""
+        partition = self.partition()
+        self.alter(self.topic.name, partition, None)
+        self.topic.assignment[partition] = [r for r in self.replicas(partition) if r not in self.adding[partition]]
+        self.adding[partition], self.removing[partition] = [], []
+        self.settle()
+
+    def list_moves(self):
+        self.script.call('ListPartitionReassignments',
+                         {'Topics': [{'Name': self.topic.name, 'PartitionIndexes': [0, 1]}], 'TimeoutMs': 10_000},
+                         to=self.any_node())
+
+    def idempotent(self):
+        partition = self.partition()
+        how = self.script.some([('next', 6), ('again', 4), ('gap', 1)])
+        batch = {
+            'records': [{'key': 'k', 'value': 'v'}] * self.rng.choice([1, 2]), 'codec': 0, 'time': TIME, 'producer': {'$': 'p'},
+            'epoch': 0, 'sequence': self.next[partition] + (5 if how == 'gap' else 0)
+        }
+        batch = self.last[partition] or batch if how == 'again' else batch
+        told = self.send(partition, batch, self.leader(partition), how)
+        if told['ErrorCode'] == 'NONE' and how != 'again':
+            self.last[partition], self.next[partition] = batch, batch['sequence'] + len(batch['records'])
