@@ -56,7 +56,7 @@ def record(peer, kind, seed):
 
 
 def compare(ottla, sequence):
-    """What differs where Ottla is asked the same: to the step where one cluster did what the other refused."""
+    """What differs where Ottla is asked the same: to the step where one cluster did what the other refused, or did not come to."""
     out = {
         'kind': sequence['kind'], 'seed': sequence['seed'], 'requests': 0, 'left': 0, 'expected': collections.Counter(),
         'new': []
@@ -64,12 +64,13 @@ def compare(ottla, sequence):
     with Target(ottla) as target:
         for index, line in enumerate(sequence['steps']):
             step = line['step']
-            found = differences(step, line['answer'], target.perform(step))
+            answer = target.perform(step)
+            found = differences(step, line['answer'], answer)
             out['requests'] += 'api' in step
             known, new = split(found)
             out['expected'].update(entry.reason for entry, _ in known)
             out['new'] += [[str(difference), index, step] for difference in new]
-            if any(difference.parts() for difference in found):
+            if any(difference.parts() for difference in found) or isinstance(answer, dict) and 'never' in answer:
                 # What follows, follows from that.
                 out['left'] = len(sequence['steps']) - index - 1
                 break

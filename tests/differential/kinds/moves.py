@@ -6,8 +6,8 @@ from .held import Held
 
 TIME = 1_600_000_000_000
 NODES = (1, 2, 3)
-# Seconds until a throttle that was taken away is forgotten by all, and the replicas that it held up are in sync.
-PATIENCE = 30
+# Seconds until a throttle that was taken away is forgotten by all, or a node that is gone is missed: 9 s at least, by Kafka.
+PATIENCE = 90
 
 
 def sequence(script, steps=7):
@@ -67,7 +67,7 @@ class Moves:
 
     # Changes.
 
-    def settle(self, elected=None, note=''):
+    def settle(self, elected=None, note='', patience=PATIENCE):
         """Waits until each node knows where the replicas are, that all are in sync that can be, and who was elected; who leads is
         compared, too."""
         until = {f'Topics.0.Partitions.{p}.ReplicaNodes': self.replicas(p) for p in range(2)}
@@ -80,7 +80,7 @@ class Moves:
                                     version=12,
                                     to=f'node:{node}',
                                     until=until,
-                                    patience=PATIENCE,
+                                    patience=patience,
                                     note=note)
             parts = told['Topics'][0]['Partitions']
             self.leaders, self.epochs = [p['LeaderId'] for p in parts], [p['LeaderEpoch'] for p in parts]
@@ -102,12 +102,13 @@ class Moves:
         version = None if change_factor else 1
         return self.script.call('AlterPartitionReassignments', body, version=version, to=to or self.any_node(), note=note)
 
-    def wait_moved(self, partitions=(0, 1)):
+    def wait_moved(self, partitions=(0, 1), note='', patience=PATIENCE):
         self.script.call('ListPartitionReassignments',
                          {'Topics': [{'Name': self.topic.name, 'PartitionIndexes': list(partitions)}], 'TimeoutMs': 10_000},
                          to=self.any_node(),
                          until={'Topics': []},
-                         patience=PATIENCE)
+                         patience=patience,
+                         note=note)
 
     def moved(self):
         """All replicas have come, and those that were to leave have left."""

@@ -3,16 +3,23 @@ node that does not run.
 
 A partition always has a replica in sync that runs: what becomes of one without is Ottla's own (docs/deviations.md).
 """
+import itertools
+
 from .common import some_assignment
 from .moves import PATIENCE, TIME, Moves
+
+# Seconds for what both come to at once, or one of them never.
+PART = 10
 
 
 def sequence(script, rounds=2, steps=5):
     state = Outages(script)
-    for _ in range(rounds):
+    for left in reversed(range(rounds)):
         state.some_steps(steps)
         state.lose()
         state.some_steps(steps)
+        if not left and script.rng.random() < 0.5:
+            state.part()
         state.come_back()
     state.some_steps(steps)
     state.look()
@@ -24,6 +31,7 @@ class Outages(Moves):
     def __init__(self, script):
         rng = script.rng
         super().__init__(script, some_assignment(rng, 2, rng.choice([2, 3])), **{'min.insync.replicas': rng.choice(['1', '2'])})
+        self.min_isr = int(self.configs['min.insync.replicas'])
         script.call('InitProducerId', {'TransactionalId': None, 'TransactionTimeoutMs': 60_000}, bind={'p': 'ProducerId'})
         self.next, self.last = [0, 0], [None, None]
 
@@ -81,24 +89,43 @@ class Outages(Moves):
     # What is asked.
 
     def move(self):
-        """While a node is away, only so that somebody in sync stays, and one at a time."""
+        """While a node is away, only so that somebody in sync stays, one at a time, and where both clusters do the same."""
         partition, target = self.partition(), self.some_replicas()
-        if self.adding[partition] or self.removing[partition] or not set(target) & set(self.in_sync(partition)):
-            return
-        self.reassign(partition, target)
+        if self.may(partition, target) and not self.differs(partition, target):
+            self.reassign(partition, target)
 
-    def reassign(self, partition, target):
-        """Done when all of them are in sync: with one who is away, when it is back."""
+    def may(self, partition, target):
+        return not self.adding[partition] and not self.removing[partition] and set(target) & set(self.in_sync(partition))
+
+    def differs(self, partition, target):
+        """Why one cluster would wait for a node that is away and not to be added, and the other one not."""
+        before, away = set(self.replicas(partition)), set(target) & set(self.down)
+        adding, removing = set(target) - before, before - set(target)
+        if not away or away & adding or not removing:
+            return ''
+        if len(removing) > len(adding):
+            return 'shrinks onto one that is away'
+        return 'leaves too few in sync' if len(target) - len(away) < min(self.min_isr, len(target)) else ''
+
+    def part(self):
+        """What only one of the two waits for."""
+        targets = [list(t) for n in (1, 2, 3) for t in itertools.permutations((1, 2, 3), n)]
+        odd = [(p, t, self.differs(p, t)) for p in range(2) for t in targets if self.may(p, t) and self.differs(p, t)]
+        if odd:
+            self.reassign(*self.rng.choice(odd), patience=PART)
+
+    def reassign(self, partition, target, note='', patience=PATIENCE):
+        """Done when those who come are in sync, and all of them where more leave: with one who is away, when it is back."""
         before = self.replicas(partition)
-        self.alter(self.topic.name, partition, target)
+        self.alter(self.topic.name, partition, target, note=note)
         self.topic.assignment[partition] = target
-        if set(target) & set(self.down):
-            self.adding[partition] = sorted(set(target) - set(before))
-            self.removing[partition] = sorted(set(before) - set(target))
-            self.topic.assignment[partition] = target + self.removing[partition]
+        adding, removing = sorted(set(target) - set(before)), sorted(set(before) - set(target))
+        if set(adding) & set(self.down) or len(removing) > len(adding) and set(target) & set(self.down):
+            self.adding[partition], self.removing[partition] = adding, removing
+            self.topic.assignment[partition] = target + removing
         else:
-            self.wait_moved([partition])
-        self.settle()
+            self.wait_moved([partition], note, patience)
+        self.settle(note=note, patience=patience)
 
     def cancel(self):
         """Of what waits for a node that is away, or of nothing."""
