@@ -70,11 +70,16 @@ def compare(ottla, sequence):
             known, new = split(found)
             out['expected'].update(entry.reason for entry, _ in known)
             out['new'] += [[str(difference), index, step] for difference in new]
-            if any(difference.parts() for difference in found) or isinstance(answer, dict) and 'never' in answer:
+            if any(difference.parts() for difference in found) or never(answer) and not never(line['answer']):
                 # What follows, follows from that.
                 out['left'] = len(sequence['steps']) - index - 1
                 break
     return out
+
+
+def never(answer):
+    """Whether what was waited for did not come."""
+    return isinstance(answer, dict) and 'never' in answer
 
 
 class Sides:

@@ -47,7 +47,7 @@ EXPECTED = [
              '.*', "'closed'", UNSERVED),
     Expected('admin', 'IncrementalAlterConfigs', r'Responses\[\]\.ErrorCode', "'UNKNOWN_SERVER_ERROR'", "'INVALID_REQUEST'",
              'a config operation that does not exist is the request\'s fault, and not a failure of the broker'),
-    Expected('admin moves', ALTER, r'Responses\[\]\.ErrorCode', "'INVALID_(CONFIG|REQUEST)'",
+    Expected('admin', ALTER, r'Responses\[\]\.ErrorCode', "'INVALID_(CONFIG|REQUEST)'",
              "'(INVALID_CONFIG|INVALID_REQUEST|INVALID_TOPIC_EXCEPTION|UNKNOWN_TOPIC_OR_PARTITION|BROKER_ID_NOT_REGISTERED)'",
              TWO_FAULTS),
     Expected('admin', ALTER, r'Responses\[\]\.ErrorCode', "'NONE'", "'INVALID_CONFIG'",

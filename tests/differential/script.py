@@ -13,8 +13,8 @@ class Script:
     def step(self, step):
         step = json.loads(json.dumps(step))
         answer = self.target.perform(step)
-        if isinstance(answer, dict) and 'never' in answer:
-            # What the measure does not come to is no measure.
+        if 'patience' in step and 'never' in answer:
+            # What the measure does not come to, though it was given time, is no measure.
             raise RuntimeError(f'{step}: {answer}')
         self.steps.append({'step': step, 'answer': answer})
         return answer

@@ -52,7 +52,7 @@ def differences(step, kafka, ottla):
 def walk(a, b, path, tell):
     if isinstance(b, dict) and 'lost' in b and a != b:
         tell(path, a, b['lost'])
-    elif isinstance(b, dict) and 'never' in b:
+    elif isinstance(b, dict) and 'never' in b and 'never' not in a:
         walk(a, b['but'], path, tell)
     elif isinstance(a, dict) and isinstance(b, dict) and a.get('ErrorCode') != b.get('ErrorCode'):
         # What else an answer says follows from its error.
