@@ -29,8 +29,9 @@ def write(path, found, commit):
     new = collections.Counter(text for each in found for text, _, _ in each['new'])
     lines = [
         '# Ottla and Apache Kafka, answer by answer', '',
-        f'`just differential` at commit {commit}, against Apache Kafka 4.3.1. A sequence is compared up to the step where one',
-        'cluster did what the other refused; the steps behind it are left out. Tables: `tests/differential/expected.py`.', '',
+        f'`just differential`: Ottla of commit {commit}, against Apache Kafka 4.3.1. A sequence is compared up to the step where one',
+        'cluster did what the other refused, or never came to; the steps behind it are left out. What each kind plays stands in',
+        '`tests/differential/kinds`, the differences that are expected in `tests/differential/expected.py`.', '',
         '| kind | sequences | requests compared | steps left out |', '|---|---|---|---|'
     ]
     lines += [f'| {kind} | {sequences} | {requests} | {left} |' for kind, (sequences, requests, left) in kinds.items()]

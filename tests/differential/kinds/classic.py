@@ -192,9 +192,11 @@ class Classic(Offsets):
     def leave(self):
         how = self.script.some([('well', 4), ('nobody', 1), ('by instance', 2), ('unknown instance', 1), ('several', 1),
                                 ('none', 1), ('fenced', 1)])
-        static = [m for m in self.members if m.instance]
-        if how == 'well' and self.members:
-            member = self.rng.choice(self.members)
+        # Who leads after a leader that left, Kafka takes from a hash table of ids that it made up: of several, anybody.
+        leavers = [m for m in self.members if m is not self.leader or len(self.members) < 3]
+        static = [m for m in leavers if m.instance]
+        if how == 'well' and leavers:
+            member = self.rng.choice(leavers)
             old = self.rng.random() < 0.3 and not member.instance
             body = {'GroupId': self.group, 'MemberId': member.id} if old else \
                 {'GroupId': self.group, 'Members': [{'MemberId': member.id, 'GroupInstanceId': member.instance, 'Reason': 'bye'}]}
