@@ -2,7 +2,7 @@
 
 A step is data. In its body stand for others: `{"$": "p1"}`, what an earlier answer bound to that name; `{"$": "p1", "plus": 1}`;
 bytes as `{"hex": "00"}`; record batches as `{"batches": [...]}` (`batches.py`); `{"epoch": 1}`, an epoch of a consumer group, the
-first one counting as 1. `§` in a string is a prefix of the run, so that sequences on one cluster do not meet. `to` says who is
+first one counting as 1; `{"now": 0}`, the time in milliseconds. `§` in a string is a prefix of the run, so that sequences on one cluster do not meet. `to` says who is
 asked: `node:2`, `group:NAME`, `txn:NAME`; `on` names the connection; `mode` is `send` or `receive` where an answer may have to
 wait for other requests; `until` repeats a question until its answer has these values, for `patience` seconds at most. `settle`
 and `complete` wait, `kill`, `stop` and `start` are done to a node; they are no requests.
@@ -237,6 +237,8 @@ class Target:
         if '$' in value:
             bound = self.bound[value['$']]
             return bound + value['plus'] if 'plus' in value else bound
+        if 'now' in value:
+            return int(time.time() * 1000) + value['now']
         if 'epoch' in value and len(value) == 1:
             return value['epoch'] + self.first_epoch - 1
         if 'hex' in value:

@@ -6,7 +6,7 @@ A partition always has a replica in sync that runs: what becomes of one without 
 import itertools
 
 from .common import some_assignment
-from .moves import PATIENCE, TIME, Moves
+from .moves import PATIENCE, Moves
 
 # Seconds for what both come to at once, or one of them never.
 PART = 10
@@ -141,13 +141,14 @@ class Outages(Moves):
                          to=self.any_node())
 
     def idempotent(self):
+        """Batches of this time: a broker of Kafka's that starts forgets producers whose last batch says that it is a day old."""
         partition = self.partition()
-        how = self.script.some([('next', 6), ('again', 4), ('gap', 1)])
+        how = self.script.some([('next', 6), ('again', 4 if self.last[partition] else 0), ('gap', 1)])
         batch = {
-            'records': [{'key': 'k', 'value': 'v'}] * self.rng.choice([1, 2]), 'codec': 0, 'time': TIME, 'producer': {'$': 'p'},
-            'epoch': 0, 'sequence': self.next[partition] + (5 if how == 'gap' else 0)
+            'records': [{'key': 'k', 'value': 'v'}] * self.rng.choice([1, 2]), 'codec': 0, 'time': {'now': 0},
+            'producer': {'$': 'p'}, 'epoch': 0, 'sequence': self.next[partition] + (5 if how == 'gap' else 0)
         }
-        batch = self.last[partition] or batch if how == 'again' else batch
+        batch = self.last[partition] if how == 'again' else batch
         told = self.send(partition, batch, self.leader(partition), how)
         if told['ErrorCode'] == 'NONE' and how != 'again':
             self.last[partition], self.next[partition] = batch, batch['sequence'] + len(batch['records'])
