@@ -32,7 +32,6 @@ FENCE = 'a fence for a successor takes two epochs and is never told to the one w
 ASSIGNOR = 'which of several partitions a member gets: another implementation of the assignors'
 STILL_LISTED = 'a broker that was just fenced is listed for 10 s more'
 REPLACED = 'a reassignment that replaces another one: Kafka counts who was to come as one of those from before'
-EARLY = 'a reassignment that shrinks does not wait for one that stays and is away (docs/gaps.md)'
 EARLIER = 'what is refused by the log is refused before it is added to the transaction'
 
 EXPECTED = [
@@ -103,8 +102,6 @@ EXPECTED = [
              'all that may have what was committed are known when ISR and ELR are too few, not when they are empty (R35)'),
     Expected('outages', 'DescribeTopicPartitions', r'Topics\[\]\.Partitions\[\]\.EligibleLeaderReplicas', r'\[\d.*\]', r'\[\]',
              'a replica that left the assignment is no eligible leader'),
-    Expected('outages', 'Metadata', r'Topics\[\]\.Partitions\[\]\.(LeaderId|LeaderEpoch|ReplicaNodes|IsrNodes)', '.*', '.*', EARLY,
-             'shrinks.*'),
     # Groups.
     Expected('groups transactions', 'OffsetFetch', r'.*\.(Lag|LagMs)', "'<absent>'|-1", r'-?\d+',
              'the lag of a group is told in tagged fields that Kafka does not have'),
