@@ -311,17 +311,11 @@ impl Replicas {
         let dir = self.context.dirs.get(assigned).filter(|dir| dir.works())?;
         let is_plain = !self.context.moves.prefers_any() && !named.contains(&(topic.name.to_string(), id.partition));
         let (dir, topic) = (Arc::clone(dir), Arc::clone(&topic.name));
-        is_plain.then(|| Place { hints: self.hints_of_new(image, &topic, id), id, dir, topic })
+        is_plain.then(|| Place { hints: self.hints_of_new(&topic, id), id, dir, topic })
     }
 
-    /// A lossy log where one was lost: it says so where the controller asks for it (`R35`), until a leader's records come. By
-    /// what the directories tell, or by the metadata, where the directory itself is gone: who may have had all committed records
-    /// has nothing.
-    fn hints_of_new(&self, image: &MetadataImage, topic: &str, id: TopicPartition) -> OpenHints {
-        let me = self.context.config.broker_id;
-        let had_records =
-            image.partition(id).is_some_and(|now| now.last_known_elr.contains(&me) && !now.isr.contains(&me));
-        let by_metadata = if had_records { Offset(1) } else { Offset::ZERO };
+    /// A lossy log where one was lost: it says so where the controller asks for it (R35), until a leader's records come.
+    fn hints_of_new(&self, topic: &str, id: TopicPartition) -> OpenHints {
         let all = self.context.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = if all.is_empty() { None } else { all.get(&(topic.to_owned(), id.partition)) };
         OpenHints {
@@ -329,7 +323,7 @@ impl Replicas {
             recovery_point: Offset::ZERO,
             clean: true,
             log_start: Offset::ZERO,
-            high_watermark: lost.map_or(Offset::ZERO, |lost| lost.promised).max(by_metadata),
+            high_watermark: lost.map_or(Offset::ZERO, |lost| lost.promised),
         }
     }
 
@@ -551,8 +545,7 @@ impl Replicas {
             return Ok(found);
         }
         self.clear_way(image, dir, topic, id).await?;
-        let hints = self.hints_of_new(image, topic, id);
-        let place = Place { hints, id, dir: Arc::clone(dir), topic: Arc::clone(topic) };
+        let place = Place { hints: self.hints_of_new(topic, id), id, dir: Arc::clone(dir), topic: Arc::clone(topic) };
         when_possible(&self.context.disk_pool, move || place.open()).await
     }
 

@@ -13,6 +13,7 @@ use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Rule, Time
 
 use crate::control::directories::with_directory;
 use crate::control::draft::{Draft, Want};
+use crate::control::elections::nobody_is_known;
 use crate::control::messages::{
     ControlError, ControlEvent, ControlResponse, FenceReason, Heartbeat, HeartbeatAnswer, RegisterBroker,
 };
@@ -121,7 +122,7 @@ impl Draft<'_> {
     }
 
     /// A new incarnation is out of every ISR (`R7`), and out of the ELR where its shutdown was not clean (`R34`) or the
-    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one. Where the machine's
+    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one, and have nothing. Where the machine's
     /// page cache is gone, what the broker led last is no proof any more (`R35`).
     fn renew_replicas(
         &mut self,
@@ -141,13 +142,14 @@ impl Draft<'_> {
             let gone = !directory.is_none() && !all.contains(&directory);
             let offline = offline.contains(&directory);
             let unclean = !clean || gone || offline || lossy.contains(&id);
+            let lost_all = gone;
             let directories = gone.then(|| {
                 let directory = self.place_in(&candidates);
                 with_directory(&partition, request.broker, directory)
             });
             self.change(
                 id,
-                &Want { leaves: Some(request.broker), unclean, directories, cache_lost, ..Want::default() },
+                &Want { leaves: Some(request.broker), unclean, lost_all, directories, cache_lost, ..Want::default() },
             );
         }
     }
@@ -334,7 +336,8 @@ impl Draft<'_> {
             let partition = self.image.partition(*id).filter(|partition| partition.awaits_recovery())?;
             let answered = self.soft().recoveries.get(id).and_then(|recovery| recovery.answers.get(&broker));
             // Who cannot say anything of it must not keep others from being asked for.
-            let able = partition.last_known().contains(&broker) && self.image.is_eligible(partition, broker);
+            let may_tell = partition.last_known().contains(&broker) || nobody_is_known(partition);
+            let able = may_tell && self.image.is_eligible(partition, broker);
             let wanted = able && answered.is_none_or(|(by, _)| *by != epoch);
             wanted.then_some(*id)
         };

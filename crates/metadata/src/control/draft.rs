@@ -7,6 +7,7 @@ use model::{
 };
 
 use crate::configs::{ACK_RULE, UNCLEAN_LEADER_ELECTION};
+use crate::control::elections::nobody_is_known;
 use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision, RecoveryAnswer};
 use crate::control::reassign::Assignment;
 use crate::control::{ClusterControl, soft::SoftState};
@@ -34,6 +35,8 @@ pub(super) struct Want {
     pub(super) leaves: Option<BrokerId>,
     /// Whether the one that leaves may have lost records, and leaves the ELR as well (`R34`, `R78`).
     pub(super) unclean: bool,
+    /// Whether its directory is gone: it has nothing any more (`R35`).
+    pub(super) lost_all: bool,
     /// Whether its machine was started anew since, without a clean shutdown: what its log ends with may be lost unseen
     /// (`R35`).
     pub(super) cache_lost: bool,
@@ -143,7 +146,7 @@ impl<'a> Draft<'a> {
         if self.is_enough(&after) && self.holds(Rule::R34ElrEndsAtMinIsr) {
             after.elr = Vec::new();
         }
-        after.last_known_elr = self.target_last_known(before, &after);
+        after.last_known_elr = self.target_last_known(before, want, &after);
         if self.begins_leader_epoch(before, &after) || want.recovered.is_some() {
             after.leader_epoch = LeaderEpoch(self.newest_epoch(before).0 + 1);
         }
@@ -208,7 +211,7 @@ impl<'a> Draft<'a> {
         })
     }
 
-    fn target_last_known(&self, before: &Partition, after: &Partition) -> Vec<BrokerId> {
+    fn target_last_known(&self, before: &Partition, want: &Want, after: &Partition) -> Vec<BrokerId> {
         if self.is_enough(after) {
             return Vec::new();
         }
@@ -221,7 +224,8 @@ impl<'a> Draft<'a> {
             };
         }
         let sets = [before.last_known(), &before.isr, &before.elr, &after.isr, &after.elr];
-        in_order(after, |b| sets.iter().any(|set| set.contains(&b)))
+        let gone = want.leaves.filter(|_| want.lost_all && self.holds(Rule::R35LossyLastLeader));
+        in_order(after, |b| sets.iter().any(|set| set.contains(&b)) && gone != Some(b))
     }
 
     /// Keeps a valid leader; else takes the first valid replica (`R33`), else, where that is allowed, anybody (`R36`).
@@ -273,7 +277,8 @@ impl<'a> Draft<'a> {
             self.candidates(before).into_iter().filter(|b| answers.iter().all(|(a, _)| a != b)).collect();
         let synced = |answer: &RecoveryAnswer| answer.synced_before_ack && !answer.lossy;
         let proven = answers.iter().any(|(broker, answer)| *broker == after.leader && synced(answer));
-        let potential_loss = !proven && (!absent.is_empty() || answers.iter().any(|(_, answer)| answer.lossy));
+        let lacking = !absent.is_empty() || answers.iter().any(|(_, answer)| answer.lossy);
+        let potential_loss = nobody_is_known(before) || !proven && lacking;
         self.events.push(ControlEvent::UncleanElection {
             partition: before.id(),
             last_leader: before.last_leader,

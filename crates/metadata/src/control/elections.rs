@@ -41,7 +41,7 @@ impl Draft<'_> {
 
     /// Who leads after recovery, once enough is known (`R35`).
     fn recovered_leader(&self, partition: &Partition, now: Time) -> Option<BrokerId> {
-        let recovery = self.soft().recoveries.get(&partition.id())?;
+        let recovery = self.soft().recoveries.get(&partition.id()).filter(|_| !nobody_is_known(partition))?;
         let answers = self.answers(partition);
         let committed = emptied_at(&answers);
         let greatest = |among: &dyn Fn(&RecoveryAnswer) -> bool| {
@@ -83,14 +83,17 @@ impl Draft<'_> {
         answers: &[(BrokerId, RecoveryAnswer)],
         leader: BrokerId,
     ) -> bool {
-        let has_nothing = answers.iter().any(|(broker, answer)| *broker == leader && has_nothing(answer));
+        let has_nothing =
+            answers.iter().any(|(broker, answer)| *broker == leader && answer.lossy && has_nothing(answer));
         let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
         !has_nothing || partition.replicas.iter().all(answered) || !self.holds(Rule::R35LossyLastLeader)
     }
 
-    /// Who may have all committed records: an ELR member that is absent counts as not answered.
+    /// Who may have all committed records: an ELR member that is absent counts as not answered. Where nobody is known to have
+    /// any, everybody, for an operator to know whom to choose.
     pub(super) fn candidates(&self, partition: &Partition) -> Vec<BrokerId> {
-        let may = |b: &BrokerId| partition.last_known().contains(b) || partition.elr.contains(b);
+        let nobody = nobody_is_known(partition);
+        let may = |b: &BrokerId| nobody || partition.last_known().contains(b) || partition.elr.contains(b);
         partition.replicas.iter().copied().filter(may).collect()
     }
 
@@ -162,7 +165,7 @@ impl Draft<'_> {
     }
 
     /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives, and
-    /// who is known to have lost everything only where there is nobody else.
+    /// who is known to have nothing only where there is nobody else.
     fn elect_unclean(&mut self, partition: &Arc<Partition>) -> Result<(), ControlError> {
         if !partition.is_leaderless() {
             return Err(ControlError::new(
@@ -178,9 +181,9 @@ impl Draft<'_> {
             (!answer.lossy, reaches, answer.last_epoch, answer.log_end, *broker == partition.last_leader)
         });
         let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
-        let lost_all = |b: &BrokerId| answers.iter().any(|(broker, answer)| broker == b && has_nothing(answer));
-        let known = || self.candidates(partition).into_iter().find(|b| eligible(b) && !lost_all(b));
-        let others = || partition.replicas.iter().copied().find(|b| eligible(b) && !lost_all(b));
+        let is_empty = |b: &BrokerId| answers.iter().any(|(broker, answer)| broker == b && has_nothing(answer));
+        let known = || self.candidates(partition).into_iter().find(|b| eligible(b) && !is_empty(b));
+        let others = || partition.replicas.iter().copied().find(|b| eligible(b) && !is_empty(b));
         let anybody = || partition.replicas.iter().copied().find(|b| eligible(b));
         let answered = answered.map(|(broker, _)| *broker);
         let Some(leader) = answered.or_else(known).or_else(others).or_else(anybody) else {
@@ -210,9 +213,14 @@ impl Draft<'_> {
     }
 }
 
-/// Whether a replica lost all that it may have had.
+/// Whether all that may have had all committed records lost everything (`R35`).
+pub(super) fn nobody_is_known(partition: &Partition) -> bool {
+    partition.last_known().is_empty() && partition.elr.is_empty()
+}
+
+/// Whether a replica has no records, and never had any that it knows of.
 fn has_nothing(answer: &RecoveryAnswer) -> bool {
-    answer.lossy && answer.log_end == Offset::ZERO
+    answer.log_end == Offset::ZERO
 }
 
 /// Up to where records were committed, as an empty log tells: they were deleted, which no leader does above the high
