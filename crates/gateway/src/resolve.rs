@@ -8,6 +8,9 @@ use model::{PartitionIndex, TopicId, TopicPartition, Uuid};
 
 use crate::refusal::Refusal;
 
+/// The longest name of a topic, as the controller checks it.
+const TOPIC_NAME_MAX: usize = 249;
+
 /// How a request names a topic.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum TopicKey {
@@ -46,6 +49,13 @@ impl TopicKey {
             TopicKey::Id(id) => id.0,
         }
     }
+}
+
+/// Whether no topic can have this name, so long is it. A request carries a name once and each partition of it in four bytes:
+/// what keeps or compares the name for each partition would take gigabytes or minutes for a request of a megabyte, so such a
+/// name goes no further.
+pub(crate) fn is_too_long(name: &str) -> bool {
+    name.len() > TOPIC_NAME_MAX
 }
 
 /// The topic of a name.
@@ -117,6 +127,14 @@ mod tests {
 
     fn id(index: i32) -> TopicPartition {
         TopicPartition { topic_id: TopicId::NONE, partition: PartitionIndex(index) }
+    }
+
+    #[test]
+    fn the_longest_name_is_the_one_that_the_controller_allows() {
+        for (len, too_long) in [(TOPIC_NAME_MAX, false), (TOPIC_NAME_MAX + 1, true)] {
+            let name = "x".repeat(len);
+            assert_eq!((is_too_long(&name), metadata::control::check_topic_name(&name).is_err()), (too_long, too_long));
+        }
     }
 
     #[test]

@@ -58,10 +58,10 @@ async fn add<B: BrokerApi>(
             false => ErrorCode::UnknownTopicOrPartition.code(),
         });
     }
-    let each = |topic: &AddPartitionsToTxnTopic| -> Vec<(String, PartitionIndex)> {
-        topic.partitions.iter().map(|index| (topic.name.clone(), PartitionIndex(*index))).collect()
-    };
-    let partitions: PartitionSet = topics.iter().flat_map(each).collect();
+    let each = topics
+        .iter()
+        .flat_map(|topic| topic.partitions.iter().map(|index| (topic.name.as_str(), PartitionIndex(*index))));
+    let partitions: PartitionSet = each.collect();
     let client_version = if call.version < SEVERAL { 0 } else { EPOCH_BUMP_VERSION };
     let request = AddPartitionsRequest { transactional_id, producer, partitions, verify_only, client_version };
     let answer = match ask(call, TransactionRequest::AddPartitions(request)).await {

@@ -11,7 +11,8 @@ use protocol::messages::{AlterPartitionReassignmentsRequest, AlterPartitionReass
 
 use crate::call::Call;
 use crate::handlers::{ask_controller, millis};
-use crate::refusal::{wire_code, wire_message};
+use crate::refusal::{Refusal, wire_code, wire_message};
+use crate::resolve;
 
 /// Has the controller decide each partition.
 pub(crate) async fn handle<B: BrokerApi>(
@@ -19,8 +20,10 @@ pub(crate) async fn handle<B: BrokerApi>(
     request: AlterPartitionReassignmentsRequest,
 ) -> AlterPartitionReassignmentsResponse {
     let allow_replication_factor_change = request.allow_replication_factor_change;
+    let (unknown, topics): (Vec<_>, Vec<_>) =
+        request.topics.into_iter().partition(|topic| resolve::is_too_long(&topic.name));
     let asked = AlterReassignments {
-        partitions: request.topics.into_iter().flat_map(wanted).collect(),
+        partitions: topics.into_iter().flat_map(wanted).collect(),
         allow_factor_change: allow_replication_factor_change,
     };
     let mut response = AlterPartitionReassignmentsResponse {
@@ -29,7 +32,11 @@ pub(crate) async fn handle<B: BrokerApi>(
         ..Default::default()
     };
     match ask_controller!(call, AlterReassignments, asked, millis(request.timeout_ms)) {
-        Ok(results) => results.into_iter().for_each(|result| push(&mut response, result)),
+        Ok(results) => {
+            results.into_iter().for_each(|result| push(&mut response, result));
+            let unknown = unknown.into_iter().filter(|topic| !topic.partitions.is_empty());
+            response.responses.extend(unknown.map(refused));
+        }
         Err(refusal) => {
             response.error_code = refusal.wire();
             response.error_message = refusal.message();
@@ -45,6 +52,17 @@ fn wanted(topic: ReassignableTopic) -> impl Iterator<Item = Reassignment> {
         partition: PartitionIndex(partition.partition_index),
         target: partition.replicas.map(|replicas| replicas.into_iter().map(BrokerId).collect()),
     })
+}
+
+/// A topic that cannot be.
+fn refused(topic: ReassignableTopic) -> ReassignableTopicResponse {
+    let refusal = Refusal::UnknownTopicOrPartition;
+    let partitions = topic.partitions.into_iter().map(|partition| ReassignablePartitionResponse {
+        partition_index: partition.partition_index,
+        error_code: refusal.wire(),
+        error_message: refusal.message(),
+    });
+    ReassignableTopicResponse { name: topic.name, partitions: partitions.collect() }
 }
 
 /// Adds a partition, under the topic before it if it is the same.

@@ -54,7 +54,7 @@ struct Read {
 
 async fn fetch<B: BrokerApi>(
     call: &Call<B>,
-    request: FetchRequest,
+    mut request: FetchRequest,
     beside: &mut Read,
 ) -> Result<FetchResponse, Refusal> {
     if request.replica_id >= 0 || request.replica_state.replica_id >= 0 {
@@ -65,13 +65,15 @@ async fn fetch<B: BrokerApi>(
         isolation => isolation?,
     };
     let by_id = call.version >= BY_ID;
+    // A session compares names for each partition, again and again: it is not to remember what cannot be.
+    let (unknown, topics): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut request.topics).into_iter().partition(|topic| resolve::is_too_long(&topic.topic));
     let now_ms = call.shared.coarse_ms.load(std::sync::atomic::Ordering::Relaxed);
     let (session, limits) = ((request.session_id, request.session_epoch), Limits::of(call, &request));
     // KIP-392: who can tell a rack may read from followers, told or not.
     let rack = (call.version >= TELLS_RACK).then_some(request.rack_id);
     let forgotten = forgotten(by_id, request.forgotten_topics_data);
-    let (plan, wanted) =
-        call.shared.sessions.begin(session, by_id, all_wanted(by_id, request.topics), forgotten, now_ms)?;
+    let (plan, wanted) = call.shared.sessions.begin(session, by_id, all_wanted(by_id, topics), forgotten, now_ms)?;
     let found = read(call, &wanted, limits, isolation, rack, beside).await;
     let summaries: Vec<(&Wanted, Found)> = wanted.iter().zip(found.iter().map(summary)).collect();
     let told = plan.select(&summaries)?;
@@ -86,6 +88,7 @@ async fn fetch<B: BrokerApi>(
     let mut response = FetchResponse { session_id, ..Default::default() };
     let chosen = wanted.into_iter().zip(found).zip(told).filter_map(|(pair, told)| told.then_some(pair));
     chosen.for_each(|(wanted, data)| push(&mut response, wanted.topic, data));
+    response.responses.extend(unknown.iter().map(|topic| topic_refused(topic, &Refusal::UnknownTopicOrPartition)));
     if call.version >= TELLS_LEADER {
         response.node_endpoints = endpoints(call, &response);
     }
@@ -259,12 +262,16 @@ fn forgotten(by_id: bool, topics: Vec<fetch_request::ForgottenTopic>) -> Vec<(To
 }
 
 fn all_refused(request: &FetchRequest, refusal: &Refusal) -> FetchResponse {
-    let topic = |topic: &fetch_request::FetchTopic| FetchableTopicResponse {
+    let responses = request.topics.iter().map(|topic| topic_refused(topic, refusal)).collect();
+    FetchResponse { responses, ..Default::default() }
+}
+
+fn topic_refused(topic: &fetch_request::FetchTopic, refusal: &Refusal) -> FetchableTopicResponse {
+    FetchableTopicResponse {
         topic: topic.topic.clone(),
         topic_id: topic.topic_id,
         partitions: topic.partitions.iter().map(|partition| refused(partition.partition, refusal)).collect(),
-    };
-    FetchResponse { responses: request.topics.iter().map(topic).collect(), ..Default::default() }
+    }
 }
 
 /// What may be seen, by its number.

@@ -1,6 +1,6 @@
 //! ListOffsets: offsets by time, and the ends of logs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use broker::api::{self, BrokerApi, ListedOffset, OffsetSpec};
 use model::{LeaderEpoch, TopicPartition};
@@ -17,19 +17,20 @@ use crate::resolve::{self, ByPartition};
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: ListOffsetsRequest) -> ListOffsetsResponse {
     let image = call.image();
     let isolation = isolation(request.isolation_level);
-    let repeated = repeated(&request.topics);
+    let numbers = numbers(&request.topics);
+    let repeated = repeated(&request.topics, &numbers);
     let (mut told_once, mut asked, mut slots) = (BTreeSet::new(), Vec::new(), Vec::new());
-    for topic in request.topics {
+    for (topic, number) in request.topics.into_iter().zip(numbers) {
         let found = resolve::by_name(&image, &topic.name);
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for each in topic.partitions {
-            let again =
-                if repeated.is_empty() { None } else { repeated.get(&(topic.name.clone(), each.partition_index)) };
-            if again.is_some_and(|again| !told_once.insert(again)) {
+            let key = (number, each.partition_index);
+            let again = repeated.contains(&key);
+            if again && !told_once.insert(key) {
                 continue;
             }
             let resolved = isolation.clone().and_then(|_| {
-                if again.is_some() {
+                if again {
                     return Err(Refusal::Repeated("a partition"));
                 }
                 let spec = spec(each.timestamp, call.version)?;
@@ -58,11 +59,23 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: ListOffsetsRequ
     ListOffsetsResponse { topics: topics.collect(), ..Default::default() }
 }
 
+/// A number for each topic of the request, the same for the same name: a name, however long, is compared once for each topic
+/// and not for each of its partitions.
+fn numbers<'a>(topics: &'a [ListOffsetsTopic]) -> Vec<usize> {
+    let mut known = BTreeMap::new();
+    let mut number = |topic: &'a ListOffsetsTopic| {
+        let next = known.len();
+        *known.entry(topic.name.as_str()).or_insert(next)
+    };
+    topics.iter().map(&mut number).collect()
+}
+
 /// The partitions that stand in the request more than once: as in Kafka each is refused, and told of once.
-fn repeated(topics: &[ListOffsetsTopic]) -> BTreeSet<(String, i32)> {
-    let all = topics.iter().flat_map(|topic| topic.partitions.iter().map(|each| (&topic.name, each.partition_index)));
+fn repeated(topics: &[ListOffsetsTopic], numbers: &[usize]) -> BTreeSet<(usize, i32)> {
+    let all = topics.iter().zip(numbers);
+    let all = all.flat_map(|(topic, number)| topic.partitions.iter().map(|each| (*number, each.partition_index)));
     let mut seen = BTreeSet::new();
-    all.filter(|key| !seen.insert(*key)).map(|(name, index)| (name.clone(), index)).collect()
+    all.filter(|key| !seen.insert(*key)).collect()
 }
 
 fn told(partition_index: i32, listed: Result<ListedOffset, Refusal>) -> ListOffsetsPartitionResponse {
@@ -98,7 +111,22 @@ fn spec(timestamp: i64, version: i16) -> Result<OffsetSpec, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::messages::list_offsets_request::ListOffsetsPartition;
+
     use super::*;
+
+    fn topic(name: &str, partitions: &[i32]) -> ListOffsetsTopic {
+        let partition = |index: &i32| ListOffsetsPartition { partition_index: *index, ..Default::default() };
+        ListOffsetsTopic { name: name.to_owned(), partitions: partitions.iter().map(partition).collect() }
+    }
+
+    #[test]
+    fn a_partition_is_repeated_wherever_its_topic_is_named_again() {
+        let topics = [topic("a", &[0, 1]), topic("b", &[0, 2, 2]), topic("c", &[]), topic("a", &[1, 2])];
+        let numbers = numbers(&topics);
+        assert_eq!(numbers, [0, 1, 2, 0]);
+        assert_eq!(repeated(&topics, &numbers), [(0, 1), (1, 2)].into());
+    }
 
     #[test]
     fn special_timestamps_belong_to_versions() {

@@ -3,8 +3,9 @@
 //! soon as there is an authorizer.
 
 use broker::api::{BrokerApi, TransactionMarker};
+use metadata::MetadataImage;
 use model::{ErrorCode, ProducerEpoch, ProducerId, TopicPartition};
-use protocol::messages::write_txn_markers_request::WritableTxnMarker;
+use protocol::messages::write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic};
 use protocol::messages::write_txn_markers_response::{
     WritableTxnMarkerPartitionResult, WritableTxnMarkerResult, WritableTxnMarkerTopicResult,
 };
@@ -17,8 +18,8 @@ use crate::resolve;
 /// How long the in-sync replicas are waited for: the request names no time, and clients give up after this one.
 const TIMEOUT_MS: u64 = 30_000;
 
-/// A partition of a marker: as it was asked for, and where its result is to be found.
-type Asked = (String, i32, Result<TopicPartition, Refusal>);
+/// A topic of a marker: its partitions as they were asked for, and where their results are to be found.
+type Asked = (String, Vec<(i32, Result<TopicPartition, Refusal>)>);
 
 /// Has the broker write them, all at once.
 pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: WriteTxnMarkersRequest) -> WriteTxnMarkersResponse {
@@ -27,22 +28,16 @@ pub(crate) async fn handle<B: BrokerApi>(call: Call<B>, request: WriteTxnMarkers
     let mut markers = Vec::with_capacity(request.markers.len());
     for marker in request.markers {
         let told = to_broker(&marker);
-        let mut partitions = Vec::new();
-        for topic in marker.topics {
-            let found = resolve::by_name(&image, &topic.name);
-            partitions.extend(topic.partition_indexes.into_iter().map(|index| {
-                let partition = resolve::partition(&found, index);
-                (topic.name.clone(), index, partition)
-            }));
-        }
-        markers.push((told, partitions.iter().filter_map(|(_, _, partition)| partition.clone().ok()).collect()));
-        asked.push((marker.producer_id, partitions));
+        let topics: Vec<Asked> = marker.topics.into_iter().map(|topic| resolved(&image, topic)).collect();
+        let partitions = topics.iter().flat_map(|(_, partitions)| partitions);
+        markers.push((told, partitions.filter_map(|(_, partition)| partition.clone().ok()).collect()));
+        asked.push((marker.producer_id, topics));
     }
     let written = call.broker().write_txn_markers(markers, TIMEOUT_MS).await;
     let written = written.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    let markers = asked.into_iter().zip(written).map(|((producer_id, partitions), written)| WritableTxnMarkerResult {
+    let markers = asked.into_iter().zip(written).map(|((producer_id, topics), written)| WritableTxnMarkerResult {
         producer_id,
-        topics: results(partitions, written.unwrap_or_default()),
+        topics: results(topics, written.unwrap_or_default()),
     });
     WriteTxnMarkersResponse { markers: markers.collect() }
 }
@@ -57,20 +52,30 @@ fn to_broker(marker: &WritableTxnMarker) -> TransactionMarker {
     }
 }
 
+fn resolved(image: &MetadataImage, topic: WritableTxnMarkerTopic) -> Asked {
+    let found = resolve::by_name(image, &topic.name);
+    let partitions = topic.partition_indexes.into_iter().map(|index| (index, resolve::partition(&found, index)));
+    let partitions = partitions.collect();
+    (topic.name, partitions)
+}
+
 /// What was written comes in the order of the partitions that exist.
 fn results(asked: Vec<Asked>, written: Vec<(TopicPartition, ErrorCode)>) -> Vec<WritableTxnMarkerTopicResult> {
     let mut written = written.into_iter();
-    let mut topics: Vec<WritableTxnMarkerTopicResult> = Vec::new();
-    for (name, partition_index, partition) in asked {
+    let mut told = |(partition_index, partition): (i32, Result<TopicPartition, Refusal>)| {
         let code = partition.and_then(|id| match written.next() {
             Some((wrote, error)) if wrote == id => Ok(error.code()),
             _ => Err(Refusal::Unanswered),
         });
         let error_code = code.unwrap_or_else(|refusal| refusal.wire());
-        let result = WritableTxnMarkerPartitionResult { partition_index, error_code };
+        WritableTxnMarkerPartitionResult { partition_index, error_code }
+    };
+    let mut topics: Vec<WritableTxnMarkerTopicResult> = Vec::new();
+    for (name, partitions) in asked.into_iter().filter(|(_, partitions)| !partitions.is_empty()) {
+        let partitions = partitions.into_iter().map(&mut told);
         match topics.last_mut() {
-            Some(last) if last.name == name => last.partitions.push(result),
-            _ => topics.push(WritableTxnMarkerTopicResult { name, partitions: vec![result] }),
+            Some(last) if last.name == name => last.partitions.extend(partitions),
+            _ => topics.push(WritableTxnMarkerTopicResult { name, partitions: partitions.collect() }),
         }
     }
     topics

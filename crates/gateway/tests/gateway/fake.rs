@@ -17,7 +17,8 @@ use broker::coordinator::{GroupRequest, GroupResponse};
 use bytes::{Bytes, BytesMut};
 use gateway::{BoundListener, Gateway, GatewayConfig, GatewayHandle, Limits};
 use metadata::control::{
-    AlterReassignments, ControlError, CreateTopics, CreatedTopic, NewTopic, Reassignment, ReassignmentResult,
+    AlterReassignments, ControlError, CreateTopics, CreatedTopic, ElectLeaders, ElectionResult, NewTopic, Reassignment,
+    ReassignmentResult,
 };
 use metadata::records::{BrokerRegistration, Listener, MetadataRecord, Partition, SecurityProtocol};
 use metadata::{ControlRequest, ControlResponse, MetadataImage};
@@ -391,6 +392,11 @@ impl BrokerApi for Fake {
                     partition: asked.partition,
                 };
                 Ok(ControlResponse::AlterReassignments(partitions.into_iter().map(decide).collect()))
+            }
+            ControlRequest::ElectLeaders(ElectLeaders { partitions, .. }) => {
+                let elect = |(topic, partition)| ElectionResult { topic, partition, result: Ok(()) };
+                let elected = partitions.into_iter().flatten().map(elect);
+                Ok(ControlResponse::ElectLeaders(elected.collect()))
             }
             ControlRequest::UnregisterBroker { broker: BrokerId(9) } => {
                 let error = ControlError::new(ErrorCode::BrokerIdNotRegistered, "there is none");

@@ -5,5 +5,6 @@
 mod connections;
 mod fake;
 mod handlers;
+mod long_names;
 mod transactions;
 mod versions;
