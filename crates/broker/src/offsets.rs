@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{DirectoryId, ErrorCode, LeaderEpoch, Offset, RecordIter, TimestampType, TopicPartition};
-use rpc::controller::CallError;
+use model::{BrokerId, DirectoryId, ErrorCode, LeaderEpoch, Offset, RecordIter, TimestampType, TopicPartition};
+use rpc::controller::{CallError, QuorumInfo};
 use storage::{TimeMatch, compression};
 
 use crate::api::{
@@ -183,7 +183,6 @@ fn offline(path: String) -> LogDirDescription {
     }
 }
 
-/// The metadata quorum's state, as the active controller tells it.
 /// Has the active controller change who votes.
 pub(crate) async fn change_voters(
     context: &Arc<Context>,
@@ -205,6 +204,7 @@ pub(crate) async fn change_voters(
     }
 }
 
+/// The metadata quorum's state, as the active controller tells it, or else as any controller does.
 pub(crate) async fn describe_quorum(context: &Arc<Context>) -> Result<QuorumDescription, ControlUnavailable> {
     let deadline = tokio::time::Instant::now() + QUORUM_TIMEOUT;
     let unavailable =
@@ -226,10 +226,35 @@ pub(crate) async fn describe_quorum(context: &Arc<Context>) -> Result<QuorumDesc
         }
     };
     Ok(QuorumDescription {
-        leader_id: info.leader.0,
+        leader_id: active_controller(&info),
         leader_epoch: i32::try_from(info.term).unwrap_or(i32::MAX),
         high_watermark: i64::try_from(info.next_offset.0).unwrap_or(i64::MAX),
         voters: info.voters.iter().map(replica).collect(),
         observers: info.observers.iter().map(replica).collect(),
     })
+}
+
+/// The active controller, or -1. A controller that has resigned may believe in its term for as long as nobody begins another.
+fn active_controller(info: &QuorumInfo) -> i32 {
+    if info.active { info.leader.0 } else { BrokerId::NONE.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::MetadataOffset;
+
+    use super::*;
+
+    #[test]
+    fn a_controller_that_has_resigned_is_not_told_as_the_active_one() {
+        let info = |active| QuorumInfo {
+            leader: BrokerId(2),
+            term: 1,
+            active,
+            next_offset: MetadataOffset(0),
+            voters: Vec::new(),
+            observers: Vec::new(),
+        };
+        assert_eq!([true, false].map(|active| active_controller(&info(active))), [2, -1]);
+    }
 }

@@ -2,11 +2,12 @@
 //!
 //! It is a client like any other: what the commands do works against every Kafka-compatible cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
+use futures_util::future::join_all;
 use model::ErrorCode;
 use protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest,
@@ -34,19 +35,14 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(address: &str) -> Result<Connection> {
+    async fn open(address: &str, timeout: Duration) -> Result<Connection> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
         let stream = connected
             .with_context(|| format!("{address} does not answer"))?
             .with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
-        let mut connection = Connection {
-            stream,
-            versions: BTreeMap::new(),
-            correlation_id: 0,
-            address: address.to_owned(),
-            timeout: TIMEOUT,
-        };
+        let mut connection =
+            Connection { stream, versions: BTreeMap::new(), correlation_id: 0, address: address.to_owned(), timeout };
         let request = ApiVersionsRequest {
             client_software_name: CLIENT_ID.to_owned(),
             client_software_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -104,6 +100,8 @@ pub(crate) struct KafkaClient {
     /// Brokers that the cluster named: one may answer when those of `bootstrap` are gone.
     known: Vec<String>,
     connections: BTreeMap<String, Connection>,
+    /// Which broker answered last: where some never do, each of them is waited for only once.
+    answers: Option<String>,
     timeout: Duration,
 }
 
@@ -117,21 +115,29 @@ impl KafkaClient {
             let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             ensure!(port.is_some(), "--bootstrap {address:?} is not host:port");
         }
-        Ok(KafkaClient { bootstrap, known: Vec::new(), connections: BTreeMap::new(), timeout: TIMEOUT })
+        Ok(KafkaClient { bootstrap, known: Vec::new(), connections: BTreeMap::new(), answers: None, timeout: TIMEOUT })
     }
 
     /// The same, waiting no longer than this for an answer.
     pub(crate) fn with_timeout(mut self, timeout: Duration) -> KafkaClient {
-        self.timeout = timeout;
+        self.wait_at_most(timeout);
         self
+    }
+
+    /// Waits no longer than this for each answer from now on.
+    pub(crate) fn wait_at_most(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     /// Asks any broker.
     pub(crate) async fn any<R: Request, A: Response>(&mut self, request: &R) -> Result<A> {
         let mut last = None;
-        for address in [self.bootstrap.clone(), self.known.clone()].concat() {
+        for address in self.candidates() {
             match self.at(&address, request).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.answers = Some(address);
+                    return Ok(answer);
+                }
                 Err(error) => last = Some(error),
             }
         }
@@ -140,11 +146,17 @@ impl KafkaClient {
             .with_context(|| format!("no broker of {tried} answered; is the cluster running?"))
     }
 
+    /// The brokers in the order in which they are asked.
+    fn candidates(&self) -> Vec<String> {
+        let others = self.bootstrap.iter().chain(&self.known).filter(|address| Some(*address) != self.answers.as_ref());
+        self.answers.iter().chain(others).cloned().collect()
+    }
+
     /// Whether the broker at `address` has an API at all: older clusters do not have the newest ones.
     pub(crate) async fn serves(&mut self, address: &str, api: ApiKey) -> Result<bool> {
         let connection = match self.connections.remove(address) {
             Some(connection) => connection,
-            None => Connection::open(address).await?,
+            None => Connection::open(address, self.timeout).await?,
         };
         let serves = connection.versions.contains_key(&api.key());
         self.connections.insert(address.to_owned(), connection);
@@ -155,7 +167,7 @@ impl KafkaClient {
     pub(crate) async fn at<R: Request, A: Response>(&mut self, address: &str, request: &R) -> Result<A> {
         let mut connection = match self.connections.remove(address) {
             Some(connection) => connection,
-            None => Connection::open(address).await?,
+            None => Connection::open(address, self.timeout).await?,
         };
         connection.timeout = self.timeout;
         // A connection is kept only after a whole exchange.
@@ -182,13 +194,21 @@ impl KafkaClient {
 
     /// Whether the broker at `address` answers at all.
     pub(crate) async fn reaches(&mut self, address: &str) -> bool {
-        match Connection::open(address).await {
-            Ok(connection) => {
-                self.connections.insert(address.to_owned(), connection);
-                true
+        !self.reached([(0, address.to_owned())].into()).await.is_empty()
+    }
+
+    /// Which of the brokers answer at all; all are asked at the same time.
+    pub(crate) async fn reached(&mut self, brokers: BTreeMap<i32, String>) -> BTreeSet<i32> {
+        let timeout = self.timeout;
+        let open = |(id, address): (i32, String)| async move { (id, Connection::open(&address, timeout).await) };
+        let mut reached = BTreeSet::new();
+        for (id, connection) in join_all(brokers.into_iter().map(open)).await {
+            if let Ok(connection) = connection {
+                self.connections.insert(connection.address.clone(), connection);
+                reached.insert(id);
             }
-            Err(_) => false,
         }
+        reached
     }
 
     /// `host:port` of each broker.
@@ -263,4 +283,30 @@ pub(crate) fn is_retriable(error: &anyhow::Error) -> bool {
         cause.is::<std::io::Error>() || cause.is::<tokio::time::error::Elapsed>()
     };
     code_of(error).map_or_else(|| error.chain().any(lost), ErrorCode::is_retriable)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn brokers_that_take_connections_and_say_nothing_are_waited_for_once_and_not_for_long() {
+        let silent = [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
+        let addresses =
+            (1..).zip(silent.each_ref().map(|listener| listener.local_addr().unwrap().to_string())).collect();
+        let mut client = KafkaClient::new("127.0.0.1:1").unwrap().with_timeout(Duration::from_millis(50));
+        let reached = tokio::time::timeout(TIMEOUT / 2, client.reached(addresses)).await;
+        assert_eq!(reached.expect("it is not waited for longer"), [].into());
+    }
+
+    #[test]
+    fn the_broker_that_answered_last_is_asked_first() {
+        let mut client = KafkaClient::new("a:1,b:1").unwrap();
+        client.known = vec!["c:1".to_owned()];
+        assert_eq!(client.candidates(), ["a:1", "b:1", "c:1"]);
+        client.answers = Some("b:1".to_owned());
+        assert_eq!(client.candidates(), ["b:1", "a:1", "c:1"]);
+    }
 }

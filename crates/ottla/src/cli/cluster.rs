@@ -1,6 +1,7 @@
 //! `ottla cluster`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Subcommand;
@@ -14,9 +15,12 @@ use serde_json::{Value, json};
 use super::disks;
 use super::outlook::{self, Loss};
 use super::output::{Output, counted, object};
-use super::rebalance::{self, RebalanceOptions};
+use super::rebalance::{self, RebalanceOptions, Replicas};
+use super::trouble::{ByTopic, Quorum, Seen, Trouble};
 use crate::kafka_client::{KafkaClient, addresses, check, check_message};
 
+/// How long the status waits for an answer: somewhat longer than a broker looks for the active controller.
+const ANSWER: Duration = Duration::from_secs(6);
 /// Kafka's number of the resource type "topic".
 const TOPIC_RESOURCE: i8 = 2;
 const MIN_ISR: &str = "min.insync.replicas";
@@ -45,111 +49,163 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, command: Clust
     }
 }
 
-struct Quorum {
-    /// None while nobody leads it.
-    leader: Option<i32>,
-    voters: Vec<i32>,
+/// What brokers answered.
+struct Answers {
+    metadata: MetadataResponse,
+    reached: BTreeSet<i32>,
+    /// A cluster without a quorum still has nodes to show.
+    quorum: Result<Quorum>,
+    rules: Result<Rules>,
+    moving: Replicas,
+    disks: Vec<String>,
+    /// What is not known, and why.
+    unanswered: Vec<String>,
 }
 
-/// Partitions by topic.
-type ByTopic = BTreeMap<String, Vec<i32>>;
-
-async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
-    let metadata = client.metadata(None).await?;
-    // A cluster without a quorum still has nodes to show.
-    let quorum = quorum(client).await;
-    // Without a quorum nobody is fenced, and the metadata still lists the dead.
-    let mut reached = BTreeSet::new();
-    for (id, address) in addresses(&metadata) {
-        if client.reaches(&address).await {
-            reached.insert(id);
-        }
-    }
-    let nodes = nodes(&metadata, &reached, quorum.as_ref().ok());
-    let (under, offline) = in_trouble(&metadata);
-    let losses = outlook(client, &metadata, &reached, quorum.as_ref().ok()).await;
-    let mut disks = Vec::new();
-    for (id, address) in addresses(&metadata).into_iter().filter(|(id, _)| reached.contains(id)) {
-        // What a node cannot tell of its disks is not worth a failed status.
-        disks.extend(disks::trouble(client, id, &address).await.unwrap_or_default());
-    }
-    if output.json {
-        let all = json!({
-            "cluster_id": metadata.cluster_id,
-            "nodes": nodes.into_iter().map(|row| object(&COLUMNS, row)).collect::<Vec<_>>(),
-            "active_controller": quorum.as_ref().ok().and_then(|quorum| quorum.leader),
-            "voters": quorum.as_ref().map(|quorum| quorum.voters.clone()).unwrap_or_default(),
-            "topics": metadata.topics.len(),
-            "under_replicated": names(&under),
-            "offline": names(&offline),
-            "another_failure_stops": losses.as_ref().map(|losses| losses.iter().map(loss_json).collect::<Vec<_>>()).ok(),
-            "disks": disks,
+impl Answers {
+    async fn of(client: &mut KafkaClient) -> Result<Answers> {
+        client.wait_at_most(ANSWER);
+        let metadata = client.metadata(None).await?;
+        // Without a quorum nobody is fenced, and the metadata still lists the dead.
+        let reached = client.reached(addresses(&metadata)).await;
+        let quorum = quorum(client).await;
+        let rules = ack_rules(client, &metadata).await;
+        let (mut disks, mut unanswered) = (Vec::new(), Vec::new());
+        let moving = rebalance::ongoing(client).await.unwrap_or_else(|error| {
+            unanswered.push(format!("which partitions are being moved: {error:#}"));
+            Replicas::new()
         });
-        return output.fact("", &all);
-    }
-    let line = match &quorum {
-        Ok(Quorum { leader, voters }) => {
-            let voters = ranges(voters);
-            match leader {
-                Some(leader) if !reached.contains(leader) && metadata.brokers.iter().any(|b| b.node_id == *leader) => {
-                    format!("active controller {leader} does not answer, voters {voters}")
-                }
-                Some(leader) => format!("active controller {leader}, voters {voters}"),
-                None => format!("no active controller, voters {voters}"),
+        if let Err(error) = &rules {
+            unanswered.push(format!("which partitions refuse acks=all: {error:#}"));
+        }
+        for (id, address) in addresses(&metadata).into_iter().filter(|(id, _)| reached.contains(id)) {
+            match disks::trouble(client, id, &address).await {
+                Ok(trouble) => disks.extend(trouble),
+                Err(error) => unanswered.push(format!("the disks of node {id}: {error:#}")),
             }
         }
-        Err(error) => format!("no answer: {error:#}"),
-    };
-    output.text(&format!("cluster  {}", metadata.cluster_id.as_deref().unwrap_or("-")))?;
-    output.text(&format!("quorum   {line}"))?;
-    let counts = [("under-replicated", count(&under)), ("offline", count(&offline))];
-    let counts = counts.map(|(what, count)| format!("{what} partitions {count}"));
-    output.text(&format!("topics   {}, {}\n", metadata.topics.len(), counts.join(", ")))?;
-    output.rows(&COLUMNS, nodes)?;
-    for (what, topics) in [("under-replicated", under), ("offline", offline)] {
-        if !topics.is_empty() {
-            let topics: Vec<String> = topics.iter().map(|(topic, p)| format!("  {topic} {}", ranges(p))).collect();
-            output.text(&format!("\n{what}\n{}", topics.join("\n")))?;
+        Ok(Answers { metadata, reached, quorum, rules, moving, disks, unanswered })
+    }
+
+    fn trouble(&self) -> Trouble {
+        self.seen(self.rules.as_ref().unwrap_or(&Rules::new())).trouble()
+    }
+
+    fn seen<'a>(&'a self, rules: &'a Rules) -> Seen<'a> {
+        Seen { metadata: &self.metadata, reached: &self.reached, rules, moving: &self.moving }
+    }
+
+    fn voters(&self) -> Vec<i32> {
+        self.quorum.iter().flat_map(|quorum| quorum.voters.keys()).copied().collect()
+    }
+
+    fn voters_down(&self) -> BTreeSet<i32> {
+        let listed = self.metadata.brokers.iter().map(|broker| broker.node_id).collect();
+        self.quorum.iter().flat_map(|quorum| quorum.down(&listed, &self.reached)).collect()
+    }
+
+    /// What the failure of one more node, or of a zone, would stop.
+    fn outlook(&self) -> Result<Vec<Loss>, String> {
+        let rules = self.rules.as_ref().map_err(|error| format!("{error:#}"))?;
+        let up = self.metadata.brokers.iter().filter(|broker| self.reached.contains(&broker.node_id));
+        let cluster = outlook::Cluster {
+            brokers: up.map(|broker| (broker.node_id, broker.rack.clone())).collect(),
+            partitions: self.seen(rules).partitions_up(),
+            voters: self.voters().into_iter().collect(),
+            voters_down: self.voters_down(),
+            quorum_lost: self.standing() != Standing::Works,
+        };
+        Ok(cluster.losses())
+    }
+
+    fn standing(&self) -> Standing {
+        match &self.quorum {
+            Ok(Quorum { leader: Some(_), .. }) => Standing::Works,
+            Ok(Quorum { leader: None, .. }) => Standing::Lost,
+            Err(_) => Standing::Unknown,
         }
     }
-    if !disks.is_empty() {
-        output.text(&format!("\ndisks\n  {}", disks.join("\n  ")))?;
+
+    /// The line about the quorum.
+    fn quorum_in_words(&self) -> String {
+        let quorum = match &self.quorum {
+            Ok(quorum) => quorum,
+            Err(error) => return format!("no answer: {error:#}"),
+        };
+        let down = self.voters_down();
+        let leader = match quorum.leader {
+            Some(leader) if down.contains(&leader) => format!("active controller {leader} does not answer"),
+            Some(leader) => format!("active controller {leader}"),
+            None => "no active controller".to_owned(),
+        };
+        let down = if down.is_empty() { String::new() } else { format!(", down {}", ranges(down)) };
+        format!("{leader}, voters {}{down}", ranges(self.voters()))
     }
-    output.text(&format!("\n{}", losses_in_words(&losses)))
 }
 
-/// What the failure of one more node, or of a zone, would stop.
-async fn outlook(
-    client: &mut KafkaClient,
-    metadata: &MetadataResponse,
-    reached: &BTreeSet<i32>,
-    quorum: Option<&Quorum>,
-) -> Result<Vec<Loss>> {
-    let rules = ack_rules(client, metadata).await?;
-    let up = metadata.brokers.iter().filter(|broker| reached.contains(&broker.node_id));
-    let mut cluster = outlook::Cluster {
-        brokers: up.map(|broker| (broker.node_id, broker.rack.clone())).collect(),
-        ..outlook::Cluster::default()
-    };
-    for topic in &metadata.topics {
-        let (min_isr, zones) = rules.get(topic.name.as_deref().unwrap_or_default()).copied().unwrap_or((1, 0));
-        cluster.partitions.extend(topic.partitions.iter().map(|partition| outlook::Partition {
-            isr: partition.isr_nodes.clone(),
-            min_isr: min_isr.min(partition.replica_nodes.len()),
-            zones,
-        }));
+/// Whether the quorum decides anything now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    Works,
+    Lost,
+    Unknown,
+}
+
+async fn status(client: &mut KafkaClient, output: Output) -> Result<()> {
+    let answers = Answers::of(client).await?;
+    let trouble = answers.trouble();
+    if output.json { output.fact("", &status_json(&answers, &trouble)) } else { show(output, &answers, &trouble) }
+}
+
+fn status_json(answers: &Answers, trouble: &Trouble) -> Value {
+    let quorum = answers.quorum.as_ref().ok();
+    let nodes = nodes(&answers.metadata, &answers.reached, quorum);
+    json!({
+        "cluster_id": answers.metadata.cluster_id,
+        "nodes": nodes.into_iter().map(|row| object(&COLUMNS, row)).collect::<Vec<_>>(),
+        "active_controller": quorum.and_then(|quorum| quorum.leader),
+        "voters": answers.voters(),
+        "voters_down": answers.voters_down(),
+        "topics": answers.metadata.topics.len(),
+        "under_replicated": names(&trouble.under_replicated),
+        "refuse_acks_all": answers.rules.is_ok().then(|| names(&trouble.refusing)),
+        "leader_does_not_answer": names(&trouble.silent),
+        "offline": names(&trouble.offline),
+        "another_failure_stops": answers.outlook().map(|losses| losses.iter().map(loss_json).collect::<Vec<_>>()).ok(),
+        "disks": answers.disks,
+        "unanswered": answers.unanswered,
+    })
+}
+
+fn show(output: Output, answers: &Answers, trouble: &Trouble) -> Result<()> {
+    let lists = [
+        ("under-replicated", &trouble.under_replicated),
+        ("refusing acks=all", &trouble.refusing),
+        ("led by a node that does not answer", &trouble.silent),
+        ("offline", &trouble.offline),
+    ];
+    let counts = lists.map(|(what, topics)| format!("{what} {}", count(topics)));
+    output.text(&format!("cluster  {}", answers.metadata.cluster_id.as_deref().unwrap_or("-")))?;
+    output.text(&format!("quorum   {}", answers.quorum_in_words()))?;
+    output.text(&format!("topics   {}, partitions {}\n", answers.metadata.topics.len(), counts.join(", ")))?;
+    output.rows(&COLUMNS, nodes(&answers.metadata, &answers.reached, answers.quorum.as_ref().ok()))?;
+    for (what, topics) in lists.iter().filter(|(_, topics)| !topics.is_empty()) {
+        let topics: Vec<String> =
+            topics.iter().map(|(topic, p)| format!("  {topic} {}", ranges(p.iter().copied()))).collect();
+        output.text(&format!("\n{what}\n{}", topics.join("\n")))?;
     }
-    cluster.voters = quorum.iter().flat_map(|quorum| &quorum.voters).copied().collect();
-    let is_down = |id: &&i32| metadata.brokers.iter().any(|b| b.node_id == **id) && !reached.contains(id);
-    cluster.voters_down = cluster.voters.iter().filter(is_down).copied().collect();
-    Ok(cluster.losses())
+    for (what, lines) in [("disks", &answers.disks), ("not answered", &answers.unanswered)] {
+        if !lines.is_empty() {
+            output.text(&format!("\n{what}\n  {}", lines.join("\n  ")))?;
+        }
+    }
+    output.text(&format!("\n{}", losses_in_words(answers.standing(), &answers.outlook())))
 }
 
 /// min.insync.replicas and the zones of ottla.ack.rule, by topic.
-pub(super) async fn ack_rules(
-    client: &mut KafkaClient,
-    metadata: &MetadataResponse,
-) -> Result<BTreeMap<String, (usize, usize)>> {
+type Rules = BTreeMap<String, (usize, usize)>;
+
+pub(super) async fn ack_rules(client: &mut KafkaClient, metadata: &MetadataResponse) -> Result<Rules> {
     let resource = |name: &String| describe_configs_request::DescribeConfigsResource {
         resource_type: TOPIC_RESOURCE,
         resource_name: name.clone(),
@@ -178,13 +234,27 @@ fn loss_json(loss: &Loss) -> Value {
     })
 }
 
-fn losses_in_words(losses: &Result<Vec<Loss>>) -> String {
+fn losses_in_words(standing: Standing, losses: &Result<Vec<Loss>, String>) -> String {
+    let quorum = match standing {
+        Standing::Works => "",
+        Standing::Lost => {
+            "the quorum is lost now: until a majority of the voters is up nothing can be changed, and no leader is elected\n"
+        }
+        Standing::Unknown => "whether there is a quorum, and what another failure would do to it, is not known\n",
+    };
+    format!("{quorum}{}", partitions_in_words(standing, losses))
+}
+
+fn partitions_in_words(standing: Standing, losses: &Result<Vec<Loss>, String>) -> String {
     let losses = match losses {
-        Ok(losses) if losses.is_empty() => {
+        Ok(losses) if losses.is_empty() && standing == Standing::Works => {
             return "another failure of any one node or zone stops nothing".to_owned();
         }
+        Ok(losses) if losses.is_empty() => {
+            return "another failure of any one node or zone stops no partition".to_owned();
+        }
         Ok(losses) => losses,
-        Err(error) => return format!("what another failure would stop is not known: {error:#}"),
+        Err(error) => return format!("what another failure would stop is not known: {error}"),
     };
     let words = |loss: &Loss| {
         let partitions =
@@ -218,7 +288,7 @@ fn nodes(metadata: &MetadataResponse, reached: &BTreeSet<i32>, quorum: Option<&Q
     let partitions = || metadata.topics.iter().flat_map(|topic| &topic.partitions);
     let controller = |id: i32| match quorum {
         Some(quorum) if quorum.leader == Some(id) => json!("active"),
-        Some(quorum) if quorum.voters.contains(&id) => json!("standby"),
+        Some(quorum) if quorum.voters.contains_key(&id) => json!("standby"),
         _ => Value::Null,
     };
     let row = |id: i32, zone: Value, address: Value, state: &str| {
@@ -228,7 +298,7 @@ fn nodes(metadata: &MetadataResponse, reached: &BTreeSet<i32>, quorum: Option<&Q
         vec![json!(id), zone, address, json!(state), role, json!(led), json!(held)]
     };
     let mut rows = BTreeMap::new();
-    for id in partitions().flat_map(|p| &p.replica_nodes).chain(quorum.iter().flat_map(|quorum| &quorum.voters)) {
+    for id in partitions().flat_map(|p| &p.replica_nodes).chain(quorum.iter().flat_map(|quorum| quorum.voters.keys())) {
         rows.insert(*id, row(*id, Value::Null, Value::Null, "down"));
     }
     for broker in &metadata.brokers {
@@ -237,24 +307,6 @@ fn nodes(metadata: &MetadataResponse, reached: &BTreeSet<i32>, quorum: Option<&Q
         rows.insert(broker.node_id, row(broker.node_id, json!(broker.rack), address, state));
     }
     rows.into_values().collect()
-}
-
-/// The under-replicated partitions, and those without a leader.
-fn in_trouble(metadata: &MetadataResponse) -> (ByTopic, ByTopic) {
-    let (mut under, mut offline) = (ByTopic::new(), ByTopic::new());
-    for topic in &metadata.topics {
-        for partition in &topic.partitions {
-            let list = if partition.leader_id < 0 {
-                &mut offline
-            } else if partition.isr_nodes.len() < partition.replica_nodes.len() {
-                &mut under
-            } else {
-                continue;
-            };
-            list.entry(topic.name.clone().unwrap_or_default()).or_default().push(partition.partition_index);
-        }
-    }
-    (under, offline)
 }
 
 fn count(topics: &ByTopic) -> usize {
@@ -266,11 +318,9 @@ fn names(topics: &ByTopic) -> Vec<String> {
 }
 
 /// Numbers in short: `0-2,5`.
-fn ranges(numbers: &[i32]) -> String {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
+fn ranges(numbers: impl IntoIterator<Item = i32>) -> String {
     let mut runs: Vec<(i32, i32)> = Vec::new();
-    for number in sorted {
+    for number in numbers.into_iter().collect::<BTreeSet<_>>() {
         match runs.last_mut() {
             Some((_, last)) if *last + 1 == number => *last = number,
             _ => runs.push((number, number)),
@@ -291,20 +341,80 @@ async fn quorum(client: &mut KafkaClient) -> Result<Quorum> {
     let answer: DescribeQuorumResponse = client.any(&DescribeQuorumRequest { topics: vec![topic] }).await?;
     check(answer.error_code)?;
     let partition = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
-    let Some(partition) = partition else { return Ok(Quorum { leader: None, voters: Vec::new() }) };
+    let Some(partition) = partition else { return Ok(Quorum::default()) };
     check(partition.error_code)?;
-    let voters = partition.current_voters.iter().map(|voter| voter.replica_id).collect();
+    let voters = partition.current_voters.iter().map(|voter| (voter.replica_id, voter.last_fetch_timestamp)).collect();
     Ok(Quorum { leader: Some(partition.leader_id).filter(|id| *id >= 0), voters })
 }
 
 #[cfg(test)]
 mod tests {
+    use protocol::messages::metadata_response::{
+        MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+    };
+
     use super::*;
 
     #[test]
+    fn a_quorum_that_is_lost_or_does_not_answer_is_told_whatever_another_failure_stops() {
+        let told = |standing| losses_in_words(standing, &Ok(Vec::new()));
+        assert_eq!(told(Standing::Works), "another failure of any one node or zone stops nothing");
+        let lost = told(Standing::Lost);
+        assert!(lost.starts_with("the quorum is lost now: ") && lost.ends_with(" stops no partition"), "{lost}");
+        let unknown = told(Standing::Unknown);
+        assert!(unknown.starts_with("whether there is a quorum"), "{unknown}");
+        assert!(unknown.ends_with(" stops no partition"), "{unknown}");
+    }
+
+    /// Nodes 1 to 3 vote, and one leads a partition; `listed` are not fenced, `reached` answer.
+    fn answers(leader: Option<i32>, listed: &[i32], reached: &[i32]) -> Answers {
+        let broker = |id: &i32| MetadataResponseBroker { node_id: *id, ..Default::default() };
+        let partition = MetadataResponsePartition {
+            leader_id: 1,
+            replica_nodes: vec![1, 2, 3],
+            isr_nodes: listed.to_vec(),
+            ..Default::default()
+        };
+        let topic =
+            MetadataResponseTopic { name: Some("t".to_owned()), partitions: vec![partition], ..Default::default() };
+        Answers {
+            metadata: MetadataResponse {
+                brokers: listed.iter().map(broker).collect(),
+                topics: vec![topic],
+                ..Default::default()
+            },
+            reached: reached.iter().copied().collect(),
+            quorum: Ok(Quorum { leader, voters: [1, 2, 3].map(|id| (id, -1)).into() }),
+            rules: Ok(Rules::new()),
+            moving: Replicas::new(),
+            disks: Vec::new(),
+            unanswered: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_fenced_node_leaves_the_quorum_no_voter_to_spare() {
+        let now = answers(Some(1), &[1, 2], &[1, 2]);
+        assert_eq!(now.quorum_in_words(), "active controller 1, voters 1-3, down 3");
+        let losses = now.outlook().expect("the rules are known");
+        let told: Vec<_> = losses.iter().map(|loss| (loss.failure.as_str(), loss.quorum)).collect();
+        assert_eq!(told, [("node 1", true), ("node 2", true)]);
+    }
+
+    #[test]
+    fn a_quorum_that_is_lost_is_told_with_the_partitions_that_nobody_leads_any_more() {
+        let now = answers(None, &[1, 2, 3], &[2]);
+        assert_eq!(now.quorum_in_words(), "no active controller, voters 1-3, down 1,3");
+        assert_eq!(now.standing(), Standing::Lost);
+        assert_eq!(names(&now.trouble().silent), ["t-0"]);
+        let told = status_json(&now, &now.trouble());
+        assert_eq!((&told["active_controller"], &told["leader_does_not_answer"]), (&Value::Null, &json!(["t-0"])));
+    }
+
+    #[test]
     fn numbers_are_shown_in_ranges() {
-        assert_eq!(ranges(&[3, 1, 2, 7]), "1-3,7");
-        assert_eq!(ranges(&[5]), "5");
-        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges([3, 1, 2, 7]), "1-3,7");
+        assert_eq!(ranges([5]), "5");
+        assert_eq!(ranges([]), "");
     }
 }

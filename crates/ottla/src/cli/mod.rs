@@ -15,6 +15,7 @@ mod quorum;
 mod rebalance;
 mod topic;
 mod transaction;
+mod trouble;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A partition as far as it matters here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Partition {
+    pub(super) leader: i32,
+    /// Those that are up.
     pub(super) isr: Vec<i32>,
     /// `min.insync.replicas`, or the number of replicas where that is smaller.
     pub(super) min_isr: usize,
@@ -19,8 +21,9 @@ pub(super) struct Cluster {
     pub(super) brokers: BTreeMap<i32, Option<String>>,
     pub(super) partitions: Vec<Partition>,
     pub(super) voters: BTreeSet<i32>,
-    /// Voters that are known to be down.
     pub(super) voters_down: BTreeSet<i32>,
+    /// Whether there is no quorum now: then nobody follows a leader that fails.
+    pub(super) quorum_lost: bool,
 }
 
 /// What a failure would stop.
@@ -54,28 +57,44 @@ impl Cluster {
 
     fn loss(&self, failure: String, gone: &BTreeSet<i32>) -> Loss {
         let (mut offline, mut unwritable) = (0, 0);
-        for partition in &self.partitions {
+        for partition in self.partitions.iter().filter(|partition| !self.is_stopped(partition)) {
             let left: Vec<i32> = partition.isr.iter().copied().filter(|id| !gone.contains(id)).collect();
-            if left.is_empty() {
+            if left.is_empty() || (self.quorum_lost && gone.contains(&partition.leader)) {
                 offline += usize::from(!partition.isr.is_empty());
             } else {
                 let stops = self.is_writable(partition, &partition.isr) && !self.is_writable(partition, &left);
                 unwritable += usize::from(stops);
             }
         }
-        let up = |voter: &&i32| !self.voters_down.contains(voter);
-        let majority = self.voters.len() / 2 + 1;
-        let has_majority = |gone: &BTreeSet<i32>| {
-            self.voters.iter().filter(up).filter(|voter| !gone.contains(voter)).count() >= majority
-        };
-        Loss { failure, offline, unwritable, quorum: has_majority(&BTreeSet::new()) && !has_majority(gone) }
+        Loss { failure, offline, unwritable, quorum: self.loses_quorum(gone) }
+    }
+
+    /// Whether its leader is down and nobody is made the next one: there is nothing left to stop.
+    fn is_stopped(&self, partition: &Partition) -> bool {
+        self.quorum_lost && !self.brokers.contains_key(&partition.leader)
+    }
+
+    fn loses_quorum(&self, gone: &BTreeSet<i32>) -> bool {
+        let up = self.voters.difference(&self.voters_down);
+        let (gone, left): (Vec<&i32>, Vec<&i32>) = up.partition(|voter| gone.contains(voter));
+        !self.quorum_lost && !gone.is_empty() && left.len() < self.voters.len() / 2 + 1
     }
 
     fn is_writable(&self, partition: &Partition, isr: &[i32]) -> bool {
-        let zone = |id: &i32| self.brokers.get(id).and_then(Option::as_deref);
-        let zones = isr.iter().filter_map(zone).collect::<BTreeSet<_>>().len();
-        isr.len() >= partition.min_isr && zones >= partition.zones
+        takes_acks_all(isr, partition.min_isr, partition.zones, &self.brokers)
     }
+}
+
+/// Whether these in-sync replicas are enough, and in enough zones, for acks=all.
+pub(super) fn takes_acks_all(
+    isr: &[i32],
+    min_isr: usize,
+    zones: usize,
+    brokers: &BTreeMap<i32, Option<String>>,
+) -> bool {
+    let zone = |id: &i32| brokers.get(id).and_then(Option::as_deref);
+    let found = isr.iter().filter_map(zone).collect::<BTreeSet<_>>().len();
+    isr.len() >= min_isr && found >= zones
 }
 
 #[cfg(test)]
@@ -84,6 +103,7 @@ mod tests {
 
     fn cluster(zones: &[&str], partitions: &[(&[i32], usize, usize)]) -> Cluster {
         let partition = |(isr, min_isr, zones): &(&[i32], usize, usize)| Partition {
+            leader: isr.first().copied().unwrap_or(-1),
             isr: isr.to_vec(),
             min_isr: *min_isr,
             zones: *zones,
@@ -92,7 +112,7 @@ mod tests {
             brokers: (1..).zip(zones).map(|(id, zone)| (id, Some((*zone).to_owned()))).collect(),
             partitions: partitions.iter().map(partition).collect(),
             voters: [1, 2, 3].into(),
-            voters_down: BTreeSet::new(),
+            ..Cluster::default()
         }
     }
 
@@ -127,5 +147,23 @@ mod tests {
         now.brokers.remove(&3);
         let told: Vec<_> = told(&now).into_iter().map(|(failure, ..)| failure).collect();
         assert_eq!(told, ["node 1", "node 2"]);
+    }
+
+    #[test]
+    fn without_a_quorum_a_leader_that_fails_stops_its_partitions() {
+        let mut now = cluster(&["a", "b", "c"], &[(&[1, 2, 3], 1, 0), (&[2, 1, 3], 1, 0)]);
+        now.quorum_lost = true;
+        let node = |id| format!("node {id}");
+        assert_eq!(told(&now), [(node(1), 1, 0, false), (node(2), 1, 0, false)]);
+        // What one that is down leads is stopped already.
+        now.brokers.remove(&2);
+        assert_eq!(told(&now), [(node(1), 1, 0, false)]);
+    }
+
+    #[test]
+    fn a_quorum_whose_voters_are_not_seen_but_which_works_has_none_to_spare() {
+        let mut now = cluster(&["a", "b", "c"], &[]);
+        now.voters_down = [2, 3].into();
+        assert_eq!(told(&now), [("node 1".to_owned(), 0, 0, true)]);
     }
 }

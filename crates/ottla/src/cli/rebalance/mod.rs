@@ -13,7 +13,7 @@ mod throttle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use model::ErrorCode;
 use protocol::messages::describe_cluster_response::DescribeClusterBroker;
@@ -44,7 +44,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A partition: its topic, and its number.
 type Key = (String, i32);
 /// By partition: who has it, or is to have it.
-type Replicas = BTreeMap<Key, Vec<i32>>;
+pub(super) type Replicas = BTreeMap<Key, Vec<i32>>;
 
 /// What to do.
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ pub(crate) struct RebalanceOptions {
     /// Bytes a second that each broker may send and take for it
     #[arg(long, value_name = "BYTES", requires = "execute")]
     throttle: Option<u64>,
-    /// Cancel all moves that are under way
+    /// Cancel all moves that are under way, and remove the throttles of their topics and of all nodes
     #[arg(long, conflicts_with_all = ["drain", "execute", "throttle"])]
     cancel: bool,
 }
@@ -88,12 +88,26 @@ pub(super) async fn run(client: &mut KafkaClient, output: Output, options: Rebal
         "{} under way: wait for them, or cancel them with `ottla cluster rebalance --cancel`",
         counted(i64::try_from(under_way.len())?, "move")
     );
+    if options.throttle.is_none() && !output.json {
+        tell_throttles(&Throttle::found_for(client, &plan.moves, &registered).await?.lines());
+    }
     let throttle = Throttle::of(client, &plan.moves, &registered, options.throttle).await?;
     let fates = execute_throttled(client, output, &plan.moves, &throttle).await?;
     let done: Vec<&Move> =
         plan.moves.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Done).map(|(m, _)| m).collect();
     elect(client, &done).await?;
     told(output, &plan, done.len(), &fates)
+}
+
+/// Says what somebody else, or a run that was killed, has left: the moves may stand still under it.
+fn tell_throttles(lines: &[String]) {
+    if !lines.is_empty() {
+        say(&format!(
+            "note: throttles are set, and slow the moves; where nobody else needs them, `ottla cluster rebalance --cancel` ends \
+             the moves and removes the throttles of all nodes\n  {}",
+            lines.join("\n  ")
+        ));
+    }
 }
 
 /// What became of it all; an error where something did not move.
@@ -172,7 +186,7 @@ fn show(output: Output, plan: &Plan, executes: bool) -> Result<()> {
 }
 
 /// Which partitions are being moved, and where to.
-async fn ongoing(client: &mut KafkaClient) -> Result<Replicas> {
+pub(super) async fn ongoing(client: &mut KafkaClient) -> Result<Replicas> {
     let request = ListPartitionReassignmentsRequest { topics: None, timeout_ms: TIMEOUT_MS };
     let answer: ListPartitionReassignmentsResponse = client.any(&request).await?;
     check_message(answer.error_code, answer.error_message.as_deref())?;
@@ -368,9 +382,23 @@ async fn elect(client: &mut KafkaClient, moves: &[&Move]) -> Result<()> {
     check(answer.error_code)
 }
 
+/// Cancels all moves, and takes back their throttle with that of the nodes, where nothing moves any more: a run that was killed
+/// leaves both, and the next one would stand still.
 async fn cancel(client: &mut KafkaClient, output: Output) -> Result<()> {
-    let under_way = ongoing(client).await?;
-    let wanted: Vec<Wanted> = under_way.into_keys().map(|(topic, partition)| (topic, partition, None)).collect();
+    let cancelled = cancel_moves(client).await?;
+    let count = i64::try_from(cancelled.len())?;
+    let again = || format!("cancelled {}, but not their throttles: do it again", counted(count, "move"));
+    let removed = remove_throttles(client, &cancelled).await.with_context(again)?;
+    let mut sentence = format!("cancelled {}", counted(count, "move"));
+    if !removed.is_empty() {
+        sentence = format!("{sentence}; removed the throttles that were set\n  {}", removed.join("\n  "));
+    }
+    output.fact(&sentence, &json!({ "cancelled": count, "throttles_removed": removed }))
+}
+
+async fn cancel_moves(client: &mut KafkaClient) -> Result<Vec<Key>> {
+    let under_way: Vec<Key> = ongoing(client).await?.into_keys().collect();
+    let wanted: Vec<Wanted> = under_way.iter().map(|(topic, partition)| (topic.clone(), *partition, None)).collect();
     let mut refused = BTreeMap::new();
     for part in wanted.chunks(AT_ONCE) {
         refused.extend(alter(client, part).await?);
@@ -379,6 +407,14 @@ async fn cancel(client: &mut KafkaClient, output: Output) -> Result<()> {
         let (refused, all) = (refused.len(), wanted.len());
         bail!("{refused} of {all} moves could not be cancelled; {topic}-{partition}: {why}");
     }
-    let count = i64::try_from(wanted.len())?;
-    output.fact(&format!("cancelled {}", counted(count, "move")), &json!({ "cancelled": count }))
+    Ok(under_way)
+}
+
+/// As Kafka does: of the topics whose moves were cancelled, and of all nodes. Answers what was set.
+async fn remove_throttles(client: &mut KafkaClient, cancelled: &[Key]) -> Result<Vec<String>> {
+    let registered = registered(client).await?;
+    let topics = cancelled.iter().map(|(topic, _)| topic.clone()).collect();
+    let found = Throttle::found(client, registered.iter(), &topics).await?;
+    found.remove(client).await?;
+    Ok(found.lines())
 }

@@ -21,8 +21,11 @@ struct Script {
     list: VecDeque<ErrorCode>,
     /// How often the move is shown to be under way, once it was asked for.
     shown: usize,
-    /// In the order in which they came; DescribeConfigs and Metadata are left out.
+    /// In the order in which they came; DescribeConfigs, DescribeCluster and Metadata are left out.
     asked: Vec<ApiKey>,
+    /// What is set, by resource: with what IncrementalAlterConfigs removes it is removed here.
+    set: BTreeMap<String, Vec<(String, String)>>,
+    port: i32,
 }
 
 /// A cluster of one broker, where partition 0 of "t" goes from 1 to 2.
@@ -31,7 +34,9 @@ struct Fake(Arc<Mutex<Script>>);
 impl Fake {
     async fn start(script: Script) -> (Fake, KafkaClient) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("bound").to_string();
+        let address = listener.local_addr().expect("bound");
+        let (address, port) = (address.to_string(), i32::from(address.port()));
+        let script = Script { port, ..script };
         let script = Arc::new(Mutex::new(script));
         let served = Arc::clone(&script);
         tokio::spawn(async move {
@@ -40,6 +45,10 @@ impl Fake {
             }
         });
         (Fake(script), KafkaClient::new(&address).expect("an address"))
+    }
+
+    fn set(&self) -> BTreeMap<String, Vec<(String, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).set.clone()
     }
 
     fn asked(&self) -> Vec<ApiKey> {
@@ -69,7 +78,8 @@ impl Script {
     fn answer(&mut self, api: ApiKey, decoder: &mut Decoder, to: (i16, i32)) -> Bytes {
         match api {
             ApiKey::ApiVersions => framed(&served(), to),
-            ApiKey::DescribeConfigs => framed(&described(decoder, to.0), to),
+            ApiKey::DescribeConfigs => framed(&self.described(decoder, to.0), to),
+            ApiKey::DescribeCluster => framed(&self.cluster(), to),
             ApiKey::Metadata => framed(&self.metadata(), to),
             ApiKey::ListPartitionReassignments => {
                 self.asked.push(api);
@@ -82,9 +92,46 @@ impl Script {
             }
             _ => {
                 self.asked.push(api);
+                let request = IncrementalAlterConfigsRequest::decode_all(decoder, to.0).expect("a request");
+                for resource in request.resources {
+                    let gone = |name: &str| resource.configs.iter().any(|c| c.name == name && c.value.is_none());
+                    let set = self.set.entry(resource.resource_name.clone()).or_default();
+                    set.retain(|(name, _)| !gone(name));
+                }
                 framed(&IncrementalAlterConfigsResponse::default(), to)
             }
         }
+    }
+
+    /// Broker 1, and broker 2 that is fenced.
+    fn cluster(&self) -> DescribeClusterResponse {
+        let broker = |broker_id| DescribeClusterBroker {
+            broker_id,
+            host: "127.0.0.1".to_owned(),
+            port: self.port,
+            is_fenced: broker_id == 2,
+            ..Default::default()
+        };
+        DescribeClusterResponse { brokers: [1, 2].map(broker).into(), ..Default::default() }
+    }
+
+    /// What is set for what was asked about.
+    fn described(&self, decoder: &mut Decoder, version: i16) -> DescribeConfigsResponse {
+        use describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult};
+        let request = DescribeConfigsRequest::decode_all(decoder, version).expect("a request");
+        let result = |resource: describe_configs_request::DescribeConfigsResource| {
+            let set = self.set.get(&resource.resource_name).into_iter().flatten();
+            let config = |(name, value): &(String, String)| DescribeConfigsResourceResult {
+                name: name.clone(),
+                value: Some(value.clone()),
+                // Kafka's number of the source is that of a topic, or of a broker.
+                config_source: if resource.resource_type == 2 { 1 } else { 2 },
+                ..Default::default()
+            };
+            let configs = set.map(config).collect();
+            DescribeConfigsResult { resource_name: resource.resource_name.clone(), configs, ..Default::default() }
+        };
+        DescribeConfigsResponse { results: request.resources.into_iter().map(result).collect(), ..Default::default() }
     }
 
     fn listed(&mut self) -> ListPartitionReassignmentsResponse {
@@ -109,6 +156,7 @@ impl Script {
 fn served() -> ApiVersionsResponse {
     let apis = [
         ApiKey::DescribeConfigs,
+        ApiKey::DescribeCluster,
         ApiKey::Metadata,
         ApiKey::IncrementalAlterConfigs,
         ApiKey::ListPartitionReassignments,
@@ -120,15 +168,6 @@ fn served() -> ApiVersionsResponse {
         max_version: *api.versions().end(),
     };
     ApiVersionsResponse { api_keys: apis.into_iter().map(version).collect(), ..Default::default() }
-}
-
-/// Nothing is set for what was asked about.
-fn described(decoder: &mut Decoder, version: i16) -> DescribeConfigsResponse {
-    let request = DescribeConfigsRequest::decode_all(decoder, version).expect("a request");
-    let result = |resource: describe_configs_request::DescribeConfigsResource| {
-        describe_configs_response::DescribeConfigsResult { resource_name: resource.resource_name, ..Default::default() }
-    };
-    DescribeConfigsResponse { results: request.resources.into_iter().map(result).collect(), ..Default::default() }
 }
 
 async fn rebalanced(script: Script) -> (Result<Vec<Fate>>, Vec<ApiKey>) {
@@ -168,4 +207,35 @@ async fn a_throttle_whose_moves_nobody_tells_of_is_left_with_how_to_take_it_back
     assert!(error.contains("`ottla cluster rebalance --cancel`; the throttle is still set"), "{error}");
     assert!(error.contains("\n  topic t: delete leader.replication.throttled.replicas, delete follower."), "{error}");
     assert_eq!(asked, [SET, ALTER, LIST]);
+}
+
+/// What a run that was killed leaves: the rates of two nodes, and the replicas of a topic.
+fn left() -> BTreeMap<String, Vec<(String, String)>> {
+    let set = |configs: [&str; 2], value: &str| configs.map(|name| (name.to_owned(), value.to_owned())).to_vec();
+    let rates = ["leader.replication.throttled.rate", "follower.replication.throttled.rate"];
+    let replicas = ["leader.replication.throttled.replicas", "follower.replication.throttled.replicas"];
+    [("1", set(rates, "1000")), ("2", set(rates, "1000")), ("t", set(replicas, "0:1"))]
+        .map(|(name, set)| (name.to_owned(), set))
+        .into()
+}
+
+#[tokio::test]
+async fn moves_that_are_cancelled_leave_no_throttle_behind_not_even_that_of_a_node_that_is_away() {
+    let (fake, mut client) = Fake::start(Script { shown: 1, set: left(), ..Script::default() }).await;
+    cancel(&mut client, Output { json: true }).await.expect("it is cancelled");
+    assert_eq!(fake.asked(), [LIST, ALTER, SET]);
+    assert_eq!(fake.set(), ["1", "2", "t"].map(|name| (name.to_owned(), Vec::new())).into());
+}
+
+#[tokio::test]
+async fn throttles_that_somebody_has_set_are_told_before_moves_that_are_to_have_none() {
+    let (_fake, mut client) = Fake::start(Script { set: left(), ..Script::default() }).await;
+    let moves = [Move { topic: "t".to_owned(), partition: 0, from: vec![1], to: vec![2] }];
+    let registered = registered(&mut client).await.expect("brokers");
+    let found = Throttle::found_for(&mut client, &moves, &registered).await.expect("it is asked what is set");
+    let expected = [
+        "node 1: leader.replication.throttled.rate=1000, follower.replication.throttled.rate=1000",
+        "topic t: leader.replication.throttled.replicas=0:1, follower.replication.throttled.replicas=0:1",
+    ];
+    assert_eq!(found.lines(), expected);
 }

@@ -27,8 +27,12 @@ const FOLLOWER_RATE: &str = "follower.replication.throttled.rate";
 const LEADER_REPLICAS: &str = "leader.replication.throttled.replicas";
 const FOLLOWER_REPLICAS: &str = "follower.replication.throttled.replicas";
 
+const RATES: [&str; 2] = [LEADER_RATE, FOLLOWER_RATE];
+const REPLICAS: [&str; 2] = [LEADER_REPLICAS, FOLLOWER_REPLICAS];
+
 /// The values of two configs of a broker or a topic; `None` where it has none of its own.
 type Values = [Option<String>; 2];
+const NOTHING: Values = [None, None];
 
 /// One whose configs are changed.
 struct Throttled {
@@ -37,6 +41,12 @@ struct Throttled {
     configs: [&'static str; 2],
     before: Values,
     meanwhile: Values,
+}
+
+impl Throttled {
+    fn kind(&self) -> &'static str {
+        if self.kind == TOPIC { "topic" } else { "node" }
+    }
 }
 
 /// See the module; nothing where there is no rate.
@@ -55,25 +65,66 @@ impl Throttle {
         let moved: BTreeSet<i32> = moves.iter().flat_map(|m| m.from.iter().chain(&m.to)).copied().collect();
         // One that is away sends and takes nothing, and cannot be asked what is set for it.
         for broker in registered.iter().filter(|broker| moved.contains(&broker.broker_id) && !broker.is_fenced) {
-            let (name, configs) = (broker.broker_id.to_string(), [LEADER_RATE, FOLLOWER_RATE]);
-            let address = format!("{}:{}", broker.host, broker.port);
-            let resources = vec![describe(BROKER, &name, configs)];
-            let request = DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() };
-            let answer: DescribeConfigsResponse = client.at(&address, &request).await?;
-            let before = own(&answer, &name, configs, SET_FOR_BROKER).with_context(|| format!("node {name}"))?;
+            let (name, before) = (broker.broker_id.to_string(), rates(client, broker).await?);
             let meanwhile = [Some(rate.to_string()), Some(rate.to_string())];
-            throttled.push(Throttled { kind: BROKER, name, configs, before, meanwhile });
+            throttled.push(Throttled { kind: BROKER, name, configs: RATES, before, meanwhile });
         }
         let topics = replicas(moves);
-        let configs = [LEADER_REPLICAS, FOLLOWER_REPLICAS];
-        let resources = topics.keys().map(|name| describe(TOPIC, name, configs)).collect();
-        let request = DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() };
-        let answer: DescribeConfigsResponse = client.any(&request).await?;
+        let answer = describe_topics(client, topics.keys()).await?;
         for (name, meanwhile) in topics {
-            let before = own(&answer, &name, configs, SET_FOR_TOPIC).with_context(|| format!("topic {name}"))?;
-            throttled.push(Throttled { kind: TOPIC, name, configs, before, meanwhile });
+            let before = own(&answer, &name, REPLICAS, SET_FOR_TOPIC).with_context(|| format!("topic {name}"))?;
+            throttled.push(Throttled { kind: TOPIC, name, configs: REPLICAS, before, meanwhile });
         }
         Ok(Throttle(throttled))
+    }
+
+    /// All that is set now for these brokers and topics, by whomever; [`Throttle::remove`] removes it.
+    pub(super) async fn found(
+        client: &mut KafkaClient,
+        brokers: impl Iterator<Item = &DescribeClusterBroker>,
+        topics: &BTreeSet<String>,
+    ) -> Result<Throttle> {
+        let mut found = Vec::new();
+        for broker in brokers {
+            let before = if broker.is_fenced { None } else { rates(client, broker).await.ok() };
+            // What is set for one that does not say so would slow it when it is back.
+            if before != Some(NOTHING) {
+                let (name, before) = (broker.broker_id.to_string(), before.unwrap_or(NOTHING));
+                found.push(Throttled { kind: BROKER, name, configs: RATES, before, meanwhile: NOTHING });
+            }
+        }
+        let answer = describe_topics(client, topics.iter()).await?;
+        for name in topics {
+            // One that was deleted needs nothing.
+            if let Ok(before) = own(&answer, name, REPLICAS, SET_FOR_TOPIC)
+                && before != NOTHING
+            {
+                let (name, configs) = (name.clone(), REPLICAS);
+                found.push(Throttled { kind: TOPIC, name, configs, before, meanwhile: NOTHING });
+            }
+        }
+        Ok(Throttle(found))
+    }
+
+    /// What is set for the brokers and topics of these moves.
+    pub(super) async fn found_for(
+        client: &mut KafkaClient,
+        moves: &[Move],
+        registered: &[DescribeClusterBroker],
+    ) -> Result<Throttle> {
+        let moved: BTreeSet<i32> = moves.iter().flat_map(|m| m.from.iter().chain(&m.to)).copied().collect();
+        let brokers = registered.iter().filter(|broker| moved.contains(&broker.broker_id));
+        Throttle::found(client, brokers, &moves.iter().map(|m| m.topic.clone()).collect()).await
+    }
+
+    /// What is set, a line for each broker and topic that is known to have something.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let line = |each: &Throttled| {
+            let values = each.configs.iter().zip(&each.before);
+            let values = values.filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+            format!("{} {}: {}", each.kind(), each.name, values.collect::<Vec<_>>().join(", "))
+        };
+        self.0.iter().filter(|each| each.before != NOTHING).map(line).collect()
     }
 
     /// Sets it. Where something is refused, the rest is set all the same, and is to be taken back.
@@ -82,12 +133,22 @@ impl Throttle {
         refusals.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Puts back what was set before. What does not exist any more needs nothing.
+    /// Puts back what was set before.
     pub(super) async fn take_back(&self, client: &mut KafkaClient) -> Result<()> {
+        self.settle(client, |each| &each.before).await
+    }
+
+    /// Sets what [`Throttle::found`] found to nothing.
+    pub(super) async fn remove(&self, client: &mut KafkaClient) -> Result<()> {
+        self.settle(client, |each| &each.meanwhile).await
+    }
+
+    /// Gives each its values, and tries again. What does not exist any more needs nothing.
+    async fn settle(&self, client: &mut KafkaClient, values: impl Fn(&Throttled) -> &Values + Copy) -> Result<()> {
         let gone = [ErrorCode::UnknownTopicOrPartition, ErrorCode::BrokerIdNotRegistered];
         let retry = Retry::new();
         loop {
-            let answered = self.alter(client, |each| &each.before).await;
+            let answered = self.alter(client, values).await;
             let mut failures = answered.unwrap_or_else(|error| vec![error]).into_iter();
             match failures.find(|error| !code_of(error).is_some_and(|code| gone.contains(&code))) {
                 Some(error) => retry.after(error).await?,
@@ -99,13 +160,12 @@ impl Throttle {
     /// What the operator is to do where this program could not; nothing where there is no rate.
     pub(super) fn by_hand(&self) -> String {
         let each = |each: &Throttled| {
-            let kind = if each.kind == TOPIC { "topic" } else { "node" };
             let config = |(name, value): (&&str, &Option<String>)| match value {
                 Some(value) => format!("set {name}={value}"),
                 None => format!("delete {name}"),
             };
             let configs: Vec<String> = each.configs.iter().zip(&each.before).map(config).collect();
-            format!("\n  {kind} {}: {}", each.name, configs.join(", "))
+            format!("\n  {} {}: {}", each.kind(), each.name, configs.join(", "))
         };
         if self.0.is_empty() {
             return String::new();
@@ -157,6 +217,26 @@ fn replicas(moves: &[Move]) -> BTreeMap<String, Values> {
     let joined =
         |(leading, following): (Vec<String>, Vec<String>)| [Some(leading.join(",")), Some(following.join(","))];
     topics.into_iter().map(|(topic, named)| (topic, joined(named))).collect()
+}
+
+/// A broker's own rates, as it says itself.
+async fn rates(client: &mut KafkaClient, broker: &DescribeClusterBroker) -> Result<Values> {
+    let (name, address) = (broker.broker_id.to_string(), format!("{}:{}", broker.host, broker.port));
+    let resources = vec![describe(BROKER, &name, RATES)];
+    let request = DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() };
+    let answer: DescribeConfigsResponse = client.at(&address, &request).await?;
+    own(&answer, &name, RATES, SET_FOR_BROKER).with_context(|| format!("node {name}"))
+}
+
+async fn describe_topics(
+    client: &mut KafkaClient,
+    topics: impl Iterator<Item = &String>,
+) -> Result<DescribeConfigsResponse> {
+    let resources: Vec<_> = topics.map(|name| describe(TOPIC, name, REPLICAS)).collect();
+    if resources.is_empty() {
+        return Ok(DescribeConfigsResponse::default());
+    }
+    client.any(&DescribeConfigsRequest { resources, ..DescribeConfigsRequest::default() }).await
 }
 
 fn describe(resource_type: i8, name: &str, configs: [&str; 2]) -> DescribeConfigsResource {
