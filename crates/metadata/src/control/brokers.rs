@@ -13,7 +13,6 @@ use model::{BrokerEpoch, BrokerId, ClusterId, DirectoryId, ErrorCode, Rule, Time
 
 use crate::control::directories::with_directory;
 use crate::control::draft::{Draft, Want};
-use crate::control::elections::nobody_is_known;
 use crate::control::messages::{
     ControlError, ControlEvent, ControlResponse, FenceReason, Heartbeat, HeartbeatAnswer, RegisterBroker,
 };
@@ -336,9 +335,7 @@ impl Draft<'_> {
             let partition = self.image.partition(*id).filter(|partition| partition.awaits_recovery())?;
             let answered = self.soft().recoveries.get(id).and_then(|recovery| recovery.answers.get(&broker));
             // Who cannot say anything of it must not keep others from being asked for.
-            let may_tell = partition.last_known().contains(&broker) || nobody_is_known(partition);
-            let able = may_tell && self.image.is_eligible(partition, broker);
-            let wanted = able && answered.is_none_or(|(by, _)| *by != epoch);
+            let wanted = self.image.is_eligible(partition, broker) && answered.is_none_or(|(by, _)| *by != epoch);
             wanted.then_some(*id)
         };
         self.control.leaderless.iter().filter_map(wanted).take(RECOVERY_WANTED_MAX).collect()

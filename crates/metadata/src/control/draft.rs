@@ -278,7 +278,8 @@ impl<'a> Draft<'a> {
         let synced = |answer: &RecoveryAnswer| answer.synced_before_ack && !answer.lossy;
         let proven = answers.iter().any(|(broker, answer)| *broker == after.leader && synced(answer));
         let lacking = !absent.is_empty() || answers.iter().any(|(_, answer)| answer.lossy);
-        let potential_loss = nobody_is_known(before) || !proven && lacking;
+        let unknown = nobody_is_known(before) && !self.nothing_to_lose(before);
+        let potential_loss = unknown || !proven && lacking;
         self.events.push(ControlEvent::UncleanElection {
             partition: before.id(),
             last_leader: before.last_leader,

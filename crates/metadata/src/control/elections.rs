@@ -41,7 +41,10 @@ impl Draft<'_> {
 
     /// Who leads after recovery, once enough is known (`R35`).
     fn recovered_leader(&self, partition: &Partition, now: Time) -> Option<BrokerId> {
-        let recovery = self.soft().recoveries.get(&partition.id()).filter(|_| !nobody_is_known(partition))?;
+        let recovery = self.soft().recoveries.get(&partition.id())?;
+        if nobody_is_known(partition) && !self.nothing_to_lose(partition) {
+            return None;
+        }
         let answers = self.answers(partition);
         let committed = emptied_at(&answers);
         let greatest = |among: &dyn Fn(&RecoveryAnswer) -> bool| {
@@ -64,7 +67,11 @@ impl Draft<'_> {
         let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
         let some = !answers.is_empty() && !self.holds(Rule::R35AllAnswer);
         if self.candidates(partition).iter().all(answered) || some {
-            return greatest(&|_| true).filter(|leader| self.may_lead_with_that(partition, &answers, *leader));
+            let lost_all = |leader: &BrokerId| {
+                answers.iter().any(|(broker, answer)| broker == leader && answer.lossy && has_nothing(answer))
+            };
+            let may_lead = |leader: &BrokerId| !lost_all(leader) || self.nothing_to_lose(partition);
+            return greatest(&|_| true).filter(may_lead);
         }
         let waited = now.since(recovery.since) >= self.control.settings.recovery_wait_ms;
         let last_leader_is_whole = answers.iter().any(|(broker, answer)| {
@@ -75,18 +82,11 @@ impl Draft<'_> {
         (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
     }
 
-    /// Where all that may have all committed records lost theirs, and the greatest of them has nothing, as after a disk was
-    /// replaced, somebody else may have more: an operator has to choose, unless there is nobody else (`R35`, `R36`).
-    fn may_lead_with_that(
-        &self,
-        partition: &Partition,
-        answers: &[(BrokerId, RecoveryAnswer)],
-        leader: BrokerId,
-    ) -> bool {
-        let has_nothing =
-            answers.iter().any(|(broker, answer)| *broker == leader && answer.lossy && has_nothing(answer));
-        let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
-        !has_nothing || partition.replicas.iter().all(answered) || !self.holds(Rule::R35LossyLastLeader)
+    /// Whether every replica has answered, and none has a record. Else, where all that may have all committed records lost
+    /// everything, as with a replaced disk, somebody else may have some, and an operator has to choose (`R35`, `R36`).
+    pub(super) fn nothing_to_lose(&self, partition: &Partition) -> bool {
+        let nothing = |b: &BrokerId| self.answer(partition, *b).is_some_and(|answer| has_nothing(&answer));
+        partition.replicas.iter().all(nothing) || !self.holds(Rule::R35LossyLastLeader)
     }
 
     /// Who may have all committed records: an ELR member that is absent counts as not answered. Where nobody is known to have
@@ -99,13 +99,14 @@ impl Draft<'_> {
 
     /// The answers that count: of candidates that can lead, by the registrations in force.
     pub(super) fn answers(&self, partition: &Partition) -> Vec<(BrokerId, RecoveryAnswer)> {
-        let Some(recovery) = self.soft().recoveries.get(&partition.id()) else { return Vec::new() };
-        let answer = |broker: BrokerId| {
-            let (epoch, answer) = recovery.answers.get(&broker)?;
-            let counts = self.image.broker_epoch(broker) == *epoch && self.image.is_eligible(partition, broker);
-            counts.then_some((broker, *answer))
-        };
+        let answer = |broker| Some((broker, self.answer(partition, broker)?));
         self.candidates(partition).into_iter().filter_map(answer).collect()
+    }
+
+    fn answer(&self, partition: &Partition, broker: BrokerId) -> Option<RecoveryAnswer> {
+        let (epoch, answer) = self.soft().recoveries.get(&partition.id())?.answers.get(&broker)?;
+        let counts = self.image.broker_epoch(broker) == *epoch && self.image.is_eligible(partition, broker);
+        counts.then_some(*answer)
     }
 
     pub(super) fn elect_leaders(&mut self, request: &ElectLeaders) -> Result<ControlResponse, ControlError> {

@@ -904,9 +904,9 @@ fn after_a_kill_of_all_the_longest_log_leads_once_all_have_answered() {
     let mut cluster = Cluster::of(3);
     let id = all_killed(&mut cluster);
     // 1 was fenced first: the ISR of 2 and 3 may have committed records without it.
-    for (broker, wanted) in [(1, vec![]), (2, vec![id]), (3, vec![id])] {
+    for broker in 1..=3 {
         cluster.start(broker, BrokerEpoch::NONE);
-        assert_eq!(cluster.beat(broker).recovery_wanted, wanted);
+        assert_eq!(cluster.beat(broker).recovery_wanted, [id]);
     }
     assert_eq!(cluster.report(1, id, answer(1, 0, 20)).records, vec![]);
     assert_eq!(cluster.report(2, id, answer(2, 0, 12)).records, vec![]);
@@ -974,6 +974,28 @@ fn an_empty_replaced_disk_leads_nobody_by_itself() {
     assert_eq!(cluster.control.image().partitions().next().unwrap().leader, BrokerId(1));
     let mut without = Cluster::without(Rule::R35LossyLastLeader);
     assert_ne!(leader_after_disks_were_replaced(&mut without, &[2, 3]).0, -1);
+}
+
+#[test]
+fn where_no_replica_has_a_record_nothing_is_lost_with_a_disk() {
+    // R35: as of a partition that was never written to
+    for replaced in [&[2, 3][..], &[1, 2, 3]] {
+        let mut cluster = Cluster::of(3);
+        let id = all_killed(&mut cluster);
+        for broker in 1..=3 {
+            let mut request = cluster.registration(broker, BrokerEpoch::NONE);
+            if replaced.contains(&broker) {
+                request.directories = vec![directory(broker + 10)];
+            }
+            cluster.ask(ControlRequest::RegisterBroker(request));
+            cluster.beat(broker);
+        }
+        for broker in 1..=3 {
+            assert_eq!(cluster.shape(id).0, -1, "{broker} may have records");
+            cluster.report(broker, id, answer(broker, -1, 0));
+        }
+        assert_ne!(cluster.shape(id).0, -1, "{replaced:?}");
+    }
 }
 
 #[test]
