@@ -278,8 +278,7 @@ impl<'a> Draft<'a> {
         let synced = |answer: &RecoveryAnswer| answer.synced_before_ack && !answer.lossy;
         let proven = answers.iter().any(|(broker, answer)| *broker == after.leader && synced(answer));
         let lacking = !absent.is_empty() || answers.iter().any(|(_, answer)| answer.lossy);
-        let unknown = nobody_is_known(before) && !self.nothing_to_lose(before);
-        let potential_loss = unknown || !proven && lacking;
+        let potential_loss = nobody_is_known(before) || !proven && lacking;
         self.events.push(ControlEvent::UncleanElection {
             partition: before.id(),
             last_leader: before.last_leader,

@@ -82,9 +82,9 @@ impl Draft<'_> {
         (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
     }
 
-    /// Whether every replica has answered, and none has a record. Else, where all that may have all committed records lost
+    /// Whether every replica has answered, and none has a record: there is nobody to wait for, whatever was lost. Else, where all that may have all committed records lost
     /// everything, as with a replaced disk, somebody else may have some, and an operator has to choose (`R35`, `R36`).
-    pub(super) fn nothing_to_lose(&self, partition: &Partition) -> bool {
+    fn nothing_to_lose(&self, partition: &Partition) -> bool {
         let nothing = |b: &BrokerId| self.answer(partition, *b).is_some_and(|answer| has_nothing(&answer));
         partition.replicas.iter().all(nothing) || !self.holds(Rule::R35LossyLastLeader)
     }

@@ -977,9 +977,10 @@ fn an_empty_replaced_disk_leads_nobody_by_itself() {
 }
 
 #[test]
-fn where_no_replica_has_a_record_nothing_is_lost_with_a_disk() {
-    // R35: as of a partition that was never written to
+fn where_no_replica_has_a_record_one_of_them_leads_and_it_is_told() {
+    // R35: it was never written to, or nobody has anything of it any more
     for replaced in [&[2, 3][..], &[1, 2, 3]] {
+        let mut told = None;
         let mut cluster = Cluster::of(3);
         let id = all_killed(&mut cluster);
         for broker in 1..=3 {
@@ -992,9 +993,10 @@ fn where_no_replica_has_a_record_nothing_is_lost_with_a_disk() {
         }
         for broker in 1..=3 {
             assert_eq!(cluster.shape(id).0, -1, "{broker} may have records");
-            cluster.report(broker, id, answer(broker, -1, 0));
+            told = potential_loss(&cluster.report(broker, id, answer(broker, -1, 0)));
         }
         assert_ne!(cluster.shape(id).0, -1, "{replaced:?}");
+        assert_eq!(told, Some(true));
     }
 }
 
