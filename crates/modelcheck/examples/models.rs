@@ -107,10 +107,29 @@ fn mutations(done: &str, names: &[&str]) -> bool {
         if transactions::asks(*rule) {
             println!("{}", mutation(all_of_transactions(), transactions::endless(), *rule, &name));
         } else if !names.is_empty() || scenario::asks(*rule) {
-            println!("{}", mutation(all(), scenario::endless(), *rule, &name));
+            // Losses first: a rule that was not kept is the weaker finding.
+            let losses =
+                scenario::small().into_iter().map(|scenario| modelcheck::Scenario { only_losses: true, ..scenario });
+            let first = losses.chain(all()).collect();
+            println!("{}", mutation(first, scenario::endless(), *rule, &name));
         }
     }
+    if names.is_empty() {
+        scenario::STAND_INS.iter().for_each(|(rules, name)| println!("{}", together(rules, name)));
+    }
     true
+}
+
+/// Rules that stand in for each other: all of them switched off.
+fn together(rules: &[Rule], name: &str) -> String {
+    let without = rules.iter().fold(Rules::all(), |rules, rule| rules.and_without(*rule));
+    let scenario = all().into_iter().find(|scenario| scenario.name == name).expect("a scenario of that name");
+    let names: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
+    let names = names.join(" with ");
+    match Model::new(scenario.with(without)).explore(MUTANT_STATES_MAX, Duration::from_secs(60)).found {
+        Some(found) => format!("| {names} | {name} | {} | {} |", found.steps.len(), kind_of(&found.violation)),
+        None => format!("| {names} | – | – | not noticed in {name} |"),
+    }
 }
 
 fn mutation<S: Setting>(scenarios: Vec<S>, endless: Vec<S>, rule: Rule, name: &str) -> String {

@@ -1,13 +1,15 @@
 //! What must hold in every state.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use model::{BrokerId, ErrorCode, Offset};
-use replication::{FetchPosition, ProduceVerdict, Replica};
+use metadata::records::LeaderRecoveryState;
+use model::{BrokerEpoch, BrokerId, ErrorCode, Offset};
+use replication::{FetchPosition, ProduceVerdict, Proposal, Replica};
 
 use crate::control::{id, node_of};
 use crate::scenario::{NODES, Scenario};
-use crate::world::{HOLE, Node, Record, Violation, World, at, offset};
+use crate::world::{Alter, HOLE, Node, Record, START, Stream, Violation, World, at, offset};
 
 impl World {
     pub(crate) fn violate(&mut self, violation: Violation) {
@@ -16,6 +18,9 @@ impl World {
 
     /// Looks at the state that a step from `before` came to.
     pub(crate) fn check(&mut self, before: &World, scenario: &Scenario) {
+        if scenario.only_losses {
+            self.violation = self.violation.take().filter(Violation::is_loss);
+        }
         if self.over || self.violation.is_some() {
             return;
         }
@@ -28,7 +33,17 @@ impl World {
             .or_else(|| self.watermark_fell(before))
             .or_else(|| self.bad_read())
             .or_else(|| self.told_too_much(scenario));
-        self.violation = found;
+        let guards = || self.guards(before, scenario);
+        self.violation = if found.is_none() && !scenario.only_losses { guards() } else { found };
+    }
+
+    /// The rules that guard against losses, each by itself.
+    fn guards(&self, before: &World, scenario: &Scenario) -> Option<Violation> {
+        self.bad_change(before)
+            .or_else(|| self.bad_members(scenario))
+            .or_else(|| self.late_by_an_append(before))
+            .or_else(|| (0..NODES).find_map(|node| self.bad_sessions(node)))
+            .or_else(|| (0..NODES).find_map(|node| self.bad_replica(node)))
     }
 
     fn holds(&self, node: usize) -> bool {
@@ -80,7 +95,12 @@ impl World {
 
     /// `R18`, `R79`: who lost it since had it.
     fn thin(&self, place: usize, record: Record, scenario: &Scenario) -> Option<Violation> {
-        let has = |node: &Node| node.lossy || node.log.get(place) == Some(&record);
+        // Under sync before ack only what is durable counts (R59); what is on a disk that is down is.
+        let durable = |node: &Node| node.replica.as_ref().is_none_or(|replica| at(replica.log().synced_end) > place);
+        let has = |node: &Node| {
+            let here = node.log.get(place) == Some(&record) && (!scenario.sync_before_ack || durable(node));
+            node.lossy || here
+        };
         let holders: Vec<usize> = (0..NODES).filter(|node| has(&self.nodes[*node])).collect();
         let zones: BTreeSet<&str> = holders.iter().map(|node| scenario.racks[*node]).collect();
         let text = || format!("{record:?} is committed at {place} on the brokers {holders:?} in the zones {zones:?}");
@@ -186,5 +206,141 @@ impl World {
             }
         }
         None
+    }
+
+    /// What the controller changed: `R1`, `R33`, `R35`, `R37`.
+    fn bad_change(&self, before: &World) -> Option<Violation> {
+        let (now, was) = (self.control.partition(), before.control.partition());
+        if now == was {
+            return None;
+        }
+        let text = || format!("{was:?} became {now:?}");
+        let left = was.replicas.iter().any(|replica| !now.replicas.contains(replica));
+        let new_leadership = now.leader != was.leader || left;
+        let rose = now.leader_epoch > was.leader_epoch || (!new_leadership && now.leader_epoch == was.leader_epoch);
+        if now.partition_epoch <= was.partition_epoch || !rose {
+            return Some(Violation::BadEpochs(text()));
+        }
+        let asked = self.left.elections < before.left.elections;
+        let valid = now.isr.contains(&was.leader) && self.control.is_active(node_of(was.leader));
+        if now.leader != was.leader && valid && !asked {
+            return Some(Violation::LeaderMoved(text()));
+        }
+        let elected = !now.is_leaderless() && now.leader_epoch != was.leader_epoch;
+        let outside = now.isr == [now.leader] && !was.isr.contains(&now.leader) && !was.elr.contains(&now.leader);
+        if elected && outside && now.leader_recovery_state != LeaderRecoveryState::Recovering {
+            return Some(Violation::NotRecovering(text()));
+        }
+        let completed = was.is_reassigning()
+            && !now.is_reassigning()
+            && (self.left.moves == before.left.moves || was.adding.iter().any(|b| now.replicas.contains(b)));
+        let come = |b: &BrokerId| !now.replicas.contains(b) || now.isr.contains(b);
+        let whole = was.adding.iter().all(come) && now.isr.len() >= self.control.min_isr();
+        (completed && !whole).then(|| Violation::MovedTooSoon(text()))
+    }
+
+    /// Who is in the ISR and in the ELR: `R7`, `R12`, `R15`, `R34`.
+    fn bad_members(&self, scenario: &Scenario) -> Option<Violation> {
+        let partition = self.control.partition();
+        let text = || format!("ISR {:?}, ELR {:?}", partition.isr, partition.elr);
+        if partition.isr.iter().any(|member| !self.control.is_active(node_of(*member))) {
+            return Some(Violation::FencedMember(text()));
+        }
+        let enough = self.control.is_enough(&partition.isr);
+        // As long as nobody came back, who left has what it had.
+        let all_clean = self.nodes.iter().all(|node| node.starts == 1 && !node.lossy);
+        let eligible = partition.isr.len() + partition.elr.len();
+        let few = all_clean && scenario.bounds.decays == 0 && eligible < self.control.min_isr();
+        ((enough && !partition.elr.is_empty()) || few).then(|| Violation::BadElr(text()))
+    }
+
+    /// `R11`, `R12`, `R64`: judged by what the leader knows. What is sent again was judged before.
+    pub(crate) fn check_proposal(&mut self, leader: usize, proposal: &Proposal) {
+        let node = self.node(leader);
+        let again = proposal.id.number <= std::mem::replace(&mut node.proposed, proposal.id.number);
+        let (Some(replica), Some(applied), false) = (&node.replica, &node.applied, again) else { return };
+        let is_member = |id: BrokerId| replica.isr().contains(&id);
+        let may_join = |(id, epoch): &(BrokerId, BrokerEpoch)| {
+            let eligible = applied.replicas.iter().any(|member| member.id == *id && member.eligible);
+            let session = replica.current_session(*id);
+            is_member(*id) || (eligible && session.is_some_and(|session| session.broker_epoch == *epoch))
+        };
+        // Before time has passed nobody is late: it has to have lost records.
+        let in_time = node.now == START;
+        let may_leave = |id: &BrokerId| {
+            let stays = proposal.isr.iter().any(|(member, _)| member == id);
+            let lost = replica.follower_log_end(*id).is_some_and(|end| end < replica.log().high_watermark);
+            stays || lost || !in_time
+        };
+        if !proposal.isr.iter().all(may_join) || !replica.isr().iter().all(may_leave) {
+            let text = format!("broker {} proposes {:?}, the ISR is {:?}", leader + 1, proposal.isr, replica.isr());
+            self.violate(Violation::BadProposal(text));
+        }
+    }
+
+    /// `R61`: who had all that there was is not late by the next record.
+    fn late_by_an_append(&self, before: &World) -> Option<Violation> {
+        if self.left.appends == before.left.appends {
+            return None;
+        }
+        let known = |alter: &&Arc<Alter>| !before.alters.iter().any(|other| other.proposal.id == alter.proposal.id);
+        self.alters.iter().filter(known).find_map(|alter| {
+            let leader = before.nodes[alter.from].leads()?;
+            let had_all = |id: &BrokerId| leader.follower_log_end(*id) == Some(leader.log().end);
+            let stays = |id: &BrokerId| alter.proposal.isr.iter().any(|(member, _)| member == id);
+            let late = leader.isr().iter().find(|id| had_all(id) && !stays(id))?;
+            Some(Violation::BadProposal(format!(
+                "{late} had all, and is proposed out by an append: {:?}",
+                alter.proposal
+            )))
+        })
+    }
+
+    /// What a leader has of its followers' sessions: `R8`, `R38`, `R57`, `R59`.
+    fn bad_sessions(&self, number: usize) -> Option<Violation> {
+        let (leader, applied) = (self.nodes[number].leads()?, self.nodes[number].applied.as_ref()?);
+        for follower in (0..NODES).filter(|follower| *follower != number) {
+            let node = &self.nodes[follower];
+            let session = leader.current_session(id(follower));
+            let text = || format!("broker {} has {session:?} of broker {}: {node:?}", number + 1, follower + 1);
+            let member = applied.replicas.iter().find(|member| member.id == id(follower));
+            if session.is_some_and(|session| member.is_none_or(|member| member.broker_epoch != session.broker_epoch)) {
+                return Some(Violation::BadSession(text()));
+            }
+            let Some(replica) = node.replica.as_ref() else { continue };
+            let Some(open_no) = replica.open_number().filter(|_| node.follows() == Some(number)) else { continue };
+            let same = session.is_some_and(|s| s.open_no == open_no && s.broker_epoch == node.epoch);
+            let in_one_epoch = replica.leader_epoch() == leader.leader_epoch();
+            if same && !in_one_epoch {
+                return Some(Violation::BadSession(text()));
+            }
+            if same && leader.follower_log_end(id(follower)).is_some_and(|end| at(end) > node.log.len()) {
+                return Some(Violation::BadSession(text()));
+            }
+            let idle = |s: &&Arc<Stream>| {
+                s.follower == follower && s.leader == number && s.attached && s.up.is_empty() && s.down.is_empty()
+            };
+            if !same && in_one_epoch && self.streams.iter().any(|stream| idle(&stream)) {
+                return Some(Violation::Stuck(text()));
+            }
+        }
+        None
+    }
+
+    /// `R20`: no produce waits where nobody leads. `R25`: each record has its own epoch.
+    fn bad_replica(&self, number: usize) -> Option<Violation> {
+        let node = &self.nodes[number];
+        let replica = node.replica.as_ref()?;
+        if node.serves != replica.is_leader() {
+            return Some(Violation::Waiting(format!("broker {} leads no more", number + 1)));
+        }
+        let places = at(replica.log().start)..node.log.len();
+        let wrong = |place: &usize| {
+            let record = node.log[*place];
+            record != HOLE && replica.epochs().epoch_of(offset(*place)) != Some(record.epoch)
+        };
+        let place = places.into_iter().find(wrong)?;
+        let text = format!("broker {} has {:?} at {place}, and {:?}", number + 1, node.log, replica.epochs());
+        Some(Violation::WrongEpoch(text))
     }
 }

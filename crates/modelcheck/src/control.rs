@@ -36,6 +36,8 @@ pub(crate) struct Control {
     partition: TopicPartition,
     sync_before_ack: bool,
     digest: u64,
+    /// A record of a decision left a broker fenced in the ISR: those before it may be all that is known for a while (`R7`).
+    fenced_member: bool,
 }
 
 impl Control {
@@ -52,9 +54,10 @@ impl Control {
         records.iter().for_each(|record| control.replay(record));
         control.begin_tenure(NOW);
         let partition = TopicPartition { topic_id: model::TopicId::NONE, partition: PartitionIndex(0) };
-        let mut this = Self { control, partition, sync_before_ack: scenario.sync_before_ack, digest: 0 };
+        let mut this =
+            Self { control, partition, sync_before_ack: scenario.sync_before_ack, digest: 0, fenced_member: false };
         for node in 0..NODES {
-            let epoch = this.register(node, 1, scenario, false);
+            let epoch = this.register(node, Mark { start: 1, proof: BrokerEpoch::NONE, lossy: false }, scenario);
             this.beat(node, epoch, true, Wish::Run);
         }
         this.create_topic(scenario);
@@ -92,6 +95,21 @@ impl Control {
 
     pub(crate) fn is_fenced(&self, node: usize) -> bool {
         self.control.image().broker(id(node)).is_none_or(|broker| broker.fenced)
+    }
+
+    /// Whether a broker was fenced before it was out of the ISR.
+    pub(crate) fn fenced_a_member(&self) -> bool {
+        self.fenced_member
+    }
+
+    /// Whether a broker may be in sync and lead.
+    pub(crate) fn is_active(&self, node: usize) -> bool {
+        self.control.image().is_active(id(node))
+    }
+
+    /// Whether these may commit: by number, and by zones.
+    pub(crate) fn is_enough(&self, isr: &[BrokerId]) -> bool {
+        self.control.image().is_enough(TOPIC, self.partition().factor(), isr)
     }
 
     pub(crate) fn is_shutting_down(&self, node: usize) -> bool {
@@ -138,7 +156,14 @@ impl Control {
 
     /// The decision is committed; the image rests where it always does.
     fn take(&mut self, decision: Decision) -> Decision {
-        decision.records.iter().for_each(|record| self.control.replay(record));
+        for record in &decision.records {
+            self.control.replay(record);
+            self.fenced_member |= self
+                .control
+                .image()
+                .partition(self.partition)
+                .is_some_and(|partition| partition.isr.iter().any(|member| self.is_fenced(node_of(*member))));
+        }
         self.move_to(RESTING);
         let mut hasher = DefaultHasher::new();
         self.control.hash(&mut hasher);
@@ -153,10 +178,26 @@ impl Control {
         }
     }
 
-    /// The `start`th registration of a broker.
-    pub(crate) fn register(&mut self, node: usize, start: u8, scenario: &Scenario, clean: bool) -> BrokerEpoch {
-        let incarnation = u128::from(start) * 100 + node_number(node);
-        let request = ControlRequest::RegisterBroker(RegisterBroker {
+    /// A broker that starts registers.
+    pub(crate) fn register(&mut self, node: usize, mark: Mark, scenario: &Scenario) -> BrokerEpoch {
+        let request = self.registration(node, mark, scenario);
+        let wanted = u64::from(mark.start) * 1_000;
+        self.control.observe(&request, NOW);
+        self.move_to(MetadataOffset(wanted));
+        // What the broker leaves comes before its registration: the epoch is that much more.
+        let before = match self.control.decide(&request, NOW, 1).response {
+            ControlResponse::RegisterBroker { epoch } => u64::try_from(epoch.0).unwrap_or(0) - wanted,
+            other => panic!("a registration was refused: {other:?}"),
+        };
+        self.move_to(MetadataOffset(wanted - before));
+        let decision = self.control.decide(&request, NOW, 1);
+        self.take(decision);
+        self.broker_epoch(node)
+    }
+
+    fn registration(&self, node: usize, mark: Mark, scenario: &Scenario) -> ControlRequest {
+        let incarnation = u128::from(mark.start) * 100 + node_number(node);
+        ControlRequest::RegisterBroker(RegisterBroker {
             broker: id(node),
             cluster_id: ClusterId::NONE,
             incarnation: Incarnation(Uuid::from_u128(incarnation)),
@@ -173,23 +214,22 @@ impl Control {
             }],
             rack: Some(scenario.racks[node].to_owned()),
             features: supported_features(),
-            previous_epoch: if clean { self.broker_epoch(node) } else { BrokerEpoch::NONE },
-            lossy: Vec::new(),
-        });
-        let wanted = u64::from(start) * 1_000;
-        self.control.observe(&request, NOW);
-        self.move_to(MetadataOffset(wanted));
-        // What the broker leaves comes before its registration: the epoch is that much more.
-        let before = match self.control.decide(&request, NOW, 1).response {
-            ControlResponse::RegisterBroker { epoch } => u64::try_from(epoch.0).unwrap_or(0) - wanted,
-            other => panic!("a registration was refused: {other:?}"),
-        };
-        self.move_to(MetadataOffset(wanted - before));
-        let decision = self.control.decide(&request, NOW, 1);
-        self.take(decision);
-        self.broker_epoch(node)
+            previous_epoch: mark.proof,
+            lossy: if mark.lossy { vec![self.partition] } else { Vec::new() },
+        })
     }
 
+    /// A broker's registration arrives once more.
+    pub(crate) fn repeat_registration(&mut self, node: usize, mark: Mark, scenario: &Scenario) {
+        let request = self.registration(node, mark, scenario);
+        self.ask(&request);
+    }
+
+    /// A broker tells that its replica lost records (`R78`).
+    pub(crate) fn tell_lossy(&mut self, node: usize, epoch: BrokerEpoch) {
+        let lossy = vec![self.partition];
+        self.ask(&ControlRequest::Heartbeat(Heartbeat { lossy, ..heartbeat(node, epoch, ALL) }));
+    }
     pub(crate) fn beat(
         &mut self,
         node: usize,
@@ -197,18 +237,9 @@ impl Control {
         applied_all: bool,
         wish: Wish,
     ) -> Option<HeartbeatAnswer> {
-        let request = Heartbeat {
-            broker: id(node),
-            epoch,
-            next_offset: if applied_all { ALL } else { RESTING },
-            want_fence: wish == Wish::Fence,
-            want_shutdown: wish == Wish::Stop,
-            offline_directories: Vec::new(),
-            cordoned_directories: Vec::new(),
-            lossy: Vec::new(),
-            full_directories: Vec::new(),
-            exhausted_directories: Vec::new(),
-        };
+        let applied = if applied_all { ALL } else { RESTING };
+        let (want_fence, want_shutdown) = (wish == Wish::Fence, wish == Wish::Stop);
+        let request = Heartbeat { want_fence, want_shutdown, ..heartbeat(node, epoch, applied) };
         match self.ask(&ControlRequest::Heartbeat(request)).response {
             ControlResponse::Heartbeat(answer) => Some(answer),
             _ => None,
@@ -246,33 +277,33 @@ impl Control {
 
     /// Whether the broker is asked what it holds (`R35`).
     pub(crate) fn wants_report(&self, node: usize) -> bool {
-        let heartbeat = Heartbeat {
-            broker: id(node),
-            epoch: self.broker_epoch(node),
-            next_offset: ALL,
-            want_fence: false,
-            want_shutdown: false,
-            offline_directories: Vec::new(),
-            cordoned_directories: Vec::new(),
-            lossy: Vec::new(),
-            full_directories: Vec::new(),
-            exhausted_directories: Vec::new(),
-        };
         if !self.partition().awaits_recovery() || self.is_fenced(node) || self.is_shutting_down(node) {
             return false;
         }
+        let heartbeat = heartbeat(node, self.broker_epoch(node), ALL);
         match self.control.decide(&ControlRequest::Heartbeat(heartbeat), NOW, 1).response {
             ControlResponse::Heartbeat(answer) => !answer.recovery_wanted.is_empty(),
             _ => false,
         }
     }
 
-    /// Whether what came of it may have lost records, as the controller tells the operator.
-    pub(crate) fn report(&mut self, node: usize, epoch: BrokerEpoch, answer: RecoveryAnswer) -> bool {
+    /// Who was not heard although a leader was chosen, if anybody; and whether what came of it may have lost records, as the
+    /// controller tells the operator.
+    pub(crate) fn report(
+        &mut self,
+        node: usize,
+        epoch: BrokerEpoch,
+        answer: RecoveryAnswer,
+    ) -> (Option<Vec<BrokerId>>, bool) {
         let answer = RecoveryAnswer { directory: directory(node), ..answer };
         let report = RecoveryReport { broker: id(node), epoch, answers: vec![(self.partition, answer)] };
         let decision = self.ask(&ControlRequest::RecoveryReport(report));
-        decision.events.iter().any(|event| matches!(event, ControlEvent::UncleanElection { potential_loss: true, .. }))
+        let told = decision.events.into_iter().find_map(|event| match event {
+            ControlEvent::UncleanElection { potential_loss: true, absent, .. } => Some(absent),
+            _ => None,
+        });
+        let over = told.is_some();
+        (told.filter(|absent| !absent.is_empty()), over)
     }
 
     pub(crate) fn elect_preferred(&mut self) {
@@ -292,6 +323,17 @@ impl Control {
     }
 }
 
+/// What a broker says of itself when it registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// How often it has started.
+    pub(crate) start: u8,
+    /// The registration that it stopped cleanly in, by what is on its disk.
+    pub(crate) proof: BrokerEpoch,
+    /// Whether it found its log broken.
+    pub(crate) lossy: bool,
+}
+
 /// What a heartbeat asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wish {
@@ -301,6 +343,22 @@ pub(crate) enum Wish {
     Fence,
     /// To stop (`R32`).
     Stop,
+}
+
+/// Of a broker that wants nothing.
+fn heartbeat(node: usize, epoch: BrokerEpoch, next_offset: MetadataOffset) -> Heartbeat {
+    Heartbeat {
+        broker: id(node),
+        epoch,
+        next_offset,
+        want_fence: false,
+        want_shutdown: false,
+        offline_directories: Vec::new(),
+        cordoned_directories: Vec::new(),
+        lossy: Vec::new(),
+        full_directories: Vec::new(),
+        exhausted_directories: Vec::new(),
+    }
 }
 
 pub(crate) fn id(node: usize) -> BrokerId {

@@ -93,9 +93,11 @@ impl Hash for World {
 }
 
 fn hash_node<H: Hasher>(node: &Node, names: &Names<'_>, state: &mut H) {
-    let Node { replica, log, start, high_watermark, epoch, starts, now: _, feed, lossy, stopped_cleanly, writes } =
-        node;
-    (log, epoch, starts, feed, lossy, stopped_cleanly, writes).hash(state);
+    // What was applied, and what is served, the replica shows; proposals are known by their rank.
+    let Node {
+        replica, log, start, high_watermark, epoch, starts, now: _, feed, lossy, proof, writes, decayed, ..
+    } = node;
+    (log, epoch, starts, feed, lossy, proof, writes, decayed).hash(state);
     replica.is_some().hash(state);
     match replica {
         Some(replica) => replica.hash_normal(names, state),

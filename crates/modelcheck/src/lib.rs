@@ -22,6 +22,6 @@ mod hashed;
 mod steps;
 mod wire;
 
-pub use scenario::{Bounds, Scenario};
+pub use scenario::{Before, Bounds, Scenario};
 pub use search::{Found, Model, Outcome, Setting, Tally, Walked};
 pub use world::{Step, Violation, World};

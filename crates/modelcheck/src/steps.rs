@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use metadata::control::HeartbeatAnswer;
-use model::{Offset, Rule};
+use model::{BrokerEpoch, Offset, Rule};
 use replication::{AlterAnswer, Lane, PartitionState, Replica, Session};
 
-use crate::control::{Wish, id};
+use crate::control::{Mark, Wish, id};
 use crate::scenario::{NODES, Scenario};
-use crate::world::{Down, Node, Record, START, Stage, Step, Stream, Up, World, at, offset};
+use crate::world::{Alter, Down, Node, Record, START, Stage, Step, Stream, Up, Violation, World, at, offset};
 
 impl World {
     /// Every step that is possible now.
@@ -50,17 +50,27 @@ impl World {
         if self.left.moves > 0 {
             steps.extend((0..scenario.targets.len()).map(Step::Reassign));
         }
+        if self.left.gaps > 0 {
+            let two = |stream: &&Arc<Stream>| {
+                matches!(stream.down.iter().take(2).collect::<Vec<_>>()[..], [Down::Data(_), Down::Data(_)])
+            };
+            steps.extend(self.streams.iter().filter(two).map(|s| Step::Lose(s.follower, s.leader, s.number)));
+        }
     }
 
     fn possible_at(&self, number: usize, scenario: &Scenario, steps: &mut Vec<Step>) {
         let node = &self.nodes[number];
         let left = self.left;
-        if left.fences > 0 && !self.control.is_fenced(number) {
+        let befalls = scenario.befalls.contains(&number);
+        if befalls && left.fences > 0 && !self.control.is_fenced(number) {
             steps.push(Step::Fence(number));
         }
         let Some(replica) = &node.replica else { return steps.push(Step::Restart(number)) };
         if !node.feed.is_empty() {
             steps.push(Step::Apply(number));
+        }
+        if node.feed.len() > 1 && left.skips > 0 {
+            steps.push(Step::Skip(number));
         }
         let due = if replica.is_leader() { left.timers > 0 } else { self.would_be_heard(number) };
         if replica.poll_timeout().is_some() && due {
@@ -77,17 +87,33 @@ impl World {
             steps.push(Step::Report(number));
         }
         self.possible_at_leader(number, replica, steps);
-        if left.crashes > 0 {
-            let least = if scenario.sync_before_ack { at(replica.log().synced_end) } else { at(replica.log().start) };
-            let least = if self.may_lose(number, scenario) { least } else { node.log.len() };
-            steps.extend((least..=node.log.len()).map(|kept| Step::Crash(number, kept)));
-        }
-        let stopping = registered && self.control.is_shutting_down(number);
-        if registered && (stopping || (left.stops > 0 && !self.control.is_fenced(number))) {
+        if registered && self.control.is_shutting_down(number) {
             steps.push(Step::Shutdown(number));
         }
+        if befalls {
+            self.possible_blows(number, replica, scenario, steps);
+        }
+    }
+
+    fn possible_blows(&self, number: usize, replica: &Replica, scenario: &Scenario, steps: &mut Vec<Step>) {
+        let (left, end) = (self.left, self.nodes[number].log.len());
+        let registered = self.control.broker_epoch(number) == self.nodes[number].epoch;
+        if left.crashes > 0 {
+            let least = if scenario.sync_before_ack { at(replica.log().synced_end) } else { at(replica.log().start) };
+            let least = if self.may_lose(number, scenario) { least } else { end };
+            steps.extend((least..=end).map(|kept| Step::Crash(number, kept)));
+        }
+        if left.decays > 0 && registered && self.may_decay(number) {
+            steps.extend((at(replica.log().start)..end).map(|kept| Step::Decay(number, kept)));
+        }
         if left.stops > 0 {
+            if registered && !self.control.is_fenced(number) && !self.control.is_shutting_down(number) {
+                steps.push(Step::Shutdown(number));
+            }
             steps.push(Step::Stop(number));
+        }
+        if left.repeats > 0 && registered {
+            steps.push(Step::Repeat(number));
         }
     }
 
@@ -126,6 +152,17 @@ impl World {
             || (0..NODES).all(|other| other == number || together(other) || !self.nodes[other].lossy)
     }
 
+    /// A disk that lies loses what was synced, too: of one broker at most, and of no leader that is alone in sync (`R29`).
+    /// What happens where it is on its way into the ISR, and where it has answered for a recovery (`R35`), is not looked at.
+    fn may_decay(&self, number: usize) -> bool {
+        let partition = self.control.partition();
+        let isr = &partition.isr;
+        let joins = |alter: &Arc<Alter>| alter.proposal.isr.iter().any(|(member, _)| *member == id(number));
+        let is_on_its_way = !isr.contains(&id(number)) && self.alters.iter().any(joins);
+        let others_are_whole = (0..NODES).all(|other| other == number || !self.nodes[other].lossy);
+        others_are_whole && !is_on_its_way && *isr != [id(number)] && !partition.awaits_recovery()
+    }
+
     /// The state after a step; None where it changes nothing.
     pub(crate) fn step(&self, step: Step, scenario: &Scenario) -> Option<World> {
         let mut next = self.clone();
@@ -152,9 +189,7 @@ impl World {
             }
             Step::Move(leader, follower) => {
                 self.left.breaks -= 1;
-                self.with(leader, |now, replica| {
-                    replica.handle_next_records(id(follower), Lane::Tail, false, now);
-                });
+                self.move_session(leader, follower);
             }
             Step::Ended(follower, leader, number) => self.end_stream(follower, leader, number),
             Step::Progress(leader, follower) => self.progress(leader, follower),
@@ -186,8 +221,18 @@ impl World {
             }
             Step::Delete(node) => {
                 self.left.deletes -= 1;
-                self.with(node, |_, replica| replica.handle_log_start(replica.log().high_watermark));
+                // More than may go: no further than the high watermark (R39).
+                self.with(node, |_, replica| replica.handle_log_start(replica.log().end));
             }
+            Step::Skip(node) => self.skip(node),
+            Step::Decay(node, kept) => self.decay(node, kept, scenario),
+            Step::Lose(follower, leader, number) => {
+                self.left.gaps -= 1;
+                if let Some(stream) = self.stream(follower, leader, number) {
+                    stream.down.pop_front();
+                }
+            }
+            Step::Repeat(node) => self.repeat(node, scenario),
         }
         true
     }
@@ -214,7 +259,70 @@ impl World {
         if let Some(state) = node.feed.pop_front()
             && let Some(replica) = &mut node.replica
         {
+            let stale = state.partition_epoch < replica.partition_epoch();
             replica.handle_metadata(&state, node.now);
+            if !stale {
+                node.applied = Some(state);
+            }
+        }
+    }
+
+    /// Who was behind for long gets a snapshot.
+    fn skip(&mut self, number: usize) {
+        self.left.skips -= 1;
+        let feed = &mut self.node(number).feed;
+        feed.drain(..feed.len() - 1);
+        self.apply_metadata(number);
+    }
+
+    /// The replica takes no role until the controller knows (`R78`), and by then its leader has seen its session end: what
+    /// that had acknowledged is no more. Its opens go on to be numbered (`R57`).
+    fn decay(&mut self, number: usize, kept: usize, scenario: &Scenario) {
+        self.left.decays -= 1;
+        self.with(number, |_, replica| replica.handle_stop());
+        for (follower, leader, stream) in self.stream_ids() {
+            if follower == number {
+                self.end_stream(follower, leader, stream);
+            }
+        }
+        self.settle();
+        let epoch = self.nodes[number].epoch;
+        self.controller(|control| control.tell_lossy(number, epoch));
+        let view = Arc::new(self.control.view());
+        let mut opens = 0;
+        if let Some(replica) = &self.nodes[number].replica {
+            let mine = |whose| whose == id(number);
+            replica.open_numbers(&mut |whose, open| opens = if mine(whose) { opens.max(open) } else { opens });
+        }
+        let node = self.node(number);
+        (node.lossy, node.decayed) = (true, true);
+        node.log.truncate(kept);
+        node.keep_watermarks();
+        node.feed = [view].into();
+        node.replica = Some(node.recover(number, opens, scenario));
+        self.apply_metadata(number);
+    }
+
+    fn repeat(&mut self, number: usize, scenario: &Scenario) {
+        self.left.repeats -= 1;
+        let Node { starts, epoch, decayed, .. } = *self.nodes[number];
+        let mark = Mark { start: starts, proof: BrokerEpoch::NONE, lossy: decayed };
+        self.controller(|control| control.repeat_registration(number, mark, scenario));
+        let now = self.control.broker_epoch(number);
+        if now != epoch {
+            let text = format!("broker {} is registered with {now}, and was with {epoch}", number + 1);
+            self.violate(Violation::TwoRegistrations(text));
+        }
+    }
+
+    fn move_session(&mut self, leader: usize, follower: usize) {
+        let mut moved = false;
+        self.with(leader, |now, replica| {
+            moved = replica.handle_next_records(id(follower), Lane::Tail, false, now);
+        });
+        if !moved {
+            let text = format!("broker {} stays on the tail's stream without records in memory", follower + 1);
+            self.violate(Violation::BadFlow(text));
         }
     }
 
@@ -255,6 +363,10 @@ impl World {
             }
         }
         self.note_rejoined();
+        if self.control.fenced_a_member() {
+            let text = format!("while it was fenced; now the ISR is {:?}", self.control.partition().isr);
+            self.violate(Violation::FencedMember(text));
+        }
         outcome
     }
 
@@ -283,7 +395,8 @@ impl World {
             let back = self.control.partition().isr.contains(&id(node))
                 && self.control.broker_epoch(node) == self.nodes[node].epoch;
             if self.nodes[node].lossy && self.nodes[node].is_up() && back {
-                self.node(node).lossy = false;
+                let node = self.node(node);
+                (node.lossy, node.decayed) = (false, false);
             }
         }
     }
@@ -298,6 +411,12 @@ impl World {
     fn decide(&mut self, number: usize) {
         let alter = Arc::unwrap_or_clone(self.alters.remove(number));
         let answer = self.controller(|control| control.alter(alter.from, alter.epoch, &alter.proposal));
+        // R1, R16: else an older copy of it is still good.
+        if let AlterAnswer::Changed { partition_epoch, .. } = &answer
+            && *partition_epoch <= alter.proposal.id.partition_epoch
+        {
+            self.violate(Violation::BadEpochs(format!("{:?} is accepted with {answer:?}", alter.proposal)));
+        }
         if alter.stage == Stage::Asked {
             self.alters.push(Arc::new(crate::world::Alter { stage: Stage::Answered(answer), ..alter }));
         }
@@ -326,11 +445,16 @@ impl World {
             directory: model::DirectoryId::NONE,
             last_epoch: replica.last_epoch(),
             log_end: replica.log().end,
-            lossy: false,
+            lossy: node.decayed,
             synced_before_ack: scenario.sync_before_ack,
         };
         let epoch = node.epoch;
-        self.over = self.controller(|control| control.report(number, epoch, answer));
+        let (absent, over) = self.controller(|control| control.report(number, epoch, answer));
+        self.over = over;
+        // The clock stands still: nobody has waited for those.
+        if let Some(absent) = absent {
+            self.violate(Violation::ElectedTooSoon(format!("{absent:?} have not answered")));
+        }
     }
 
     fn crash(&mut self, number: usize, kept: usize) {
@@ -343,7 +467,8 @@ impl World {
 
     /// All that is in the log is on the disk, and the proof is written.
     fn stop(&mut self, number: usize) {
-        self.node(number).stopped_cleanly = true;
+        let node = self.node(number);
+        node.proof = node.epoch;
         self.go_down(number);
     }
 
@@ -358,11 +483,7 @@ impl World {
 
     fn go_down(&mut self, number: usize) {
         let node = self.node(number);
-        if let Some(replica) = node.replica.take() {
-            let end = offset(node.log.len());
-            node.start = replica.log().start.min(end);
-            node.high_watermark = replica.log().high_watermark.clamp(node.start, end);
-        }
+        node.keep_watermarks();
         node.feed.clear();
         for (follower, leader, stream) in self.stream_ids() {
             if leader == number {
@@ -381,14 +502,17 @@ impl World {
 
     fn restart(&mut self, number: usize, scenario: &Scenario) {
         let node = self.node(number);
-        let clean = std::mem::take(&mut node.stopped_cleanly);
+        let proof = node.proof;
+        if !scenario.keeps_proof {
+            node.proof = BrokerEpoch::NONE;
+        }
         node.starts += 1;
-        let starts = node.starts;
-        let epoch = self.controller(|control| control.register(number, starts, scenario, clean));
+        let mark = Mark { start: node.starts, proof, lossy: node.decayed };
+        let epoch = self.controller(|control| control.register(number, mark, scenario));
         let view = Arc::new(self.control.view());
         let node = self.node(number);
         *node = Node { epoch, now: START, feed: [view].into(), ..node.clone() };
-        node.replica = Some(node.recover(number, scenario));
+        node.replica = Some(node.recover(number, 0, scenario));
         // A broker takes no metadata from before its registration.
         self.apply_metadata(number);
         // Its followers may dial.

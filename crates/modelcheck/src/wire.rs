@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use replication::{Action, Answer, BatchInfo, DataHeader, DataVerdict, OpenVerdict, Progress, Session};
+use model::Offset;
+use replication::{Action, Answer, BatchInfo, DataHeader, DataVerdict, Open, OpenVerdict, Progress, SendPlan, Session};
 
 use crate::control::{id, node_of};
 use crate::scenario::NODES;
@@ -74,6 +75,7 @@ impl World {
                 self.node(node).log = vec![HOLE; at(start)];
             }
             Action::ProposeIsr(proposal) => {
+                self.check_proposal(node, &proposal);
                 let alter = Alter { from: node, epoch: self.nodes[node].epoch, proposal, stage: Stage::Asked };
                 self.alters.push(Arc::new(alter));
             }
@@ -102,6 +104,8 @@ impl World {
                     self.leave_stream(node, node_of(leader), number);
                 }
             }
+            Action::LeaderStarted { .. } => self.node(node).serves = true,
+            Action::LeaderStopped => self.node(node).serves = false,
             _ => {}
         }
     }
@@ -133,9 +137,14 @@ impl World {
         for follower in 0..NODES {
             let plan = |world: &World| world.nodes[node].leads()?.next_send(id(follower));
             while let Some(plan) = plan(self) {
-                let log = &self.nodes[node].log;
-                let records = log[at(plan.prev_offset)..].to_vec();
-                let (end, epoch) = (offset(log.len()), records.last().expect("there is something to send").epoch);
+                if self.check_plan(node, &plan) {
+                    return;
+                }
+                // A record is a byte.
+                let room = usize::try_from(plan.max_bytes).unwrap_or(usize::MAX).max(usize::from(plan.at_least_one));
+                let records: Vec<_> = self.nodes[node].log[at(plan.prev_offset)..].iter().copied().take(room).collect();
+                let end = offset(at(plan.prev_offset) + records.len());
+                let epoch = records.last().expect("there is something to send").epoch;
                 let bytes = u64::try_from(records.len()).expect("a small number");
                 let replica = self.replica(node).expect("it leads");
                 replica.handle_sent(id(follower), &plan, end, epoch, bytes);
@@ -183,10 +192,12 @@ impl World {
         let epoch = stream.epoch;
         let session = |open_no| Session { broker_epoch: epoch, open_no, stream_no: number };
         let now = self.nodes[leader].now;
+        let known = self.known(leader, follower);
         let Some(replica) = self.replica(leader) else { return false };
         match message {
             Up::Open(open) => match replica.handle_open(id(follower), session(open.open_no), open, now) {
                 OpenVerdict::Answer(answer) => {
+                    self.check_answer(follower, leader, &open, &answer);
                     self.send_down(leader, follower, session(open.open_no), Down::Answer(open.open_no, answer));
                 }
                 OpenVerdict::Park => return false,
@@ -197,7 +208,10 @@ impl World {
                     self.violate(Violation::BadPeer(close.to_string()));
                 }
             }
-            Up::Close(open_no) => replica.handle_session_closed(id(follower), session(open_no), now),
+            Up::Close(open_no) => {
+                replica.handle_session_closed(id(follower), session(open_no), now);
+                self.check_known(leader, follower, known);
+            }
         }
         true
     }
@@ -208,7 +222,15 @@ impl World {
         let now = self.nodes[follower].now;
         let Some(replica) = self.replica(follower) else { return false };
         match message {
-            Down::Answer(open_no, answer) => replica.handle_answer(open_no, answer, now),
+            Down::Answer(open_no, answer) => {
+                let (end, cuts) = (replica.log().end, matches!(answer, Answer::Diverging { .. }));
+                let awaited = replica.open_number() == Some(open_no);
+                replica.handle_answer(open_no, answer, now);
+                if cuts && awaited && replica.log().end >= end {
+                    let text = format!("broker {} is told that its log parts, and cuts nothing of it", follower + 1);
+                    self.violate(Violation::Stuck(text));
+                }
+            }
             Down::Progress(progress) => {
                 let Progress { session, high_watermark, log_start, sync_before_ack } = progress;
                 replica.handle_progress(session.open_no, high_watermark, log_start, sync_before_ack);
@@ -238,6 +260,46 @@ impl World {
         }
     }
 
+    fn known(&self, leader: usize, follower: usize) -> Option<Offset> {
+        self.nodes[leader].leads()?.follower_log_end(id(follower))
+    }
+
+    /// `R61`: what was acknowledged stays.
+    fn check_known(&mut self, leader: usize, follower: usize, before: Option<Offset>) {
+        let now = self.known(leader, follower);
+        if now != before {
+            let text = format!("broker {} had acknowledged {before:?}, now {now:?}", follower + 1);
+            self.violate(Violation::Forgotten(text));
+        }
+    }
+
+    /// `R23`, `R57`: only an open of this leader epoch is taken, and one that was not opened leaves no session.
+    fn check_answer(&mut self, follower: usize, leader: usize, open: &Open, answer: &Answer) {
+        let Some(replica) = self.nodes[leader].leads() else { return };
+        let bad = match answer {
+            Answer::Opened { .. } => open.leader_epoch != replica.leader_epoch(),
+            Answer::Diverging { .. } | Answer::OutOfRange { .. } => replica.current_session(id(follower)).is_some(),
+            Answer::Refused(_) | Answer::Moved(_) => false,
+        };
+        if bad {
+            let text = format!("broker {} opens {open:?} in {}: {answer:?}", follower + 1, replica.leader_epoch());
+            self.violate(Violation::BadSession(text));
+        }
+    }
+
+    /// `R26`, `R62`: whether it must not be.
+    fn check_plan(&mut self, leader: usize, plan: &SendPlan) -> bool {
+        let start = self.nodes[leader].replica.as_ref().map_or(Offset::ZERO, |replica| replica.log().start);
+        let bad = plan.prev_offset < start || (plan.max_bytes == 0 && !plan.at_least_one);
+        if bad {
+            self.violate(Violation::BadFlow(format!(
+                "broker {} sends {plan:?}, its log starts at {start}",
+                leader + 1
+            )));
+        }
+        bad
+    }
+
     /// The follower's end is gone; what it sent may still arrive.
     pub(crate) fn let_go(&mut self, follower: usize, leader: usize, number: u64) {
         self.leave_stream(follower, leader, number);
@@ -265,9 +327,11 @@ impl World {
         let Some(at) = self.stream_at(follower, leader, number) else { return };
         let stream = self.streams.remove(at);
         let now = self.nodes[leader].now;
+        let known = self.known(leader, follower);
         if let Some(replica) = self.replica(leader) {
             replica.handle_stream_closed(id(follower), stream.epoch, number, now);
         }
+        self.check_known(leader, follower, known);
         if stream.attached
             && self.nodes[follower].follows() == Some(leader)
             && let Some(replica) = self.replica(follower)

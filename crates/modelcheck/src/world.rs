@@ -4,13 +4,32 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use model::{BrokerEpoch, EpochCache, EpochStart, LeaderEpoch, Offset, Time};
+use model::{BrokerEpoch, EpochCache, EpochStart, LeaderEpoch, Offset, Rules, Time};
 use replication::{
     Ack, AlterAnswer, Answer, LogView, Open, PartitionState, Progress, Proposal, Replica, ReplicaConfig,
 };
 
 use crate::control::{Control, id};
-use crate::scenario::{Bounds, NODES, Scenario};
+use crate::scenario::{Before, Bounds, NODES, Scenario};
+
+/// As much as may happen before a model begins.
+const PLENTY: Bounds = Bounds {
+    appends: 99,
+    fences: 99,
+    crashes: 99,
+    stops: 99,
+    timers: 99,
+    breaks: 99,
+    losses: 99,
+    elections: 99,
+    moves: 99,
+    deletes: 99,
+    progress: 99,
+    skips: 99,
+    decays: 99,
+    gaps: 99,
+    repeats: 99,
+};
 
 /// Where the clock of a broker starts.
 pub(crate) const START: Time = Time(1_000_000);
@@ -43,9 +62,16 @@ pub(crate) struct Node {
     pub(crate) feed: VecDeque<Arc<PartitionState>>,
     /// Lost records in a crash, and has not been in sync since.
     pub(crate) lossy: bool,
-    /// Stopped with the proof of it (`R10`).
-    pub(crate) stopped_cleanly: bool,
+    /// The registration that it stopped cleanly in, by the proof on its disk (`R10`).
+    pub(crate) proof: BrokerEpoch,
     pub(crate) writes: u8,
+    /// The newest metadata that it has applied, and its newest proposal: what a proposal is judged by.
+    pub(crate) applied: Option<Arc<PartitionState>>,
+    pub(crate) proposed: u64,
+    /// It found its log broken, and has not been in sync since (`R78`).
+    pub(crate) decayed: bool,
+    /// Whether it takes produces: leads, and has not said that they fail (`R20`).
+    pub(crate) serves: bool,
 }
 
 /// From a follower.
@@ -135,10 +161,63 @@ pub enum Violation {
     DeletedTooMuch(String),
     /// A client was told that its record is safe, or that one would be, where too few are in sync.
     ToldTooMuch(String),
+    /// A change of the partition without epochs that say so (`R1`).
+    BadEpochs(String),
+    /// A broker that is fenced or stops is in the ISR, or leads (`R7`, `R15`).
+    FencedMember(String),
+    /// A leader that could go on lost its leadership (`R33`).
+    LeaderMoved(String),
+    /// Fewer are eligible to lead than a record was committed on, or more than have all of it (`R34`).
+    BadElr(String),
+    /// Somebody leads from outside of ISR and ELR, and is not said to recover (`R35`).
+    NotRecovering(String),
+    /// A reassignment was completed without those who come, or with too few (`R37`).
+    MovedTooSoon(String),
+    /// A leader proposes somebody into the ISR who must not, or out of it who need not (`R11`, `R12`, `R64`).
+    BadProposal(String),
+    /// A leader has a session that it must not have, or knows more of a follower than that has (`R8`, `R23`, `R38`, `R57`).
+    BadSession(String),
+    /// A follower cannot go on, and nothing will come that helps (`R24`, `R57`).
+    Stuck(String),
+    /// A cache names another epoch than a record's own (`R25`).
+    WrongEpoch(String),
+    /// Produces wait at a broker that leads no more (`R20`).
+    Waiting(String),
+    /// A leader was chosen before all had answered who may have more (`R35`).
+    ElectedTooSoon(String),
+    /// What was acknowledged is not known any more when a stream ends (`R61`).
+    Forgotten(String),
+    /// More is under way than the window lets, or what was deleted is sent (`R26`, `R62`).
+    BadFlow(String),
+    /// An incarnation has two registrations (`R6`).
+    TwoRegistrations(String),
     /// A peer broke the protocol.
     BadPeer(String),
     /// A core met what it takes for impossible.
     Panicked(String),
+}
+
+impl Violation {
+    /// Whether something is lost, or told wrongly; else a rule that guards against that was not kept.
+    pub(crate) fn is_loss(&self) -> bool {
+        use Violation::*;
+        matches!(
+            self,
+            CommittedLost(_)
+                | Disagrees(_)
+                | MemberLacks(_)
+                | CommittedThinly(_)
+                | CommittedCut(_)
+                | LogsPart(_)
+                | TwoLeaders(_)
+                | WatermarkFell(_)
+                | BadRead(_)
+                | DeletedTooMuch(_)
+                | ToldTooMuch(_)
+                | BadPeer(_)
+                | Panicked(_)
+        )
+    }
 }
 
 /// The state of a model.
@@ -161,7 +240,7 @@ pub struct World {
 }
 
 /// What may happen next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Step {
     /// A leader appends a record.
     Append(usize),
@@ -207,8 +286,16 @@ pub enum Step {
     Prefer,
     /// An operator moves the replicas.
     Reassign(usize),
-    /// A leader's log starts at its high watermark from now on.
+    /// A leader is asked to delete all that its log has.
     Delete(usize),
+    /// A broker applies the newest metadata, as a snapshot brings it, and what is between is never seen.
+    Skip(usize),
+    /// A broker finds its log broken, tells so, and opens it anew with so many records.
+    Decay(usize, usize),
+    /// The next frame of a stream is lost, and those behind it are not.
+    Lose(usize, usize, u64),
+    /// A broker's registration arrives once more.
+    Repeat(usize),
 }
 
 impl Step {
@@ -237,7 +324,11 @@ impl Step {
             | Step::Stop(_)
             | Step::Prefer
             | Step::Reassign(_)
-            | Step::Delete(_) => false,
+            | Step::Delete(_)
+            | Step::Skip(_)
+            | Step::Decay(..)
+            | Step::Lose(..)
+            | Step::Repeat(_) => false,
         }
     }
 }
@@ -251,13 +342,13 @@ pub(crate) fn at(offset: Offset) -> usize {
 }
 
 impl Node {
-    /// A replica of the log as it is on disk. Epochs are rebuilt from the records (`R25`).
-    pub(crate) fn recover(&self, node: usize, scenario: &Scenario) -> Replica {
+    /// A replica of the log as it is on disk, after so many opens of this process. Epochs are rebuilt from the records (`R25`).
+    pub(crate) fn recover(&self, node: usize, opens_before: u64, scenario: &Scenario) -> Replica {
         let config = ReplicaConfig {
             me: id(node),
             lag_time_max_ms: 0,
-            window_bytes: u64::MAX,
-            opens_before: 0,
+            window_bytes: scenario.window_bytes,
+            opens_before,
             rules: scenario.rules,
         };
         let end = offset(self.log.len());
@@ -270,6 +361,16 @@ impl Node {
             }
         }
         Replica::new(config, log, EpochCache::from_entries(epochs))
+    }
+
+    /// The replica goes; what is on the disk of its watermarks stays.
+    pub(crate) fn keep_watermarks(&mut self) {
+        if let Some(replica) = self.replica.take() {
+            let end = offset(self.log.len());
+            self.start = replica.log().start.min(end);
+            self.high_watermark = replica.log().high_watermark.clamp(self.start, end);
+        }
+        self.serves = false;
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -301,10 +402,14 @@ impl World {
                 now: START,
                 feed: VecDeque::from([Arc::clone(&view)]),
                 lossy: false,
-                stopped_cleanly: false,
+                proof: BrokerEpoch::NONE,
                 writes: 0,
+                applied: None,
+                proposed: 0,
+                decayed: false,
+                serves: false,
             };
-            node.replica = Some(node.recover(number, scenario));
+            node.replica = Some(node.recover(number, 0, scenario));
             Arc::new(node)
         };
         let mut world = World {
@@ -330,7 +435,50 @@ impl World {
             }
         }
         assert!(world.streams.iter().all(|stream| stream.up.is_empty() && stream.down.is_empty()), "{world:?}");
-        world
+        world.prepare(scenario)
+    }
+
+    /// What happened before (see [`Before`]). Where a rule is switched off it may come otherwise: what is not possible then
+    /// is left out.
+    fn prepare(mut self, scenario: &Scenario) -> World {
+        // Now it befalls anybody.
+        let all = Scenario { befalls: &[0, 1, 2], ..scenario.clone() };
+        for before in scenario.before {
+            self.left = PLENTY;
+            match before {
+                Before::Rest => while self.take_what_comes(&all) {},
+                Before::Take(step) => {
+                    let next = self.is_possible(*step, &all).then(|| self.step(*step, &all)).flatten();
+                    assert!(next.is_some() || scenario.rules != Rules::all(), "{step:?} is not possible in {self:?}");
+                    self = next.unwrap_or(self);
+                }
+            }
+        }
+        self.left = scenario.bounds;
+        self
+    }
+
+    fn is_possible(&self, step: Step, scenario: &Scenario) -> bool {
+        let mut steps = Vec::new();
+        self.possible(scenario, &mut steps);
+        steps.contains(&step)
+    }
+
+    /// The first of what happens by itself; false where nothing does.
+    fn take_what_comes(&mut self, scenario: &Scenario) -> bool {
+        let mut steps = Vec::new();
+        self.possible(scenario, &mut steps);
+        let comes = |step: &Step| match step {
+            Step::Append(_) | Step::Unfence(_) | Step::Restart(_) | Step::Report(_) => false,
+            // A late copy stays late.
+            Step::Decide(number) => self.alters[*number].stage == Stage::Asked,
+            Step::Timer(node) => self.nodes[*node].leads().is_none(),
+            step => step.is_ordinary() && !matches!(step, Step::Progress(..)),
+        };
+        let next = steps.into_iter().filter(comes).find_map(|step| self.step(step, scenario));
+        let came = next.is_some();
+        *self = next.unwrap_or_else(|| self.clone());
+        came
     }
 
     pub(crate) fn node(&mut self, node: usize) -> &mut Node {
