@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use model::{Rule, Rules};
-use modelcheck::{Model, Outcome, Setting, scenario, transactions};
+use modelcheck::{Model, Outcome, Setting, guards, scenario, transactions};
 
 const STATES_MAX: usize = 400_000_000;
 /// A rule that is not noticed in so many steps of a model counts as not noticed by it.
@@ -96,7 +96,7 @@ fn walk<S: Setting>(scenarios: Vec<S>, seconds: u64) -> bool {
     is_fine
 }
 
-/// Shortest first: the first model that notices has a short counterexample, and each of them is a shortest of its model.
+/// A rule of replication that has its model is asked there; every other one of all models, from the smallest on.
 fn mutations(done: &str, names: &[&str]) -> bool {
     for rule in Rule::ALL {
         let name = format!("{rule:?}");
@@ -106,27 +106,27 @@ fn mutations(done: &str, names: &[&str]) -> bool {
         }
         if transactions::asks(*rule) {
             println!("{}", mutation(all_of_transactions(), transactions::endless(), *rule, &name));
-        } else if !names.is_empty() || scenario::asks(*rule) {
-            // Losses first: a rule that was not kept is the weaker finding.
-            let losses =
-                scenario::small().into_iter().map(|scenario| modelcheck::Scenario { only_losses: true, ..scenario });
-            let first = losses.chain(all()).collect();
-            println!("{}", mutation(first, scenario::endless(), *rule, &name));
+        } else if let Some((_, model, _)) = guards::NOTICED.iter().find(|(noticed, ..)| noticed == rule) {
+            println!("{}", together(&[*rule], model));
+        } else if let Some((_, why)) = guards::NOT_NOTICED.iter().find(|(rules, _)| names.is_empty() && rules == rule) {
+            println!("| {name} | – | – | not noticed: {why} |");
+        } else if !names.is_empty() {
+            println!("{}", mutation(all(), scenario::endless(), *rule, &name));
         }
     }
     if names.is_empty() {
-        scenario::STAND_INS.iter().for_each(|(rules, name)| println!("{}", together(rules, name)));
+        guards::STAND_INS.iter().for_each(|(rules, name)| println!("{}", together(rules, name)));
     }
     true
 }
 
-/// Rules that stand in for each other: all of them switched off.
+/// All of these rules switched off in one model.
 fn together(rules: &[Rule], name: &str) -> String {
     let without = rules.iter().fold(Rules::all(), |rules, rule| rules.and_without(*rule));
     let scenario = all().into_iter().find(|scenario| scenario.name == name).expect("a scenario of that name");
     let names: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
     let names = names.join(" with ");
-    match Model::new(scenario.with(without)).explore(MUTANT_STATES_MAX, Duration::from_secs(60)).found {
+    match Model::new(scenario.with(without)).explore(STATES_MAX, Duration::from_secs(600)).found {
         Some(found) => format!("| {names} | {name} | {} | {} |", found.steps.len(), kind_of(&found.violation)),
         None => format!("| {names} | – | – | not noticed in {name} |"),
     }

@@ -42,7 +42,7 @@ impl World {
         self.bad_change(before)
             .or_else(|| self.bad_members(scenario))
             .or_else(|| self.late_by_an_append(before))
-            .or_else(|| (0..NODES).find_map(|node| self.bad_sessions(node)))
+            .or_else(|| (0..NODES).find_map(|node| self.bad_sessions(node, scenario)))
             .or_else(|| (0..NODES).find_map(|node| self.bad_replica(node)))
     }
 
@@ -226,17 +226,16 @@ impl World {
         if now.leader != was.leader && valid && !asked {
             return Some(Violation::LeaderMoved(text()));
         }
+        let comes = |b: &&BrokerId| !was.replicas.contains(b) || was.adding.contains(b);
+        let mut come = now.replicas.iter().filter(comes).filter(|_| !now.is_reassigning()).peekable();
+        let enough = now.isr.len() >= self.control.min_isr();
+        if come.peek().is_some() && !(enough && come.all(|b| now.isr.contains(b))) {
+            return Some(Violation::MovedTooSoon(text()));
+        }
         let elected = !now.is_leaderless() && now.leader_epoch != was.leader_epoch;
         let outside = now.isr == [now.leader] && !was.isr.contains(&now.leader) && !was.elr.contains(&now.leader);
-        if elected && outside && now.leader_recovery_state != LeaderRecoveryState::Recovering {
-            return Some(Violation::NotRecovering(text()));
-        }
-        let completed = was.is_reassigning()
-            && !now.is_reassigning()
-            && (self.left.moves == before.left.moves || was.adding.iter().any(|b| now.replicas.contains(b)));
-        let come = |b: &BrokerId| !now.replicas.contains(b) || now.isr.contains(b);
-        let whole = was.adding.iter().all(come) && now.isr.len() >= self.control.min_isr();
-        (completed && !whole).then(|| Violation::MovedTooSoon(text()))
+        let unrecovered = elected && outside && now.leader_recovery_state != LeaderRecoveryState::Recovering;
+        unrecovered.then(|| Violation::NotRecovering(text()))
     }
 
     /// Who is in the ISR and in the ELR: `R7`, `R12`, `R15`, `R34`.
@@ -297,7 +296,7 @@ impl World {
     }
 
     /// What a leader has of its followers' sessions: `R8`, `R38`, `R57`, `R59`.
-    fn bad_sessions(&self, number: usize) -> Option<Violation> {
+    fn bad_sessions(&self, number: usize, scenario: &Scenario) -> Option<Violation> {
         let (leader, applied) = (self.nodes[number].leads()?, self.nodes[number].applied.as_ref()?);
         for follower in (0..NODES).filter(|follower| *follower != number) {
             let node = &self.nodes[follower];
@@ -314,7 +313,9 @@ impl World {
             if same && !in_one_epoch {
                 return Some(Violation::BadSession(text()));
             }
-            if same && leader.follower_log_end(id(follower)).is_some_and(|end| at(end) > node.log.len()) {
+            // Under sync before ack what is not durable is not there.
+            let has = if scenario.sync_before_ack { at(replica.log().synced_end) } else { node.log.len() };
+            if same && leader.follower_log_end(id(follower)).is_some_and(|end| at(end) > has) {
                 return Some(Violation::BadSession(text()));
             }
             let idle = |s: &&Arc<Stream>| {

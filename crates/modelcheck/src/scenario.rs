@@ -1,7 +1,8 @@
 //! What a model explores: a partition, and how much of what may happen.
 
-use model::{Rule, Rules};
+use model::Rules;
 
+use crate::prepared;
 use crate::world::Step;
 
 /// How many brokers there are.
@@ -113,12 +114,12 @@ impl Scenario {
     }
 
     /// The same, after this has happened.
-    fn after(self, before: &'static [Before]) -> Self {
+    pub(crate) fn after(self, before: &'static [Before]) -> Self {
         Self { before, ..self }
     }
 }
 
-const NOTHING: Bounds = Bounds {
+pub(crate) const NOTHING: Bounds = Bounds {
     appends: 0,
     fences: 0,
     crashes: 0,
@@ -156,216 +157,9 @@ pub fn small() -> Vec<Scenario> {
         plain("elections and lag", Bounds { appends: 1, fences: 1, timers: 1, ..NOTHING }),
     ]
     .into_iter()
-    .chain(prepared())
+    .chain(prepared::small())
     .collect()
 }
-
-/// Few things happen in each, after much has happened: what a single rule guards against.
-fn prepared() -> Vec<Scenario> {
-    [of_sessions(), of_proposals(), of_elections(), of_moves()].concat()
-}
-
-fn of_sessions() -> Vec<Scenario> {
-    let plain = Scenario::new;
-    vec![
-        Scenario {
-            befalls: &[2],
-            ..plain("a follower is out for a while", Bounds { fences: 1, breaks: 1, ..NOTHING })
-        },
-        plain("streams that break twice", Bounds { breaks: 2, ..NOTHING }),
-        Scenario {
-            befalls: &[2],
-            only_losses: true,
-            ..plain("a follower starts anew", Bounds { appends: 1, crashes: 1, ..NOTHING })
-        },
-        Scenario { befalls: &[2], ..plain("a log that decays", Bounds { appends: 1, decays: 1, ..NOTHING }) },
-        Scenario {
-            befalls: &[2],
-            ..plain("a log that decays, and broken streams", Bounds { decays: 1, breaks: 1, ..NOTHING })
-        }
-        .after(EMPTIED),
-        plain("a gap", Bounds { appends: 2, gaps: 1, ..NOTHING }),
-        plain("lag, record by record", Bounds { appends: 2, timers: 1, ..NOTHING }),
-        Scenario { befalls: &[0], ..plain("a registration comes twice", Bounds { appends: 1, repeats: 1, ..NOTHING }) },
-        Scenario {
-            window_bytes: 1,
-            ..plain("records go, within a window", Bounds { appends: 1, deletes: 1, ..NOTHING })
-        }
-        .after(LATE_IN_A_WINDOW),
-        plain("a follower behind what is deleted", Bounds { deletes: 1, ..NOTHING }).after(BEHIND),
-    ]
-}
-
-fn of_proposals() -> Vec<Scenario> {
-    let third = |name, bounds| Scenario { befalls: &[2], ..Scenario::new(name, bounds) };
-    vec![
-        third("an expansion in flight", Bounds { appends: 1, fences: 1, losses: 1, timers: 1, ..NOTHING })
-            .after(EXPANDING),
-        third("a refused expansion", Bounds { fences: 1, losses: 1, timers: 2, ..NOTHING }).after(EXPANDING),
-        third("an expansion whose answer is lost", Bounds { appends: 1, breaks: 1, timers: 1, ..NOTHING })
-            .after(ANSWER_LOST),
-        third("a proposal from before two elections", Bounds { appends: 1, ..NOTHING }).after(LEADS_AGAIN),
-        third("a former leader's proposal", Bounds { appends: 1, ..NOTHING }).after(LED_BEFORE),
-    ]
-}
-
-fn of_elections() -> Vec<Scenario> {
-    let plain = Scenario::new;
-    vec![
-        Scenario { befalls: &[1, 2], ..plain("two are fenced", Bounds { fences: 2, ..NOTHING }) },
-        second("a leader of a record of before", MOMENT).after(PREFERRED_WITH),
-        Scenario { replicas: &[3, 1, 2], befalls: &[2], ..plain("a leader that cuts", MOMENT) }.after(CUT_MEANWHILE),
-        plain("all crashed", NOTHING).after(TWO_ARE_BACK),
-        Scenario { befalls: &[0], keeps_proof: true, ..plain("an old proof", Bounds { fences: 1, ..NOTHING }) }
-            .after(OLD_PROOF),
-    ]
-}
-
-fn of_moves() -> Vec<Scenario> {
-    let moving = |name, bounds| Scenario { targets: &[&[3, 1], &[]], ..moving(name, bounds) };
-    vec![
-        Scenario { min_isr: 1, ..moving("a move where one is enough", Bounds { moves: 1, ..NOTHING }) },
-        Scenario { befalls: &[0], ..moving("a move without its leader", Bounds { moves: 2, fences: 1, ..NOTHING }) },
-    ]
-}
-
-use Before::{Rest, Take};
-use Step::*;
-
-/// Broker 3 was out, and its expansion is on its way to the controller.
-const EXPANDING: &[Before] = &[Take(Fence(2)), Rest, Take(Unfence(2)), Take(Apply(0))];
-
-/// The expansion is decided, and the answer lost.
-const ANSWER_LOST: &[Before] =
-    &[Take(Fence(2)), Rest, Take(Unfence(2)), Take(Apply(0)), Take(Decide(0)), Take(GiveUp(0))];
-
-/// A copy of leader 1's expansion by 3 is on its way still; 2 led meanwhile, and 1 leads again. The session of 3 has ended.
-const LEADS_AGAIN: &[Before] = &[
-    Take(Fence(2)),
-    Rest,
-    Take(Unfence(2)),
-    Take(Apply(0)),
-    Take(GiveUp(0)),
-    Take(Fence(2)),
-    Take(Fence(0)),
-    Rest,
-    Take(Unfence(0)),
-    Rest,
-    Take(Prefer),
-    Rest,
-    Take(Break(2, 0, 0)),
-    Take(Ended(2, 0, 0)),
-    Take(Unfence(2)),
-    Take(Apply(0)),
-];
-
-/// The same, but 2 leads still.
-const LED_BEFORE: &[Before] = &[
-    Take(Fence(2)),
-    Rest,
-    Take(Unfence(2)),
-    Take(Apply(0)),
-    Take(GiveUp(0)),
-    Take(Fence(2)),
-    Take(Fence(0)),
-    Rest,
-    Take(Unfence(0)),
-    Rest,
-    Take(Break(2, 1, 0)),
-    Take(Ended(2, 1, 0)),
-    Take(Unfence(2)),
-    Take(Apply(1)),
-];
-
-/// Everybody is in sync, and broker 1 leads instead of the preferred one, 2.
-const BACK_IN_SYNC: &[Before] = &[Take(Fence(1)), Rest, Take(Unfence(1)), Rest];
-
-/// Broker 1 appended a record, and 2 leads without it.
-const PREFERRED_WITHOUT: &[Before] =
-    &[Take(Fence(1)), Rest, Take(Unfence(1)), Rest, Take(Append(0)), Take(Prefer), Take(Apply(1))];
-
-/// Broker 1 appended a record, and 2, which has it, leads and appends none.
-const PREFERRED_WITH: &[Before] =
-    &[Take(Fence(1)), Rest, Take(Unfence(1)), Rest, Take(Append(0)), Take(Down(1, 0, 0)), Take(Prefer), Take(Apply(1))];
-
-/// Broker 2 acknowledged a record of leader 1, then cut it for 3, which leads without it. Broker 1 has not heard of that.
-const CUT_MEANWHILE: &[Before] = &[
-    Take(Fence(2)),
-    Rest,
-    Take(Unfence(2)),
-    Rest,
-    Take(Append(0)),
-    Take(Down(1, 0, 0)),
-    Take(Up(1, 0, 0)),
-    Take(Prefer),
-    Take(Apply(2)),
-    Take(Apply(1)),
-    Take(Up(1, 2, 0)),
-    Take(Down(1, 2, 0)),
-];
-
-/// A committed record, and all crash; the leader lost it.
-const ALL_CRASH: &[Before] = &[Take(Append(0)), Rest, Take(Crash(0, 0)), Take(Crash(1, 1)), Take(Crash(2, 1))];
-
-/// The same; 2 and 3, which have the record, are back, and have not said so.
-const TWO_ARE_BACK: &[Before] = &[
-    Take(Append(0)),
-    Rest,
-    Take(Crash(0, 0)),
-    Take(Crash(1, 1)),
-    Take(Crash(2, 1)),
-    Take(Restart(1)),
-    Take(Unfence(1)),
-    Take(Restart(2)),
-    Take(Unfence(2)),
-];
-
-/// Broker 3 stopped cleanly once; 1 and 3 had a committed record, 2 is out, and now 3 crashed and lost the record.
-const OLD_PROOF: &[Before] = &[
-    Take(Stop(2)),
-    Take(Restart(2)),
-    Rest,
-    Take(Unfence(2)),
-    Rest,
-    Take(Append(0)),
-    Rest,
-    Take(Fence(1)),
-    Rest,
-    Take(Crash(2, 0)),
-];
-
-/// Two records are committed; of 3, which is out of the ISR, not even the first one was acknowledged.
-const LATE_IN_A_WINDOW: &[Before] = &[
-    Take(Append(0)),
-    Take(Append(0)),
-    Take(Down(1, 0, 0)),
-    Take(Up(1, 0, 0)),
-    Take(Down(1, 0, 0)),
-    Take(Up(1, 0, 0)),
-    Take(Timer(0)),
-    Take(Decide(0)),
-    Take(Answer(0)),
-];
-
-/// Broker 3 has one record of three that are committed, is out of the ISR, and opens anew.
-const BEHIND: &[Before] = &[
-    Take(Append(0)),
-    Rest,
-    Take(Break(2, 0, 0)),
-    Take(Ended(2, 0, 0)),
-    Take(Append(0)),
-    Take(Append(0)),
-    Take(Down(1, 0, 0)),
-    Take(Up(1, 0, 0)),
-    Take(Down(1, 0, 0)),
-    Take(Up(1, 0, 0)),
-    Take(Timer(0)),
-    Take(Decide(0)),
-    Take(Answer(0)),
-];
-
-/// Two committed records, and the first one is deleted everywhere.
-const EMPTIED: &[Before] = &[Take(Append(0)), Rest, Take(Delete(0)), Take(Append(0)), Rest];
 
 /// What takes minutes, optimised.
 #[must_use]
@@ -391,19 +185,11 @@ pub fn large() -> Vec<Scenario> {
         zones_synced("zones that crash, synced", Bounds { appends: 1, crashes: 2, ..NOTHING }),
         moving("reassignment and an election", Bounds { appends: 1, moves: 2, fences: 1, ..NOTHING }),
         moving("reassignment and a crash", Bounds { appends: 1, moves: 1, crashes: 1, ..NOTHING }),
-        second("a leader for a moment", Bounds { elections: 1, breaks: 1, ..MOMENT }).after(BACK_IN_SYNC),
-        second("a leader for a record", Bounds { appends: 1, ..MOMENT }).after(PREFERRED_WITHOUT),
-        plain("all crash", NOTHING).after(ALL_CRASH),
     ]
+    .into_iter()
+    .chain(prepared::large())
+    .collect()
 }
-
-/// Rules that stand in for each other: a model that notices when all of them are switched off, and when one is left does not.
-pub const STAND_INS: &[(&[Rule], &str)] = &[
-    (&[Rule::R8BrokerEpoch, Rule::R64SessionBrokerEpoch], "a follower starts anew"),
-    (&[Rule::R15LeaderEpoch, Rule::R15PartitionEpoch], "a proposal from before two elections"),
-    (&[Rule::R15Sender, Rule::R15LeaderEpoch, Rule::R15PartitionEpoch], "a former leader's proposal"),
-    (&[Rule::R16StayPendingOnRefusal, Rule::R16RollBackOnlyIfCertain], "an expansion whose answer is lost"),
-];
 
 /// Beyond what can be explored to the end: for random walks.
 #[must_use]
@@ -434,14 +220,6 @@ pub fn endless() -> Vec<Scenario> {
     ]
 }
 
-/// A leader goes, and somebody does not see that it led.
-const MOMENT: Bounds = Bounds { fences: 1, skips: 1, ..NOTHING };
-
-/// Broker 2 is the preferred leader.
-fn second(name: &'static str, bounds: Bounds) -> Scenario {
-    Scenario { replicas: &[2, 1, 3], befalls: &[1], ..Scenario::new(name, bounds) }
-}
-
 fn synced(name: &'static str, bounds: Bounds) -> Scenario {
     Scenario { sync_before_ack: true, ..Scenario::new(name, bounds) }
 }
@@ -457,15 +235,6 @@ fn zones_synced(name: &'static str, bounds: Bounds) -> Scenario {
 }
 
 /// Two replicas, on 1 and 2, that move to 3 and 1, and back.
-fn moving(name: &'static str, bounds: Bounds) -> Scenario {
+pub(crate) fn moving(name: &'static str, bounds: Bounds) -> Scenario {
     Scenario { replicas: &[1, 2], targets: &[&[3, 1], &[1, 2], &[]], ..Scenario::new(name, bounds) }
-}
-
-/// Whether a rule is about what these models have: the sections 2 to 11, 18 and 19, without the quorum and without time.
-#[must_use]
-pub fn asks(rule: Rule) -> bool {
-    let name = format!("{rule:?}");
-    let number: u32 =
-        name.trim_start_matches('R').chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0);
-    !(40..=56).contains(&number) && !matches!(number, 9 | 66 | 68 | 71 | 72 | 75 | 76)
 }

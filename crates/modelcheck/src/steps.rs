@@ -288,6 +288,11 @@ impl World {
         self.settle();
         let epoch = self.nodes[number].epoch;
         self.controller(|control| control.tell_lossy(number, epoch));
+        let partition = self.control.partition();
+        if partition.isr.contains(&id(number)) || partition.elr.contains(&id(number)) {
+            let text = format!("broker {} has told that it lost records, and stays: {partition:?}", number + 1);
+            self.violate(Violation::MemberLacks(text));
+        }
         let view = Arc::new(self.control.view());
         let mut opens = 0;
         if let Some(replica) = &self.nodes[number].replica {
@@ -412,8 +417,8 @@ impl World {
         let alter = Arc::unwrap_or_clone(self.alters.remove(number));
         let answer = self.controller(|control| control.alter(alter.from, alter.epoch, &alter.proposal));
         // R1, R16: else an older copy of it is still good.
-        if let AlterAnswer::Changed { partition_epoch, .. } = &answer
-            && *partition_epoch <= alter.proposal.id.partition_epoch
+        if matches!(answer, AlterAnswer::Changed { .. })
+            && self.control.partition().partition_epoch <= alter.proposal.id.partition_epoch
         {
             self.violate(Violation::BadEpochs(format!("{:?} is accepted with {answer:?}", alter.proposal)));
         }

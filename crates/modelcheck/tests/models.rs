@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use model::{Rule, Rules};
-use modelcheck::{Found, Model, Outcome, Scenario, Tally, scenario};
+use modelcheck::{Found, Model, Outcome, Scenario, Tally, guards, scenario};
 
 /// More than any of these models has: reaching it is a failure.
 const STATES_MAX: usize = 5_000_000;
@@ -75,19 +75,15 @@ fn found(rules: Rules, name: &str) -> Option<Found> {
     found
 }
 
-/// Each rule that the cores ask for, a model that notices when it is left out, and after how many steps at the most.
-const NOTICED: &[(Rule, &str, usize)] = &[];
-
-/// What no model notices yet. The tests of the cores do, each of them: `just mutations`.
-const NOT_NOTICED: &[Rule] = &[];
-
 #[test]
 fn every_rule_of_replication_is_noticed_when_it_is_left_out() {
-    let asked: BTreeSet<Rule> = Rule::ALL.iter().copied().filter(|rule| scenario::asks(*rule)).collect();
-    let known = NOTICED.iter().map(|(rule, ..)| rule).chain(NOT_NOTICED).copied();
-    assert_eq!(asked, known.collect(), "each rule has its model, or is known to have none");
+    let asked: BTreeSet<Rule> = Rule::ALL.iter().copied().filter(|rule| guards::asks(*rule)).collect();
+    let noticed = guards::NOTICED.iter().map(|(rule, ..)| *rule);
+    let known: Vec<Rule> = noticed.chain(guards::NOT_NOTICED.iter().map(|(rule, _)| *rule)).collect();
+    assert_eq!(known.len(), asked.len(), "each rule once");
+    assert_eq!(asked, known.into_iter().collect(), "each rule has its model, or is known to have none");
     let mut missed = Vec::new();
-    for (rule, name, at_most) in NOTICED {
+    for (rule, name, at_most) in guards::NOTICED {
         let found = found(Rules::without(*rule), name);
         let steps = found.as_ref().map(|found| found.steps.len());
         println!("{rule:?}: {steps:?} in {name}");
@@ -100,7 +96,7 @@ fn every_rule_of_replication_is_noticed_when_it_is_left_out() {
 
 #[test]
 fn rules_that_stand_in_for_each_other_are_noticed_when_all_of_them_are_left_out() {
-    for (rules, name) in scenario::STAND_INS {
+    for (rules, name) in guards::STAND_INS {
         let without = |left: Option<&Rule>| {
             let off = rules.iter().filter(|rule| Some(*rule) != left);
             off.fold(Rules::all(), |rules, rule| rules.and_without(*rule))
