@@ -158,7 +158,9 @@ impl World {
         let partition = self.control.partition();
         let isr = &partition.isr;
         let joins = |alter: &Arc<Alter>| alter.proposal.isr.iter().any(|(member, _)| *member == id(number));
-        let is_on_its_way = !isr.contains(&id(number)) && self.alters.iter().any(joins);
+        let asked =
+            self.nodes.iter().filter_map(|node| node.leads()).any(|leader| leader.joining().contains(&id(number)));
+        let is_on_its_way = !isr.contains(&id(number)) && (asked || self.alters.iter().any(joins));
         let others_are_whole = (0..NODES).all(|other| other == number || !self.nodes[other].lossy);
         others_are_whole && !is_on_its_way && *isr != [id(number)] && !partition.awaits_recovery()
     }
