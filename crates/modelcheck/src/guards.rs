@@ -79,7 +79,7 @@ pub const STAND_INS: &[(&[Rule], &str)] = &[
     (&[Rule::R16StayPendingOnRefusal, Rule::R16RollBackOnlyIfCertain], "an expansion whose answer is lost"),
 ];
 
-/// What no model notices, and why. The tests of the cores notice each of them (`just mutations`).
+/// What no model is known to notice, and why, as far as it is known. What the tests of the cores notice, `just mutations` tells.
 pub const NOT_NOTICED: &[(Rule, &str)] = &[
     (Rule::R6LiveSession, "no two brokers of the models have one id"),
     (Rule::R7CaughtUp, "a broker of the models has applied its registration when it is up"),

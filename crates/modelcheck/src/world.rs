@@ -370,7 +370,8 @@ impl Node {
             self.start = replica.log().start.min(end);
             self.high_watermark = replica.log().high_watermark.clamp(self.start, end);
         }
-        self.serves = false;
+        // The next replica knows nothing, and counts its proposals anew.
+        (self.applied, self.proposed, self.serves) = (None, 0, false);
     }
 
     pub(crate) fn is_up(&self) -> bool {
