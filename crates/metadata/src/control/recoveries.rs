@@ -53,6 +53,13 @@ impl Recoveries {
         self.wait(id, now).answers.insert(broker, (epoch, answer));
     }
 
+    /// What a broker answered for a partition is true no more.
+    pub(super) fn forget(&mut self, id: TopicPartition, broker: BrokerId) {
+        if let Some(recovery) = self.of.get_mut(&id) {
+            recovery.answers.remove(&broker);
+        }
+    }
+
     fn wait(&mut self, id: TopicPartition, now: Time) -> &mut Recovery {
         let since = &mut self.since;
         self.of.entry(id).or_insert_with(|| {

@@ -123,6 +123,8 @@ impl SoftState {
         let contact = Contact { incarnation: broker.incarnation, at: now, next_offset: Some(request.next_offset) };
         self.contacts.insert(request.broker, contact);
         self.suspicions.remove(&request.broker);
+        // R78: what it answered before was said of the log that it had.
+        request.lossy.iter().for_each(|id| self.recoveries.forget(*id, request.broker));
         if request.full_directories.is_empty() {
             self.full.remove(&request.broker);
         } else {

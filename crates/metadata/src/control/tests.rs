@@ -934,6 +934,21 @@ fn a_log_that_was_emptied_up_to_its_end_lacks_nothing_that_a_shorter_one_has() {
     }
 }
 
+#[test]
+fn an_answer_of_a_log_that_was_found_broken_since_counts_no_more() {
+    // R35, R78: found by the models
+    let mut cluster = Cluster::of(3);
+    let id = all_killed(&mut cluster);
+    (1..=3).for_each(|broker| drop((cluster.start(broker, BrokerEpoch::NONE), cluster.beat(broker))));
+    cluster.report(2, id, answer(2, 0, 12));
+    let lossy = Heartbeat { lossy: vec![id], ..cluster.heartbeat(2) };
+    assert_eq!(cluster.send(lossy).recovery_wanted, [id], "it is asked anew");
+    cluster.report(3, id, answer(3, 0, 11));
+    assert_eq!(cluster.shape(id).0, -1);
+    cluster.report(2, id, RecoveryAnswer { lossy: true, ..answer(2, 0, 5) });
+    assert_eq!(cluster.shape(id).0, 3);
+}
+
 /// All three are killed, 1 first; these come back on replaced disks, and all answer. Who leads, and what is told of that.
 fn leader_after_disks_were_replaced(cluster: &mut Cluster, replaced: &[i32]) -> (i32, Option<bool>) {
     let id = all_killed(cluster);
