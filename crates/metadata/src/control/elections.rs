@@ -49,12 +49,12 @@ impl Draft<'_> {
         let committed = emptied_at(&answers);
         let greatest = |among: &dyn Fn(&RecoveryAnswer) -> bool| {
             let candidates = answers.iter().filter(|(_, answer)| among(answer));
-            // The last of equals is taken: the last leader, else the first replica.
+            // The last of equals is taken: who lost nothing, the last leader, else the first replica.
             let rank = |(broker, answer): &&(BrokerId, RecoveryAnswer)| {
                 let place = partition.replicas.iter().position(|replica| replica == broker);
                 let log = (answer.log_end >= committed, answer.last_epoch, answer.log_end);
                 let log = Some(log).filter(|_| self.holds(Rule::R35GreatestLog));
-                (log, *broker == partition.last_leader, std::cmp::Reverse(place))
+                (log, !answer.lossy, *broker == partition.last_leader, std::cmp::Reverse(place))
             };
             candidates.max_by_key(rank).map(|(broker, _)| *broker)
         };

@@ -1030,6 +1030,20 @@ fn a_lossy_log_without_records_leads_nobody_who_may_have_some() {
 }
 
 #[test]
+fn of_two_logs_without_records_the_one_that_lost_none_leads() {
+    // R35: nothing was committed while 3 was in sync; found by the simulation, seed 80305
+    for lossy in [2, 3] {
+        let mut cluster = Cluster::of(3);
+        let id = all_killed(&mut cluster);
+        (1..=3).for_each(|broker| drop((cluster.start(broker, BrokerEpoch::NONE), cluster.beat(broker))));
+        for broker in [2, 3] {
+            cluster.report(broker, id, RecoveryAnswer { lossy: broker == lossy, ..answer(broker, -1, 0) });
+        }
+        assert_eq!(cluster.shape(id).0, 5 - lossy);
+    }
+}
+
+#[test]
 fn a_recovering_leader_is_joined_only_after_it_reports() {
     // R15, R35
     let mut cluster = Cluster::of(3);
