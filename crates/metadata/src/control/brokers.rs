@@ -121,8 +121,8 @@ impl Draft<'_> {
     }
 
     /// A new incarnation is out of every ISR (`R7`), and out of the ELR where its shutdown was not clean (`R34`) or the
-    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one, and have nothing. Where the machine's
-    /// page cache is gone, what the broker led last is no proof any more (`R35`).
+    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one, and have nothing. Where
+    /// the machine's page cache is gone, what the broker led last is no proof any more (`R35`).
     fn renew_replicas(
         &mut self,
         request: &RegisterBroker,
@@ -141,14 +141,20 @@ impl Draft<'_> {
             let gone = !directory.is_none() && !all.contains(&directory);
             let offline = offline.contains(&directory);
             let unclean = !clean || gone || offline || lossy.contains(&id);
-            let lost_all = gone;
             let directories = gone.then(|| {
                 let directory = self.place_in(&candidates);
                 with_directory(&partition, request.broker, directory)
             });
             self.change(
                 id,
-                &Want { leaves: Some(request.broker), unclean, lost_all, directories, cache_lost, ..Want::default() },
+                &Want {
+                    leaves: Some(request.broker),
+                    unclean,
+                    lost_all: gone,
+                    directories,
+                    cache_lost,
+                    ..Want::default()
+                },
             );
         }
     }

@@ -82,8 +82,9 @@ impl Draft<'_> {
         (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
     }
 
-    /// Whether every replica has answered, and none has a record: there is nobody to wait for, whatever was lost. Else, where all that may have all committed records lost
-    /// everything, as with a replaced disk, somebody else may have some, and an operator has to choose (`R35`, `R36`).
+    /// Whether every replica has answered, and none has a record: there is nobody to wait for, whatever was lost. Else, where
+    /// all that may have all committed records lost everything, as with a replaced disk, somebody else may have some, and an
+    /// operator has to choose (`R35`, `R36`).
     fn nothing_to_lose(&self, partition: &Partition) -> bool {
         let nothing = |b: &BrokerId| self.answer(partition, *b).is_some_and(|answer| has_nothing(&answer));
         partition.replicas.iter().all(nothing) || !self.holds(Rule::R35LossyLastLeader)
@@ -219,7 +220,7 @@ pub(super) fn nobody_is_known(partition: &Partition) -> bool {
     partition.last_known().is_empty() && partition.elr.is_empty()
 }
 
-/// Whether a replica has no records, and never had any that it knows of.
+/// Whether a replica has no records, and had none that were deleted: it may have lost all.
 fn has_nothing(answer: &RecoveryAnswer) -> bool {
     answer.log_end == Offset::ZERO
 }

@@ -949,8 +949,8 @@ fn an_answer_of_a_log_that_was_found_broken_since_counts_no_more() {
     assert_eq!(cluster.shape(id).0, 3);
 }
 
-/// All three are killed, 1 first; these come back on replaced disks, and all answer. Who leads, and what is told of that.
-fn leader_after_disks_were_replaced(cluster: &mut Cluster, replaced: &[i32]) -> (i32, Option<bool>) {
+/// All three are killed, 1 first, and come back, these on replaced disks.
+fn all_back_on(cluster: &mut Cluster, replaced: &[i32]) -> TopicPartition {
     let id = all_killed(cluster);
     for broker in 1..=3 {
         let mut request = cluster.registration(broker, BrokerEpoch::NONE);
@@ -960,6 +960,12 @@ fn leader_after_disks_were_replaced(cluster: &mut Cluster, replaced: &[i32]) -> 
         cluster.ask(ControlRequest::RegisterBroker(request));
         cluster.beat(broker);
     }
+    id
+}
+
+/// After that all answer. Who leads, and what is told of that.
+fn leader_after_disks_were_replaced(cluster: &mut Cluster, replaced: &[i32]) -> (i32, Option<bool>) {
+    let id = all_back_on(cluster, replaced);
     let mut told = None;
     for broker in 1..=3 {
         let found = if replaced.contains(&broker) { answer(broker + 10, -1, 0) } else { answer(broker, 0, 20) };
@@ -997,15 +1003,7 @@ fn where_no_replica_has_a_record_one_of_them_leads_and_it_is_told() {
     for replaced in [&[2, 3][..], &[1, 2, 3]] {
         let mut told = None;
         let mut cluster = Cluster::of(3);
-        let id = all_killed(&mut cluster);
-        for broker in 1..=3 {
-            let mut request = cluster.registration(broker, BrokerEpoch::NONE);
-            if replaced.contains(&broker) {
-                request.directories = vec![directory(broker + 10)];
-            }
-            cluster.ask(ControlRequest::RegisterBroker(request));
-            cluster.beat(broker);
-        }
+        let id = all_back_on(&mut cluster, replaced);
         for broker in 1..=3 {
             assert_eq!(cluster.shape(id).0, -1, "{broker} may have records");
             told = potential_loss(&cluster.report(broker, id, answer(broker, -1, 0)));
