@@ -559,6 +559,19 @@ fn tell(events: &[ControlEvent]) {
         tracing::info!(partitions = whole, "leaders were recovered; they have all acknowledged records");
     }
     events.iter().filter(|event| !(together && is_whole(event))).for_each(tell_one);
+    let lost = |event: &ControlEvent| match event {
+        ControlEvent::NobodyIsKnown(partition) => Some(partition.to_string()),
+        _ => None,
+    };
+    let lost: Vec<_> = events.iter().filter_map(lost).collect();
+    if !lost.is_empty() {
+        tracing::error!(
+            partitions = lost.len(),
+            some = lost[..lost.len().min(TOLD_ONE_BY_ONE)].join(" "),
+            "the disks of all replicas that had all acknowledged records were replaced: where another replica has records, \
+             a leader must be chosen (kafka-leader-election --election-type unclean), or a disk attached again"
+        );
+    }
 }
 
 fn tell_one(event: &ControlEvent) {
@@ -573,6 +586,8 @@ fn tell_one(event: &ControlEvent) {
             let log_end = answers.iter().find(|(id, _)| id == leader).map(|(_, answer)| answer.log_end);
             tracing::info!(%partition, %leader, %leader_epoch, ?log_end, "a leader was recovered; it has all acknowledged records");
         }
+        // Told together.
+        ControlEvent::NobodyIsKnown(_) => {}
     }
 }
 

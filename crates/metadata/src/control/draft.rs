@@ -121,6 +121,10 @@ impl<'a> Draft<'a> {
         if elected && recovers && !before.isr.contains(&after.leader) && !before.elr.contains(&after.leader) {
             self.note_unclean(before, after);
         }
+        let nobody = |partition: &Partition| partition.awaits_recovery() && nobody_is_known(partition);
+        if nobody(after) && !nobody(before) {
+            self.events.push(ControlEvent::NobodyIsKnown(after.id()));
+        }
         self.push(MetadataRecord::PartitionChange(Box::new(PartitionChange::between(before, after))));
     }
 

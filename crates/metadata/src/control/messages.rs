@@ -207,6 +207,9 @@ pub enum ControlEvent {
         /// Whether committed records may be lost: an answer was lossy or missing, or nobody was asked.
         potential_loss: bool,
     },
+    /// All replicas that may have had all acknowledged records of this leaderless partition lost everything: unless no replica
+    /// has a record, only an operator elects (`R35`, `R36`).
+    NobodyIsKnown(TopicPartition),
 }
 
 /// Why a broker was fenced.

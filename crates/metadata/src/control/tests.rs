@@ -998,6 +998,22 @@ fn an_empty_replaced_disk_leads_nobody_by_itself() {
 }
 
 #[test]
+fn it_is_told_once_that_nobody_is_known_to_have_all_records() {
+    // R35: 2 and 3 may have committed records without 1, and both disks were replaced
+    let mut cluster = Cluster::of(3);
+    let id = all_killed(&mut cluster);
+    let mut told = Vec::new();
+    for broker in [1, 2, 3, 3] {
+        let mut request = cluster.registration(broker, BrokerEpoch::NONE);
+        request.directories = vec![directory(broker + 10)];
+        let events = cluster.ask(ControlRequest::RegisterBroker(request)).events;
+        told.extend(events.contains(&ControlEvent::NobodyIsKnown(id)).then_some(broker));
+        cluster.beat(broker);
+    }
+    assert_eq!(told, [3]);
+}
+
+#[test]
 fn where_no_replica_has_a_record_one_of_them_leads_and_it_is_told() {
     // R35: it was never written to, or nobody has anything of it any more
     for replaced in [&[2, 3][..], &[1, 2, 3]] {
