@@ -336,10 +336,8 @@ impl Standstill {
 
 /// R35: says what the replicas here hold of partitions that nobody leads. True where the controller has taken some of it.
 async fn report_recovery(context: &Arc<Context>, epoch: BrokerEpoch, wanted: &[TopicPartition]) -> bool {
-    let answers: Vec<_> = wanted
-        .iter()
-        .filter_map(|id| context.partition(*id).map(|partition| (*id, partition.recovery_answer())))
-        .collect();
+    let answers: Vec<_> =
+        wanted.iter().filter_map(|id| Some((*id, context.partition(*id)?.recovery_answer()?))).collect();
     if answers.is_empty() {
         return false;
     }

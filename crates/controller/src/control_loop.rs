@@ -632,6 +632,7 @@ mod tests {
                 isr: None,
                 elr: None,
                 last_known_elr: None,
+                displaced: None,
                 leader: leader.map(BrokerId),
                 last_leader: None,
                 last_leader_directory: None,

@@ -453,6 +453,7 @@ mod tests {
             isr: vec![BrokerId(leader)],
             elr: vec![],
             last_known_elr: vec![],
+            displaced: vec![],
             leader: BrokerId(leader),
             last_leader: BrokerId(leader),
             last_leader_directory: DirectoryId::NONE,

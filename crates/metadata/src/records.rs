@@ -288,6 +288,9 @@ pub struct Partition {
     pub elr: Vec<BrokerId>,
     /// Who was in ISR or ELR since the ISR fell below min ISR (`R35`). Empty stands for the ISR, which it is above.
     pub last_known_elr: Vec<BrokerId>,
+    /// Those of `last_known_elr` that were in sync in a directory that their broker did not register later: a replaced disk, or
+    /// one that was not mounted. What they have elsewhere may be less (`R35`).
+    pub displaced: Vec<(BrokerId, DirectoryId)>,
     /// The leader; `NONE` where there is none.
     pub leader: BrokerId,
     /// Who led last: the leader, where there is one. `NONE` where nobody ever led, or the metadata was restored since and
@@ -323,6 +326,7 @@ impl Partition {
             isr: Vec::new(),
             elr: Vec::new(),
             last_known_elr: Vec::new(),
+            displaced: Vec::new(),
             leader: BrokerId::NONE,
             last_leader: BrokerId::NONE,
             last_leader_directory: DirectoryId::NONE,
@@ -368,6 +372,12 @@ impl Partition {
         if self.last_known_elr.is_empty() { &self.isr } else { &self.last_known_elr }
     }
 
+    /// The directory that a member of the last known ELR was in sync in, where its broker came back without that (`R35`).
+    #[must_use]
+    pub fn displaced_from(&self, broker: BrokerId) -> Option<DirectoryId> {
+        self.displaced.iter().find(|(replica, _)| *replica == broker).map(|(_, directory)| *directory)
+    }
+
     /// How many replicas it has but for those that a reassignment adds: what `min.insync.replicas` is held against. A
     /// partition that grows needs no more acknowledgements before it has grown (`R37`).
     #[must_use]
@@ -399,6 +409,7 @@ impl Partition {
         set(&mut next.isr, change.isr.as_ref());
         set(&mut next.elr, change.elr.as_ref());
         set(&mut next.last_known_elr, change.last_known_elr.as_ref());
+        set(&mut next.displaced, change.displaced.as_ref());
         set(&mut next.leader, change.leader.as_ref());
         set(&mut next.last_leader, change.last_leader.as_ref());
         set(&mut next.last_leader_directory, change.last_leader_directory.as_ref());
@@ -422,6 +433,7 @@ pub struct PartitionChange {
     pub isr: Option<Vec<BrokerId>>,
     pub elr: Option<Vec<BrokerId>>,
     pub last_known_elr: Option<Vec<BrokerId>>,
+    pub displaced: Option<Vec<(BrokerId, DirectoryId)>>,
     pub leader: Option<BrokerId>,
     pub last_leader: Option<BrokerId>,
     pub last_leader_directory: Option<DirectoryId>,
@@ -444,6 +456,7 @@ impl PartitionChange {
             isr: changed(&before.isr, &after.isr),
             elr: changed(&before.elr, &after.elr),
             last_known_elr: changed(&before.last_known_elr, &after.last_known_elr),
+            displaced: changed(&before.displaced, &after.displaced),
             leader: changed(&before.leader, &after.leader),
             last_leader: changed(&before.last_leader, &after.last_leader),
             last_leader_directory: changed(&before.last_leader_directory, &after.last_leader_directory),

@@ -122,6 +122,7 @@ fn undecided(partition: Partition, topic: &str, by: i32) -> Result<Partition, Ex
         isr: Vec::new(),
         elr: Vec::new(),
         last_known_elr: partition.replicas.clone(),
+        displaced: Vec::new(),
         leader_epoch,
         partition_epoch,
         leader_recovery_state: LeaderRecoveryState::Recovered,
@@ -152,6 +153,7 @@ mod tests {
             isr: vec![BrokerId(1), BrokerId(2)],
             elr: vec![],
             last_known_elr: vec![],
+            displaced: vec![(BrokerId(2), DirectoryId(Uuid::from_u128(99)))],
             leader: BrokerId(1),
             last_leader: BrokerId(1),
             last_leader_directory: DirectoryId(Uuid::from_u128(100)),
@@ -204,6 +206,7 @@ mod tests {
         let waiting = Partition {
             isr: vec![],
             last_known_elr: partition().replicas,
+            displaced: vec![],
             leader: BrokerId::NONE,
             last_leader: BrokerId::NONE,
             last_leader_directory: DirectoryId::NONE,

@@ -172,6 +172,7 @@ mod tests {
             isr: ids(isr),
             elr: vec![],
             last_known_elr: vec![],
+            displaced: vec![],
             leader: BrokerId(isr[0]),
             last_leader: BrokerId(isr[0]),
             last_leader_directory: DirectoryId::NONE,

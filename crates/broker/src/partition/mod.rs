@@ -419,17 +419,18 @@ impl Partition {
         Arc::clone(&self.lock().dir)
     }
 
-    /// What this replica holds, for the recovery of a leaderless partition (`R35`).
-    pub(crate) fn recovery_answer(&self) -> RecoveryAnswer {
+    /// What this replica holds, for the recovery of a leaderless partition (`R35`). One that failed could not lead: it says
+    /// nothing until it is opened anew.
+    pub(crate) fn recovery_answer(&self) -> Option<RecoveryAnswer> {
         let inner = self.lock();
         let log = inner.replica.log();
-        RecoveryAnswer {
+        inner.failed.is_none().then(|| RecoveryAnswer {
             directory: inner.dir.id(),
             last_epoch: inner.replica.last_epoch(),
             log_end: log.end,
-            lossy: inner.log.lossy_from().is_some() || inner.failed.is_some(),
+            lossy: inner.log.lossy_from().is_some(),
             synced_before_ack: inner.sync_history.holds(),
-        }
+        })
     }
 }
 

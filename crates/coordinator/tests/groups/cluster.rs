@@ -58,6 +58,7 @@ pub(crate) fn add_partitions(image: &mut MetadataImage, name: &str, range: std::
             isr: vec![broker],
             elr: Vec::new(),
             last_known_elr: Vec::new(),
+            displaced: Vec::new(),
             leader: broker,
             last_leader: broker,
             last_leader_directory: DirectoryId::NONE,

@@ -174,6 +174,7 @@ pub(crate) fn partition(topic_id: TopicId, index: i32, leader: BrokerId) -> Part
         isr: vec![HERE],
         elr: vec![BrokerId(2)],
         last_known_elr: Vec::new(),
+        displaced: Vec::new(),
         leader,
         last_leader: leader,
         last_leader_directory: DirectoryId::NONE,

@@ -121,7 +121,7 @@ impl Draft<'_> {
     }
 
     /// A new incarnation is out of every ISR (`R7`), and out of the ELR where its shutdown was not clean (`R34`) or the
-    /// replica is lossy (`R78`). Replicas whose directory is gone are to be made anew in another one, and have nothing. Where
+    /// replica is lossy (`R78`). Replicas whose directory is gone are to be in another one, and what is there may be less. Where
     /// the machine's page cache is gone, what the broker led last is no proof any more (`R35`).
     fn renew_replicas(
         &mut self,
@@ -150,7 +150,7 @@ impl Draft<'_> {
                 &Want {
                     leaves: Some(request.broker),
                     unclean,
-                    lost_all: gone,
+                    displaced_from: gone.then_some(directory),
                     directories,
                     cache_lost,
                     ..Want::default()

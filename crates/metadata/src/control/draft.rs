@@ -7,8 +7,8 @@ use model::{
 };
 
 use crate::configs::{ACK_RULE, UNCLEAN_LEADER_ELECTION};
-use crate::control::elections::nobody_is_known;
-use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision, RecoveryAnswer};
+use crate::control::elections::{Answered, has_nothing, nobody_is_known, proves_all};
+use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision};
 use crate::control::reassign::Assignment;
 use crate::control::{ClusterControl, soft::SoftState};
 use crate::image::MetadataImage;
@@ -35,8 +35,8 @@ pub(super) struct Want {
     pub(super) leaves: Option<BrokerId>,
     /// Whether the one that leaves may have lost records, and leaves the ELR as well (`R34`, `R78`).
     pub(super) unclean: bool,
-    /// Whether its directory is gone: it has nothing any more (`R35`).
-    pub(super) lost_all: bool,
+    /// The directory that it was in, where its broker does not register that any more (`R35`).
+    pub(super) displaced_from: Option<DirectoryId>,
     /// Whether its machine was started anew since, without a clean shutdown: what its log ends with may be lost unseen
     /// (`R35`).
     pub(super) cache_lost: bool,
@@ -150,7 +150,8 @@ impl<'a> Draft<'a> {
         if self.is_enough(&after) && self.holds(Rule::R34ElrEndsAtMinIsr) {
             after.elr = Vec::new();
         }
-        after.last_known_elr = self.target_last_known(before, want, &after);
+        after.last_known_elr = self.target_last_known(before, &after);
+        after.displaced = target_displaced(before, want, &after);
         if self.begins_leader_epoch(before, &after) || want.recovered.is_some() {
             after.leader_epoch = LeaderEpoch(self.newest_epoch(before).0 + 1);
         }
@@ -215,7 +216,7 @@ impl<'a> Draft<'a> {
         })
     }
 
-    fn target_last_known(&self, before: &Partition, want: &Want, after: &Partition) -> Vec<BrokerId> {
+    fn target_last_known(&self, before: &Partition, after: &Partition) -> Vec<BrokerId> {
         if self.is_enough(after) {
             return Vec::new();
         }
@@ -228,8 +229,7 @@ impl<'a> Draft<'a> {
             };
         }
         let sets = [before.last_known(), &before.isr, &before.elr, &after.isr, &after.elr];
-        let gone = want.leaves.filter(|_| want.lost_all && self.holds(Rule::R35LossyLastLeader));
-        in_order(after, |b| sets.iter().any(|set| set.contains(&b)) && gone != Some(b))
+        in_order(after, |b| sets.iter().any(|set| set.contains(&b)))
     }
 
     /// Keeps a valid leader; else takes the first valid replica (`R33`), else, where that is allowed, anybody (`R36`).
@@ -257,9 +257,12 @@ impl<'a> Draft<'a> {
             }
             return;
         }
-        let known = || before.last_known().iter().copied().find(|b| after.replicas.contains(b) && eligible(*b));
-        let anybody = || known().or_else(|| after.replicas.iter().copied().find(|b| eligible(*b)));
-        match self.allows_unclean(before).then(anybody).flatten() {
+        let has_more = |b: BrokerId| (before.displaced_from(b).is_none(), before.last_known().contains(&b));
+        let first_of_most = || {
+            let alive = (0..).zip(&after.replicas).filter(|(_, b)| eligible(**b));
+            alive.max_by_key(|(place, b)| (has_more(**b), std::cmp::Reverse(*place))).map(|(_, b)| *b)
+        };
+        match self.allows_unclean(before).then(first_of_most).flatten() {
             Some(leader) => lead_alone(after, leader, LeaderRecoveryState::Recovering),
             None => after.leader = BrokerId::NONE,
         }
@@ -277,12 +280,15 @@ impl<'a> Draft<'a> {
 
     fn note_unclean(&mut self, before: &Partition, after: &Partition) {
         let answers = self.answers(before);
-        let absent: Vec<_> =
-            self.candidates(before).into_iter().filter(|b| answers.iter().all(|(a, _)| a != b)).collect();
-        let synced = |answer: &RecoveryAnswer| answer.synced_before_ack && !answer.lossy;
-        let proven = answers.iter().any(|(broker, answer)| *broker == after.leader && synced(answer));
-        let lacking = !absent.is_empty() || answers.iter().any(|(_, answer)| answer.lossy);
-        let potential_loss = nobody_is_known(before) || !proven && lacking;
+        let mut absent = self.candidates(before);
+        let (known, _): (Vec<Answered>, _) = answers.iter().copied().partition(|(b, _)| absent.contains(b));
+        absent.retain(|b| known.iter().all(|(a, _)| a != b));
+        let home = |answered: &&Answered| self.is_home(before, answered);
+        let proven = known.iter().filter(home).any(|(broker, answer)| *broker == after.leader && proves_all(answer));
+        let lost = |answered: &Answered| answered.1.lossy || (!home(&answered) && has_nothing(&answered.1));
+        let lacking = !absent.is_empty() || known.iter().any(lost);
+        let nobody = nobody_is_known(before) && !known.iter().any(|answered| home(&answered));
+        let potential_loss = nobody || !proven && lacking;
         self.events.push(ControlEvent::UncleanElection {
             partition: before.id(),
             last_leader: before.last_leader,
@@ -298,6 +304,15 @@ impl<'a> Draft<'a> {
     pub(super) fn next_offset(&self) -> MetadataOffset {
         self.image.next_offset()
     }
+}
+
+/// Who is out of the directory that it was in sync in, of those that count (`R35`); where it was first, and until it is in sync.
+fn target_displaced(before: &Partition, want: &Want, after: &Partition) -> Vec<(BrokerId, DirectoryId)> {
+    let now = want.leaves.zip(want.displaced_from);
+    let from =
+        |b: &BrokerId| before.displaced_from(*b).or(now.filter(|(displaced, _)| displaced == b).map(|(_, from)| from));
+    let known = after.last_known_elr.iter().filter(|b| !after.isr.contains(b));
+    known.filter_map(|b| Some((*b, from(b)?))).collect()
 }
 
 /// The leader is the whole ISR: nobody else is known to have what it has.

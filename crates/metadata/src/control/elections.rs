@@ -42,36 +42,22 @@ impl Draft<'_> {
     /// Who leads after recovery, once enough is known (`R35`).
     fn recovered_leader(&self, partition: &Partition, now: Time) -> Option<BrokerId> {
         let recovery = self.soft().recoveries.get(&partition.id())?;
-        if nobody_is_known(partition) && !self.nothing_to_lose(partition) {
-            return None;
-        }
-        let answers = self.answers(partition);
-        let committed = emptied_at(&answers);
-        let greatest = |among: &dyn Fn(&RecoveryAnswer) -> bool| {
-            let candidates = answers.iter().filter(|(_, answer)| among(answer));
-            // The last of equals is taken: who lost nothing, the last leader, else the first replica.
-            let rank = |(broker, answer): &&(BrokerId, RecoveryAnswer)| {
-                let place = partition.replicas.iter().position(|replica| replica == broker);
-                let log = (answer.log_end >= committed, answer.last_epoch, answer.log_end);
-                let log = Some(log).filter(|_| self.holds(Rule::R35GreatestLog));
-                (log, !answer.lossy, *broker == partition.last_leader, std::cmp::Reverse(place))
-            };
-            candidates.max_by_key(rank).map(|(broker, _)| *broker)
-        };
+        let (candidates, everybody) = (self.candidates(partition), self.answers(partition));
+        let answers: Vec<_> = everybody.iter().copied().filter(|(b, _)| candidates.contains(b)).collect();
         // R80: who was in sync when the metadata ends may have left since: such a log is no proof alone.
         let is_known = partition.last_leader != BrokerId::NONE || !self.holds(Rule::R80NobodyAlone);
-        let synced = greatest(&|answer| is_known && answer.synced_before_ack && !answer.lossy);
+        let proves = |answered: &&Answered| is_known && proves_all(&answered.1) && self.is_home(partition, answered);
+        let synced = self.greatest(partition, answers.iter().filter(proves));
         if synced.is_some() {
             return synced;
         }
         let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
         let some = !answers.is_empty() && !self.holds(Rule::R35AllAnswer);
-        if self.candidates(partition).iter().all(answered) || some {
-            let lost_all = |leader: &BrokerId| {
-                answers.iter().any(|(broker, answer)| broker == leader && answer.lossy && has_nothing(answer))
-            };
-            let may_lead = |leader: &BrokerId| !lost_all(leader) || self.nothing_to_lose(partition);
-            return greatest(&|_| true).filter(may_lead);
+        if candidates.iter().all(answered) || some {
+            let greatest = self.greatest(partition, &answers)?;
+            let leads =
+                self.knows_enough(partition, &answers) || self.is_greatest_of_all(partition, greatest, &everybody);
+            return leads.then_some(greatest);
         }
         let waited = now.since(recovery.since) >= self.control.settings.recovery_wait_ms;
         let last_leader_is_whole = answers.iter().any(|(broker, answer)| {
@@ -79,35 +65,67 @@ impl Draft<'_> {
             let its_own = answer.directory == partition.last_leader_directory;
             *broker == partition.last_leader && whole && (its_own || !self.holds(Rule::R35LastLeadersDirectory))
         });
-        (waited && last_leader_is_whole).then(|| greatest(&|_| true)).flatten()
+        (waited && last_leader_is_whole).then(|| self.greatest(partition, &answers)).flatten()
     }
 
-    /// Whether every replica has answered, and none has a record: there is nobody to wait for, whatever was lost. Else, where
-    /// all that may have all committed records lost everything, as with a replaced disk, somebody else may have some, and an
-    /// operator has to choose (`R35`, `R36`).
-    fn nothing_to_lose(&self, partition: &Partition) -> bool {
-        let nothing = |b: &BrokerId| self.answer(partition, *b).is_some_and(|answer| has_nothing(&answer));
-        partition.replicas.iter().all(nothing) || !self.holds(Rule::R35LossyLastLeader)
+    /// Whether the greatest of these logs, which all candidates have answered, has what was committed: one of them is where it
+    /// was in sync, and has not lost everything. Else somebody who is no candidate may have more (`R35`).
+    fn knows_enough(&self, partition: &Partition, answers: &[Answered]) -> bool {
+        let lost_all = |answer: &RecoveryAnswer| answer.lossy && has_nothing(answer);
+        let knows = |answered: &Answered| self.is_home(partition, answered) && !lost_all(&answered.1);
+        !nobody_is_a_candidate(partition) && answers.iter().any(knows) || !self.holds(Rule::R35LossyLastLeader)
     }
 
-    /// Who may have all committed records: an ELR member that is absent counts as not answered. Where nobody is known to have
-    /// any, everybody, for an operator to know whom to choose.
+    /// Whether every replica has answered, and none has more than this one: there is nobody to wait for. Else an operator has to
+    /// choose (`R36`).
+    fn is_greatest_of_all(&self, partition: &Partition, leader: BrokerId, everybody: &[Answered]) -> bool {
+        let committed = emptied_at(everybody);
+        let log = |b: &BrokerId| everybody.iter().find(|(broker, _)| broker == b).map(|(_, a)| log_rank(a, committed));
+        let Some(greatest) = log(&leader) else { return false };
+        partition.replicas.iter().all(|b| log(b).is_some_and(|log| log <= greatest))
+    }
+
+    /// Who has the greatest log. Of equals one that lost nothing is taken, then one that is where it was in sync, then the last
+    /// leader, else the first replica.
+    fn greatest<'l>(
+        &self,
+        partition: &Partition,
+        answers: impl IntoIterator<Item = &'l Answered, IntoIter: Clone>,
+    ) -> Option<BrokerId> {
+        let answers = answers.into_iter();
+        let committed = emptied_at(answers.clone());
+        let rank = |answered: &&Answered| {
+            let (broker, answer) = *answered;
+            let place = partition.replicas.iter().position(|replica| replica == broker);
+            let log = Some(log_rank(answer, committed)).filter(|_| self.holds(Rule::R35GreatestLog));
+            let is_home = self.is_home(partition, answered);
+            (log, !answer.lossy, is_home, *broker == partition.last_leader, std::cmp::Reverse(place))
+        };
+        answers.max_by_key(rank).map(|(broker, _)| *broker)
+    }
+
+    /// Whether a log is in the directory in which the replica was in sync, as far as is known (`R35`).
+    pub(super) fn is_home(&self, partition: &Partition, (broker, answer): &Answered) -> bool {
+        let away = partition.displaced_from(*broker).is_some_and(|from| from != answer.directory);
+        !away || !self.holds(Rule::R35LossyLastLeader)
+    }
+
+    /// Who may have all committed records: an ELR member that is absent counts as not answered. Where nobody was ever in sync,
+    /// everybody.
     pub(super) fn candidates(&self, partition: &Partition) -> Vec<BrokerId> {
-        let nobody = nobody_is_known(partition);
+        let nobody = nobody_is_a_candidate(partition);
         let may = |b: &BrokerId| nobody || partition.last_known().contains(b) || partition.elr.contains(b);
         partition.replicas.iter().copied().filter(may).collect()
     }
 
-    /// The answers that count: of candidates that can lead, by the registrations in force.
-    pub(super) fn answers(&self, partition: &Partition) -> Vec<(BrokerId, RecoveryAnswer)> {
-        let answer = |broker| Some((broker, self.answer(partition, broker)?));
-        self.candidates(partition).into_iter().filter_map(answer).collect()
-    }
-
-    fn answer(&self, partition: &Partition, broker: BrokerId) -> Option<RecoveryAnswer> {
-        let (epoch, answer) = self.soft().recoveries.get(&partition.id())?.answers.get(&broker)?;
-        let counts = self.image.broker_epoch(broker) == *epoch && self.image.is_eligible(partition, broker);
-        counts.then_some(*answer)
+    /// The answers that count, of all replicas: of those that can lead, by the registrations in force.
+    pub(super) fn answers(&self, partition: &Partition) -> Vec<Answered> {
+        let Some(recovery) = self.soft().recoveries.get(&partition.id()) else { return Vec::new() };
+        let counts = |(broker, (epoch, answer)): (&BrokerId, &(_, RecoveryAnswer))| {
+            let counts = self.image.broker_epoch(*broker) == *epoch && self.image.is_eligible(partition, *broker);
+            (counts && partition.replicas.contains(broker)).then_some((*broker, *answer))
+        };
+        recovery.answers.iter().filter_map(counts).collect()
     }
 
     pub(super) fn elect_leaders(&mut self, request: &ElectLeaders) -> Result<ControlResponse, ControlError> {
@@ -166,8 +184,8 @@ impl Draft<'_> {
         Err(ControlError::new(ErrorCode::PreferredLeaderNotAvailable, message))
     }
 
-    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives, and
-    /// who is known to have nothing only where there is nobody else.
+    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives of those
+    /// that were in sync, and who is known to have nothing only where there is nobody else.
     fn elect_unclean(&mut self, partition: &Arc<Partition>) -> Result<(), ControlError> {
         if !partition.is_leaderless() {
             return Err(ControlError::new(
@@ -176,19 +194,17 @@ impl Draft<'_> {
             ));
         }
         let answers = self.answers(partition);
-        let committed = emptied_at(&answers);
-        let with_records = answers.iter().filter(|(_, answer)| !has_nothing(answer));
-        let answered = with_records.max_by_key(|(broker, answer)| {
-            let reaches = answer.log_end >= committed;
-            (!answer.lossy, reaches, answer.last_epoch, answer.log_end, *broker == partition.last_leader)
-        });
-        let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
-        let is_empty = |b: &BrokerId| answers.iter().any(|(broker, answer)| broker == b && has_nothing(answer));
-        let known = || self.candidates(partition).into_iter().find(|b| eligible(b) && !is_empty(b));
-        let others = || partition.replicas.iter().copied().find(|b| eligible(b) && !is_empty(b));
-        let anybody = || partition.replicas.iter().copied().find(|b| eligible(b));
-        let answered = answered.map(|(broker, _)| *broker);
-        let Some(leader) = answered.or_else(known).or_else(others).or_else(anybody) else {
+        let answered = self.greatest(partition, answers.iter().filter(|(_, answer)| !has_nothing(answer)));
+        let may_have_some = |b: &BrokerId| {
+            let answered = answers.iter().any(|(broker, _)| broker == b);
+            !answered && partition.displaced_from(*b).is_none()
+        };
+        let candidates = self.candidates(partition);
+        let alive = (0..).zip(&partition.replicas).filter(|(_, b)| self.image.is_eligible(partition, **b));
+        let rank =
+            |(place, b): &(i32, &BrokerId)| (may_have_some(b), candidates.contains(b), std::cmp::Reverse(*place));
+        let first = || alive.max_by_key(rank).map(|(_, b)| *b);
+        let Some(leader) = answered.or_else(first) else {
             let message = "no replica is alive: start a broker that has one";
             return Err(ControlError::new(ErrorCode::EligibleLeadersNotAvailable, message));
         };
@@ -215,19 +231,38 @@ impl Draft<'_> {
     }
 }
 
-/// Whether all that may have had all committed records lost everything (`R35`).
-pub(super) fn nobody_is_known(partition: &Partition) -> bool {
+/// What a broker answered.
+pub(super) type Answered = (BrokerId, RecoveryAnswer);
+
+/// Whether nobody was in sync, ever.
+fn nobody_is_a_candidate(partition: &Partition) -> bool {
     partition.last_known().is_empty() && partition.elr.is_empty()
 }
 
+/// Whether all that had all committed records came back without the directory that they had them in (`R35`).
+pub(super) fn nobody_is_known(partition: &Partition) -> bool {
+    let mut known = partition.last_known().iter().chain(&partition.elr);
+    known.all(|b| partition.displaced_from(*b).is_some())
+}
+
+/// Whether a replica that was in sync when it was asked last has all acknowledged records, whatever became of the others (`R35`).
+pub(super) fn proves_all(answer: &RecoveryAnswer) -> bool {
+    answer.synced_before_ack && !answer.lossy
+}
+
 /// Whether a replica has no records, and had none that were deleted: it may have lost all.
-fn has_nothing(answer: &RecoveryAnswer) -> bool {
+pub(super) fn has_nothing(answer: &RecoveryAnswer) -> bool {
     answer.log_end == Offset::ZERO
+}
+
+/// Which of two logs may have more, where all below `committed` was.
+fn log_rank(answer: &RecoveryAnswer, committed: Offset) -> (bool, LeaderEpoch, Offset) {
+    (answer.log_end >= committed, answer.last_epoch, answer.log_end)
 }
 
 /// Up to where records were committed, as an empty log tells: they were deleted, which no leader does above the high
 /// watermark (`R39`). Such a log has no last epoch, and yet lacks nothing: one that ends lower does (`R35`).
-fn emptied_at(answers: &[(BrokerId, RecoveryAnswer)]) -> Offset {
-    let emptied = answers.iter().filter(|(_, answer)| answer.last_epoch == LeaderEpoch::NONE);
+fn emptied_at<'l>(answers: impl IntoIterator<Item = &'l Answered>) -> Offset {
+    let emptied = answers.into_iter().filter(|(_, answer)| answer.last_epoch == LeaderEpoch::NONE);
     emptied.map(|(_, answer)| answer.log_end).max().unwrap_or(Offset::ZERO)
 }

@@ -1,6 +1,7 @@
 //! Decisions on a cluster of three racks, each replayed at once as the shell does.
 
 mod directories;
+mod displaced;
 mod reassign;
 mod restored;
 mod zones;
@@ -917,7 +918,7 @@ fn after_a_kill_of_all_the_longest_log_leads_once_all_have_answered() {
     let ControlEvent::UncleanElection { potential_loss, absent, answers, .. } = &decision.events[0] else {
         panic!("{:?}", decision.events)
     };
-    assert_eq!((*potential_loss, absent.len(), answers.len()), (false, 0, 2));
+    assert_eq!((*potential_loss, absent.len(), answers.len()), (false, 0, 3));
 }
 
 #[test]
@@ -947,86 +948,6 @@ fn an_answer_of_a_log_that_was_found_broken_since_counts_no_more() {
     assert_eq!(cluster.shape(id).0, -1);
     cluster.report(2, id, RecoveryAnswer { lossy: true, ..answer(2, 0, 5) });
     assert_eq!(cluster.shape(id).0, 3);
-}
-
-/// All three are killed, 1 first, and come back, these on replaced disks.
-fn all_back_on(cluster: &mut Cluster, replaced: &[i32]) -> TopicPartition {
-    let id = all_killed(cluster);
-    for broker in 1..=3 {
-        let mut request = cluster.registration(broker, BrokerEpoch::NONE);
-        if replaced.contains(&broker) {
-            request.directories = vec![directory(broker + 10)];
-        }
-        cluster.ask(ControlRequest::RegisterBroker(request));
-        cluster.beat(broker);
-    }
-    id
-}
-
-/// After that all answer. Who leads, and what is told of that.
-fn leader_after_disks_were_replaced(cluster: &mut Cluster, replaced: &[i32]) -> (i32, Option<bool>) {
-    let id = all_back_on(cluster, replaced);
-    let mut told = None;
-    for broker in 1..=3 {
-        let found = if replaced.contains(&broker) { answer(broker + 10, -1, 0) } else { answer(broker, 0, 20) };
-        told = told.or(potential_loss(&cluster.report(broker, id, found)));
-    }
-    (cluster.shape(id).0, told)
-}
-
-fn potential_loss(decision: &Decision) -> Option<bool> {
-    decision.events.iter().find_map(|event| match event {
-        ControlEvent::UncleanElection { potential_loss, .. } => Some(*potential_loss),
-        _ => None,
-    })
-}
-
-#[test]
-fn an_empty_replaced_disk_leads_nobody_by_itself() {
-    // R35: 2 and 3 may have committed records without 1
-    assert_eq!(leader_after_disks_were_replaced(&mut Cluster::of(3), &[2]), (3, Some(false)));
-    let mut cluster = Cluster::of(3);
-    assert_eq!(leader_after_disks_were_replaced(&mut cluster, &[2, 3]), (-1, None));
-    // R36: an operator gets whoever has the most, and is told what that is.
-    let partitions = Some(vec![("t".to_owned(), PartitionIndex(0))]);
-    let request = ElectLeaders { election: ElectionType::Unclean, partitions };
-    let decision = cluster.ask(ControlRequest::ElectLeaders(request));
-    assert_eq!(potential_loss(&decision), Some(true));
-    assert_eq!(cluster.control.image().partitions().next().unwrap().leader, BrokerId(1));
-    let mut without = Cluster::without(Rule::R35LossyLastLeader);
-    assert_ne!(leader_after_disks_were_replaced(&mut without, &[2, 3]).0, -1);
-}
-
-#[test]
-fn it_is_told_once_that_nobody_is_known_to_have_all_records() {
-    // R35: 2 and 3 may have committed records without 1, and both disks were replaced
-    let mut cluster = Cluster::of(3);
-    let id = all_killed(&mut cluster);
-    let mut told = Vec::new();
-    for broker in [1, 2, 3, 3] {
-        let mut request = cluster.registration(broker, BrokerEpoch::NONE);
-        request.directories = vec![directory(broker + 10)];
-        let events = cluster.ask(ControlRequest::RegisterBroker(request)).events;
-        told.extend(events.contains(&ControlEvent::NobodyIsKnown(id)).then_some(broker));
-        cluster.beat(broker);
-    }
-    assert_eq!(told, [3]);
-}
-
-#[test]
-fn where_no_replica_has_a_record_one_of_them_leads_and_it_is_told() {
-    // R35: it was never written to, or nobody has anything of it any more
-    for replaced in [&[2, 3][..], &[1, 2, 3]] {
-        let mut told = None;
-        let mut cluster = Cluster::of(3);
-        let id = all_back_on(&mut cluster, replaced);
-        for broker in 1..=3 {
-            assert_eq!(cluster.shape(id).0, -1, "{broker} may have records");
-            told = potential_loss(&cluster.report(broker, id, answer(broker, -1, 0)));
-        }
-        assert_ne!(cluster.shape(id).0, -1, "{replaced:?}");
-        assert_eq!(told, Some(true));
-    }
 }
 
 #[test]

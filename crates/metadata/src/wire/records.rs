@@ -197,6 +197,19 @@ fn brokers(list: Option<wire::Brokers>) -> Option<Vec<BrokerId>> {
     list.map(|list| ids(list.ids))
 }
 
+fn displaced_to_wire(displaced: &[(BrokerId, DirectoryId)]) -> (wire::Brokers, wire::Directories) {
+    let (brokers, from): (Vec<_>, Vec<_>) = displaced.iter().copied().unzip();
+    (brokers_to_wire(&brokers), packed_to_wire(&from))
+}
+
+fn displaced(brokers: &[i32], from: Option<&wire::Directories>) -> Result<Vec<(BrokerId, DirectoryId)>, WireError> {
+    let from = from.map(packed).transpose()?.unwrap_or_default();
+    if brokers.len() != from.len() {
+        return Err(WireError::Field("displaced"));
+    }
+    Ok(brokers.iter().copied().map(BrokerId).zip(from).collect())
+}
+
 pub(super) fn recovery_to_wire(state: LeaderRecoveryState) -> i32 {
     match state {
         LeaderRecoveryState::Recovered => wire::LeaderRecoveryState::Recovered.into(),
@@ -223,6 +236,8 @@ fn partition_to_wire(partition: &Partition) -> wire::Partition {
         isr: ids_to_wire(&partition.isr),
         elr: ids_to_wire(&partition.elr),
         last_known_elr: ids_to_wire(&partition.last_known_elr),
+        displaced: displaced_to_wire(&partition.displaced).0.ids,
+        displaced_from: Some(displaced_to_wire(&partition.displaced).1).filter(|from| !from.ids.is_empty()),
         leader: partition.leader.0,
         last_leader: partition.last_leader.0,
         last_leader_directory: uuid_to_wire(partition.last_leader_directory.0),
@@ -243,6 +258,7 @@ fn partition(partition: wire::Partition) -> Result<Partition, WireError> {
         isr: ids(partition.isr),
         elr: ids(partition.elr),
         last_known_elr: ids(partition.last_known_elr),
+        displaced: displaced(&partition.displaced, partition.displaced_from.as_ref())?,
         leader: BrokerId(partition.leader),
         last_leader: BrokerId(partition.last_leader),
         last_leader_directory: DirectoryId(uuid(&partition.last_leader_directory, "last_leader_directory")?),
@@ -265,6 +281,8 @@ fn change_to_wire(change: &PartitionChange) -> wire::PartitionChange {
         isr: brokers(&change.isr),
         elr: brokers(&change.elr),
         last_known_elr: brokers(&change.last_known_elr),
+        displaced: change.displaced.as_deref().map(|displaced| displaced_to_wire(displaced).0),
+        displaced_from: change.displaced.as_deref().map(|displaced| displaced_to_wire(displaced).1),
         leader: change.leader.map(|leader| leader.0),
         last_leader: change.last_leader.map(|leader| leader.0),
         last_leader_directory: change.last_leader_directory.map(|directory| uuid_to_wire(directory.0)),
@@ -286,6 +304,10 @@ fn change(change: wire::PartitionChange) -> Result<PartitionChange, WireError> {
         isr: brokers(change.isr),
         elr: brokers(change.elr),
         last_known_elr: brokers(change.last_known_elr),
+        displaced: change
+            .displaced
+            .map(|brokers| displaced(&brokers.ids, change.displaced_from.as_ref()))
+            .transpose()?,
         leader: change.leader.map(BrokerId),
         last_leader: change.last_leader.map(BrokerId),
         last_leader_directory: change.last_leader_directory.as_ref().map(directory).transpose()?,

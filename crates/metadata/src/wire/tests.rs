@@ -31,6 +31,7 @@ fn partition() -> Partition {
         isr: brokers(&[1, 2]),
         elr: brokers(&[3]),
         last_known_elr: brokers(&[1, 2, 3]),
+        displaced: vec![],
         leader: BrokerId::NONE,
         last_leader: BrokerId(2),
         last_leader_directory: DirectoryId(id(2)),
@@ -149,6 +150,7 @@ fn only_partitions_as_new_ones_are_are_written_in_rows() {
         changed(|new| new.isr = brokers(&[4])),
         changed(|new| new.leader = BrokerId(3)),
         changed(|new| new.last_known_elr = brokers(&[1])),
+        changed(|new| new.displaced = vec![(BrokerId(1), DirectoryId(id(1)))]),
         changed(|new| new.directories = vec![]),
         changed(|new| new.partition = PartitionIndex(2)),
         changed(|new| new.topic_id = TopicId(id(6))),
@@ -453,6 +455,26 @@ fn cordoned_directories_travel_with_registrations_and_their_changes() {
         }
     }
     assert_eq!(decode_records(&encode_records(&records)), Ok(records));
+}
+
+#[test]
+fn displaced_replicas_travel_with_partitions_and_their_changes() {
+    let displaced = vec![(BrokerId(3), DirectoryId(id(4))), (BrokerId(1), DirectoryId::NONE)];
+    let whole = Partition { displaced: displaced.clone(), ..partition() };
+    let records = [
+        MetadataRecord::PartitionChange(Box::new(PartitionChange::between(&partition(), &whole))),
+        MetadataRecord::PartitionChange(Box::new(PartitionChange::between(&whole, &partition()))),
+        MetadataRecord::Partition(Box::new(whole)),
+    ];
+    assert_eq!(decode_records(&encode_records(&records)), Ok(records.to_vec()));
+    for (record, length) in records.iter().zip([2, 0, 2]) {
+        let found = match record {
+            MetadataRecord::PartitionChange(change) => change.displaced.as_ref().map(Vec::len),
+            MetadataRecord::Partition(partition) => Some(partition.displaced.len()),
+            _ => None,
+        };
+        assert_eq!(found, Some(length));
+    }
 }
 
 #[test]

@@ -166,6 +166,7 @@ mod tests {
             isr: ids(isr),
             elr: ids(elr),
             last_known_elr: ids(last_known),
+            displaced: vec![],
             leader: if leader == 0 { BrokerId::NONE } else { BrokerId(leader) },
             last_leader: BrokerId(1),
             last_leader_directory: DirectoryId::NONE,

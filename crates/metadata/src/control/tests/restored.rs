@@ -85,3 +85,37 @@ fn a_leader_of_a_backup_that_is_put_back_twice_leads_above_what_the_logs_have_fr
     // 3 tells what cannot be: its log counts, its epoch does not.
     assert_eq!(cluster.partition(id).leader_epoch, LeaderEpoch(between(42)));
 }
+
+#[test]
+fn disks_that_were_replaced_since_a_backup_are_not_taken_for_empty() {
+    // R80: 2 and 3 went on with new disks after the backup, and committed without 1
+    let mut cluster = Cluster::of(3);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    let then = cluster.control.image().clone();
+    cluster.restore(&then);
+    cluster.lose_all_but(&[]);
+    for (broker, to) in [(1, 1), (2, 12), (3, 13)] {
+        displaced::back(&mut cluster, broker, &[to]);
+    }
+    cluster.report(1, id, answer(1, 0, 5));
+    cluster.report(2, id, answer(12, 2, 20));
+    assert_eq!(cluster.shape(id).0, -1, "3 may have more");
+    cluster.report(3, id, answer(13, 2, 20));
+    assert_eq!(cluster.shape(id).0, 2);
+}
+
+#[test]
+fn all_disks_may_have_been_replaced_since_a_backup() {
+    // R80
+    let mut cluster = Cluster::of(3);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    let then = cluster.control.image().clone();
+    cluster.restore(&then);
+    cluster.lose_all_but(&[]);
+    for broker in 1..=3 {
+        assert_eq!(cluster.shape(id).0, -1);
+        displaced::back(&mut cluster, broker, &[broker + 10]);
+    }
+    (1..=3).for_each(|broker| drop(cluster.report(broker, id, answer(broker + 10, 2, 20))));
+    assert_eq!(cluster.shape(id).0, 1);
+}
