@@ -72,6 +72,8 @@ pub(crate) struct Controller {
     pub(crate) refuses: AtomicBool,
     /// Signs of life of each broker that came over connections.
     signs_of_life: Mutex<BTreeMap<BrokerId, usize>>,
+    /// How often each broker was asked what it has of partitions without a leader, and how often it told (`R35`).
+    recoveries: Mutex<BTreeMap<BrokerId, (usize, usize)>>,
     clock: SystemClock,
     pub(crate) address: String,
 }
@@ -108,6 +110,7 @@ impl Controller {
             held: watch::Sender::new(false),
             refuses: AtomicBool::new(false),
             signs_of_life: Mutex::default(),
+            recoveries: Mutex::default(),
             clock,
             address: listener.local_addr().unwrap().to_string(),
         });
@@ -133,6 +136,22 @@ impl Controller {
     /// How often a broker has said over a connection that it lives.
     pub(crate) fn signs_of(&self, broker: BrokerId) -> usize {
         self.signs_of_life.lock().unwrap().get(&broker).copied().unwrap_or_default()
+    }
+
+    /// How often a broker was asked what it has of partitions without a leader, and how often it told.
+    pub(crate) fn recoveries_of(&self, broker: BrokerId) -> (usize, usize) {
+        self.recoveries.lock().unwrap().get(&broker).copied().unwrap_or_default()
+    }
+
+    fn note_recovery(&self, request: &ControlRequest, response: &ControlResponse) {
+        let mut recoveries = self.recoveries.lock().unwrap();
+        match (request, response) {
+            (ControlRequest::Heartbeat(beat), ControlResponse::Heartbeat(answer)) => {
+                recoveries.entry(beat.broker).or_default().0 += usize::from(!answer.recovery_wanted.is_empty());
+            }
+            (ControlRequest::RecoveryReport(report), _) => recoveries.entry(report.broker).or_default().1 += 1,
+            _ => {}
+        }
     }
 
     /// Holds up the metadata streams, or lets them go on.
@@ -208,6 +227,7 @@ impl ControllerServer for Controller {
             *self.signs_of_life.lock().unwrap().entry(*broker).or_default() += 1;
         }
         let response = self.ask(&request);
+        self.note_recovery(&request, &response);
         Reply::Active(tenure(), Answered { response, next_offset: self.image().next_offset() })
     }
 

@@ -133,6 +133,23 @@ async fn a_follower_whose_records_rot_is_out_of_sync_until_it_has_them_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_failed_and_could_not_be_opened_anew_says_nothing_in_a_recovery() {
+    // R35: it could not lead, and would be asked and answer for ever
+    let (mut cluster, id, _) = cluster_with_records(2, 2).await;
+    cluster.disk(2).leave_space(0);
+    rot(&cluster, 2, 3);
+    let refused = fetch_near(&cluster, 2, id, 3).await;
+    assert_eq!((refused.error, refused.records.len()), (ErrorCode::KafkaStorageError, 0));
+    eventually("the failed replica is out of the ISR", || (cluster.isr(id) == [1]).then_some(())).await;
+    cluster.kill_and_fence(1, Crash::KeepAll).await;
+    let asked = || cluster.controller.recoveries_of(BrokerId(2));
+    eventually("2 is asked twice", || (asked().0 >= 2).then_some(())).await;
+    assert_eq!(asked().1, 0);
+    cluster.start_broker(1).await;
+    assert_eq!(cluster.wait_leader(id).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_catches_up_makes_the_damage_of_its_leader_known() {
     // The leader is the only one in sync when it is read; it hands over once another one is.
     let (mut cluster, id, mut written) = cluster_with_records(3, 1).await;
