@@ -288,8 +288,8 @@ pub struct Partition {
     pub elr: Vec<BrokerId>,
     /// Who was in ISR or ELR since the ISR fell below min ISR (`R35`). Empty stands for the ISR, which it is above.
     pub last_known_elr: Vec<BrokerId>,
-    /// Those of `last_known_elr` that were in sync in a directory that their broker did not register later: a replaced disk, or
-    /// one that was not mounted. What they have elsewhere may be less (`R35`).
+    /// Those of `last_known_elr` that have their log in another directory than they were in sync in, with that: the disk was
+    /// replaced, or was not mounted at a start, or the log was moved. What they have elsewhere may be less (`R35`).
     pub displaced: Vec<(BrokerId, DirectoryId)>,
     /// The leader; `NONE` where there is none.
     pub leader: BrokerId,
@@ -372,10 +372,16 @@ impl Partition {
         if self.last_known_elr.is_empty() { &self.isr } else { &self.last_known_elr }
     }
 
-    /// The directory that a member of the last known ELR was in sync in, where its broker came back without that (`R35`).
+    /// The directory that a member of the last known ELR was in sync in, where it was displaced from that (`R35`).
     #[must_use]
     pub fn displaced_from(&self, broker: BrokerId) -> Option<DirectoryId> {
         self.displaced.iter().find(|(replica, _)| *replica == broker).map(|(_, directory)| *directory)
+    }
+
+    /// Whether a member of the last known ELR has its log elsewhere than it was in sync in, as far as is known (`R35`).
+    #[must_use]
+    pub fn is_away(&self, broker: BrokerId) -> bool {
+        self.displaced_from(broker).is_some_and(|from| from != self.directory_of(broker))
     }
 
     /// How many replicas it has but for those that a reassignment adds: what `min.insync.replicas` is held against. A

@@ -135,10 +135,13 @@ impl Draft<'_> {
         let online: Vec<_> = all.iter().copied().filter(|each| !offline.contains(each)).collect();
         let open: Vec<_> = online.iter().copied().filter(|each| !request.cordoned_directories.contains(each)).collect();
         let candidates = if open.is_empty() { online } else { open };
+        let had = self.image.broker(request.broker).map(|before| before.directories.clone()).unwrap_or_default();
+        let none_stays = !had.is_empty() && !had.iter().any(|each| all.contains(each));
         for partition in self.partitions_of(request.broker) {
             let id = partition.id();
             let directory = partition.directory_of(request.broker);
-            let gone = !directory.is_none() && !all.contains(&directory);
+            // Where nobody knows which one it was in, it was in one of those that the broker had.
+            let gone = if directory.is_none() { none_stays } else { !all.contains(&directory) };
             let offline = offline.contains(&directory);
             let unclean = !clean || gone || offline || lossy.contains(&id);
             let directories = gone.then(|| {
@@ -150,7 +153,7 @@ impl Draft<'_> {
                 &Want {
                     leaves: Some(request.broker),
                     unclean,
-                    displaced_from: gone.then_some(directory),
+                    displaced: gone.then_some((request.broker, directory)),
                     directories,
                     cache_lost,
                     ..Want::default()
@@ -197,7 +200,7 @@ impl Draft<'_> {
             is_fenced: self.image.broker(broker.id).is_none_or(|now| now.fenced),
             is_caught_up,
             should_shut_down,
-            recovery_wanted: self.recovery_wanted(request.broker, request.epoch),
+            recovery_wanted: self.recovery_wanted(request),
         }))
     }
 
@@ -333,10 +336,12 @@ impl Draft<'_> {
     }
 
     /// The partitions that the broker may have all committed records of, and has not said (`R35`).
-    fn recovery_wanted(&self, broker: BrokerId, epoch: BrokerEpoch) -> Vec<TopicPartition> {
+    fn recovery_wanted(&self, request: &Heartbeat) -> Vec<TopicPartition> {
+        let (broker, epoch) = (request.broker, request.epoch);
         if !self.image.is_active(broker) {
             return Vec::new();
         }
+        let lossy: BTreeSet<_> = request.lossy.iter().copied().collect();
         let wanted = |id: &TopicPartition| {
             let partition = self.image.partition(*id).filter(|partition| partition.awaits_recovery())?;
             let answered = self.soft().recoveries.get(id).and_then(|recovery| recovery.answers.get(&broker));
@@ -344,7 +349,10 @@ impl Draft<'_> {
             let wanted = self.image.is_eligible(partition, broker) && answered.is_none_or(|(by, _)| *by != epoch);
             wanted.then_some(*id)
         };
-        self.control.leaderless.iter().filter_map(wanted).take(RECOVERY_WANTED_MAX).collect()
+        // One that failed says nothing until it is opened anew: it comes last.
+        let sound = self.control.leaderless.iter().filter(|id| !lossy.contains(id));
+        let order = sound.chain(&lossy).filter(|id| self.control.leaderless.contains(id));
+        order.filter_map(wanted).take(RECOVERY_WANTED_MAX).collect()
     }
 
     fn push_change(&mut self, change: BrokerChange) {

@@ -73,7 +73,9 @@ impl Draft<'_> {
                 let offline = !broker.is_online(*directory);
                 let leaves = offline.then_some(broker.id);
                 let directories = Some(with_directory(&partition, broker.id, *directory));
-                self.change(*id, &Want { directories, leaves, unclean: offline, ..Want::default() });
+                let from = partition.directory_of(broker.id);
+                let displaced = (!from.is_none()).then_some((broker.id, from));
+                self.change(*id, &Want { directories, leaves, unclean: offline, displaced, ..Want::default() });
             }
         }
         Ok(ControlResponse::Done)

@@ -7,7 +7,7 @@ use model::{
 };
 
 use crate::configs::{ACK_RULE, UNCLEAN_LEADER_ELECTION};
-use crate::control::elections::{Answered, has_nothing, nobody_is_known, proves_all};
+use crate::control::elections::{Answered, has_nothing, is_forgotten, nobody_is_known};
 use crate::control::messages::{ControlError, ControlEvent, ControlResponse, Decision};
 use crate::control::reassign::Assignment;
 use crate::control::{ClusterControl, soft::SoftState};
@@ -35,8 +35,6 @@ pub(super) struct Want {
     pub(super) leaves: Option<BrokerId>,
     /// Whether the one that leaves may have lost records, and leaves the ELR as well (`R34`, `R78`).
     pub(super) unclean: bool,
-    /// The directory that it was in, where its broker does not register that any more (`R35`).
-    pub(super) displaced_from: Option<DirectoryId>,
     /// Whether its machine was started anew since, without a clean shutdown: what its log ends with may be lost unseen
     /// (`R35`).
     pub(super) cache_lost: bool,
@@ -48,6 +46,8 @@ pub(super) struct Want {
     pub(super) leader_recovery_state: Option<LeaderRecoveryState>,
     /// The directory of each replica.
     pub(super) directories: Option<Vec<DirectoryId>>,
+    /// A replica that is in another directory than this one, in which it was (`R35`).
+    pub(super) displaced: Option<(BrokerId, DirectoryId)>,
     /// Where the replicas are, and are to be (`R37`).
     pub(super) assignment: Option<Assignment>,
 }
@@ -257,7 +257,7 @@ impl<'a> Draft<'a> {
             }
             return;
         }
-        let has_more = |b: BrokerId| (before.displaced_from(b).is_none(), before.last_known().contains(&b));
+        let has_more = |b: BrokerId| (!before.is_away(b), before.last_known().contains(&b));
         let first_of_most = || {
             let alive = (0..).zip(&after.replicas).filter(|(_, b)| eligible(**b));
             alive.max_by_key(|(place, b)| (has_more(**b), std::cmp::Reverse(*place))).map(|(_, b)| *b)
@@ -284,10 +284,10 @@ impl<'a> Draft<'a> {
         let (known, _): (Vec<Answered>, _) = answers.iter().copied().partition(|(b, _)| absent.contains(b));
         absent.retain(|b| known.iter().all(|(a, _)| a != b));
         let home = |answered: &&Answered| self.is_home(before, answered);
-        let proven = known.iter().filter(home).any(|(broker, answer)| *broker == after.leader && proves_all(answer));
+        let proven = known.iter().any(|answered| answered.0 == after.leader && self.proves(before, answered));
         let lost = |answered: &Answered| answered.1.lossy || (!home(&answered) && has_nothing(&answered.1));
         let lacking = !absent.is_empty() || known.iter().any(lost);
-        let nobody = nobody_is_known(before) && !known.iter().any(|answered| home(&answered));
+        let nobody = is_forgotten(before) || nobody_is_known(before) && !known.iter().any(|answered| home(&answered));
         let potential_loss = nobody || !proven && lacking;
         self.events.push(ControlEvent::UncleanElection {
             partition: before.id(),
@@ -308,7 +308,7 @@ impl<'a> Draft<'a> {
 
 /// Who is out of the directory that it was in sync in, of those that count (`R35`); where it was first, and until it is in sync.
 fn target_displaced(before: &Partition, want: &Want, after: &Partition) -> Vec<(BrokerId, DirectoryId)> {
-    let now = want.leaves.zip(want.displaced_from);
+    let now = want.displaced;
     let from =
         |b: &BrokerId| before.displaced_from(*b).or(now.filter(|(displaced, _)| displaced == b).map(|(_, from)| from));
     let known = after.last_known_elr.iter().filter(|b| !after.isr.contains(b));

@@ -41,13 +41,10 @@ impl Draft<'_> {
 
     /// Who leads after recovery, once enough is known (`R35`).
     fn recovered_leader(&self, partition: &Partition, now: Time) -> Option<BrokerId> {
-        let recovery = self.soft().recoveries.get(&partition.id())?;
+        let recovery = self.soft().recoveries.get(&partition.id()).filter(|_| !is_forgotten(partition))?;
         let (candidates, everybody) = (self.candidates(partition), self.answers(partition));
         let answers: Vec<_> = everybody.iter().copied().filter(|(b, _)| candidates.contains(b)).collect();
-        // R80: who was in sync when the metadata ends may have left since: such a log is no proof alone.
-        let is_known = partition.last_leader != BrokerId::NONE || !self.holds(Rule::R80NobodyAlone);
-        let proves = |answered: &&Answered| is_known && proves_all(&answered.1) && self.is_home(partition, answered);
-        let synced = self.greatest(partition, answers.iter().filter(proves));
+        let synced = self.greatest(partition, answers.iter().filter(|answered| self.proves(partition, answered)));
         if synced.is_some() {
             return synced;
         }
@@ -73,7 +70,7 @@ impl Draft<'_> {
     fn knows_enough(&self, partition: &Partition, answers: &[Answered]) -> bool {
         let lost_all = |answer: &RecoveryAnswer| answer.lossy && has_nothing(answer);
         let knows = |answered: &Answered| self.is_home(partition, answered) && !lost_all(&answered.1);
-        !nobody_is_a_candidate(partition) && answers.iter().any(knows) || !self.holds(Rule::R35LossyLastLeader)
+        answers.iter().any(knows) || !self.holds(Rule::R35LossyLastLeader)
     }
 
     /// Whether every replica has answered, and none has more than this one: there is nobody to wait for. Else an operator has to
@@ -104,10 +101,19 @@ impl Draft<'_> {
         answers.max_by_key(rank).map(|(broker, _)| *broker)
     }
 
+    /// Whether a replica that was in sync has all acknowledged records, whatever became of the others (`R35`). Where the metadata
+    /// was restored, it may have left since (`R80`).
+    pub(super) fn proves(&self, partition: &Partition, answered: &Answered) -> bool {
+        let is_known = partition.last_leader != BrokerId::NONE || !self.holds(Rule::R80NobodyAlone);
+        is_known && answered.1.synced_before_ack && !answered.1.lossy && self.is_home(partition, answered)
+    }
+
     /// Whether a log is in the directory in which the replica was in sync, as far as is known (`R35`).
     pub(super) fn is_home(&self, partition: &Partition, (broker, answer): &Answered) -> bool {
-        let away = partition.displaced_from(*broker).is_some_and(|from| from != answer.directory);
-        !away || !self.holds(Rule::R35LossyLastLeader)
+        let home = partition.displaced_from(*broker).unwrap_or_else(|| partition.directory_of(*broker));
+        let is_displaced = partition.displaced_from(*broker).is_some();
+        let unknown = home.is_none() && !is_displaced;
+        unknown || home == answer.directory || !self.holds(Rule::R35LossyLastLeader)
     }
 
     /// Who may have all committed records: an ELR member that is absent counts as not answered. Where nobody was ever in sync,
@@ -184,8 +190,8 @@ impl Draft<'_> {
         Err(ControlError::new(ErrorCode::PreferredLeaderNotAvailable, message))
     }
 
-    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, else the first that lives of those
-    /// that were in sync, and who is known to have nothing only where there is nobody else.
+    /// An operator takes the loss on himself (`R36`). Whoever answered with the most is taken, where no candidate is still to
+    /// answer; else the first that lives of those, and who is known to have nothing only where there is nobody else.
     fn elect_unclean(&mut self, partition: &Arc<Partition>) -> Result<(), ControlError> {
         if !partition.is_leaderless() {
             return Err(ControlError::new(
@@ -194,13 +200,13 @@ impl Draft<'_> {
             ));
         }
         let answers = self.answers(partition);
-        let answered = self.greatest(partition, answers.iter().filter(|(_, answer)| !has_nothing(answer)));
-        let may_have_some = |b: &BrokerId| {
-            let answered = answers.iter().any(|(broker, _)| broker == b);
-            !answered && partition.displaced_from(*b).is_none()
-        };
         let candidates = self.candidates(partition);
-        let alive = (0..).zip(&partition.replicas).filter(|(_, b)| self.image.is_eligible(partition, **b));
+        let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
+        let may_have_some = |b: &BrokerId| !answers.iter().any(|(broker, _)| broker == b) && !partition.is_away(*b);
+        let is_awaited = candidates.iter().any(|b| eligible(b) && may_have_some(b));
+        let counts = |(b, answer): &&Answered| !has_nothing(answer) && (!is_awaited || candidates.contains(b));
+        let answered = self.greatest(partition, answers.iter().filter(counts));
+        let alive = (0..).zip(&partition.replicas).filter(|(_, b)| eligible(b));
         let rank =
             |(place, b): &(i32, &BrokerId)| (may_have_some(b), candidates.contains(b), std::cmp::Reverse(*place));
         let first = || alive.max_by_key(rank).map(|(_, b)| *b);
@@ -234,7 +240,13 @@ impl Draft<'_> {
 /// What a broker answered.
 pub(super) type Answered = (BrokerId, RecoveryAnswer);
 
-/// Whether nobody was in sync, ever.
+/// Whether all that were in sync have left the assignment: a reassignment was taken back under unclean elections (`R36`, `R37`).
+/// Nobody can know then what was acknowledged.
+pub(super) fn is_forgotten(partition: &Partition) -> bool {
+    nobody_is_a_candidate(partition) && partition.last_leader != BrokerId::NONE
+}
+
+/// Whether no replica was in sync, ever, or none that was is left.
 fn nobody_is_a_candidate(partition: &Partition) -> bool {
     partition.last_known().is_empty() && partition.elr.is_empty()
 }
@@ -243,11 +255,6 @@ fn nobody_is_a_candidate(partition: &Partition) -> bool {
 pub(super) fn nobody_is_known(partition: &Partition) -> bool {
     let mut known = partition.last_known().iter().chain(&partition.elr);
     known.all(|b| partition.displaced_from(*b).is_some())
-}
-
-/// Whether a replica that was in sync when it was asked last has all acknowledged records, whatever became of the others (`R35`).
-pub(super) fn proves_all(answer: &RecoveryAnswer) -> bool {
-    answer.synced_before_ack && !answer.lossy
 }
 
 /// Whether a replica has no records, and had none that were deleted: it may have lost all.

@@ -225,7 +225,7 @@ pub(super) fn recovery(state: i32) -> Result<LeaderRecoveryState, WireError> {
     }
 }
 
-fn partition_to_wire(partition: &Partition) -> wire::Partition {
+pub(super) fn partition_to_wire(partition: &Partition) -> wire::Partition {
     wire::Partition {
         topic_id: uuid_to_wire(partition.topic_id.0),
         partition: partition.partition.0,

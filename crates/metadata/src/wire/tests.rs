@@ -478,6 +478,16 @@ fn displaced_replicas_travel_with_partitions_and_their_changes() {
 }
 
 #[test]
+fn displaced_replicas_without_as_many_directories_are_refused() {
+    use generated::metadata::v1::{Record, record::Kind};
+    let whole = Partition { displaced: vec![(BrokerId(3), DirectoryId(id(4)))], ..partition() };
+    let mut wire = records::partition_to_wire(&whole);
+    wire.displaced.push(1);
+    let record = Record { kind: Some(Kind::Partition(wire)) };
+    assert_eq!(decode_records(&batch(vec![record.encode_to_vec()])), Err(WireError::Field("displaced")));
+}
+
+#[test]
 fn the_boot_of_a_machine_travels_with_registrations() {
     let mut record = records().remove(2);
     let MetadataRecord::RegisterBroker(broker) = &mut record else { panic!("{record:?}") };

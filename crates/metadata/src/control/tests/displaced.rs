@@ -45,7 +45,21 @@ fn leader_after_disks_were_replaced(cluster: &mut Cluster, replaced: &[i32]) -> 
     (cluster.shape(id).0, told)
 }
 
-fn potential_loss(decision: &Decision) -> Option<bool> {
+/// An operator asks for an unclean election. What he is told of it.
+pub(super) fn elect_unclean(cluster: &mut Cluster) -> Option<bool> {
+    let partitions = Some(vec![("t".to_owned(), PartitionIndex(0))]);
+    let request = ElectLeaders { election: ElectionType::Unclean, partitions };
+    potential_loss(&cluster.ask(ControlRequest::ElectLeaders(request)))
+}
+
+/// A broker says in which directory a replica of it is.
+fn assign(cluster: &mut Cluster, id: TopicPartition, broker: i32, to: i32) {
+    let (broker, replicas) = (BrokerId(broker), vec![(id, directory(to))]);
+    let epoch = cluster.control.image().broker_epoch(broker);
+    cluster.ask(ControlRequest::AssignReplicas(AssignReplicas { broker, epoch, replicas }));
+}
+
+pub(super) fn potential_loss(decision: &Decision) -> Option<bool> {
     decision.events.iter().find_map(|event| match event {
         ControlEvent::UncleanElection { potential_loss, .. } => Some(*potential_loss),
         _ => None,
@@ -60,10 +74,7 @@ fn an_empty_replaced_disk_leads_nobody_by_itself() {
     let mut cluster = Cluster::of(3);
     assert_eq!(leader_after_disks_were_replaced(&mut cluster, &[2, 3]), (-1, None));
     // R36: an operator gets whoever has the most, and is told what that is.
-    let partitions = Some(vec![("t".to_owned(), PartitionIndex(0))]);
-    let request = ElectLeaders { election: ElectionType::Unclean, partitions };
-    let decision = cluster.ask(ControlRequest::ElectLeaders(request));
-    assert_eq!(potential_loss(&decision), Some(true));
+    assert_eq!(elect_unclean(&mut cluster), Some(true));
     assert_eq!(cluster.control.image().partitions().next().unwrap().leader, BrokerId(1));
     let mut without = Cluster::without(Rule::R35LossyLastLeader);
     assert_ne!(leader_after_disks_were_replaced(&mut without, &[2, 3]).0, -1);
@@ -89,9 +100,9 @@ fn it_is_told_once_that_nobody_is_known_to_have_all_records() {
     let mut cluster = Cluster::of(3);
     let id = all_killed(&mut cluster);
     let mut told = Vec::new();
-    for broker in [1, 2, 3, 3] {
+    for (broker, to) in [(1, 11), (2, 12), (3, 13), (3, 23)] {
         let mut request = cluster.registration(broker, BrokerEpoch::NONE);
-        request.directories = vec![directory(broker + 10)];
+        request.directories = vec![directory(to)];
         let events = cluster.ask(ControlRequest::RegisterBroker(request)).events;
         told.extend(events.contains(&ControlEvent::NobodyIsKnown(id)).then_some(broker));
         cluster.beat(broker);
@@ -192,11 +203,8 @@ fn an_operator_gets_the_greatest_of_all_who_answered() {
         assert_eq!(cluster.shape(id).0, -1);
         cluster.report(replaced, id, found);
         cluster.report(other, id, answer(other, 0, 7));
-        let decision = cluster.ask(ControlRequest::ElectLeaders(ElectLeaders {
-            election: ElectionType::Unclean,
-            partitions: Some(vec![("t".to_owned(), PartitionIndex(0))]),
-        }));
-        assert_eq!((cluster.shape(id).0, potential_loss(&decision)), (2, Some(true)), "{replaced}");
+        assert_eq!(elect_unclean(&mut cluster), Some(true));
+        assert_eq!(cluster.shape(id).0, 2, "{replaced}");
     }
 }
 
@@ -210,4 +218,110 @@ fn an_unclean_election_without_an_operator_prefers_who_was_in_sync_and_is_where_
     cluster.set(topic("t"), "unclean.leader.election.enable", ConfigOperation::Set(value("true"))).unwrap();
     tick(&mut cluster);
     assert_eq!(cluster.shape(id).0, 1, "2 may have nothing, 3 is away");
+}
+
+/// 3 leads alone, 2 was in sync before, and 1 was not; 2 was started once without its disk since, and is back on it.
+fn two_is_home_again(cluster: &mut Cluster) -> TopicPartition {
+    let id = cluster.assigned("t", &[3, 1, 2]);
+    cluster.propose(id, &[3, 2]).unwrap();
+    back(cluster, 2, &[2, 12]);
+    cluster.propose(id, &[3, 2]).unwrap();
+    back(cluster, 2, &[12]);
+    back(cluster, 2, &[2, 12]);
+    assign(cluster, id, 2, 2);
+    assert_eq!(cluster.shape(id), (3, vec![3], vec![], vec![3, 2]));
+    id
+}
+
+#[test]
+fn who_is_home_again_is_preferred_as_if_it_had_never_been_away() {
+    // R36: nothing was acknowledged since 2 was in sync
+    let mut cluster = Cluster::of(3);
+    let id = two_is_home_again(&mut cluster);
+    cluster.set(topic("t"), "unclean.leader.election.enable", ConfigOperation::Set(value("true"))).unwrap();
+    cluster.lose_all_but(&[1, 2]);
+    assert_eq!(cluster.shape(id).0, 2);
+    let mut cluster = Cluster::of(3);
+    let id = two_is_home_again(&mut cluster);
+    cluster.lose_all_but(&[1, 2]);
+    assert_eq!(elect_unclean(&mut cluster), Some(true));
+    assert_eq!(cluster.shape(id).0, 2, "before anybody has answered");
+}
+
+#[test]
+fn an_operator_does_not_get_a_stranger_while_one_that_was_in_sync_is_still_to_answer() {
+    // R36
+    let mut cluster = Cluster::of(3);
+    let id = two_and_three_down(&mut cluster);
+    back(&mut cluster, 1, &[1]);
+    back(&mut cluster, 2, &[2]);
+    cluster.report(1, id, answer(1, 0, 5));
+    elect_unclean(&mut cluster);
+    assert_eq!(cluster.shape(id).0, 2);
+}
+
+#[test]
+fn an_old_copy_in_another_directory_of_the_broker_proves_nothing() {
+    // R35: 2 was in sync in 12 last
+    for told_first in [false, true] {
+        let mut cluster = Cluster::of(3);
+        back(&mut cluster, 2, &[2, 12]);
+        let id = cluster.assigned("t", &[1, 2, 3]);
+        assign(&mut cluster, id, 2, 12);
+        cluster.lose_all_but(&[]);
+        back(&mut cluster, 2, &[2, 12]);
+        if told_first {
+            assign(&mut cluster, id, 2, 2);
+        }
+        cluster.report(2, id, RecoveryAnswer { synced_before_ack: true, ..answer(2, 0, 5) });
+        assert_eq!(cluster.shape(id).0, -1, "{told_first}");
+    }
+}
+
+#[test]
+fn a_replica_of_which_nobody_knows_the_directory_was_in_one_that_its_broker_had() {
+    // R35: 3 had no directory online when the topic was made, and the disks of 2 and 3 were replaced while they were in sync
+    let mut cluster = Cluster::of(3);
+    cluster.send(Heartbeat { offline_directories: vec![directory(3)], ..cluster.heartbeat(3) });
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    cluster.now = cluster.now + SESSION + 1;
+    cluster.beat(1);
+    cluster.beat(2);
+    cluster.start(3, BrokerEpoch::NONE);
+    cluster.beat(3);
+    cluster.propose(id, &[1, 2, 3]).unwrap();
+    assert_eq!(cluster.partition(id).directory_of(BrokerId(3)), DirectoryId::NONE);
+    cluster.lose_all_but(&[2, 3]);
+    cluster.lose_all_but(&[]);
+    for broker in [2, 3] {
+        back(&mut cluster, broker, &[broker + 10]);
+        cluster.report(broker, id, answer(broker + 10, -1, 0));
+    }
+    assert_eq!(cluster.shape(id).0, -1, "1 may have records");
+}
+
+#[test]
+fn of_equal_logs_the_one_that_lost_nothing_leads_then_the_one_that_is_where_it_was() {
+    // R35: 3 led last, and its log is on another disk now
+    for (two, leader) in [(answer(2, 0, 20), 2), (RecoveryAnswer { lossy: true, ..answer(2, 0, 20) }, 3)] {
+        let mut cluster = Cluster::of(3);
+        let id = all_back_on(&mut cluster, &[3]);
+        assert_eq!(cluster.partition(id).last_leader, BrokerId(3));
+        cluster.report(3, id, answer(13, 0, 20));
+        let told = potential_loss(&cluster.report(2, id, two));
+        assert_eq!((cluster.shape(id).0, told), (leader, Some(two.lossy)));
+    }
+}
+
+#[test]
+fn who_said_that_a_log_failed_is_asked_for_it_last() {
+    // R35: it says nothing of it until it is opened anew, and so many are asked for at once
+    let mut cluster = Cluster::of(3);
+    let mut all = ["s", "t"].map(|name| cluster.assigned(name, &[1, 2, 3]));
+    cluster.lose_all_but(&[]);
+    cluster.start(2, BrokerEpoch::NONE);
+    cluster.beat(2);
+    all.sort_unstable();
+    let failed = Heartbeat { lossy: vec![all[0]], ..cluster.heartbeat(2) };
+    assert_eq!(cluster.send(failed).recovery_wanted, [all[1], all[0]]);
 }

@@ -158,6 +158,29 @@ fn cancelling_is_refused_while_those_from_before_are_too_few() {
 }
 
 #[test]
+fn an_operator_has_to_choose_where_a_cancel_under_unclean_elections_left_nobody_who_was_in_sync() {
+    // R36, R37: 4 and 5 acknowledged what 1 to 3 do not have
+    let unclean = |value: &str| ConfigOperation::Set(super::value(value));
+    let mut cluster = Cluster::of(6);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    cluster.set(topic("t"), "unclean.leader.election.enable", unclean("true")).unwrap();
+    cluster.reassign("t", Some(&[4, 5, 6])).unwrap();
+    cluster.propose(id, &[1, 4, 5]).unwrap();
+    cluster.lose_all_but(&[4, 5]);
+    cluster.reassign("t", None).unwrap();
+    assert_eq!(cluster.shape(id), (-1, vec![], vec![], vec![]));
+    cluster.set(topic("t"), "unclean.leader.election.enable", unclean("false")).unwrap();
+    for broker in 1..=3 {
+        cluster.start(broker, BrokerEpoch::NONE);
+        cluster.beat(broker);
+        cluster.report(broker, id, answer(broker, 0, 5));
+        assert_eq!(cluster.shape(id).0, -1);
+    }
+    assert_eq!(displaced::elect_unclean(&mut cluster), Some(true));
+    assert_eq!(cluster.shape(id).0, 1);
+}
+
+#[test]
 fn another_target_replaces_the_one_before() {
     // KIP-455: those from before stay the same
     let mut cluster = Cluster::of(5);

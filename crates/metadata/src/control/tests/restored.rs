@@ -119,3 +119,17 @@ fn all_disks_may_have_been_replaced_since_a_backup() {
     (1..=3).for_each(|broker| drop(cluster.report(broker, id, answer(broker + 10, 2, 20))));
     assert_eq!(cluster.shape(id).0, 1);
 }
+
+#[test]
+fn an_operator_is_told_that_a_synced_log_of_a_backup_may_lack_what_came_after_it() {
+    // R80
+    let mut cluster = Cluster::of(3);
+    let id = cluster.assigned("t", &[1, 2, 3]);
+    let then = cluster.control.image().clone();
+    cluster.restore(&then);
+    cluster.lose_all_but(&[]);
+    displaced::back(&mut cluster, 1, &[1]);
+    cluster.report(1, id, synced(1, 0, 5));
+    assert_eq!(displaced::elect_unclean(&mut cluster), Some(true));
+    assert_eq!(cluster.shape(id).0, 1);
+}
