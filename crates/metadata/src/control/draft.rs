@@ -257,7 +257,8 @@ impl<'a> Draft<'a> {
             }
             return;
         }
-        let has_more = |b: BrokerId| (!before.is_away(b), before.last_known().contains(&b));
+        let has_more =
+            |b: BrokerId| (!self.has_failed(before, b), !before.is_away(b), before.last_known().contains(&b));
         let first_of_most = || {
             let alive = (0..).zip(&after.replicas).filter(|(_, b)| eligible(**b));
             alive.max_by_key(|(place, b)| (has_more(**b), std::cmp::Reverse(*place))).map(|(_, b)| *b)

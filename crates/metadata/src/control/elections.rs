@@ -108,6 +108,12 @@ impl Draft<'_> {
         is_known && answered.1.synced_before_ack && !answered.1.lossy && self.is_home(partition, answered)
     }
 
+    /// Whether a replica failed, by what its broker said last, and says nothing of its log (`R35`).
+    pub(super) fn has_failed(&self, partition: &Partition, broker: BrokerId) -> bool {
+        let recovery = self.soft().recoveries.get(&partition.id());
+        recovery.and_then(|recovery| recovery.failed.get(&broker)) == Some(&self.image.broker_epoch(broker))
+    }
+
     /// Whether a log is in the directory in which the replica was in sync, as far as is known (`R35`).
     pub(super) fn is_home(&self, partition: &Partition, (broker, answer): &Answered) -> bool {
         let home = partition.displaced_from(*broker).unwrap_or_else(|| partition.directory_of(*broker));
@@ -202,15 +208,18 @@ impl Draft<'_> {
         let answers = self.answers(partition);
         let candidates = self.candidates(partition);
         let eligible = |b: &BrokerId| self.image.is_eligible(partition, *b);
-        let may_have_some = |b: &BrokerId| !answers.iter().any(|(broker, _)| broker == b) && !partition.is_away(*b);
+        let can = |b: &BrokerId| !self.has_failed(partition, *b);
+        let answered = |b: &BrokerId| answers.iter().any(|(broker, _)| broker == b);
+        let may_have_some = |b: &BrokerId| can(b) && !answered(b) && !partition.is_away(*b);
         let is_awaited = candidates.iter().any(|b| eligible(b) && may_have_some(b));
         let counts = |(b, answer): &&Answered| !has_nothing(answer) && (!is_awaited || candidates.contains(b));
-        let answered = self.greatest(partition, answers.iter().filter(counts));
+        let greatest = self.greatest(partition, answers.iter().filter(counts));
         let alive = (0..).zip(&partition.replicas).filter(|(_, b)| eligible(b));
-        let rank =
-            |(place, b): &(i32, &BrokerId)| (may_have_some(b), candidates.contains(b), std::cmp::Reverse(*place));
+        let rank = |(place, b): &(i32, &BrokerId)| {
+            (may_have_some(b), can(b), candidates.contains(b), std::cmp::Reverse(*place))
+        };
         let first = || alive.max_by_key(rank).map(|(_, b)| *b);
-        let Some(leader) = answered.or_else(first) else {
+        let Some(leader) = greatest.or_else(first) else {
             let message = "no replica is alive: start a broker that has one";
             return Err(ControlError::new(ErrorCode::EligibleLeadersNotAvailable, message));
         };

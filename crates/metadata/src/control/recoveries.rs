@@ -34,6 +34,8 @@ pub(super) struct Recovery {
     pub(super) since: Time,
     /// What was answered, with the registration that answered it.
     pub(super) answers: BTreeMap<BrokerId, (BrokerEpoch, RecoveryAnswer)>,
+    /// Whose replica is lossy by the last heartbeat, and has not answered since: one that failed says nothing, and could not lead.
+    pub(super) failed: BTreeMap<BrokerId, BrokerEpoch>,
 }
 
 impl Recoveries {
@@ -50,13 +52,16 @@ impl Recoveries {
         answer: RecoveryAnswer,
         now: Time,
     ) {
-        self.wait(id, now).answers.insert(broker, (epoch, answer));
+        let recovery = self.wait(id, now);
+        recovery.answers.insert(broker, (epoch, answer));
+        recovery.failed.remove(&broker);
     }
 
-    /// What a broker answered for a partition is true no more.
-    pub(super) fn forget(&mut self, id: TopicPartition, broker: BrokerId) {
+    /// What a broker answered for a partition is true no more: its replica is lossy, or failed.
+    pub(super) fn forget(&mut self, id: TopicPartition, broker: BrokerId, epoch: BrokerEpoch) {
         if let Some(recovery) = self.of.get_mut(&id) {
             recovery.answers.remove(&broker);
+            recovery.failed.insert(broker, epoch);
         }
     }
 
@@ -64,7 +69,7 @@ impl Recoveries {
         let since = &mut self.since;
         self.of.entry(id).or_insert_with(|| {
             since.insert((now, id));
-            Recovery { since: now, answers: BTreeMap::new() }
+            Recovery { since: now, answers: BTreeMap::new(), failed: BTreeMap::new() }
         })
     }
 

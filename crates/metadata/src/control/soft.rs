@@ -124,7 +124,7 @@ impl SoftState {
         self.contacts.insert(request.broker, contact);
         self.suspicions.remove(&request.broker);
         // R78: what it answered before was said of the log that it had.
-        request.lossy.iter().for_each(|id| self.recoveries.forget(*id, request.broker));
+        request.lossy.iter().for_each(|id| self.recoveries.forget(*id, request.broker, request.epoch));
         if request.full_directories.is_empty() {
             self.full.remove(&request.broker);
         } else {

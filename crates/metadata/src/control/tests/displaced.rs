@@ -325,3 +325,31 @@ fn who_said_that_a_log_failed_is_asked_for_it_last() {
     let failed = Heartbeat { lossy: vec![all[0]], ..cluster.heartbeat(2) };
     assert_eq!(cluster.send(failed).recovery_wanted, [all[1], all[0]]);
 }
+
+#[test]
+fn no_election_gets_a_replica_that_failed_while_another_one_lives() {
+    // R36: it takes no role, and would be elected again and again
+    for asked in [false, true] {
+        let mut cluster = Cluster::of(3);
+        let id = two_and_three_down(&mut cluster);
+        back(&mut cluster, 2, &[2]);
+        back(&mut cluster, 1, &[1]);
+        cluster.send(Heartbeat { lossy: vec![id], ..cluster.heartbeat(2) });
+        assert_eq!(cluster.shape(id).0, -1);
+        if asked {
+            elect_unclean(&mut cluster);
+        } else {
+            cluster.set(topic("t"), "unclean.leader.election.enable", ConfigOperation::Set(value("true"))).unwrap();
+            tick(&mut cluster);
+        }
+        assert_eq!(cluster.shape(id).0, 1, "{asked}");
+    }
+    let mut cluster = Cluster::of(3);
+    let id = two_and_three_down(&mut cluster);
+    back(&mut cluster, 2, &[2]);
+    cluster.send(Heartbeat { lossy: vec![id], ..cluster.heartbeat(2) });
+    cluster.report(2, id, RecoveryAnswer { lossy: true, ..answer(2, 0, 12) });
+    back(&mut cluster, 1, &[1]);
+    elect_unclean(&mut cluster);
+    assert_eq!(cluster.shape(id).0, 2, "it was opened anew");
+}
