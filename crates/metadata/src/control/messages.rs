@@ -200,15 +200,15 @@ pub enum ControlEvent {
         leader: BrokerId,
         /// Its epoch.
         leader_epoch: LeaderEpoch,
-        /// What the candidates answered.
+        /// What was answered, by candidates and others.
         answers: Vec<(BrokerId, RecoveryAnswer)>,
         /// Candidates that did not answer.
         absent: Vec<BrokerId>,
         /// Whether committed records may be lost: an answer was lossy or missing, or nobody was asked.
         potential_loss: bool,
     },
-    /// All replicas that may have had all acknowledged records of this leaderless partition lost everything: unless no replica
-    /// has a record, only an operator elects (`R35`, `R36`).
+    /// All replicas that had all acknowledged records of this leaderless partition came back without the directories that they
+    /// had them in: unless these come back too, or one of them has the most of all replicas, only an operator elects (`R35`, `R36`).
     NobodyIsKnown(TopicPartition),
 }
 
